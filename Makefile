@@ -1,0 +1,64 @@
+# make demo | test | check | bench | clean. Everything happens in .venv, models/ and build/.
+PYTHON ?= python3
+BIN    := .venv/bin
+MODEL  := models/smollm2-135m-instruct
+JOB    := examples/documents.jsonl
+SOURCES := $(shell find csrc batchllm -type f) setup.py pyproject.toml CMakeLists.txt batchllm_ext.pyi
+
+.PHONY: help demo test test-cpp test-python check format bench clean
+
+help:
+	@sed -n 1p Makefile
+
+.venv/installed: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check '.[dev]'
+	@touch $@
+
+$(MODEL)/config.json: examples/fetch_model.py | .venv/installed
+	$(BIN)/python examples/fetch_model.py $(MODEL)
+	@touch $@
+
+demo: .venv/installed $(MODEL)/config.json
+	@mkdir -p out
+	$(BIN)/batchllm run $(JOB) -o out/answers.jsonl --model $(MODEL)
+	@$(BIN)/python examples/show_answers.py $(JOB) out/answers.jsonl
+	@echo '--- the same job without prefix sharing (--levels 0)'
+	$(BIN)/batchllm run $(JOB) -o out/answers_levels0.jsonl --model $(MODEL) --levels 0
+
+test: test-cpp test-python
+
+# doctest is one header. Where the system lacks it, Debian's package is unpacked into build/; nothing is installed.
+build/doctest/usr/include/doctest/doctest.h:
+	mkdir -p build/doctest
+	cd build/doctest && { apt-get download doctest-dev || { apt-get update && apt-get download doctest-dev; } } \
+	  || { echo 'the C++ tests need the doctest header: install doctest (Debian: doctest-dev)'; exit 1; }
+	dpkg-deb -x build/doctest/doctest-dev_*.deb build/doctest
+
+DOCTEST := $(firstword $(wildcard /usr/include/doctest/doctest.h /usr/local/include/doctest/doctest.h) \
+             build/doctest/usr/include/doctest/doctest.h)
+
+test-cpp: .venv/installed $(DOCTEST)
+	$(BIN)/cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DBATCHLLM_PYTHON=OFF \
+	  -DBATCHLLM_TESTS=ON -DBATCHLLM_WERROR=ON -DDOCTEST_INCLUDE_DIR=$(abspath $(dir $(DOCTEST))..) > build/cpp.log
+	$(BIN)/cmake --build build/cpp
+	$(BIN)/ctest --test-dir build/cpp --output-on-failure
+
+test-python: .venv/installed $(MODEL)/config.json
+	$(BIN)/python -m pytest
+
+CPP_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h')
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy batchllm
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+clean:
+	rm -rf .venv build out dist *.egg-info

@@ -1,0 +1,394 @@
+"""`LLM`: a model, and jobs of prompts for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from batchllm.config import ModelConfig, resolve_model
+from batchllm.engine import Engine, Finished, Job
+from batchllm.model import Model
+from batchllm.outputs import CompletionOutput, JobProgress, RequestOutput
+from batchllm.sampling import Sampler, stream_seed
+from batchllm.sampling_params import SamplingParams
+from batchllm.stopping import StopStringWatcher
+from batchllm.weights import WeightReader
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DEFAULT_MAX_BATCH_TOKENS = 1024
+
+
+class TextPrompt(TypedDict):
+    prompt: str
+
+
+class TokensPrompt(TypedDict):
+    prompt_token_ids: list[int]
+
+
+Prompt = str | list[int] | TextPrompt | TokensPrompt
+Message = dict[str, Any]
+
+
+class LLM:
+    """A Hugging Face causal language model that answers whole jobs, computing each shared prefix once.
+
+    model: a directory with config.json and safetensors, or a hub id.
+    dtype: "float32", "bfloat16", or "auto": bfloat16 where the CPU has bf16 dot products, else float32.
+    device: "auto" or "cpu".
+    levels: depth of prefix sharing: None any, 1 a single level, 0 none.
+    page_size: tokens of a KV page.
+    kv_cache_tokens: size of the KV pool; None takes what the job needs, within the memory available.
+    max_batch_tokens: tokens of one forward pass that prefill may fill up to.
+    num_threads: threads of torch and of the kernels (torch's setting is process-wide); None keeps torch's.
+    seed: base of the seeds of requests that name none.
+
+    Raises FileNotFoundError or ValueError that names the file, the field or the tensor at fault.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        levels: int | None = None,
+        page_size: int = 16,
+        kv_cache_tokens: int | None = None,
+        max_batch_tokens: int | None = None,
+        num_threads: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        start = time.perf_counter()
+        torch_dtype = _torch_dtype(dtype)
+        if device not in ("auto", "cpu"):
+            raise ValueError(f"device: expected 'auto' or 'cpu' (this build runs models on the CPU), got {device!r}")
+        if levels not in (None, 0, 1):
+            raise ValueError(f"levels: expected None, 0 or 1, got {levels!r}")
+        _check_positive("page_size", page_size)
+        _check_positive("max_batch_tokens", max_batch_tokens)
+        _check_positive("num_threads", num_threads)
+        _check_positive("kv_cache_tokens", kv_cache_tokens)
+        if kv_cache_tokens is not None and kv_cache_tokens < page_size:
+            raise ValueError(f"kv_cache_tokens: expected at least one page ({page_size} tokens), got {kv_cache_tokens}")
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
+
+        self.directory = resolve_model(model)
+        self.config = ModelConfig.from_directory(self.directory)
+        self.seed = seed
+        with WeightReader(self.directory, torch_dtype) as reader:
+            loaded = Model(self.config, reader)
+        self._engine = Engine(
+            model=loaded,
+            levels=levels,
+            page_size=page_size,
+            kv_cache_tokens=kv_cache_tokens,
+            max_batch_tokens=max_batch_tokens or DEFAULT_MAX_BATCH_TOKENS,
+            num_threads=torch.get_num_threads(),
+        )
+        self._tokenizer: Any = None
+        self._tokenize_s = 0.0
+        self.load_s = time.perf_counter() - start
+        self.stats: dict[str, Any] = {}
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of the longest context the model takes, prompt and output together."""
+        return self.config.max_model_len
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and the KV cache."""
+        return self._engine.model.dtype
+
+    def get_tokenizer(self) -> Any:
+        """The model's Hugging Face tokenizer, loaded on first use. Raises ValueError if it cannot be."""
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            try:
+                self._tokenizer = AutoTokenizer.from_pretrained(self.directory)
+            except Exception as error:
+                raise ValueError(f"{self.directory}: cannot load a tokenizer: {error}") from error
+        return self._tokenizer
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool | Callable[..., Any] = True,
+    ) -> list[RequestOutput]:
+        """Answers every prompt; the outputs are in the order of the prompts.
+
+        prompts: text, token ids, {"prompt": text} or {"prompt_token_ids": ids}, or a list of these.
+        sampling_params: one for all, or one for each prompt.
+        use_tqdm: show a progress bar; a callable is used in tqdm's place.
+
+        Raises ValueError, before anything runs, that names the index of the prompt at fault.
+        """
+        items = _as_list(prompts)
+        params = _params_list(sampling_params, len(items))
+        token_ids, texts = self._tokenize(items)
+        return self._generate(token_ids, texts, params, use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool | Callable[..., Any] = True,
+        **template_options: Any,
+    ) -> list[RequestOutput]:
+        """`generate` for one conversation or a list of them, each rendered with the model's chat template.
+
+        template_options go to `apply_chat_template` (chat_template, add_generation_prompt, tools, ...).
+        """
+        is_one = len(messages) > 0 and isinstance(messages[0], dict)
+        conversations: list[Any] = [messages] if is_one else list(messages)
+        params = _params_list(sampling_params, len(conversations))
+        token_ids = [self.apply_chat_template(conversation, **template_options) for conversation in conversations]
+        return self._generate(token_ids, [None] * len(token_ids), params, use_tqdm)
+
+    def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]:
+        """Token ids of a conversation in the model's chat template, opened for the assistant's answer."""
+        tokenizer = self.get_tokenizer()
+        if tokenizer.chat_template is None and "chat_template" not in options:
+            raise ValueError(f"{self.directory}: the tokenizer has no chat template; use prompts instead of messages")
+        start = time.perf_counter()
+        options = {"add_generation_prompt": True, **options}
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        self._tokenize_s += time.perf_counter() - start
+        return ids
+
+    def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
+        """Raises ValueError, with the numbers, if this request could never run."""
+        if len(prompt_token_ids) == 0:
+            raise ValueError("the prompt is empty")
+        vocab_size = self.config.vocab_size
+        ids = np.asarray(prompt_token_ids)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise ValueError(f"prompt_token_ids: expected a list of integers, got {ids.dtype} of shape {ids.shape}")
+        if (bad := (ids < 0) | (ids >= vocab_size)).any():
+            at = int(bad.argmax())
+            raise ValueError(f"prompt_token_ids[{at}] is {ids[at]}, but the vocabulary has {vocab_size} tokens")
+        if bad_stops := [token for token in params.stop_token_ids or () if token >= vocab_size]:
+            raise ValueError(f"stop_token_ids: {bad_stops[0]}, but the vocabulary has {vocab_size} tokens")
+        if len(ids) >= self.max_model_len:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens, and the model takes {self.max_model_len} with the output"
+            )
+        page_size, pool_tokens = self._engine.page_size, self._engine.kv_cache_tokens
+        if pool_tokens is not None:
+            output_tokens = self._max_output_tokens(len(ids), params) - 1  # the last one sampled is never stored
+            num_pages, pool_pages = -(-(len(ids) + output_tokens) // page_size), pool_tokens // page_size
+            if num_pages > pool_pages:
+                raise ValueError(
+                    f"the request needs {num_pages} KV pages of {page_size} tokens ({len(ids)} of prompt and up to "
+                    f"{output_tokens} of output), but kv_cache_tokens={pool_tokens} is {pool_pages} pages"
+                )
+
+    def generate_as_completed(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: Sequence[SamplingParams],
+        *,
+        on_progress: Callable[[JobProgress], None] | None = None,
+    ) -> Iterator[tuple[int, RequestOutput]]:
+        """Answers token-id prompts, yielding (index, output) as each finishes.
+
+        Raises ValueError, before anything runs, for a prompt that `check_request` refuses, naming its index.
+        """
+        for index, (ids, p) in enumerate(zip(prompts, params, strict=True)):
+            try:
+                self.check_request(ids, p)
+            except ValueError as error:
+                raise ValueError(f"prompt {index}: {error}") from None
+        return self._run(prompts, params, on_progress)
+
+    def _run(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: Sequence[SamplingParams],
+        on_progress: Callable[[JobProgress], None] | None,
+    ) -> Iterator[tuple[int, RequestOutput]]:
+        start = time.perf_counter()
+        tokenize_s, self._tokenize_s = self._tokenize_s, 0.0
+        detokenize_s = 0.0
+        # Completion number `sample` of prompt `index` is one request of the engine.
+        completions = [(index, sample) for index, p in enumerate(params) for sample in range(p.n)]
+        job = self._job(prompts, params, completions)
+        done: dict[int, list[CompletionOutput]] = {}
+        cached = [0] * len(prompts)
+        for finished in self._engine.run(job, on_progress):
+            index, sample = completions[finished.request_id]
+            clock = time.perf_counter()
+            done.setdefault(index, []).append(self._completion(finished, sample, params[index], job.stop_strings))
+            detokenize_s += time.perf_counter() - clock
+            cached[index] += finished.num_cached_tokens
+            if len(done[index]) == params[index].n:
+                outputs = sorted(done.pop(index), key=lambda output: output.index)
+                yield index, RequestOutput(str(index), None, list(prompts[index]), outputs, True, cached[index])
+        self.stats = self._engine.stats
+        self.stats["seconds"] |= {
+            "load": self.load_s,
+            "tokenize": tokenize_s,
+            "detokenize": detokenize_s,
+            "total": time.perf_counter() - start + tokenize_s,
+        }
+
+    def _job(
+        self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams], completions: list[tuple[int, int]]
+    ) -> Job:
+        arrays = [np.asarray(prompt, np.int32) for prompt in prompts]
+        rows = [arrays[index] for index, _ in completions]
+        row_params = [params[index] for index, _ in completions]
+        seeds = [
+            stream_seed(f"{self.seed}/{index}" if params[index].seed is None else str(params[index].seed), sample)
+            for index, sample in completions
+        ]
+        indptr = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(row) for row in rows], out=indptr[1:])
+        needs_text = any(p.stop_strings for p in params)
+        return Job(
+            tokens=np.concatenate([np.empty(0, np.int32), *rows]),
+            indptr=indptr,
+            max_output_tokens=np.array(
+                [self._max_output_tokens(len(row), p) for row, p in zip(rows, row_params, strict=True)], np.int32
+            ),
+            sampler=Sampler.create(row_params, np.array(seeds, np.uint64), self.config.eos_token_ids),
+            stop_strings=StopStringWatcher(row_params, self.get_tokenizer() if needs_text else None),
+        )
+
+    def _max_output_tokens(self, prompt_len: int, params: SamplingParams) -> int:
+        room = self.max_model_len - prompt_len
+        return room if params.max_tokens is None else min(params.max_tokens, room)
+
+    def _completion(
+        self, finished: Finished, sample: int, params: SamplingParams, stop_strings: StopStringWatcher
+    ) -> CompletionOutput:
+        match = stop_strings.forget(finished.request_id)
+        last = finished.token_ids[-1]
+        stop_reason: int | str | None = None
+        if match:
+            text, stop_reason = match.text, match.stop
+        else:
+            hide_last = finished.stopped and not params.include_stop_str_in_output
+            text = self._decode(finished.token_ids[: -1 if hide_last else None], params)
+            if finished.stopped and (params.ignore_eos or last not in self.config.eos_token_ids):
+                stop_reason = last
+        return CompletionOutput(
+            index=sample,
+            text=text,
+            token_ids=finished.token_ids,
+            cumulative_logprob=finished.cumulative_logprob,
+            finish_reason="stop" if finished.stopped else "length",
+            stop_reason=stop_reason,
+        )
+
+    def _decode(self, token_ids: list[int], params: SamplingParams) -> str:
+        """Text of the tokens; empty where the model directory has no tokenizer (jobs of token ids need none)."""
+        if self._tokenizer is None and not any(self.directory.glob("tokenizer*")):
+            return ""
+        text: str = self.get_tokenizer().decode(
+            token_ids, skip_special_tokens=params.skip_special_tokens, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def _generate(
+        self,
+        token_ids: list[list[int]],
+        texts: Sequence[str | None],
+        params: list[SamplingParams],
+        use_tqdm: bool | Callable[..., Any],
+    ) -> list[RequestOutput]:
+        results: list[RequestOutput | None] = [None] * len(token_ids)
+        make_bar = use_tqdm if callable(use_tqdm) else tqdm
+        bar = make_bar(total=len(token_ids), desc="Processed prompts", disable=not use_tqdm, dynamic_ncols=True)
+
+        def show(progress: JobProgress) -> None:
+            rate = progress.output_tokens / max(progress.elapsed_s, 1e-9)
+            bar.set_postfix_str(f"{rate:.1f} output toks/s, {progress.saved_prompt_tokens} prompt tokens saved")
+
+        try:
+            for index, output in self.generate_as_completed(token_ids, params, on_progress=show):
+                output.prompt = texts[index]
+                results[index] = output
+                bar.update(1)
+        finally:
+            bar.close()
+        return [output for output in results if output is not None]
+
+    def _tokenize(self, prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[str | None]]:
+        parsed = [_parse_prompt(index, prompt) for index, prompt in enumerate(prompts)]
+        texts = [text for text, _ in parsed]
+        given = [text for text in texts if text is not None]
+        start = time.perf_counter()
+        encoded = iter(self.get_tokenizer()(given)["input_ids"] if given else [])
+        self._tokenize_s += time.perf_counter() - start
+        return [next(encoded) if ids is None else ids for _, ids in parsed], texts
+
+
+def _parse_prompt(index: int, prompt: Prompt) -> tuple[str | None, list[int] | None]:
+    """(text, None) or (None, token ids)."""
+    value: Any = prompt
+    if isinstance(prompt, dict):
+        keys = [key for key in ("prompt", "prompt_token_ids") if key in prompt]
+        if len(keys) != 1:
+            raise ValueError(
+                f"prompt {index}: expected a dict with either 'prompt' or 'prompt_token_ids', got keys {sorted(prompt)}"
+            )
+        value = prompt[keys[0]]  # type: ignore[literal-required]
+    if isinstance(value, str):
+        return value, None
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return None, list(value)
+    raise ValueError(f"prompt {index}: expected text, token ids or a dict with one of them, got {type(value).__name__}")
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Any]:
+    """One prompt or many: a list of integers is one prompt."""
+    if isinstance(prompts, (str, dict)):
+        return [prompts]
+    items: list[Any] = list(prompts)
+    if items and all(isinstance(item, (int, np.integer)) for item in items):
+        return [items]
+    return items
+
+
+def _params_list(
+    sampling_params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
+) -> list[SamplingParams]:
+    if sampling_params is None:
+        return [SamplingParams()] * num_prompts
+    if isinstance(sampling_params, SamplingParams):
+        return [sampling_params] * num_prompts
+    if len(sampling_params) != num_prompts:
+        raise ValueError(f"sampling_params: expected one for each of {num_prompts} prompts, got {len(sampling_params)}")
+    return list(sampling_params)
+
+
+def _torch_dtype(dtype: str) -> torch.dtype:
+    if dtype == "auto":
+        return torch.bfloat16 if _cpu_has_bf16_dot() else torch.float32
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected 'auto', {', '.join(map(repr, DTYPES))}, got {dtype!r}")
+    return DTYPES[dtype]
+
+
+def _cpu_has_bf16_dot() -> bool:
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _check_positive(name: str, value: int | None) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError(f"{name}: expected a positive integer, got {value!r}")

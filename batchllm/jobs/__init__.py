@@ -1,0 +1,1 @@
+"""Jobs: a batch file in, answers out."""

@@ -1,0 +1,310 @@
+"""The OpenAI Batch format: one request a line in, one answer or one error a line out.
+
+    {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...], ...}}
+    {"id": "batch_req_...", "custom_id": "a", "response": {"status_code": 200, "body": {...}}, "error": null}
+    {"id": "batch_req_...", "custom_id": "a", "response": null, "error": {"code", "message", "param", "line"}}
+
+A body field is read, known to be harmless, or refused: nothing that would change an answer is passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from batchllm.outputs import RequestOutput
+from batchllm.sampling_params import SamplingParams
+
+CHAT_URL, COMPLETIONS_URL = "/v1/chat/completions", "/v1/completions"
+DEFAULT_COMPLETIONS_MAX_TOKENS = 16  # OpenAI's
+MAX_COMPLETIONS = 128  # of one prompt; OpenAI's
+
+SAMPLING_FIELDS = frozenset(SamplingParams.__struct_fields__)
+HARMLESS_FIELDS = frozenset(
+    {
+        *("model", "user", "metadata", "store", "service_tier", "safety_identifier", "priority"),
+        *("parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_retention"),
+    }
+)
+# Fields we do not implement, at values that ask for nothing.
+NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0, 0.0),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "min_p": (0, 0.0),
+    "modalities": (["text"],),
+    "presence_penalty": (0, 0.0),
+    "repetition_penalty": (1, 1.0),
+    "response_format": ({"type": "text"},),
+    "stream": (False,),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    messages: list[dict[str, str]]  # role and content, as chat templates take them
+
+
+Prompt = str | list[int] | Conversation
+
+
+class LineError(Exception):
+    """Why a line gets no answer: one record of the errors file."""
+
+    def __init__(self, code: str, param: str | None, reason: str) -> None:
+        super().__init__(f"{param}: {reason}" if param else reason)
+        self.code = code
+        self.param = param
+        self.line: int | None = None
+        self.custom_id: str | None = None
+
+    def at(self, line: int, custom_id: str | None) -> LineError:
+        self.line, self.custom_id = line, custom_id
+        return self
+
+
+@dataclass
+class BatchRequest:
+    """One line. Its prompts' completions become the choices of one answer, in order."""
+
+    line: int
+    custom_id: str
+    url: str
+    model: str | None
+    prompts: list[Prompt]
+    params: SamplingParams
+
+    @property
+    def is_chat(self) -> bool:
+        return self.url == CHAT_URL
+
+    def seeded_params(self, prompt_index: int, job_seed: int) -> SamplingParams:
+        """The line's own seed, or one made from its custom_id: the order of the file never changes an answer."""
+        if self.params.seed is not None:
+            return self.params
+        name = f"{job_seed}/{prompt_index}/{self.custom_id}"
+        seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
+        return msgspec.structs.replace(self.params, seed=seed)
+
+
+def parse_line(data: bytes, line: int, line_of: dict[str, int], *, chat_max_tokens: int) -> BatchRequest:
+    """Reads one line. Raises LineError.
+
+    line_of: where each custom_id was first seen; this line's is added. An id belongs to the first line with it,
+    be that line good or bad, so the output file never holds one twice.
+    """
+    custom_id = None
+    try:
+        record = _decode_object(data, line)
+        custom_id = _custom_id(record)
+        if (first := line_of.setdefault(custom_id, line)) != line:
+            raise LineError("duplicate_custom_id", "custom_id", f"{_brief(custom_id)} was used on line {first}")
+        url, body = _endpoint(record)
+        is_chat = url == CHAT_URL
+        return BatchRequest(
+            line=line,
+            custom_id=custom_id,
+            url=url,
+            model=_convert(body.get("model"), str | None, "body.model"),
+            prompts=[_conversation(body)] if is_chat else _completion_prompts(body),
+            params=_sampling_params(
+                body,
+                prompt_field="messages" if is_chat else "prompt",
+                default_max_tokens=chat_max_tokens if is_chat else DEFAULT_COMPLETIONS_MAX_TOKENS,
+            ),
+        )
+    except LineError as error:
+        raise error.at(line, custom_id) from None
+
+
+def answer_record(request: BatchRequest, outputs: list[RequestOutput], model: str) -> bytes:
+    """The output line of a request: outputs[i] answers its prompt i."""
+    unique = uuid.uuid4().hex
+    completions = [completion for output in outputs for completion in output.outputs]
+    prompt_tokens = sum(len(output.prompt_token_ids) for output in outputs)
+    completion_tokens = sum(len(completion.token_ids) for completion in completions)
+    body = {
+        "id": f"{'chatcmpl' if request.is_chat else 'cmpl'}-{unique}",
+        "object": "chat.completion" if request.is_chat else "text_completion",
+        "created": int(time.time()),
+        "model": request.model or model,
+        "choices": [
+            {
+                "index": index,
+                **(
+                    {"message": {"role": "assistant", "content": completion.text, "refusal": None}}
+                    if request.is_chat
+                    else {"text": completion.text}
+                ),
+                "finish_reason": completion.finish_reason,
+                "logprobs": None,
+            }
+            for index, completion in enumerate(completions)
+        ],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": sum(map(_cached_tokens, outputs))},
+        },
+    }
+    response = {"status_code": 200, "request_id": f"req_{unique}", "body": body}
+    return _record(unique, request.custom_id, response, None)
+
+
+def error_record(error: LineError) -> bytes:
+    """The line of the errors file."""
+    fields = {"code": error.code, "message": str(error), "param": error.param, "line": error.line}
+    return _record(uuid.uuid4().hex, error.custom_id, None, fields)
+
+
+_INT32_MAX = 2**31 - 1
+_TokenLimit = Annotated[int, msgspec.Meta(ge=1, le=_INT32_MAX)]
+
+
+class _TextPart(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
+    text: str
+
+
+class _ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[_TextPart]
+    name: str | None = None  # a participant's name: chat templates of open models have no place for it
+
+    def for_template(self) -> dict[str, str]:
+        text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+def _decode_object(data: bytes, line: int) -> dict[str, Any]:
+    try:
+        record = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        where = f"line {line}, column {_error_column(data, error)}"
+        raise LineError("invalid_json_line", None, f"{where}: {error}") from None
+    if not isinstance(record, dict):
+        raise LineError("invalid_json_line", None, f"line {line}: expected a JSON object, got {_brief(record)}")
+    return record
+
+
+def _error_column(data: bytes, error: Exception) -> int:
+    """Where decoding stopped, in characters from 1; the end of the line where the decoder does not say."""
+    at = re.search(r"\(byte (\d+)\)", str(error))
+    num_good_bytes = int(at[1]) if at else len(data)
+    return len(data[:num_good_bytes].decode(errors="replace")) + 1
+
+
+def _custom_id(record: dict[str, Any]) -> str:
+    custom_id = record.get("custom_id")
+    if not isinstance(custom_id, str) or not custom_id:
+        raise LineError("invalid_custom_id", "custom_id", f"expected a non-empty string, got {_brief(custom_id)}")
+    return custom_id
+
+
+def _endpoint(record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The url and the body's fields, a null one being no field."""
+    method, url, body = (record.get(name) for name in ("method", "url", "body"))
+    if method != "POST":
+        raise LineError("invalid_method", "method", f'expected "POST", got {_brief(method)}')
+    if not isinstance(url, str) or url not in (CHAT_URL, COMPLETIONS_URL):
+        raise LineError("invalid_url", "url", f'expected "{CHAT_URL}" or "{COMPLETIONS_URL}", got {_brief(url)}')
+    if not isinstance(body, dict):
+        raise LineError("invalid_body", "body", f"expected an object, got {_brief(body)}")
+    return url, _without_nulls(body)
+
+
+def _without_nulls(value: Any) -> Any:
+    return {name: v for name, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+def _conversation(body: dict[str, Any]) -> Conversation:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise LineError("invalid_body", "body.messages", f"expected a non-empty list, got {_brief(messages)}")
+    parsed = _convert([_without_nulls(message) for message in messages], list[_ChatMessage], "body.messages")
+    return Conversation([message.for_template() for message in parsed])
+
+
+def _completion_prompts(body: dict[str, Any]) -> list[Prompt]:
+    prompt = body.get("prompt")
+    if isinstance(prompt, str):
+        return [prompt]
+    first = prompt[0] if isinstance(prompt, list) and prompt else None
+    if isinstance(first, str):
+        return list(_convert(prompt, list[str], "body.prompt"))
+    if isinstance(first, int):
+        return [_convert(prompt, list[int], "body.prompt")]
+    if isinstance(first, list):
+        return list(_convert(prompt, list[list[int]], "body.prompt"))
+    expected = "expected text, token ids, or a non-empty list of one of them"
+    raise LineError("invalid_body", "body.prompt", f"{expected}, got {_brief(prompt)}")
+
+
+def _sampling_params(body: dict[str, Any], *, prompt_field: str, default_max_tokens: int) -> SamplingParams:
+    """The body's sampling fields; every other field must be harmless or ask for nothing."""
+    for name in sorted(body.keys() - SAMPLING_FIELDS - HARMLESS_FIELDS - {prompt_field, "max_completion_tokens"}):
+        _check_asks_for_nothing(name, body[name])
+    limit_names = body.keys() & {"max_tokens", "max_completion_tokens"}
+    limits = {_convert(body[name], _TokenLimit, f"body.{name}") for name in limit_names} or {default_max_tokens}
+    if len(limits) > 1:
+        raise LineError("invalid_body", "body.max_tokens", "differs from max_completion_tokens; give one of them")
+    fields = {name: value for name, value in body.items() if name in SAMPLING_FIELDS}
+    params: SamplingParams = _convert(fields | {"max_tokens": limits.pop()}, SamplingParams, "body")
+    for name, most in (("n", MAX_COMPLETIONS), ("top_k", _INT32_MAX)):
+        if (value := getattr(params, name)) > most:
+            raise LineError("invalid_body", f"body.{name}", f"expected at most {most}, got {value}")
+    return params
+
+
+def _check_asks_for_nothing(name: str, value: Any) -> None:
+    neutral = NEUTRAL_VALUES.get(name, ())
+    if any(type(value) is type(allowed) and value == allowed for allowed in neutral):
+        return
+    allowed_text = f" (accepted: {_brief(neutral[0])})" if neutral else ""
+    raise LineError("unsupported_parameter", f"body.{name}", f"not supported, got {_brief(value)}{allowed_text}")
+
+
+def _convert(value: Any, expected: Any, where: str) -> Any:
+    """`value` as that type, or the place and the reason: "Expected `int`, got `str` - at `$.n`" is at body.n."""
+    try:
+        return msgspec.convert(value, expected)
+    except msgspec.ValidationError as error:
+        reason, _, path = str(error).partition(" - at `$")
+        if not path and re.match(r"\w+: ", reason):  # SamplingParams names its field itself
+            field, _, reason = reason.partition(": ")
+            path = f".{field}"
+        raise LineError("invalid_body", where + path.rstrip("`"), reason[0].lower() + reason[1:]) from None
+
+
+def _cached_tokens(output: RequestOutput) -> int:
+    """Prompt tokens that nobody computed for this prompt. OpenAI counts a prompt once however many completions
+    it has, so what its n completions computed between them is taken from its length, not from n times it."""
+    prompt_tokens = len(output.prompt_token_ids)
+    computed_tokens = prompt_tokens * len(output.outputs) - output.num_cached_tokens
+    return max(0, prompt_tokens - computed_tokens)
+
+
+def _record(unique: str, custom_id: str | None, response: Any, error: Any) -> bytes:
+    record = {"id": f"batch_req_{unique}", "custom_id": custom_id, "response": response, "error": error}
+    return msgspec.json.encode(record) + b"\n"
+
+
+def _brief(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,100 @@
+"""What a person sees of a job: its progress while it runs, its figures when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from batchllm.jobs.runner import JobSummary, OnProgress
+from batchllm.outputs import JobProgress
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+@contextmanager
+def show_progress(console: Console) -> Iterator[OnProgress]:
+    """A bar on a terminal, a line now and then elsewhere."""
+    if console.is_terminal:
+        columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("starting", total=1.0)
+            yield lambda progress, max_output_tokens: bar.update(
+                task,
+                completed=fraction_done(progress, max_output_tokens),
+                description=progress_line(progress, max_output_tokens),
+            )
+        return
+
+    next_line_s = 0.0
+
+    def print_line(progress: JobProgress, max_output_tokens: int) -> None:
+        nonlocal next_line_s
+        if progress.elapsed_s >= next_line_s:
+            next_line_s = progress.elapsed_s + SECONDS_BETWEEN_LINES
+            line = progress_line(progress, max_output_tokens)
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    yield print_line
+
+
+def progress_line(progress: JobProgress, max_output_tokens: int) -> str:
+    tokens_per_s = progress.output_tokens / max(progress.elapsed_s, 1e-9)
+    saved = percent(progress.saved_prompt_tokens, progress.scheduled_prompt_tokens)
+    done = fraction_done(progress, max_output_tokens)
+    left = duration(progress.elapsed_s * (1 - done) / done) if done else "?"
+    return (
+        f"{progress.finished_requests:,}/{progress.num_requests:,} requests · {tokens_per_s:,.0f} output tokens/s · "
+        f"{progress.saved_prompt_tokens:,} prefix tokens saved ({saved}) · {left} left"
+    )
+
+
+def fraction_done(progress: JobProgress, max_output_tokens: int) -> float:
+    """By output alone: on most jobs it takes the time. Answers that end early make the rest go faster than said."""
+    generated = progress.output_tokens / max(max_output_tokens, 1)
+    return max(generated, progress.finished_requests / max(progress.num_requests, 1))
+
+
+def summary_table(summary: JobSummary) -> Table:
+    table = Table(show_header=False, title="batchllm run", title_justify="left")
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in summary_rows(summary):
+        table.add_row(name, value)
+    return table
+
+
+def summary_rows(summary: JobSummary) -> Iterator[tuple[str, str]]:
+    yield "lines answered", f"{summary.num_answered:,}"
+    yield "lines failed", f"{summary.num_failed:,}"
+    stats: dict[str, Any] = summary.stats
+    if not stats:  # nothing ran
+        return
+    prompt_tokens, computed = stats["prompt_tokens"], stats["computed_prompt_tokens"]
+    seconds = dict(stats["seconds"])
+    total_s = seconds.pop("total")
+    yield "prompt tokens", f"{prompt_tokens:,}"
+    yield "  computed", f"{computed:,}"
+    yield "  saved", percent(prompt_tokens - computed, prompt_tokens)
+    yield "output tokens", f"{stats['output_tokens']:,}"
+    yield "output tokens/s", f"{stats['output_tokens'] / max(total_s, 1e-9):,.1f}"
+    yield "steps", f"{stats['steps']:,}"
+    yield "preemptions", f"{stats['preemptions']:,}"
+    yield "peak KV tokens", f"{stats['peak_kv_tokens']:,}"
+    yield "wall time of the job", f"{total_s:.2f} s"
+    for phase, phase_s in seconds.items():
+        yield f"  {phase}", f"{phase_s:.2f} s"
+
+
+def percent(part: int, whole: int) -> str:
+    return f"{100 * part / max(whole, 1):.1f}%"
+
+
+def duration(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"

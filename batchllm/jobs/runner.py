@@ -1,0 +1,164 @@
+"""A job from an input file to an output file: every line is answered, or reported, exactly once.
+
+An answer is written and flushed as its request completes, so a job that is killed keeps what it has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from jinja2 import TemplateError
+
+from batchllm.jobs.openai_batch import (
+    BatchRequest,
+    Conversation,
+    LineError,
+    Prompt,
+    answer_record,
+    error_record,
+    parse_line,
+)
+from batchllm.outputs import JobProgress, RequestOutput
+from batchllm.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from batchllm.api import LLM
+
+OnProgress = Callable[[JobProgress, int], None]  # the second is the most tokens the job may generate
+UTF8_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class BatchFiles:
+    input: Path
+    output: Path
+    errors: Path
+
+    def check(self) -> None:
+        """Raises OSError or ValueError for files that no job can run with. Changes none of them."""
+        if not self.input.exists():
+            raise FileNotFoundError(f"input {str(self.input)!r}: no such file")
+        self.input.open("rb").close()
+        check_writable("output", self.output)
+        check_writable("errors", self.errors)
+        if self.output.resolve() == self.input.resolve():
+            raise ValueError(f"output {str(self.output)!r}: is the input file")
+        if self.errors.resolve() in (self.input.resolve(), self.output.resolve()):
+            raise ValueError(f"errors {str(self.errors)!r}: is the input or the output file")
+
+
+@dataclass(frozen=True)
+class JobSummary:
+    num_answered: int  # lines in the output file
+    num_failed: int  # lines in the errors file
+    stats: dict[str, Any]  # LLM.stats
+
+
+def run_batch_file(
+    files: BatchFiles,
+    load_llm: Callable[[], LLM],
+    *,
+    model_name: str,
+    chat_max_tokens: int,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+) -> JobSummary:
+    """Answers every line of files.input. Nothing is written before the input is read and the model loaded.
+
+    model_name: in the answers to requests that name no model.
+    chat_max_tokens: for chat requests that name no limit.
+    seed: makes, with the custom_id, the seed of a request that names none.
+    """
+    files.check()
+    requests, errors = read_requests(files.input, chat_max_tokens)
+    llm = load_llm()
+    owners: list[tuple[BatchRequest, int]] = []  # of each prompt of the job: its request, and its place there
+    prompts: list[list[int]] = []
+    params: list[SamplingParams] = []
+    for request in requests:
+        try:
+            token_ids, request_params = tokenize(llm, request, seed)
+        except LineError as error:
+            errors.append(error)
+            continue
+        owners += [(request, at) for at in range(len(token_ids))]
+        prompts += token_ids
+        params += request_params
+
+    max_output_tokens = sum(p.n * (p.max_tokens or 0) for p in params)
+
+    def show(progress: JobProgress) -> None:
+        if on_progress:
+            on_progress(progress, max_output_tokens)
+
+    with files.output.open("wb") as output_file, files.errors.open("wb") as errors_file:
+        for line_error in sorted(errors, key=lambda error: error.line or 0):
+            write_line(errors_file, error_record(line_error))
+        num_answered = 0
+        unfinished: dict[int, dict[int, RequestOutput]] = {}  # line -> place -> output
+        for index, output in llm.generate_as_completed(prompts, params, on_progress=show) if prompts else ():
+            request, at = owners[index]
+            outputs = unfinished.setdefault(request.line, {})
+            outputs[at] = output
+            if len(outputs) == len(request.prompts):
+                del unfinished[request.line]
+                in_order = [outputs[i] for i in range(len(outputs))]
+                write_line(output_file, answer_record(request, in_order, model_name))
+                num_answered += 1
+    return JobSummary(num_answered, len(errors), llm.stats)
+
+
+def read_requests(path: Path, chat_max_tokens: int) -> tuple[list[BatchRequest], list[LineError]]:
+    """Every line that is not blank, as a request or as an error."""
+    requests: list[BatchRequest] = []
+    errors: list[LineError] = []
+    line_of: dict[str, int] = {}
+    with path.open("rb") as file:
+        for line, data in enumerate(file, start=1):
+            data = data.removeprefix(UTF8_BOM) if line == 1 else data
+            if not data.strip():
+                continue
+            try:
+                requests.append(parse_line(data.rstrip(b"\r\n"), line, line_of, chat_max_tokens=chat_max_tokens))
+            except LineError as error:
+                errors.append(error)
+    return requests, errors
+
+
+def tokenize(llm: LLM, request: BatchRequest, seed: int) -> tuple[list[list[int]], list[SamplingParams]]:
+    """Token ids and parameters of the request's prompts. Raises LineError where one could never run."""
+    try:
+        token_ids = [token_ids_of(llm, prompt) for prompt in request.prompts]
+        params = [request.seeded_params(at, seed) for at in range(len(token_ids))]
+        for ids, p in zip(token_ids, params, strict=True):
+            llm.check_request(ids, p)
+    except (ValueError, TypeError, TemplateError) as error:
+        param = "body.messages" if request.is_chat else "body.prompt"
+        raise LineError("invalid_prompt", param, str(error)).at(request.line, request.custom_id) from None
+    return token_ids, params
+
+
+def token_ids_of(llm: LLM, prompt: Prompt) -> list[int]:
+    if isinstance(prompt, Conversation):
+        return llm.apply_chat_template(prompt.messages)
+    if isinstance(prompt, str):
+        return list(llm.get_tokenizer()(prompt)["input_ids"])
+    return prompt
+
+
+def write_line(file: BinaryIO, record: bytes) -> None:
+    file.write(record)
+    file.flush()
+
+
+def check_writable(name: str, path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(f"{name} {str(path)!r}: is a directory")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{name} {str(path)!r}: no such directory {str(path.parent)!r}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(f"{name} {str(path)!r}: not writable")

@@ -1,0 +1,82 @@
+"""The memory behind the planner's pages, and how much of it this machine can give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from batchllm.config import ModelConfig
+
+# Share of the available memory that a pool sized by us may take: activations, logits and the allocator need the rest.
+POOL_SHARE = 0.75
+
+
+@dataclass
+class PagedKVCache:
+    """KV pages of all layers. Pages are touched (and so become resident) only when tokens are written to them.
+
+    k_pages, v_pages: per layer [num_pages, page_size, num_kv_heads, head_dim].
+    """
+
+    k_pages: list[torch.Tensor]
+    v_pages: list[torch.Tensor]
+    num_pages: int
+    page_size: int
+
+    @classmethod
+    def allocate(cls, config: ModelConfig, num_pages: int, page_size: int, dtype: torch.dtype) -> PagedKVCache:
+        """Raises MemoryError, with the size asked for, where the machine refuses it."""
+        shape = (config.num_layers, 2, num_pages, page_size, config.num_kv_heads, config.head_dim)
+        try:
+            pages = torch.empty(shape, dtype=dtype)
+        except RuntimeError as error:
+            size = num_pages * page_size * kv_bytes_per_token(config, dtype)
+            raise MemoryError(
+                f"kv_cache_tokens: a pool of {num_pages * page_size} tokens needs {size / 2**30:.1f} GiB: {error}"
+            ) from None
+        return cls(list(pages[:, 0]), list(pages[:, 1]), num_pages, page_size)
+
+
+def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
+
+
+def available_memory_bytes(root: Path = Path("/")) -> int:
+    """What this process may still allocate: MemAvailable, and less where a cgroup (v2 or v1) limits it.
+
+    `root` is the root of the file system to read `proc` and `sys` from.
+    """
+    meminfo = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text().splitlines() if ":" in line)
+    available = int(meminfo["MemAvailable"].split()[0]) * 1024
+    return min([available, *_cgroup_headrooms(root)])
+
+
+def _cgroup_headrooms(root: Path) -> list[int]:
+    """Limit less use (reclaimable file cache not counted) of every cgroup this process is in."""
+    headrooms = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mount, limit_name, usage_name, file_key = "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            mount, limit_name = "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+            usage_name, file_key = "memory.usage_in_bytes", "total_inactive_file"
+        else:
+            continue
+        # Inside a container the path is often that of the host, and the limit stands at the mount's root.
+        group = Path(path.lstrip("/"))
+        for directory in (root / mount / part for part in (group, *group.parents)):
+            limit, usage = _read(directory / limit_name).strip(), _read(directory / usage_name).strip()
+            if limit.isdigit() and usage.isdigit():
+                stat = dict(entry.split() for entry in _read(directory / "memory.stat").splitlines())
+                headrooms.append(max(0, int(limit) - int(usage) + int(stat.get(file_key, 0))))
+    return headrooms
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

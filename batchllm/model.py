@@ -1,0 +1,158 @@
+"""One decoder for the Llama family: Llama 2/3, Mistral, SmolLM2, Qwen2, Qwen3. Differences come from the config.
+
+T = tokens of the batch, Hq/Hkv = query/KV heads, D = head_dim. Matrix products are torch's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import batchllm_ext as ext
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from batchllm.config import ModelConfig
+from batchllm.kv_cache import PagedKVCache
+from batchllm.weights import WeightReader
+
+
+@dataclass
+class Linear:
+    weight: Tensor  # [out_features, in_features]
+    bias: Tensor | None  # [out_features]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+@dataclass
+class Layer:
+    input_norm: Tensor  # [hidden_size]
+    qkv: Linear  # hidden_size -> (Hq + 2 Hkv) D, in the order q, k, v
+    q_norm: Tensor | None  # [D]
+    k_norm: Tensor | None  # [D]
+    o: Linear  # Hq D -> hidden_size
+    post_norm: Tensor  # [hidden_size]
+    gate_up: Linear  # hidden_size -> 2 intermediate_size
+    down: Linear  # intermediate_size -> hidden_size
+
+
+class Model:
+    """Weights and the forward pass over a TokenBatch."""
+
+    def __init__(self, config: ModelConfig, reader: WeightReader) -> None:
+        """Takes every tensor of `reader`; raises ValueError for a missing, misshapen or unknown one."""
+        self.config = config
+        hidden = config.hidden_size
+        self.embedding = reader.take("model.embed_tokens.weight", config.vocab_size, hidden)
+        self.layers = [_load_layer(reader, config, f"model.layers.{i}.") for i in range(config.num_layers)]
+        self.norm = reader.take("model.norm.weight", hidden)
+        if config.tie_word_embeddings:
+            reader.drop("lm_head.weight")
+            self.lm_head = self.embedding
+        else:
+            self.lm_head = reader.take("lm_head.weight", config.vocab_size, hidden)
+        reader.finish()
+        self.inv_freq = _inv_freq(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.dtype
+
+    @property
+    def num_weight_bytes(self) -> int:
+        matrices = [matrix for layer in self.layers for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+        tied = self.lm_head is self.embedding
+        tensors = [self.embedding, *([] if tied else [self.lm_head]), *(matrix.weight for matrix in matrices)]
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def forward(
+        self, batch: ext.TokenBatch, plan: ext.AttentionPlan, kv_cache: PagedKVCache, num_threads: int
+    ) -> Tensor:
+        """Runs the batch, writes its K and V into the cache; returns the normed hidden states of the rows that
+        sample, [len(batch.logit_rows), hidden_size]."""
+        config = self.config
+        num_q, num_kv, eps = config.num_qo_heads, config.num_kv_heads, config.rms_norm_eps
+        x = F.embedding(_tensor(batch.token_ids), self.embedding)  # [T, hidden_size]
+        cos, sin = self._rotation(_tensor(batch.positions))
+        attended = x.new_empty(len(x), num_q, config.head_dim)
+        for layer, k_pages, v_pages in zip(self.layers, kv_cache.k_pages, kv_cache.v_pages, strict=True):
+            qkv = layer.qkv(rms_norm(x, layer.input_norm, eps)).view(len(x), num_q + 2 * num_kv, config.head_dim)
+            q, k, v = qkv.split((num_q, num_kv, num_kv), dim=1)
+            if layer.q_norm is not None and layer.k_norm is not None:
+                q, k = rms_norm(q, layer.q_norm, eps), rms_norm(k, layer.k_norm, eps)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            ext.append_kv(k, v, batch.slots, k_pages, v_pages, num_threads=num_threads)
+            ext.attention(plan, q, k_pages, v_pages, out=attended, num_threads=num_threads)
+            x = x + layer.o(attended.view(len(x), -1))
+            gate, up = layer.gate_up(rms_norm(x, layer.post_norm, eps)).chunk(2, dim=-1)
+            x = x + layer.down(F.silu(gate).mul_(up))
+        return rms_norm(x[_tensor(batch.logit_rows)], self.norm, eps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[R, hidden_size] -> [R, vocab_size] float32."""
+        return F.linear(hidden, self.lm_head).float()
+
+    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of the rotary angles, each [T, 1, D / 2] float32."""
+        angles = torch.outer(positions.float(), self.inv_freq)[:, None, :]
+        return angles.cos(), angles.sin()
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the last dimension."""
+    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of x [T, heads, D], pairing dimension i with i + D / 2; in float32, rounded once."""
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def _load_layer(reader: WeightReader, config: ModelConfig, prefix: str) -> Layer:
+    hidden, inter, dim = config.hidden_size, config.intermediate_size, config.head_dim
+    q_size, kv_size = config.num_qo_heads * dim, config.num_kv_heads * dim
+
+    def linear(names: tuple[str, ...], out_features: tuple[int, ...], in_features: int, bias: bool) -> Linear:
+        """Several projections of the same input as one matrix."""
+        sizes = list(zip(names, out_features, strict=True))
+        weight = torch.cat([reader.take(f"{prefix}{name}.weight", size, in_features) for name, size in sizes])
+        if not bias:
+            return Linear(weight, None)
+        return Linear(weight, torch.cat([reader.take(f"{prefix}{name}.bias", size) for name, size in sizes]))
+
+    qkv_names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    return Layer(
+        input_norm=reader.take(f"{prefix}input_layernorm.weight", hidden),
+        qkv=linear(qkv_names, (q_size, kv_size, kv_size), hidden, config.qkv_bias),
+        q_norm=reader.take(f"{prefix}self_attn.q_norm.weight", dim) if config.qk_norm else None,
+        k_norm=reader.take(f"{prefix}self_attn.k_norm.weight", dim) if config.qk_norm else None,
+        o=linear(("self_attn.o_proj",), (hidden,), q_size, config.o_bias),
+        post_norm=reader.take(f"{prefix}post_attention_layernorm.weight", hidden),
+        gate_up=linear(("mlp.gate_proj", "mlp.up_proj"), (inter, inter), hidden, config.mlp_bias),
+        down=linear(("mlp.down_proj",), (hidden,), inter, config.mlp_bias),
+    )
+
+
+def _inv_freq(config: ModelConfig) -> Tensor:
+    """Rotary frequencies [D / 2] float32, in radians a position; in float32 throughout, as models were trained."""
+    inv_freq = 1.0 / config.rope_theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
+    scaling = config.rope_scaling
+    rope_type = scaling.get("rope_type", "default")
+    if rope_type == "linear":
+        inv_freq = inv_freq / scaling["factor"]
+    elif rope_type == "llama3":
+        # Wavelengths past the original context are stretched by `factor`, short ones kept, a ramp between.
+        turns = scaling["original_max_position_embeddings"] * inv_freq / (2 * math.pi)
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        inv_freq = inv_freq * kept + inv_freq / scaling["factor"] * (1 - kept)
+    return inv_freq
+
+
+def _tensor(array: object) -> Tensor:
+    """A torch copy of a read-only int array of the batch."""
+    return torch.tensor(array)

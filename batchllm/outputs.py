@@ -1,0 +1,40 @@
+"""What a job gives back. Field names are vLLM's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class CompletionOutput:
+    """One of a request's `n` completions."""
+
+    index: int
+    text: str  # without the stop string or stop token unless include_stop_str_in_output
+    token_ids: list[int]  # everything that was generated, a final stop token included
+    cumulative_logprob: float  # sum of the tokens' log-probabilities under the model, in nats
+    finish_reason: str  # "stop" or "length"
+    stop_reason: int | str | None = None  # the stop token id or stop string; None for end-of-sequence and "length"
+
+
+@dataclass
+class RequestOutput:
+    request_id: str  # the prompt's index in the job
+    prompt: str | None  # None where the prompt came as token ids
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool
+    num_cached_tokens: int  # prompt tokens that were not computed for this request, summed over its n completions
+
+
+@dataclass(frozen=True)
+class JobProgress:
+    """A snapshot of a running job; counts since its start."""
+
+    num_requests: int
+    finished_requests: int
+    prompt_tokens: int  # of the whole job, each of n completions counted
+    scheduled_prompt_tokens: int  # of them, computed or found computed
+    saved_prompt_tokens: int  # of those, found computed
+    output_tokens: int
+    elapsed_s: float

@@ -1,0 +1,136 @@
+"""From logits to tokens: greedy, temperature, top-k, top-p; a request's draw depends on its seed and position only."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from batchllm.sampling_params import SamplingParams
+
+# Rows of logits that are alive at once: a vocabulary of 128,000 in float32 is 0.5 MB a row.
+ROWS_AT_ONCE = 128
+
+
+@dataclass
+class Sampler:
+    """The sampling parameters of a job as arrays over its n requests."""
+
+    temperature: np.ndarray  # float32 [n]; 0 is greedy
+    top_k: np.ndarray  # int64 [n]; 0 is off
+    top_p: np.ndarray  # float32 [n]; 1 is off
+    seed: np.ndarray  # uint64 [n]
+    min_tokens: np.ndarray  # int32 [n]
+    stop_set: np.ndarray  # int32 [n], into stop_sets
+    stop_sets: list[np.ndarray]  # the distinct sets (int64) of tokens that end a request; usually one
+
+    @classmethod
+    def create(cls, params: Sequence[SamplingParams], seeds: np.ndarray, eos_token_ids: Sequence[int]) -> Sampler:
+        """`seeds` uint64 [n], one a request (see `stream_seed`)."""
+        stop_set, stop_sets = _stop_sets(params, eos_token_ids)
+        return cls(
+            temperature=np.array([0.0 if p.greedy else p.temperature for p in params], np.float32),
+            top_k=np.array([max(p.top_k, 0) for p in params], np.int64),
+            top_p=np.array([p.top_p for p in params], np.float32),
+            seed=seeds,
+            min_tokens=np.array([p.min_tokens for p in params], np.int32),
+            stop_set=stop_set,
+            stop_sets=stop_sets,
+        )
+
+    def sample(
+        self, logits: Tensor, request_ids: np.ndarray, num_output_tokens: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The next token of each row and its log-probability under the model (before temperature and filters).
+
+        logits float32 [R, vocab_size] (changed in place); request_ids, num_output_tokens int32 [R].
+        Returns int32 [R] and float32 [R].
+        """
+        self._ban_early_stops(logits, request_ids, num_output_tokens)
+        tokens = logits.argmax(dim=-1)
+        drawn = np.flatnonzero(self.temperature[request_ids] > 0)
+        if len(drawn):
+            ids = request_ids[drawn]
+            uniform = uniform_draws(self.seed[ids], num_output_tokens[drawn])
+            rows = torch.from_numpy(drawn)
+            tokens[rows] = draw(
+                logits[rows],
+                torch.from_numpy(self.temperature[ids]),
+                torch.from_numpy(self.top_k[ids]),
+                torch.from_numpy(self.top_p[ids]),
+                torch.from_numpy(uniform),
+            )
+        logprobs = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
+        return tokens.to(torch.int32).numpy(), logprobs.numpy()
+
+    def ends(self, tokens: np.ndarray, request_ids: np.ndarray) -> np.ndarray:
+        """bool [R]: the token is one that ends its request."""
+        ended = np.zeros(len(tokens), bool)
+        stop_set = self.stop_set[request_ids]
+        for index in np.unique(stop_set):
+            ended |= (stop_set == index) & np.isin(tokens, self.stop_sets[index])
+        return ended
+
+    def _ban_early_stops(self, logits: Tensor, request_ids: np.ndarray, num_output_tokens: np.ndarray) -> None:
+        for row in np.flatnonzero(num_output_tokens < self.min_tokens[request_ids]):
+            logits[row, torch.from_numpy(self.stop_sets[self.stop_set[request_ids[row]]])] = -torch.inf
+
+
+def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
+    """One token a row from the filtered softmax, by inverting its cumulative sum in vocabulary order.
+
+    logits float32 [R, V]; temperature, top_p float32 [R]; top_k int64 [R]; uniform float64 [R] in [0, 1).
+    Every step is row by row, so what else is in the batch changes nothing. Returns int64 [R].
+    """
+    probs = torch.softmax(logits / temperature[:, None], dim=-1)
+    filtered = torch.nonzero((top_k > 0) | (top_p < 1))[:, 0]
+    if len(filtered):
+        probs[filtered] = _filter(probs[filtered], top_k[filtered], top_p[filtered])
+    cumulative = probs.double().cumsum(dim=-1)
+    targets = uniform * cumulative[:, -1]
+    # right=True steps over tokens of probability zero; rounding may still land one past the end.
+    tokens = torch.searchsorted(cumulative, targets[:, None], right=True)[:, 0]
+    return tokens.clamp_(max=logits.shape[1] - 1)
+
+
+def _filter(probs: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Zeroes what top-k and top-p leave out: the smallest set of likeliest tokens whose mass reaches top_p."""
+    ordered, indices = probs.sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(probs.shape[1])
+    ordered[(top_k[:, None] > 0) & (rank >= top_k[:, None])] = 0
+    mass = ordered.double().cumsum(dim=-1)
+    limit = top_p.double()[:, None] * mass[:, -1:]
+    ordered[(top_p[:, None] < 1) & (mass - ordered >= limit)] = 0
+    return torch.zeros_like(probs).scatter_(1, indices, ordered)
+
+
+def stream_seed(seed: int | str, sample: int) -> int:
+    """64 bits for sample number `sample` of a request with this seed."""
+    digest = hashlib.blake2b(f"{seed}/{sample}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def uniform_draws(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """float64 [R] in [0, 1): a hash (the SplitMix64 finaliser) of (seed, position); 53 random bits.
+
+    seeds uint64 [R]; positions int [R], the number of tokens the request has generated so far.
+    """
+    with np.errstate(over="ignore"):
+        bits = seeds + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        bits ^= bits >> np.uint64(31)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _stop_sets(params: Sequence[SamplingParams], eos_token_ids: Sequence[int]) -> tuple[np.ndarray, list[np.ndarray]]:
+    index_of: dict[tuple[int, ...], int] = {}
+    stop_set = np.empty(len(params), np.int32)
+    for i, p in enumerate(params):
+        ids = tuple(sorted({*(() if p.ignore_eos else eos_token_ids), *(p.stop_token_ids or ())}))
+        stop_set[i] = index_of.setdefault(ids, len(index_of))
+    return stop_set, [np.array(ids, np.int64) for ids in index_of]

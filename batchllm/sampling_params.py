@@ -1,0 +1,79 @@
+"""What one request asks of the sampler. Names and defaults are vLLM's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Sampling parameters of one request.
+
+    `temperature=0` is greedy. `top_k=0` (or -1) and `top_p=1` switch their filters off; the filters apply
+    after the temperature. `max_tokens=None` means up to the model's length. Neither the end-of-sequence token
+    nor `stop_token_ids` can be sampled, and no stop string ends the text, before `min_tokens` tokens.
+    A request with a `seed` gives the same tokens in any batch (up to the rounding of its logits); sample i of
+    `n` draws its own stream from that seed.
+
+    Raises ValueError, naming the field, what was expected and what came.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        _check_int("n", self.n, at_least=1)
+        _check_number("temperature", self.temperature)
+        _expect(self.temperature >= 0, "temperature", "a number >= 0", self.temperature)
+        _check_number("top_p", self.top_p)
+        _expect(0 < self.top_p <= 1, "top_p", "a number in (0, 1]", self.top_p)
+        _check_int("top_k", self.top_k, at_least=-1)
+        if self.seed is not None:
+            _check_int("seed", self.seed)
+        if self.max_tokens is not None:
+            _check_int("max_tokens", self.max_tokens, at_least=1)
+        _check_int("min_tokens", self.min_tokens, at_least=0)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens: expected at most max_tokens ({self.max_tokens}), got {self.min_tokens}")
+        for text in self.stop_strings:
+            _expect(isinstance(text, str) and text != "", "stop", "non-empty strings", text)
+        for token_id in self.stop_token_ids or ():
+            _check_int("stop_token_ids", token_id, at_least=0)
+
+    @property
+    def stop_strings(self) -> list[str]:
+        if self.stop is None:
+            return []
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop)
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < 1e-5
+
+
+def _expect(condition: bool, field: str, expected: str, got: Any) -> None:
+    if not condition:
+        raise ValueError(f"{field}: expected {expected}, got {got!r}")
+
+
+def _check_int(field: str, value: Any, at_least: int | None = None) -> None:
+    bound = "" if at_least is None else f" >= {at_least}"
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    _expect(is_int and (at_least is None or value >= at_least), field, f"an integer{bound}", value)
+
+
+def _check_number(field: str, value: Any) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    _expect(is_number, field, "a finite number", value)

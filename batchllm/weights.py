@@ -1,0 +1,99 @@
+"""Reads the tensors of a Hugging Face directory from safetensors, one at a time, checked by name and shape."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+# Tensors that some exporters write and no decoder needs.
+IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
+
+
+class WeightReader:
+    """The tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
+
+    `take` copies a tensor out of the memory-mapped file, so nothing of the file stays mapped after `close`;
+    `finish` raises if the checkpoint holds tensors that nobody took: a bias that the config does not
+    announce would otherwise be dropped in silence.
+    """
+
+    def __init__(self, directory: Path, dtype: torch.dtype) -> None:
+        self.directory = directory
+        self.dtype = dtype
+        self._files = ExitStack()
+        self._handles: dict[str, safe_open] = {}
+        self._file_of = _tensor_files(directory)
+        self._left = set(self._file_of)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def take(self, name: str, *shape: int) -> torch.Tensor:
+        """A copy of tensor `name`, [*shape], in `self.dtype`."""
+        if name not in self._file_of:
+            raise ValueError(f"{self.directory}: tensor {name} is missing")
+        file = self._file_of[name]
+        try:
+            if file not in self._handles:
+                self._handles[file] = self._files.enter_context(safe_open(self.directory / file, framework="pt"))
+            tensor = self._handles[file].get_tensor(name)
+        except (FileNotFoundError, SafetensorError) as error:
+            raise ValueError(f"{self.directory / file}: cannot read tensor {name}: {error}") from None
+        if tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{self.directory / file}: tensor {name}: expected shape {list(shape)} from config.json, "
+                f"got {list(tensor.shape)}"
+            )
+        if not tensor.is_floating_point() or tensor.element_size() < 2:
+            raise ValueError(f"{self.directory / file}: tensor {name}: dtype {tensor.dtype} is not supported")
+        self._left.discard(name)
+        return torch.empty(shape, dtype=self.dtype).copy_(tensor)
+
+    def drop(self, name: str) -> None:
+        """Marks a tensor as known but not needed (the stored copy of a tied lm_head)."""
+        self._left.discard(name)
+
+    def finish(self) -> None:
+        unused = sorted(name for name in self._left if not name.endswith(IGNORED_SUFFIXES))
+        if unused:
+            more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+            raise ValueError(
+                f"{self.directory}: the checkpoint has tensors that config.json does not announce: "
+                f"{', '.join(unused[:3])}{more}"
+            )
+
+    def __enter__(self) -> WeightReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._handles.clear()
+        self._files.close()
+
+
+def _tensor_files(directory: Path) -> dict[str, str]:
+    """Tensor name -> file name."""
+    index_path = directory / "model.safetensors.index.json"
+    if index_path.exists():
+        try:
+            return dict(json.loads(index_path.read_text(encoding="utf-8"))["weight_map"])
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{index_path}: not a safetensors index: {error}") from None
+    single = directory / "model.safetensors"
+    if single.exists():
+        try:
+            with safe_open(single, framework="pt") as file:
+                return dict.fromkeys(file.keys(), single.name)
+        except SafetensorError as error:
+            raise ValueError(f"{single}: not a safetensors file: {error}") from None
+    others = sorted(path.name for path in directory.glob("*.bin")) + sorted(
+        path.name for path in directory.glob("*.gguf")
+    )
+    hint = f"; found {', '.join(others[:3])}, which must be converted to safetensors" if others else ""
+    raise FileNotFoundError(f"{directory}: no model.safetensors and no model.safetensors.index.json{hint}")

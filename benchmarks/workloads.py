@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""Writes the benchmark jobs W1 to W5: random token ids with known sharing, shuffled, exact output lengths.
+
+    python benchmarks/workloads.py DIR [W1 W2 ...]
+
+W1  8 groups x 32   prefix 1,024  own 64   output 32
+W2  64 x 4          512           64       16
+W3  16 x 8          256 for all, then 512  own 48  output 4 to 64
+W4  64 x 1          no sharing    512      32
+W5  32 x 8          2,048         64       16   (meant for a KV pool of 16,384 tokens)
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+TOKEN_IDS = (1000, 48000)  # of SmolLM2's 49,152: plain words, no special tokens
+
+
+@dataclass(frozen=True)
+class Workload:
+    seed: int
+    groups: int
+    readers: int
+    prefix: int
+    own: int
+    output: tuple[int, int]  # inclusive
+    system: int = 0
+
+    def rows(self) -> list[dict]:
+        """Rows of {prompt_token_ids, max_tokens, group}, shuffled."""
+        rng = np.random.default_rng(self.seed)
+
+        def ids(count: int) -> list[int]:
+            return rng.integers(*TOKEN_IDS, count).tolist()
+
+        system = ids(self.system)
+        rows = []
+        for group in range(self.groups):
+            prefix = system + ids(self.prefix)
+            for _ in range(self.readers):
+                low, high = self.output
+                max_tokens = low if low == high else int(rng.integers(low, high + 1))
+                rows.append({"prompt_token_ids": prefix + ids(self.own), "max_tokens": max_tokens, "group": group})
+        order = np.random.default_rng(self.seed + 7).permutation(len(rows))
+        return [rows[i] for i in order]
+
+
+WORKLOADS = {
+    "W1": Workload(seed=1, groups=8, readers=32, prefix=1024, own=64, output=(32, 32)),
+    "W2": Workload(seed=2, groups=64, readers=4, prefix=512, own=64, output=(16, 16)),
+    "W3": Workload(seed=3, groups=16, readers=8, prefix=512, own=48, output=(4, 64), system=256),
+    "W4": Workload(seed=4, groups=64, readers=1, prefix=0, own=512, output=(32, 32)),
+    "W5": Workload(seed=6, groups=32, readers=8, prefix=2048, own=64, output=(16, 16)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(WORKLOADS)}; all where none is given")
+    options = parser.parse_args()
+    if unknown := [name for name in options.names if name not in WORKLOADS]:
+        parser.error(f"no workload {unknown[0]}; there are {', '.join(WORKLOADS)}")
+    options.directory.mkdir(parents=True, exist_ok=True)
+    for name in options.names or WORKLOADS:
+        path = options.directory / f"{name}.jsonl"
+        with path.open("w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in WORKLOADS[name].rows())
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

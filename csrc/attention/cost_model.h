@@ -1,0 +1,55 @@
+// What a plan believes about time, in nanoseconds of one core. Only ratios matter: they decide which segments are
+// shared and where items are split. Measured with benchmarks/bench_attention.py on a 2-core AVX-512 machine.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "attention/attention_batch.h"
+
+namespace batchllm {
+
+constexpr int32_t kKeyTile = 64;         // keys that a kernel takes at a time
+constexpr int32_t kMinSplitKeys = 256;   // shorter items cost more to merge than they balance
+constexpr int32_t kMaxPackedRows = 256;  // query heads x tokens of one item: what a core's L2 holds
+
+inline int32_t round_up(int32_t value, int32_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Query tokens of one item; at least one, however many heads share a KV head.
+inline int32_t max_tile_rows(int32_t group_size) { return std::max(1, kMaxPackedRows / group_size); }
+
+class CostModel {
+ public:
+    explicit CostModel(const AttentionShape& shape)
+        : group_size_(shape.group_size()), scale_(shape.head_dim / 128.0) {}
+
+    // One item, apart from its keys.
+    double item() const { return 500.0; }
+
+    // `num_rows` query tokens (at most one tile) against `num_keys` keys.
+    double tile(int32_t num_rows, int32_t num_keys) const {
+        const double packed_rows = static_cast<double>(num_rows) * group_size_;
+        return scale_ * num_keys * (kNsPerKey + kNsPerScore * packed_rows);
+    }
+
+    // Any number of query tokens against the same keys.
+    double rows(int32_t num_rows, int32_t num_keys) const {
+        const int32_t height = max_tile_rows(group_size_);
+        const int32_t num_full = num_rows / height;
+        return num_full * tile(height, num_keys) + (num_rows % height ? tile(num_rows % height, num_keys) : 0.0);
+    }
+
+    // Writing and merging one more partial state for each row.
+    double partial_states(int32_t num_rows) const { return scale_ * kNsPerPartial * num_rows * group_size_; }
+
+ private:
+    static constexpr double kNsPerKey = 25.0;      // load K and V of one key
+    static constexpr double kNsPerScore = 4.0;     // 2 * head_dim multiply-adds
+    static constexpr double kNsPerPartial = 60.0;
+
+    int32_t group_size_;
+    double scale_;
+};
+
+}  // namespace batchllm

@@ -1,0 +1,107 @@
+#include "attention/cpu/attention_cpu.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "attention/bf16.h"
+#include "attention/cpu/cpu_isa.h"
+#include "attention/merge.h"
+
+namespace batchllm {
+namespace {
+
+// Memory that a thread keeps from call to call: attention runs once per layer, and fresh pages cost more than they
+// hold. What it contains is never read before it is written.
+class Workspace {
+ public:
+    float* at_least(int64_t num_floats) {
+        if (num_floats > size_) {
+            memory_.reset();
+            const size_t bytes = (num_floats * sizeof(float) + 63) / 64 * 64;
+            memory_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+            if (!memory_) throw std::bad_alloc();
+            size_ = num_floats;
+        }
+        return memory_.get();
+    }
+
+ private:
+    struct Free {
+        void operator()(float* memory) const { std::free(memory); }
+    };
+    std::unique_ptr<float, Free> memory_;
+    int64_t size_ = 0;
+};
+
+thread_local Workspace partial_states;  // of the calling thread
+thread_local Workspace kernel_scratch;  // of each OpenMP thread
+
+template <typename T>
+void merge_row(const KernelArgs& args, const MergeRow& row, T* out, float* memory) {
+    const OutputTensor& to = args.params.out;
+    const LseTensor& lse = args.params.lse;
+    for (int32_t head = 0; head < args.num_qo_heads; ++head) {
+        StateMerger merger(memory, args.head_dim);
+        for (int64_t slot = row.slot_begin; slot < row.slot_end; ++slot) {
+            const int64_t state = slot * args.num_qo_heads + head;
+            merger.add(args.partial_out + state * args.head_dim, args.partial_lse[state]);
+        }
+        if (args.params.sinks != nullptr) merger.add_sink(args.params.sinks[head]);
+        merger.write(out + row.token * to.token_stride + head * to.head_stride);
+        lse.data[row.token * lse.token_stride + head * lse.head_stride] = merger.lse();
+    }
+}
+
+void merge_row(const KernelArgs& args, const MergeRow& row, float* memory) {
+    if (args.params.out.dtype == DType::kFloat32) {
+        merge_row(args, row, static_cast<float*>(args.params.out.data), memory);
+    } else {
+        merge_row(args, row, static_cast<Bf16*>(args.params.out.data), memory);
+    }
+}
+
+}  // namespace
+
+void run_attention_cpu(const AttentionPlan& plan, const AttentionParams& params, int32_t num_threads) {
+    const Kernel& kernel = selected_kernel();
+    const AttentionShape& shape = plan.shape();
+    const int64_t num_states = int64_t{plan.num_slots()} * shape.num_qo_heads;
+    float* partial = partial_states.at_least(num_states * (shape.head_dim + 1));
+    const KernelArgs args{
+        .rows = plan.rows().data(),
+        .pieces = plan.pieces().data(),
+        .page_ids = plan.page_ids().data(),
+        .group_size = shape.group_size(),
+        .head_dim = shape.head_dim,
+        .page_size = shape.page_size,
+        .num_qo_heads = shape.num_qo_heads,
+        .params = params,
+        .partial_out = partial,
+        .partial_lse = partial + num_states * shape.head_dim,
+    };
+    const int64_t scratch_size = std::max<int64_t>(
+        kernel.scratch_size(plan.max_item_rows() * shape.group_size(), shape.head_dim), shape.head_dim);
+    const std::span<const WorkItem> items = plan.items();
+    const std::span<const MergeRow> merge_rows = plan.merge_rows();
+    const int64_t num_tasks = static_cast<int64_t>(items.size()) * shape.num_kv_heads;
+    const int64_t num_merges = static_cast<int64_t>(merge_rows.size());
+    num_threads = static_cast<int32_t>(std::min<int64_t>(num_threads, std::max<int64_t>({num_tasks, num_merges, 1})));
+
+#pragma omp parallel num_threads(num_threads)
+    {
+        float* scratch = kernel_scratch.at_least(scratch_size);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < num_tasks; ++task) {
+            const WorkItem& item = items[task / shape.num_kv_heads];
+            kernel.attend(args, item, static_cast<int32_t>(task % shape.num_kv_heads), scratch);
+        }
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < num_merges; ++i) merge_row(args, merge_rows[i], scratch);
+    }
+}
+
+}  // namespace batchllm

@@ -1,0 +1,11 @@
+// The reference: attention from the batch arrays in float64, in plain loops, without a plan.
+#pragma once
+
+#include "attention/attention_batch.h"
+#include "attention/attention_params.h"
+
+namespace batchllm {
+
+void attention_ref(const AttentionBatch& batch, const AttentionShape& shape, const AttentionParams& params);
+
+}  // namespace batchllm

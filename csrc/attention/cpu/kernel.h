@@ -1,0 +1,40 @@
+// The seam between the plan and the kernels: one kernel per instruction set, all from the same source
+// (attention_kernel.inc), each in its own translation unit with its own compiler flags.
+//
+// Only plain structs may be included here: an inline function compiled with wide instructions in one unit could be
+// the copy that the linker keeps for all of them.
+#pragma once
+
+#include "attention/attention_params.h"
+#include "attention/work_item.h"
+
+namespace batchllm {
+
+struct KernelArgs {
+    const WorkRow* rows;
+    const KvPiece* pieces;
+    const int32_t* page_ids;
+    int32_t group_size;  // query heads of one KV head
+    int32_t head_dim;
+    int32_t page_size;
+    int32_t num_qo_heads;
+    AttentionParams params;
+    float* partial_out;  // [num_slots, num_qo_heads, head_dim]
+    float* partial_lse;  // [num_slots, num_qo_heads]
+};
+
+struct Kernel {
+    const char* name;
+    // Floats of 64-byte aligned scratch memory that one thread needs for items of at most `num_rows` packed rows.
+    int64_t (*scratch_size)(int32_t num_rows, int32_t head_dim);
+    // One item for one KV head: reads q, k_pages and v_pages; writes out and lse, or partial_out and partial_lse.
+    void (*attend)(const KernelArgs& args, const WorkItem& item, int32_t kv_head, float* scratch);
+};
+
+extern const Kernel kBaseKernel;    // any machine
+#ifdef BATCHLLM_X86_KERNELS
+extern const Kernel kAvx2Kernel;    // AVX2, FMA
+extern const Kernel kAvx512Kernel;  // AVX-512 F, BW, DQ, VL
+#endif
+
+}  // namespace batchllm

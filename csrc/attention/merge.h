@@ -1,0 +1,61 @@
+// Merging attention states of the same rows over disjoint sets of keys, in the order in which they come.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+
+#include "attention/attention_state.h"
+#include "attention/bf16.h"
+
+namespace batchllm {
+
+// The running merge of one row and head. It starts as the empty state.
+class StateMerger {
+ public:
+    // `out` is memory for head_dim floats.
+    StateMerger(float* out, int64_t head_dim) : out_(out), head_dim_(head_dim) { std::fill_n(out, head_dim, 0.0f); }
+
+    template <typename T>
+    void add(const T* out, float lse) {
+        const MergeWeights weights = merge_weights(lse_, lse);
+        lse_ = weights.lse;
+        for (int64_t d = 0; d < head_dim_; ++d) out_[d] = merge_value(weights, out_[d], to_float(out[d]));
+    }
+
+    // One more key of this score, with v = 0.
+    void add_sink(float score) {
+        const MergeWeights weights = merge_weights(lse_, score);
+        lse_ = weights.lse;
+        for (int64_t d = 0; d < head_dim_; ++d) out_[d] = merge_value(weights, out_[d], 0.0f);
+    }
+
+    template <typename T>
+    void write(T* out) const {
+        for (int64_t d = 0; d < head_dim_; ++d) out[d] = from_float<T>(out_[d]);
+    }
+
+    float lse() const { return lse_; }
+
+ private:
+    float* out_;
+    int64_t head_dim_;
+    float lse_ = -INFINITY;
+};
+
+// States that come from elsewhere. Strides count elements; head_dim is contiguous.
+template <typename T>
+struct StatesView {
+    T* out;  // [num_tokens, num_states, num_heads, head_dim]
+    int64_t out_strides[3];
+    std::conditional_t<std::is_const_v<T>, const float, float>* lse;  // [num_tokens, num_states, num_heads]
+    int64_t lse_strides[3];
+    int64_t num_states;
+};
+
+// Merges the states of all inputs into `merged`, which has one state.
+template <typename T>
+void merge_states(std::span<const StatesView<const T>> inputs, const StatesView<T>& merged, int64_t num_tokens,
+                  int64_t num_heads, int64_t head_dim, LseBase base);
+
+}  // namespace batchllm

@@ -1,0 +1,284 @@
+// PrefixTrie, choose_segments, Segments, BatchPlanner and TokenBatch for Python. Arrays come in as contiguous NumPy
+// vectors without a copy, and go out as read-only views that keep their owner alive.
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <functional>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "bindings/bindings.h"
+#include "planner/batch_planner.h"
+#include "planner/choose_segments.h"
+#include "planner/prefix_trie.h"
+#include "planner/prompts.h"
+#include "planner/segments.h"
+
+namespace py = pybind11;
+
+namespace batchllm {
+
+namespace {
+
+using Unlocked = py::call_guard<py::gil_scoped_release>;
+
+std::string python_repr(const py::handle& object) {
+    return py::repr(object).cast<std::string>();
+}
+
+template <typename T>
+std::span<const T> vector_view(const py::handle& object, const std::string& name) {
+    const std::string expected = python_repr(py::dtype::of<T>());
+    if (!py::isinstance<py::array>(object)) {
+        throw py::type_error(name + ": expected a NumPy array of " + expected + ", got " +
+                             python_repr(py::type::of(object)));
+    }
+    const auto array = py::reinterpret_borrow<py::array>(object);
+    if (!array.dtype().equal(py::dtype::of<T>())) {
+        throw py::type_error(name + ": expected " + expected + ", got " + python_repr(array.dtype()));
+    }
+    if (array.ndim() != 1) {
+        throw py::value_error(name + ": expected 1 dimension, got " + std::to_string(array.ndim()));
+    }
+    if (array.size() > 1 && array.strides(0) != static_cast<py::ssize_t>(sizeof(T))) {
+        throw py::value_error(name + ": expected contiguous memory, got a stride of " +
+                              std::to_string(array.strides(0)) + " bytes for items of " + std::to_string(sizeof(T)));
+    }
+    return {static_cast<const T*>(array.data()), static_cast<size_t>(array.size())};
+}
+
+template <typename T>
+std::vector<T> vector_copy(const py::handle& object, const std::string& name) {
+    const auto view = vector_view<T>(object, name);
+    return {view.begin(), view.end()};
+}
+
+template <typename T>
+py::array readonly_view(const std::vector<T>& values, const py::handle& owner) {
+    py::array view(py::dtype::of<T>(), {values.size()}, {sizeof(T)}, values.data(), owner);
+    view.attr("flags").attr("writeable") = false;
+    return view;
+}
+
+// A property that returns a vector member, or what a const method returns by reference, as a view.
+template <typename Class, typename Getter, typename... Options>
+void def_array(py::class_<Class, Options...>& cls, const char* name, Getter getter, const char* doc = "") {
+    cls.def_property_readonly(
+        name,
+        [getter](const py::object& self) {
+            return readonly_view(std::invoke(getter, self.cast<const Class&>()), self);
+        },
+        doc);
+}
+
+Prompts prompts_view(const py::handle& tokens, const py::handle& indptr, int32_t drop_last) {
+    return Prompts(vector_view<TokenId>(tokens, "tokens"), vector_view<int64_t>(indptr, "indptr"), drop_last);
+}
+
+void bind_prefix_trie(py::module_& module) {
+    py::class_<PrefixTrie> trie(module, "PrefixTrie",
+                                "Every prefix that two prompts share, exact to the token. Nodes are numbered in "
+                                "preorder; the readers of a node are one range of ranks.");
+    trie.def(py::init([](const py::object& tokens, const py::object& indptr, int32_t drop_last, int num_threads) {
+                 const Prompts prompts = prompts_view(tokens, indptr, drop_last);
+                 const py::gil_scoped_release unlocked;
+                 return std::make_unique<PrefixTrie>(prompts, num_threads);
+             }),
+             py::arg("tokens"), py::arg("indptr"), py::kw_only(), py::arg("drop_last") = 0, py::arg("num_threads") = 0,
+             py::keep_alive<1, 2>(), py::keep_alive<1, 3>(),
+             "Rows are tokens[indptr[i] : max(indptr[i], indptr[i + 1] - drop_last)]. num_threads 0: one a core.");
+    trie.def_property_readonly("num_requests", &PrefixTrie::num_requests);
+    trie.def_property_readonly("num_nodes", &PrefixTrie::num_nodes);
+    trie.def_property_readonly("num_tokens", &PrefixTrie::num_tokens, "Distinct prefixes, tails included.");
+    def_array(trie, "order", &PrefixTrie::order, "rank -> request id, depth-first");
+    def_array(trie, "parent", &PrefixTrie::parent, "-1 at the root, node 0");
+    def_array(trie, "token_begin", &PrefixTrie::token_begin, "first position of a node's tokens");
+    def_array(trie, "token_end", &PrefixTrie::token_end);
+    def_array(trie, "request_begin", &PrefixTrie::request_begin, "first rank of a node's readers");
+    def_array(trie, "request_end", &PrefixTrie::request_end);
+    trie.def("audit", &PrefixTrie::audit, Unlocked(), "Recomputes everything; RuntimeError on a mismatch.");
+    trie.def("__str__", [](const PrefixTrie& self) { return self.to_string(); });
+}
+
+Segments choose_segments_by_name(const PrefixTrie& trie, std::optional<int> levels, const std::string& method,
+                                 double reader_cost) {
+    if (levels.has_value() && *levels != 0 && *levels != 1) {
+        throw py::value_error("levels: expected None (any depth), 1 or 0, got " + std::to_string(*levels));
+    }
+    if (method == "paper") {
+        if (levels.has_value() && *levels != 1) {
+            throw py::value_error("levels: method \"paper\" has a single level; expected None or 1, got " +
+                                  std::to_string(*levels));
+        }
+        if (reader_cost != 0.0) {
+            throw py::value_error("reader_cost: method \"paper\" knows none; expected 0, got " +
+                                  std::to_string(reader_cost));
+        }
+        const py::gil_scoped_release unlocked;
+        return choose_segments_paper(trie);
+    }
+    if (method != "exact") {
+        throw py::value_error("method: expected \"exact\" or \"paper\", got \"" + method + "\"");
+    }
+    const auto choice = !levels.has_value() ? SharingLevels::kAny
+                        : *levels == 1      ? SharingLevels::kSingle
+                                            : SharingLevels::kNone;
+    const py::gil_scoped_release unlocked;
+    return choose_segments(trie, choice, reader_cost);
+}
+
+void bind_segments(py::module_& module) {
+    py::class_<Segments> segments(module, "Segments",
+                                  "Shared runs of prompt tokens. A request reads the chain from a top segment down "
+                                  "to request_segment[request].");
+    segments.def(
+        py::init([](const py::object& parent, const py::object& token_begin, const py::object& token_end,
+                    const py::object& owner_request, const py::object& request_segment, int64_t prompt_tokens) {
+            return std::make_unique<Segments>(
+                vector_copy<SegmentId>(parent, "parent"), vector_copy<int32_t>(token_begin, "token_begin"),
+                vector_copy<int32_t>(token_end, "token_end"), vector_copy<RequestId>(owner_request, "owner_request"),
+                vector_copy<SegmentId>(request_segment, "request_segment"), prompt_tokens);
+        }),
+        py::arg("parent"), py::arg("token_begin"), py::arg("token_end"), py::arg("owner_request"),
+        py::arg("request_segment"), py::kw_only(), py::arg("prompt_tokens") = 0);
+    segments.def_property_readonly("num_segments", &Segments::num_segments);
+    segments.def_property_readonly("num_requests", &Segments::num_requests);
+    segments.def_property_readonly("saved_tokens", &Segments::saved_tokens,
+                                   "Prompt tokens not computed, against no sharing.");
+    segments.def_property_readonly("prompt_tokens", &Segments::prompt_tokens);
+    def_array(segments, "parent", &Segments::parent, "-1 at the top; parents precede children");
+    def_array(segments, "token_begin", &Segments::token_begin);
+    def_array(segments, "token_end", &Segments::token_end);
+    def_array(segments, "owner_request", &Segments::owner_request, "a request whose prompt holds the tokens");
+    def_array(segments, "num_readers", &Segments::num_readers);
+    def_array(segments, "request_segment", &Segments::request_segment, "deepest segment of a request, or -1");
+    segments.def("__str__", &Segments::to_string);
+
+    module.def("choose_segments", &choose_segments_by_name, py::arg("trie"), py::arg("levels") = py::none(),
+               py::kw_only(), py::arg("method") = "exact", py::arg("reader_cost") = 0.0,
+               "The nodes to share: levels None any depth, 1 a single level, 0 none. Maximises prompt tokens not "
+               "computed less reader_cost a segment and reader; method \"paper\" is the paper's own pass.");
+}
+
+void bind_token_batch(py::module_& module) {
+    py::class_<TokenBatch> batch(module, "TokenBatch", "What one forward pass computes; decodes come first.");
+    batch.def_property_readonly("num_tokens", &TokenBatch::num_tokens);
+    batch.def_property_readonly("num_spans", &TokenBatch::num_spans);
+    batch.def_readonly("num_decode_tokens", &TokenBatch::num_decode_tokens);
+    batch.def_property_readonly("num_prefill_tokens", &TokenBatch::num_prefill_tokens);
+    def_array(batch, "token_ids", &TokenBatch::token_ids, "[num_tokens]");
+    def_array(batch, "positions", &TokenBatch::positions, "[num_tokens]");
+    def_array(batch, "slots", &TokenBatch::slots, "[num_tokens] page_id * page_size + offset of the row's K/V");
+    def_array(batch, "logit_rows", &TokenBatch::logit_rows, "rows whose logits are sampled");
+    def_array(batch, "logit_request_ids", &TokenBatch::logit_request_ids);
+    def_array(batch, "span_indptr", &TokenBatch::span_indptr);
+    def_array(batch, "span_begin", &TokenBatch::span_begin, "position of a span's first row");
+    def_array(batch, "link_indptr", &TokenBatch::link_indptr);
+    def_array(batch, "link_segment", &TokenBatch::link_segment, "segments a span reads, its own last");
+    def_array(batch, "segment_page_indptr", &TokenBatch::segment_page_indptr);
+    def_array(batch, "segment_page_ids", &TokenBatch::segment_page_ids);
+    def_array(batch, "segment_begin", &TokenBatch::segment_begin);
+    def_array(batch, "segment_num_tokens", &TokenBatch::segment_num_tokens);
+    batch.def("__str__", [](const TokenBatch& self) {
+        return "TokenBatch: " + std::to_string(self.num_decode_tokens) + " decode and " +
+               std::to_string(self.num_prefill_tokens()) + " prefill tokens in " + std::to_string(self.num_spans()) +
+               " spans over " + std::to_string(self.num_segments()) + " segments";
+    });
+}
+
+py::dict stats_dict(const BatchPlanner& planner) {
+    const PlannerStats stats = planner.stats();
+    py::dict dict;
+    dict["num_requests"] = stats.num_requests;
+    dict["prompt_tokens"] = stats.prompt_tokens;
+    dict["computed_prompt_tokens"] = stats.computed_prompt_tokens;
+    dict["recomputed_tokens"] = stats.recomputed_tokens;
+    dict["output_tokens"] = stats.output_tokens;
+    dict["steps"] = stats.steps;
+    dict["preemptions"] = stats.preemptions;
+    dict["num_pages"] = stats.num_pages;
+    dict["used_pages"] = stats.used_pages;
+    dict["peak_pages"] = stats.peak_pages;
+    dict["running"] = stats.running;
+    dict["waiting"] = stats.waiting;
+    dict["finished"] = stats.finished;
+    return dict;
+}
+
+py::array_t<RequestId> commit(BatchPlanner& planner, const py::object& sampled, const py::object& finished) {
+    const auto sampled_view = vector_view<TokenId>(sampled, "sampled");
+    std::vector<uint8_t> finished_mask;
+    if (!finished.is_none()) {
+        const auto view = vector_view<bool>(finished, "finished");
+        if (view.size() != sampled_view.size()) {
+            throw py::value_error("finished: expected " + std::to_string(sampled_view.size()) +
+                                  " entries, as sampled has, got " + std::to_string(view.size()));
+        }
+        finished_mask.assign(view.begin(), view.end());
+    }
+    const std::vector<RequestId> done = planner.commit(sampled_view, finished_mask);
+    return py::array_t<RequestId>(static_cast<py::ssize_t>(done.size()), done.data());
+}
+
+void bind_batch_planner(py::module_& module) {
+    py::class_<BatchPlanner> planner(module, "BatchPlanner",
+                                     "Turns a job into token batches: next_batch(), run the model, commit(), until "
+                                     "next_batch() returns None.");
+    planner.def(
+        py::init([](const py::object& tokens, const py::object& indptr, const Segments& segments,
+                    const py::object& max_output_tokens, int32_t num_pages, int32_t page_size, int32_t max_batch_tokens,
+                    const py::object& expected_output_tokens) {
+            const Prompts prompts = prompts_view(tokens, indptr, 0);
+            auto max_output = vector_copy<int32_t>(max_output_tokens, "max_output_tokens");
+            std::vector<int32_t> expected_output;
+            if (!expected_output_tokens.is_none()) {
+                expected_output = vector_copy<int32_t>(expected_output_tokens, "expected_output_tokens");
+                if (expected_output.size() != max_output.size()) {
+                    throw py::value_error("expected_output_tokens: expected " + std::to_string(max_output.size()) +
+                                          " entries, as max_output_tokens has, got " +
+                                          std::to_string(expected_output.size()));
+                }
+            }
+            const py::gil_scoped_release unlocked;
+            return std::make_unique<BatchPlanner>(prompts, segments, std::move(max_output), std::move(expected_output),
+                                                  PlannerOptions{num_pages, page_size, max_batch_tokens});
+        }),
+        py::arg("tokens"), py::arg("indptr"), py::arg("segments"), py::kw_only(), py::arg("max_output_tokens"),
+        py::arg("num_pages"), py::arg("page_size") = 16, py::arg("max_batch_tokens") = 1024,
+        py::arg("expected_output_tokens") = py::none(), py::keep_alive<1, 2>(), py::keep_alive<1, 3>());
+    planner.def_property_readonly("refused", &BatchPlanner::refused, "Requests that can never fit, and why.");
+    planner.def("next_batch", &BatchPlanner::next_batch, Unlocked(), "None once every request is answered.");
+    planner.def("commit", &commit, py::arg("sampled"), py::arg("finished") = py::none(),
+                "Continues logit_request_ids by the sampled tokens; returns the requests that finished.");
+    planner.def(
+        "output_tokens",
+        [](const BatchPlanner& self, RequestId request) {
+            if (request < 0 || request >= self.num_requests()) {
+                throw py::index_error("request_id: expected 0 to " + std::to_string(self.num_requests() - 1) +
+                                      ", got " + std::to_string(request));
+            }
+            const std::vector<TokenId>& output = self.output_tokens(request);  // copied: it may still grow
+            return py::array_t<TokenId>(static_cast<py::ssize_t>(output.size()), output.data());
+        },
+        py::arg("request_id"));
+    def_array(planner, "order", &BatchPlanner::order, "request ids in plan order");
+    def_array(planner, "num_cached_tokens", &BatchPlanner::num_cached_tokens,
+              "prompt tokens that others computed for a request");
+    planner.def_property_readonly("stats", &stats_dict);
+    planner.def("audit", &BatchPlanner::audit, Unlocked(), "Recomputes every counter; RuntimeError on a mismatch.");
+}
+
+}  // namespace
+
+void bind_planner(py::module_& module) {
+    bind_prefix_trie(module);
+    bind_segments(module);
+    bind_token_batch(module);
+    bind_batch_planner(module);
+}
+
+}  // namespace batchllm

@@ -1,0 +1,51 @@
+// The DLPack structs (version 1.0 and the unversioned ones before it), as far as a consumer needs them.
+#pragma once
+
+#include <cstdint>
+
+namespace batchllm::dlpack {
+
+constexpr int32_t kCpu = 1;
+constexpr uint64_t kReadOnlyFlag = 1;
+
+enum TypeCode : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4 };
+
+struct DLDevice {
+    int32_t device_type;
+    int32_t device_id;
+};
+
+struct DLDataType {
+    uint8_t code;
+    uint8_t bits;
+    uint16_t lanes;
+};
+
+struct DLTensor {
+    void* data;
+    DLDevice device;
+    int32_t ndim;
+    DLDataType dtype;
+    int64_t* shape;
+    int64_t* strides;  // in elements; null: contiguous
+    uint64_t byte_offset;
+};
+
+struct DLManagedTensor {  // capsule "dltensor"
+    DLTensor dl_tensor;
+    void* manager_ctx;
+    void (*deleter)(DLManagedTensor* self);
+};
+
+struct DLManagedTensorVersioned {  // capsule "dltensor_versioned"
+    struct {
+        uint32_t major;
+        uint32_t minor;
+    } version;
+    void* manager_ctx;
+    void (*deleter)(DLManagedTensorVersioned* self);
+    uint64_t flags;
+    DLTensor dl_tensor;
+};
+
+}  // namespace batchllm::dlpack

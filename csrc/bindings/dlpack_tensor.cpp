@@ -1,0 +1,239 @@
+#include "bindings/dlpack_tensor.h"
+
+#include <cstring>
+
+#include "bindings/dlpack.h"
+
+namespace py = pybind11;
+
+namespace batchllm {
+namespace {
+
+std::string to_text(int64_t value) { return std::to_string(value); }
+
+ElementType element_type(dlpack::DLDataType type) {
+    if (type.lanes != 1) return ElementType::kOther;
+    const auto is = [type](uint8_t code, uint8_t bits) { return type.code == code && type.bits == bits; };
+    if (is(dlpack::kFloat, 32)) return ElementType::kFloat32;
+    if (is(dlpack::kBFloat, 16)) return ElementType::kBFloat16;
+    if (is(dlpack::kUInt, 16)) return ElementType::kUInt16;
+    if (is(dlpack::kInt, 32)) return ElementType::kInt32;
+    if (is(dlpack::kInt, 64)) return ElementType::kInt64;
+    return ElementType::kOther;
+}
+
+std::string type_text(dlpack::DLDataType type) {
+    const char* const names[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
+    std::string text = type.code < std::size(names) ? names[type.code] : "DLPack type code " + to_text(type.code) + ":";
+    text += to_text(type.bits);
+    return text;
+}
+
+// Native formats of the struct module.
+ElementType element_type(const char* format, int64_t bytes) {
+    if (*format == '@' || *format == '=' || *format == '<') ++format;  // the machines we build for are little endian
+    if (std::strlen(format) != 1) return ElementType::kOther;
+    const bool is_signed = std::strchr("bhilq", *format) != nullptr;
+    if (*format == 'f') return ElementType::kFloat32;
+    if (*format == 'H') return ElementType::kUInt16;
+    if (is_signed && bytes == 4) return ElementType::kInt32;
+    if (is_signed && bytes == 8) return ElementType::kInt64;
+    return ElementType::kOther;
+}
+
+}  // namespace
+
+const char* element_type_name(ElementType type) {
+    switch (type) {
+        case ElementType::kFloat32: return "float32";
+        case ElementType::kBFloat16: return "bfloat16";
+        case ElementType::kUInt16: return "uint16";
+        case ElementType::kInt32: return "int32";
+        case ElementType::kInt64: return "int64";
+        default: return "other";
+    }
+}
+
+void Tensor::fail(const std::string& message) const { throw py::value_error(std::string(name_) + ": " + message); }
+
+Tensor::Tensor(const char* name, py::handle object) : name_(name) {
+    if (PyObject_CheckBuffer(object.ptr())) {
+        take_buffer(object);
+    } else {
+        take_dlpack(object);
+    }
+    if (type_ != ElementType::kOther && reinterpret_cast<uintptr_t>(data_) % element_bytes_ != 0) {
+        fail("expected memory aligned to its " + to_text(element_bytes_) + "-byte elements");
+    }
+}
+
+void Tensor::take_buffer(py::handle object) {
+    Py_buffer& buffer = buffer_.view;
+    if (PyObject_GetBuffer(object.ptr(), &buffer, PyBUF_STRIDES | PyBUF_FORMAT) != 0) {
+        py::error_already_set error;
+        fail(std::string("its buffer cannot be read: ") + error.what());
+    }
+    check_num_dims(buffer.ndim);
+    data_ = buffer.buf;
+    element_bytes_ = buffer.itemsize;
+    read_only_ = buffer.readonly;
+    type_ = element_type(buffer.format, buffer.itemsize);
+    if (type_ == ElementType::kOther) type_text_ = std::string("format '") + buffer.format + "'";
+    for (int dim = 0; dim < num_dims_; ++dim) {
+        if (buffer.strides[dim] % element_bytes_ != 0) fail("expected strides of whole elements");
+        shape_[dim] = buffer.shape[dim];
+        strides_[dim] = buffer.strides[dim] / element_bytes_;
+    }
+}
+
+void Tensor::check_num_dims(int64_t num_dims) {
+    if (num_dims > kMaxDims) fail("expected at most " + to_text(kMaxDims) + " dimensions, got " + to_text(num_dims));
+    num_dims_ = static_cast<int>(num_dims);
+}
+
+// Takes a capsule's tensor over: whoever renames the capsule has to call the deleter.
+template <typename Managed>
+Managed* Tensor::take_managed(py::handle capsule, const char* capsule_name) {
+    auto* managed = static_cast<Managed*>(PyCapsule_GetPointer(capsule.ptr(), capsule_name));
+    const bool is_versioned = std::is_same_v<Managed, dlpack::DLManagedTensorVersioned>;
+    PyCapsule_SetName(capsule.ptr(), is_versioned ? "used_dltensor_versioned" : "used_dltensor");
+    managed_ = {managed, [](void* self) {
+                    auto* tensor = static_cast<Managed*>(self);
+                    if (tensor->deleter != nullptr) tensor->deleter(tensor);
+                }};
+    return managed;
+}
+
+void Tensor::take_dlpack(py::handle object) {
+    if (!py::hasattr(object, "__dlpack__")) {
+        fail("expected a NumPy array or a tensor with __dlpack__, got " +
+             std::string(py::str(py::type::handle_of(object).attr("__name__"))));
+    }
+    py::object capsule;
+    try {
+        const py::object export_tensor = object.attr("__dlpack__");
+        try {
+            capsule = export_tensor(py::arg("max_version") = py::make_tuple(1, 0));
+        } catch (py::error_already_set& error) {
+            if (!error.matches(PyExc_TypeError)) throw;
+            capsule = export_tensor();  // a producer that does not know versions
+        }
+    } catch (py::error_already_set& error) {
+        fail(std::string("its library does not export it: ") + error.what());
+    }
+
+    const dlpack::DLTensor* tensor = nullptr;
+    if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
+        auto* managed = take_managed<dlpack::DLManagedTensorVersioned>(capsule, "dltensor_versioned");
+        if (managed->version.major != 1) fail("expected DLPack 1.x, got " + to_text(managed->version.major) + ".x");
+        read_only_ = (managed->flags & dlpack::kReadOnlyFlag) != 0;
+        tensor = &managed->dl_tensor;
+    } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
+        tensor = &take_managed<dlpack::DLManagedTensor>(capsule, "dltensor")->dl_tensor;
+    } else {
+        fail("its __dlpack__ returned no DLPack capsule");
+    }
+    if (tensor->device.device_type != dlpack::kCpu) {
+        fail("expected a CPU tensor, got one on DLPack device type " + to_text(tensor->device.device_type));
+    }
+    check_num_dims(tensor->ndim);
+    data_ = static_cast<char*>(tensor->data) + tensor->byte_offset;
+    type_ = element_type(tensor->dtype);
+    if (type_ == ElementType::kOther) type_text_ = type_text(tensor->dtype);
+    element_bytes_ = (tensor->dtype.bits * tensor->dtype.lanes + 7) / 8;
+    int64_t contiguous = 1;
+    for (int dim = num_dims_ - 1; dim >= 0; --dim) {
+        shape_[dim] = tensor->shape[dim];
+        strides_[dim] = tensor->strides != nullptr ? tensor->strides[dim] : contiguous;
+        contiguous *= shape_[dim];
+    }
+}
+
+void Tensor::reinterpret_uint16_as_bfloat16() {
+    if (type_ == ElementType::kUInt16) type_ = ElementType::kBFloat16;
+}
+
+void Tensor::expect_type(std::initializer_list<ElementType> types) const {
+    std::string names;
+    for (ElementType type : types) {
+        if (type == type_) return;
+        if (!names.empty()) names += " or ";
+        names += element_type_name(type);
+    }
+    const std::string got = type_ == ElementType::kOther ? type_text_ : element_type_name(type_);
+    fail("expected " + names + ", got " + got);
+}
+
+void Tensor::expect_writable() const {
+    if (read_only_) fail("expected a writable tensor, got a read-only one");
+    for (int dim = 0; dim < num_dims_; ++dim) {
+        if (shape_[dim] > 1 && strides_[dim] == 0) fail("expected its own memory for every element, got stride 0");
+    }
+}
+
+void Tensor::expect_unit_last_stride() const {
+    const int last = num_dims_ - 1;
+    if (shape_[last] > 1 && strides_[last] != 1) {
+        fail("expected stride 1 in its last dimension, got " + to_text(strides_[last]));
+    }
+}
+
+void check_shape(const Tensor& tensor, std::initializer_list<Dim*> dims) {
+    const auto fail = [&tensor](const std::string& message) {
+        throw py::value_error(std::string(tensor.name()) + ": " + message);
+    };
+    if (tensor.num_dims() != static_cast<int>(dims.size())) {
+        std::string names;
+        for (const Dim* dim : dims) {
+            if (!names.empty()) names += ", ";
+            names += dim->name;
+        }
+        fail("expected " + to_text(static_cast<int64_t>(dims.size())) + " dimensions [" + names + "], got " +
+             to_text(tensor.num_dims()));
+    }
+    int index = 0;
+    for (Dim* dim : dims) {
+        const int64_t size = tensor.size(index++);
+        if (dim->size < 0) {
+            dim->set(size, tensor.name());
+        } else if (dim->size != size) {
+            fail(std::string(dim->name) + " is " + to_text(size) + ", but " + dim->set_by + " has " +
+                 to_text(dim->size));
+        }
+    }
+}
+
+namespace {
+
+template <typename T>
+std::span<const T> index_array(const Tensor& tensor, ElementType type) {
+    tensor.expect_type({type});
+    if (tensor.num_dims() != 1) {
+        throw py::value_error(std::string(tensor.name()) + ": expected 1 dimension, got " + to_text(tensor.num_dims()));
+    }
+    tensor.expect_unit_last_stride();
+    return {static_cast<const T*>(tensor.data()), static_cast<size_t>(tensor.size(0))};
+}
+
+}  // namespace
+
+std::span<const int32_t> int32_array(const Tensor& tensor) { return index_array<int32_t>(tensor, ElementType::kInt32); }
+std::span<const int64_t> int64_array(const Tensor& tensor) { return index_array<int64_t>(tensor, ElementType::kInt64); }
+
+py::object new_output(const char* name, py::handle q, NewType type, std::initializer_list<int64_t> shape) {
+    py::tuple size(shape.size());
+    size_t dim = 0;
+    for (int64_t extent : shape) size[dim++] = extent;
+
+    const std::string library = py::str(py::type::handle_of(q).attr("__module__"));
+    const bool is_torch = library == "torch" || library.starts_with("torch.");
+    const bool is_numpy = library == "numpy" || library.starts_with("numpy.");
+    if (!is_torch && !is_numpy) {
+        throw py::value_error(std::string(name) + ": expected a tensor to write to, since q is of " + library +
+                              ", for which none can be made; pass " + name + "=");
+    }
+    const py::module_ module = py::module_::import(is_torch ? "torch" : "numpy");
+    return module.attr("empty")(size, py::arg("dtype") = type == NewType::kLikeQ ? q.attr("dtype") : module.attr("float32"));
+}
+
+}  // namespace batchllm

@@ -1,0 +1,93 @@
+// Tensors of other libraries as views: the buffer protocol (NumPy, memoryview) or DLPack (torch, JAX, CuPy, ...).
+// Every check of a caller's tensor is here, and every message names the tensor, the dimension, expected and got.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <span>
+#include <string>
+
+namespace batchllm {
+
+enum class ElementType : uint8_t { kFloat32, kBFloat16, kUInt16, kInt32, kInt64, kOther };
+
+const char* element_type_name(ElementType type);
+
+// A view of somebody's memory, which it keeps alive.
+class Tensor {
+ public:
+    static constexpr int kMaxDims = 4;
+
+    // `name` is the argument's name in error messages; it must outlive the tensor. Throws if `object` is no CPU tensor
+    // of at most kMaxDims dimensions.
+    Tensor(const char* name, pybind11::handle object);
+    const char* name() const { return name_; }
+    void* data() const { return data_; }
+    int num_dims() const { return num_dims_; }
+    int64_t size(int dim) const { return shape_[dim]; }
+    int64_t stride(int dim) const { return strides_[dim]; }  // in elements
+    ElementType type() const { return type_; }
+    int64_t element_bytes() const { return element_bytes_; }
+    bool read_only() const { return read_only_; }
+
+    // NumPy has no bfloat16: its uint16 arrays are taken as such where the caller says so.
+    void reinterpret_uint16_as_bfloat16();
+
+    void expect_type(std::initializer_list<ElementType> types) const;
+    // Every element is its own memory, and may be written.
+    void expect_writable() const;
+    void expect_unit_last_stride() const;
+
+ private:
+    void take_buffer(pybind11::handle object);
+    void take_dlpack(pybind11::handle object);
+    template <typename Managed>
+    Managed* take_managed(pybind11::handle capsule, const char* capsule_name);
+    void check_num_dims(int64_t num_dims);
+    [[noreturn]] void fail(const std::string& message) const;
+
+    const char* name_;
+    void* data_ = nullptr;
+    int num_dims_ = 0;
+    int64_t shape_[kMaxDims] = {};
+    int64_t strides_[kMaxDims] = {};
+    ElementType type_ = ElementType::kOther;
+    int64_t element_bytes_ = 0;
+    bool read_only_ = false;
+    std::string type_text_;  // for messages, where type_ is kOther
+
+    // What keeps the memory alive: one of the two.
+    struct Buffer {
+        Py_buffer view = {};
+        ~Buffer() { PyBuffer_Release(&view); }
+    };
+    Buffer buffer_;
+    std::unique_ptr<void, void (*)(void*)> managed_{nullptr, nullptr};
+};
+
+// A dimension that several tensors share. The first tensor (or the caller) sets its size, the others must agree.
+struct Dim {
+    const char* name;
+    int64_t size = -1;
+    const char* set_by = nullptr;
+
+    void set(int64_t new_size, const char* by) {
+        size = new_size;
+        set_by = by;
+    }
+};
+
+void check_shape(const Tensor& tensor, std::initializer_list<Dim*> dims);
+
+// A one-dimensional, contiguous array of int32.
+std::span<const int32_t> int32_array(const Tensor& tensor);
+std::span<const int64_t> int64_array(const Tensor& tensor);
+
+// An uninitialised CPU tensor for the output `name`, of the library that q belongs to: NumPy or torch.
+enum class NewType : uint8_t { kLikeQ, kFloat32 };
+pybind11::object new_output(const char* name, pybind11::handle q, NewType type, std::initializer_list<int64_t> shape);
+
+}  // namespace batchllm

@@ -1,0 +1,161 @@
+// BatchPlanner::audit(): what must hold after every next_batch() and commit(), from first principles.
+#include <algorithm>
+#include <stdexcept>
+
+#include "planner/batch_planner.h"
+
+namespace batchllm {
+
+namespace {
+
+void expect(bool holds, const std::string& law) {
+    if (!holds) throw std::logic_error("BatchPlanner::audit: " + law);
+}
+
+}  // namespace
+
+void BatchPlanner::audit() const {
+    audit_pages();
+    audit_queues();
+    audit_counts();
+}
+
+// Every page a segment lists is its own, no page is listed twice, and what is stored fits.
+void BatchPlanner::audit_pages() const {
+    pages_.audit();
+    int64_t num_used = 0, num_pinned = 0;
+    std::vector<bool> listed(pages_.num_pages(), false);
+    for (SegmentId s = 0; s < static_cast<SegmentId>(segments_.size()); ++s) {
+        const StoredSegment& stored = segments_[s];
+        const std::string name = "segment " + std::to_string(s) + ": ";
+        for (const PageId page : stored.pages) {
+            expect(!listed[page] && pages_.owner(page) == s, name + "owns the pages it lists");
+            listed[page] = true;
+        }
+        const auto num_pages = static_cast<int64_t>(stored.pages.size());
+        num_used += num_pages;
+        expect(stored.batch_id == kNone, name + "has no number outside next_batch");
+        if (!is_shared(s)) continue;
+        num_pinned += num_pages;
+        expect(num_pages == 0 || num_pages == shared_pages(s), name + "is pinned at full size");
+        expect(num_pages == 0 || stored.num_stored <= shared_.num_tokens(s), name + "stores no more than it has");
+    }
+    expect(num_used == pages_.num_used(), "used pages are those that segments list");
+    expect(num_pinned == num_pinned_pages_, "pinned pages are those of shared segments");
+
+    int64_t largest_own = 0;
+    for (RequestId request = 0; request < num_requests(); ++request) {
+        const Status status = requests_[request].status;
+        const StoredSegment& own = segments_[own_segment(request)];
+        const std::string name = "request " + std::to_string(request) + ": ";
+        if (status != Status::kPrefill && status != Status::kDecode) {
+            expect(own.pages.empty(), name + "holds pages only while it runs");
+            if (status == Status::kPreempted) largest_own = std::max(largest_own, largest_own_pages(request));
+            continue;
+        }
+        largest_own = std::max(largest_own, largest_own_pages(request));
+        const auto num_pages = static_cast<int64_t>(own.pages.size());
+        expect(num_pages <= largest_own_pages(request), name + "grows no larger than planned");
+        const int64_t pending = num_tokens(request) - own.begin - own.num_stored;
+        if (status == Status::kPrefill) {
+            expect(pending >= 1, name + "is prefilled until nothing is pending");
+            expect(num_pages == pages_for(num_tokens(request) - own.begin), name + "holds its prompt's pages");
+        } else {
+            expect(pending == (in_flight_ ? 0 : 1), name + "has one token to decode");
+            expect(num_pages == pages_for(own.num_stored), name + "holds the pages of its tokens");
+        }
+    }
+    expect(num_pinned + largest_own <= pages_.num_pages(), "the oldest request can always finish");
+}
+
+// Running, preempted and waiting requests in plan order; the prefill queue root first.
+void BatchPlanner::audit_queues() const {
+    std::vector<int64_t> rank(num_requests(), -1);
+    for (size_t i = 0; i < order_.size(); ++i) {
+        expect(rank[order_[i]] < 0, "order names a request once");
+        rank[order_[i]] = static_cast<int64_t>(i);
+    }
+    for (RequestId request = 0; request < num_requests(); ++request) {
+        expect((rank[request] < 0) == (requests_[request].status == Status::kRefused), "order names all but refused");
+    }
+    for (size_t i = 0; i < order_.size(); ++i) {
+        const bool waits = requests_[order_[i]].status == Status::kWaiting;
+        expect(waits == (i >= next_in_order_), "requests start in order");
+    }
+    std::vector<RequestId> started = running_;
+    started.insert(started.end(), preempted_.rbegin(), preempted_.rend());
+    for (size_t i = 0; i < started.size(); ++i) {
+        const Status status = requests_[started[i]].status;
+        const bool runs = status == Status::kPrefill || status == Status::kDecode;
+        expect(i < running_.size() ? runs : status == Status::kPreempted, "queues hold what their name says");
+        expect(i == 0 || rank[started[i - 1]] < rank[started[i]], "preempted requests are the youngest");
+    }
+    const auto is_live = [](const Request& request) {
+        return request.status == Status::kPrefill || request.status == Status::kDecode ||
+               request.status == Status::kPreempted;
+    };
+    expect(std::count_if(requests_.begin(), requests_.end(), is_live) == static_cast<int64_t>(started.size()),
+           "every started, unfinished request runs or is preempted");
+
+    std::vector<bool> queued(segments_.size(), false);
+    for (size_t i = 0; i < prefill_queue_.size(); ++i) {
+        const SegmentId segment = prefill_queue_[i];
+        const StoredSegment& stored = segments_[segment];
+        expect(!queued[segment] && !stored.pages.empty(), "the prefill queue holds segments with pages, once");
+        queued[segment] = true;
+        if (i > 0) expect(stored.num_stored == 0, "only the front of the prefill queue is half computed");
+        expect(stored.begin + stored.num_stored < segment_end(segment), "the prefill queue has work");
+        if (is_shared(segment)) continue;
+        expect(i + 1 == prefill_queue_.size() && running_.back() == reader_of_own(segment) &&
+                   requests_[running_.back()].status == Status::kPrefill,
+               "the last to be prefilled is the youngest request");
+    }
+    for (const RequestId request : running_) {
+        if (requests_[request].status == Status::kPrefill) {
+            expect(queued[own_segment(request)], "a request in prefill is queued");
+        }
+    }
+    for (SegmentId s = 0; s < shared_.num_segments(); ++s) {
+        if (!is_pinned(s)) continue;
+        const bool complete = segments_[s].num_stored == shared_.num_tokens(s);
+        expect(complete != queued[s], "a pinned segment is complete or queued");
+    }
+}
+
+void BatchPlanner::audit_counts() const {
+    std::vector<int32_t> num_unfinished(shared_.num_segments(), 0);
+    std::vector<bool> has_started(shared_.num_segments(), false);
+    int64_t num_finished = 0, num_output_tokens = 0, num_cached = 0;
+    int64_t num_first_computed = 0, num_prompt_tokens_started = 0;
+    for (RequestId request = 0; request < num_requests(); ++request) {
+        const Request& state = requests_[request];
+        const bool finished = state.status == Status::kFinished;
+        const bool started = finished || (state.status != Status::kWaiting && state.status != Status::kRefused);
+        num_finished += finished;
+        num_output_tokens += static_cast<int64_t>(state.output.size());
+        num_cached += num_cached_tokens_[request];
+        expect(static_cast<int32_t>(state.output.size()) <= max_output_tokens_[request], "outputs keep their bound");
+        if (started) num_prompt_tokens_started += prompts_.prompt_length(request);
+        if (started) num_first_computed += prompts_.prompt_length(request) - shared_.covered_tokens(request);
+        for (SegmentId s = segments_[own_segment(request)].parent; s != kNone; s = segments_[s].parent) {
+            num_unfinished[s] += !finished;
+            if (started) has_started[s] = true;
+        }
+    }
+    for (SegmentId s = 0; s < shared_.num_segments(); ++s) {
+        const std::string name = "segment " + std::to_string(s) + ": ";
+        expect(num_unfinished[s] == num_unfinished_readers_[s], name + "counts its unfinished readers");
+        expect(is_pinned(s) == (has_started[s] && num_unfinished[s] > 0),
+               name + "is pinned from its first reader's start to its last reader's end");
+        if (has_started[s]) num_first_computed += shared_.num_tokens(s);
+    }
+    expect(num_cached == num_prompt_tokens_started - num_first_computed, "cached tokens are those not computed");
+    expect(num_finished == stats_.finished, "finished requests are counted");
+    expect(num_output_tokens == stats_.output_tokens, "output tokens are counted");
+    const PlannerStats counted = stats();
+    expect(
+        counted.running + counted.waiting + counted.finished + static_cast<int64_t>(refused_.size()) == num_requests(),
+        "every request runs, waits, is finished or refused");
+}
+
+}  // namespace batchllm

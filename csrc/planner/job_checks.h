@@ -1,0 +1,17 @@
+// What a caller may hand to BatchPlanner; everything after trusts it.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "planner/prompts.h"
+#include "planner/segments.h"
+
+namespace batchllm {
+
+// Throws std::invalid_argument that names the array, the index, what was expected and what was given. Compares every
+// prompt with the tokens of its chain: segments of another job would give wrong answers silently.
+void check_job(const Prompts& prompts, const Segments& segments, std::span<const int32_t> max_output_tokens,
+               std::span<const int32_t> expected_output_tokens);
+
+}  // namespace batchllm

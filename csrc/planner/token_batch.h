@@ -1,0 +1,48 @@
+// What one forward pass computes, as the int32 arrays that a model and an attention plan read.
+//
+//   spans     rows of one segment with consecutive positions: a decode token, or a prefill chunk
+//             span i = rows [span_indptr[i], span_indptr[i + 1]) at positions span_begin[i], span_begin[i] + 1, ...
+//   links     the chain of segments a span reads, root first, the span's own segment last
+//             span i reads link_segment[link_indptr[i] .. link_indptr[i + 1])
+//   segments  the batch's own numbering of those segments and the pages that hold their K/V
+//             segment s = positions [segment_begin[s], segment_begin[s] + segment_num_tokens[s]),
+//             in pages segment_page_ids[segment_page_indptr[s] .. segment_page_indptr[s + 1])
+//
+// All K/V of the batch is written (slots) before any row attends. A row at position p then sees, in every linked
+// segment, positions [segment_begin, min(segment_begin + segment_num_tokens, p + 1)).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "planner/ids.h"
+
+namespace batchllm {
+
+struct TokenBatch {
+    int32_t num_tokens() const { return static_cast<int32_t>(token_ids.size()); }
+    int32_t num_spans() const { return static_cast<int32_t>(span_begin.size()); }
+    int32_t num_segments() const { return static_cast<int32_t>(segment_begin.size()); }
+    int32_t num_prefill_tokens() const { return num_tokens() - num_decode_tokens; }
+
+    int32_t num_decode_tokens = 0;  // decodes are the first rows
+
+    std::vector<TokenId> token_ids;  // [num_tokens]
+    std::vector<int32_t> positions;  // [num_tokens]
+    std::vector<int64_t> slots;      // [num_tokens]: page_id * page_size + offset where the row's K/V goes
+
+    std::vector<int32_t> logit_rows;           // [num_logits]: rows whose logits are sampled
+    std::vector<RequestId> logit_request_ids;  // [num_logits]: the request that each of them continues
+
+    std::vector<int32_t> span_indptr = {0};  // [num_spans + 1]
+    std::vector<int32_t> span_begin;         // [num_spans]
+    std::vector<int32_t> link_indptr = {0};  // [num_spans + 1]
+    std::vector<int32_t> link_segment;       // [num_links]
+
+    std::vector<int32_t> segment_page_indptr = {0};  // [num_segments + 1]
+    std::vector<PageId> segment_page_ids;            // [num_segment_pages]
+    std::vector<int32_t> segment_begin;              // [num_segments]
+    std::vector<int32_t> segment_num_tokens;         // [num_segments]: stored once this batch is
+};
+
+}  // namespace batchllm

@@ -1,0 +1,30 @@
+#!/usr/bin/env python3
+"""Shows a few questions and answers of a finished job: python examples/show_answers.py JOB.jsonl ANSWERS.jsonl [N]"""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from pathlib import Path
+
+
+def main() -> None:
+    job_path, answers_path, *rest = sys.argv[1:]
+    num_shown = int(rest[0]) if rest else 4
+    requests = {row["custom_id"]: row["body"] for row in read_jsonl(job_path)}
+    answers = sorted(read_jsonl(answers_path), key=lambda row: row["custom_id"])
+    for answer in answers[:: max(1, len(answers) // num_shown)][:num_shown]:
+        question = requests[answer["custom_id"]]["messages"][-1]["content"].rpartition("Question: ")[2]
+        text = answer["response"]["body"]["choices"][0]["message"]["content"]
+        print(f"\n{answer['custom_id']}: {question}")
+        print(textwrap.indent(textwrap.fill(text, 100), "    "))
+    print()
+
+
+def read_jsonl(path: str) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Builds the C++ extension `batchllm_ext` with CMake; everything else stands in pyproject.toml.
+
+Environment: BATCHLLM_CUDA=AUTO|ON|OFF (default AUTO: CUDA kernels where nvcc is found),
+BATCHLLM_BUILD_DIR (default build/ext, kept between builds), CMAKE_ARGS.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pybind11
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        build_dir = Path(os.environ.get("BATCHLLM_BUILD_DIR", ROOT / "build" / "ext"))
+        configure = [
+            *("cmake", "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja"),
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DBATCHLLM_EXT_DIR={target.parent}",
+            f"-DBATCHLLM_CUDA={os.environ.get('BATCHLLM_CUDA', 'AUTO')}",
+            "-DCMAKE_BUILD_TYPE=Release",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+        ]
+        subprocess.run(configure, check=True)
+        subprocess.run(["cmake", "--build", str(build_dir), "--target", ext.name], check=True)
+
+
+setup(ext_modules=[Extension("batchllm_ext", sources=[])], cmdclass={"build_ext": CMakeBuild})

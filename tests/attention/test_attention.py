@@ -1,0 +1,226 @@
+"""attention() against the float64 reference, with NaN in every slot that no row may read.
+
+test_isas.py runs this file once for every instruction set.
+"""
+
+import mmap
+
+import batchllm_ext
+import numpy as np
+import pytest
+
+from tests.cases import ATTENTION_CASES, Case, Inputs, Request, decodes, prefix, random_case
+from tests.reference import assert_close, attention_reference, from_bf16, to_bf16, tolerance
+
+NAN = float("nan")
+
+
+def run(inputs: Inputs, *, num_threads: int = 2, share: bool = True, run_threads: int = 0, **options):
+    """attention() with outputs that hold NaN before."""
+    plan = batchllm_ext.plan_attention(**inputs.plan_arguments, num_threads=num_threads, share=share)
+    options = {"out": np.full(inputs.q.shape, NAN, np.float32), **inputs.options, **options}
+    lse = np.full(inputs.q.shape[:2], NAN, np.float32)
+    q, k_pages, v_pages = options.pop("tensors", (inputs.q, inputs.k_pages, inputs.v_pages))
+    return batchllm_ext.attention(plan, q, k_pages, v_pages, lse=lse, num_threads=run_threads, **options)
+
+
+def check(inputs: Inputs, out: np.ndarray, lse: np.ndarray) -> None:
+    expected_out, expected_lse, max_score = attention_reference(inputs)
+    assert_close("out", out, expected_out, tolerance(inputs, max_score))
+    assert_close("lse", lse, expected_lse, 1e-5 * (1.0 + max_score / 8.0))
+
+
+@pytest.mark.parametrize("share", [True, False], ids=["shared", "per_request"])
+@pytest.mark.parametrize("case", ATTENTION_CASES, ids=str)
+def test_attention_matches_reference(case: Case, share: bool):
+    inputs = case.make_inputs()
+    for num_threads in (1, 2):
+        check(inputs, *run(inputs, num_threads=num_threads, share=share))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_attention_of_a_random_forest_matches_reference(seed: int):
+    inputs = random_case(seed).make_inputs()
+    check(inputs, *run(inputs, num_threads=1 + seed % 5))
+
+
+@pytest.mark.parametrize("case", ATTENTION_CASES, ids=str)
+def test_native_reference_matches_reference(case: Case):
+    inputs = case.make_inputs()
+    out, lse = batchllm_ext.attention_ref(
+        **inputs.arrays,
+        q=inputs.q,
+        k_pages=inputs.k_pages,
+        v_pages=inputs.v_pages,
+        window_left=case.window_left,
+        **inputs.options,
+    )
+    expected_out, expected_lse, max_score = attention_reference(inputs)
+    assert_close("out", out, expected_out, 1e-6 * (1.0 + max_score * 1e-7))
+    assert_close("lse", lse, expected_lse, 1e-6 * (1.0 + max_score))
+
+
+@pytest.mark.parametrize("case", ATTENTION_CASES[::3], ids=str)
+def test_bfloat16_inputs_are_computed_in_float32(case: Case):
+    """Rounded inputs obey the law of float32; an output in bfloat16 is the float32 one, rounded once."""
+    inputs = case.make_inputs()
+    bits = tuple(to_bf16(x) for x in (inputs.q, inputs.k_pages, inputs.v_pages))
+    inputs.q = from_bf16(to_bf16(inputs.q))
+    inputs.segment_k = [from_bf16(to_bf16(k)) for k in inputs.segment_k]
+    inputs.segment_v = [from_bf16(to_bf16(v)) for v in inputs.segment_v]
+    out, lse = run(inputs, tensors=bits, dtype="bfloat16")
+    check(inputs, out, lse)
+    rounded = np.full(inputs.q.shape, 0x7FC0, np.uint16)
+    run(inputs, tensors=bits, dtype="bfloat16", out=rounded)
+    assert (rounded == to_bf16(out)).all()
+
+
+def test_float32_queries_may_meet_bfloat16_pages():
+    inputs = next(case for case in ATTENTION_CASES if case.name == "tree").make_inputs()
+    inputs.segment_k = [from_bf16(to_bf16(k)) for k in inputs.segment_k]
+    inputs.segment_v = [from_bf16(to_bf16(v)) for v in inputs.segment_v]
+    tensors = (inputs.q, to_bf16(inputs.k_pages), to_bf16(inputs.v_pages))
+    check(inputs, *run(inputs, tensors=tensors, dtype="bfloat16"))
+
+
+def mixed_case(**options) -> Case:
+    requests = [*decodes(prefix(700), [1, 40, 300]), Request(prefix(700), 90, 50), *decodes(prefix(80, "b"), [9] * 20)]
+    return Case("mixed", requests, **options)
+
+
+def test_results_are_bitwise_repeatable_whatever_threads_run_the_plan():
+    inputs = mixed_case(num_kv_heads=1).make_inputs()
+    for num_threads in (1, 2, 3):
+        first = run(inputs, num_threads=num_threads, run_threads=1)
+        for run_threads in (1, 2, 5):
+            again = run(inputs, num_threads=num_threads, run_threads=run_threads)
+            assert all((a == b).all() for a, b in zip(first, again, strict=True))
+
+
+def test_long_key_ranges_are_split_for_threads():
+    inputs = Case("long", [Request((), 3000)], num_qo_heads=1, num_kv_heads=1).make_inputs()
+    plans = [batchllm_ext.plan_attention(**inputs.plan_arguments, num_threads=n) for n in (1, 2, 16)]
+    assert plans[0].num_items == 1
+    assert plans[0].num_partial_rows == 0
+    assert 2 <= plans[1].num_items < plans[2].num_items
+    for num_threads in (1, 2, 16):
+        check(inputs, *run(inputs, num_threads=num_threads))
+
+
+def test_order_of_requests_changes_nothing_but_rounding():
+    case = mixed_case()
+    inputs = case.make_inputs()
+    out, lse = run(inputs)
+    order = np.random.default_rng(0).permutation(len(inputs.spans))
+    rows = [np.arange(*inputs.arrays["span_indptr"][span : span + 2]) for span in order]
+    links = [np.arange(*inputs.arrays["link_indptr"][span : span + 2]) for span in order]
+    for name, values in (("span", rows), ("link", links)):
+        counts = np.cumsum([0, *(len(value) for value in values)])
+        inputs.arrays[f"{name}_indptr"] = counts.astype(np.int32)
+    inputs.arrays["span_begin"] = inputs.arrays["span_begin"][order]
+    inputs.arrays["link_segment"] = inputs.arrays["link_segment"][np.concatenate(links)]
+    inputs.q = inputs.q[np.concatenate(rows)]
+    shuffled_out, shuffled_lse = run(inputs)
+    assert_close("out", shuffled_out, out[np.concatenate(rows)], 1e-5)
+    assert_close("lse", shuffled_lse, lse[np.concatenate(rows)], 1e-5)
+
+
+def test_one_request_alone_equals_that_request_in_a_batch():
+    case = mixed_case()
+    inputs = case.make_inputs()
+    out, _ = run(inputs)
+    for span in range(len(inputs.spans)):
+        alone = case.make_inputs()
+        row_begin, row_end = alone.arrays["span_indptr"][span : span + 2]
+        link_begin, link_end = alone.arrays["link_indptr"][span : span + 2]
+        alone.arrays["span_indptr"] = np.array([0, row_end - row_begin], np.int32)
+        alone.arrays["link_indptr"] = np.array([0, link_end - link_begin], np.int32)
+        alone.arrays["span_begin"] = alone.arrays["span_begin"][span : span + 1]
+        alone.arrays["link_segment"] = alone.arrays["link_segment"][link_begin:link_end]
+        alone.q = alone.q[row_begin:row_end]
+        assert_close("out", run(alone)[0], out[row_begin:row_end], 1e-5)
+
+
+def test_a_nan_reaches_every_row_that_reads_it_and_no_other_request():
+    case = Case("nan", decodes(prefix(100), [20, 20, 20, 20]))
+    for share in (True, False):
+        for in_keys in (True, False):
+            inputs = case.make_inputs()
+            pages = inputs.k_pages if in_keys else inputs.v_pages
+            pages[inputs.arrays["segment_page_ids"][inputs.arrays["segment_page_indptr"][3]], 0] = NAN  # request 2
+            out, _ = run(inputs, share=share)
+            assert np.isnan(out[2]).all()
+            assert np.isfinite(out[[0, 1, 3]]).all()
+
+
+def test_memory_of_an_earlier_call_is_never_read():
+    dirty = mixed_case(num_qo_heads=16).make_inputs()
+    dirty.v_pages[:] = NAN
+    dirty.k_pages[:] = NAN
+    for case in (mixed_case(), Case("small", decodes(prefix(90), [3, 4, 5]))):
+        assert np.isnan(run(dirty)[0]).all()
+        inputs = case.make_inputs()
+        check(inputs, *run(inputs))
+
+
+def test_a_plan_serves_many_layers():
+    case = mixed_case()
+    layers = [case.make_inputs(seed) for seed in range(3)]
+    for layer in layers[1:]:  # the same pages in every layer
+        order = np.argsort(layer.arrays["segment_page_ids"]), layers[0].arrays["segment_page_ids"]
+        moved = {"k_pages": np.full_like(layer.k_pages, NAN), "v_pages": np.full_like(layer.v_pages, NAN)}
+        for name, pages in moved.items():
+            pages[order[1]] = getattr(layer, name)[layer.arrays["segment_page_ids"]]
+            setattr(layer, name, pages)
+    plan = batchllm_ext.plan_attention(**layers[0].plan_arguments, num_threads=2)
+    for layer in layers:
+        check(layer, *batchllm_ext.attention(plan, layer.q, layer.k_pages, layer.v_pages, num_threads=2))
+
+
+def test_page_offsets_are_64_bit():
+    """Pages whose first element lies behind 2^31 elements, in memory that is never backed but for what is touched."""
+    case = Case("far", decodes(prefix(20), [3, 4]), num_qo_heads=2, num_kv_heads=1)
+    inputs = case.make_inputs()
+    page = int(np.prod(inputs.k_pages.shape[1:]))
+    num_pages = 2**31 // page + 64
+    shift = num_pages - len(inputs.k_pages)
+    no_reserve = 0x4000
+    tensors = [inputs.q]
+    for pages in (inputs.k_pages, inputs.v_pages):
+        memory = mmap.mmap(-1, 4 * num_pages * page, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
+        far = np.frombuffer(memory, np.float32).reshape(num_pages, *pages.shape[1:])
+        far[shift:] = pages
+        tensors.append(far)
+    inputs.arrays["segment_page_ids"] += shift
+    check(inputs, *run(inputs, tensors=tensors))
+
+
+def test_plan_explains_what_sharing_saves():
+    inputs = Case("explain", decodes(prefix(1000), [10] * 8)).make_inputs()
+    shared = batchllm_ext.plan_attention(**inputs.plan_arguments, num_threads=1).explain(kv_dtype="bfloat16")
+    alone = batchllm_ext.plan_attention(**inputs.plan_arguments, num_threads=1, share=False).explain()
+    assert shared["kv_tokens_read"] == 1000 + 8 * 10
+    assert (
+        alone["kv_tokens_read"] == alone["per_request_kv_tokens_read"] == shared["per_request_kv_tokens_read"] == 8080
+    )
+    assert shared["kv_bytes_read"] == 1080 * 2 * 2 * 64 * 2
+    assert alone["kv_bytes_read"] == 8080 * 2 * 2 * 64 * 4
+    assert shared["flops"] == alone["flops"] == 4 * 8080 * 8 * 64
+    assert shared["num_partial_rows"] == 16
+    assert alone["num_partial_rows"] == 0
+    assert shared["num_shared_segments"] == 1
+
+
+def test_sharing_that_cannot_pay_is_left_out():
+    """Two readers of one key: a partial state each would cost more than reading the key twice."""
+    inputs = Case("short", decodes(prefix(1), [500, 500])).make_inputs()
+    plan = batchllm_ext.plan_attention(**inputs.plan_arguments, num_threads=1)
+    assert plan.explain()["num_shared_segments"] == 0
+    assert plan.num_partial_rows == 0
+
+
+def test_plan_prints_its_items():
+    inputs = Case("print", decodes(prefix(1000), [10] * 50)).make_inputs()
+    text = str(batchllm_ext.plan_attention(**inputs.plan_arguments, num_threads=1))
+    assert "50 rows x keys [0, 1000)" in text
+    assert "more" in text

@@ -1,0 +1,170 @@
+"""The caller's mistakes: each is refused by field, index and numbers, before anything runs."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from batchllm import LLM, SamplingParams
+from tests.engine import tiny
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ONE_TOKEN = SamplingParams(max_tokens=1)
+
+
+@pytest.fixture
+def idle_llm(tiny_llm, monkeypatch) -> LLM:
+    """The tiny model; the test fails if it runs a single batch."""
+
+    def must_not_run(*_):
+        raise AssertionError("a batch ran")
+
+    monkeypatch.setattr(type(tiny_llm._engine.model), "forward", must_not_run)
+    return tiny_llm
+
+
+def refused(llm: LLM, prompts, message: str, params=ONE_TOKEN) -> None:
+    """generate raises a ValueError that matches, and leaves the stats of the last job."""
+    stats = llm.stats
+    with pytest.raises(ValueError, match=message):
+        llm.generate(prompts, params, use_tqdm=False)
+    assert llm.stats is stats
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float16"}, "dtype: expected 'auto', 'float32', 'bfloat16', got 'float16'"),
+        ({"device": "cuda"}, "device: expected 'auto' or 'cpu' .*, got 'cuda'"),
+        ({"levels": 2}, "levels: expected None, 0 or 1, got 2"),
+        ({"levels": -1}, "levels: expected None, 0 or 1, got -1"),
+        ({"page_size": 0}, "page_size: expected a positive integer, got 0"),
+        ({"page_size": 16.0}, "page_size: expected a positive integer, got 16.0"),
+        ({"page_size": True}, "page_size: expected a positive integer, got True"),
+        ({"page_size": None}, "page_size: expected a positive integer, got None"),
+        ({"kv_cache_tokens": 0}, "kv_cache_tokens: expected a positive integer, got 0"),
+        ({"kv_cache_tokens": 15}, r"kv_cache_tokens: expected at least one page \(16 tokens\), got 15"),
+        ({"max_batch_tokens": -4}, "max_batch_tokens: expected a positive integer, got -4"),
+        ({"num_threads": 0}, "num_threads: expected a positive integer, got 0"),
+        ({"num_threads": "2"}, "num_threads: expected a positive integer, got '2'"),
+    ],
+    ids=str,
+)
+def test_an_option_of_llm_is_refused_by_name(tiny_dir, options, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        LLM(tiny_dir, **options)
+
+
+def test_a_missing_model_is_named():
+    with pytest.raises(FileNotFoundError, match="model '/nowhere/model': no such directory"):
+        LLM("/nowhere/model")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([[5], []], "^prompt 1: the prompt is empty$"),
+        ([[]], "^prompt 0: the prompt is empty$"),
+        (["a", ""], "^prompt 1: the prompt is empty$"),
+        ([[5], [6, -1]], r"^prompt 1: prompt_token_ids\[1\] is -1, but the vocabulary has 260 tokens$"),
+        ([[5], [6, 7, 260, 261]], r"^prompt 1: prompt_token_ids\[2\] is 260, but the vocabulary has 260 tokens$"),
+        ([[5], [2**40]], r"^prompt 1: prompt_token_ids\[0\] is 1099511627776, but"),
+        ([[5], [2**70]], "^prompt 1: prompt_token_ids: expected a list of integers"),
+        ([[5], [6.0]], "^prompt 1: prompt_token_ids: expected a list of integers, got float64"),
+        ([[5], ["a"]], "^prompt 1: prompt_token_ids: expected a list of integers"),
+        ([[5], [None]], "^prompt 1: prompt_token_ids: expected a list of integers, got object"),
+        ([[5], [True]], "^prompt 1: prompt_token_ids: expected a list of integers, got bool"),
+        ([[5], [[6]]], r"^prompt 1: prompt_token_ids: expected a list of integers, got int64 of shape \(1, 1\)"),
+        ([[5], [6, [7]]], "^prompt 1: "),
+        ([[5], None], "^prompt 1: expected text, token ids or a dict with one of them, got NoneType$"),
+        (["a", 5], "^prompt 1: expected text, token ids or a dict with one of them, got int$"),
+        ([[5], {}], r"^prompt 1: expected a dict with either 'prompt' or 'prompt_token_ids', got keys \[\]$"),
+        ([{"text": "a"}], r"^prompt 0: expected a dict with .*, got keys \['text'\]$"),
+        ([{"prompt": "a", "prompt_token_ids": [5]}], r"got keys \['prompt', 'prompt_token_ids'\]$"),
+        ([{"prompt": 5}], "^prompt 0: expected text, token ids or a dict with one of them, got int$"),
+        (
+            [[5], [6] * tiny.MAX_MODEL_LEN],
+            "^prompt 1: the prompt has 512 tokens, and the model takes 512 with the output$",
+        ),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_bad_prompt_is_refused_by_its_index(idle_llm, prompts, message):
+    refused(idle_llm, prompts, message)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ([ONE_TOKEN], "^sampling_params: expected one for each of 2 prompts, got 1$"),
+        ([ONE_TOKEN] * 3, "^sampling_params: expected one for each of 2 prompts, got 3$"),
+        ([], "^sampling_params: expected one for each of 2 prompts, got 0$"),
+        (
+            [ONE_TOKEN, SamplingParams(stop_token_ids=[3, 260])],
+            "^prompt 1: stop_token_ids: 260, but the vocabulary has 260 tokens$",
+        ),
+        ([ONE_TOKEN, {"max_tokens": 1}], "sampling_params.* got dict"),
+        ([ONE_TOKEN, None], "sampling_params.* got NoneType"),
+    ],
+)
+def test_bad_sampling_params_are_refused(idle_llm, params, message):
+    refused(idle_llm, [[5], [6]], message, params)
+
+
+def test_as_completed_refuses_before_its_first_output_is_asked_for(idle_llm):
+    with pytest.raises(ValueError, match=r"^prompt 1: the prompt is empty$"):
+        idle_llm.generate_as_completed([[5], []], [ONE_TOKEN] * 2)
+    with pytest.raises(ValueError, match="shorter"):
+        idle_llm.generate_as_completed([[5], [6]], [ONE_TOKEN])
+
+
+def test_a_request_that_never_fits_the_pool_is_refused_with_the_numbers(tiny_dir):
+    llm = LLM(tiny_dir, dtype="float32", page_size=8, kv_cache_tokens=47)  # 5 pages
+    fits = SamplingParams(temperature=0, max_tokens=11, ignore_eos=True)  # 30 + 11 - 1 = 40 tokens stored
+    outputs = llm.generate([[9] * 30], fits, use_tqdm=False)
+    assert len(outputs[0].outputs[0].token_ids) == 11
+    message = (
+        "prompt 1: the request needs 6 KV pages of 8 tokens (30 of prompt and up to 11 of output), "
+        "but kv_cache_tokens=47 is 5 pages"
+    )
+    too_long = SamplingParams(temperature=0, max_tokens=12)
+    refused(llm, [[9] * 30] * 2, f"^{re.escape(message)}$", [fits, too_long])
+
+
+@pytest.mark.parametrize("levels", [None, 1, 0])
+@pytest.mark.parametrize("prompt_len", [17, 20, 25, 32, 33])
+def test_what_fits_the_pool_alone_fits_it_with_others(tiny_dir, prompt_len, levels):
+    """Sharing may cost a request one more, partly filled page: never its place."""
+    params = SamplingParams(temperature=0, max_tokens=41 - prompt_len, ignore_eos=True)
+    llm = LLM(tiny_dir, dtype="float32", page_size=8, kv_cache_tokens=40, levels=levels)
+    prompts = [[9] * (prompt_len - 1) + [last] for last in range(10, 16)]
+    alone = [llm.generate([prompt], params, use_tqdm=False)[0].outputs[0].token_ids for prompt in prompts]
+    together = llm.generate(prompts, params, use_tqdm=False)
+    assert [output.outputs[0].token_ids for output in together] == alone
+
+
+@pytest.fixture(scope="module")
+def bare_dir(tiny_model, tmp_path_factory) -> Path:
+    """A model directory without a tokenizer."""
+    return Path(shutil.copytree(tiny_model("mistral"), tmp_path_factory.mktemp("bare") / "model"))
+
+
+@pytest.mark.parametrize("params", [ONE_TOKEN, SamplingParams(stop="a")], ids=["plain", "stop"])
+def test_text_without_a_tokenizer_is_refused(bare_dir, params):
+    llm = LLM(bare_dir, dtype="float32")
+    refused(llm, ["a"], f"^{bare_dir}: cannot load a tokenizer: ", params)
+
+
+def test_stop_strings_without_a_tokenizer_are_refused(bare_dir):
+    llm = LLM(bare_dir, dtype="float32")
+    refused(llm, [[5]], f"^{bare_dir}: cannot load a tokenizer: ", SamplingParams(stop="a"))
+
+
+def test_chat_without_a_template_is_refused(tiny_dir, tmp_path):
+    directory = Path(shutil.copytree(tiny_dir, tmp_path / "model"))
+    (directory / "chat_template.jinja").unlink()
+    llm = LLM(directory, dtype="float32")
+    with pytest.raises(ValueError, match=f"^{directory}: the tokenizer has no chat template; use prompts instead"):
+        llm.chat([{"role": "user", "content": "hi"}], use_tqdm=False)

@@ -1,0 +1,466 @@
+"""LLM.generate from end to end on a tiny random model: what the outputs are, and what they do not depend on."""
+
+import random
+import re
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from batchllm import LLM, RequestOutput, SamplingParams
+from tests.engine import tiny
+from tests.engine.teacher import transformers_logits
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NUM_OUTPUT = 8
+GREEDY = SamplingParams(temperature=0, max_tokens=NUM_OUTPUT, ignore_eos=True)
+STATS = {
+    *("num_requests", "prompt_tokens", "computed_prompt_tokens", "recomputed_tokens"),
+    *("output_tokens", "steps", "preemptions", "peak_kv_tokens", "seconds"),
+}
+PHASES = {"load", "tokenize", "plan", "schedule", "forward", "sample", "detokenize", "total"}
+
+
+def generate(llm: LLM, prompts, params=GREEDY) -> list[RequestOutput]:
+    return llm.generate(prompts, params, use_tqdm=False)
+
+
+def tokens(outputs: list[RequestOutput]) -> list[list[list[int]]]:
+    """Token ids by prompt and completion."""
+    return [[completion.token_ids for completion in output.outputs] for output in outputs]
+
+
+def mixed_params(num: int) -> list[SamplingParams]:
+    """Greedy, plain, top-k, top-p, several completions, different lengths; every request with a seed."""
+    kinds = [{"temperature": 0}, {}, {"top_k": 9}, {"top_p": 0.7}, {"n": 3}, {"temperature": 3.0, "top_k": 50}]
+    return [
+        SamplingParams(seed=i, max_tokens=3 + i % 7, ignore_eos=bool(i % 2), **kinds[i % len(kinds)])
+        for i in range(num)
+    ]
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    return tiny.shared_prompts(30)
+
+
+@pytest.fixture(scope="module")
+def params(prompts) -> list[SamplingParams]:
+    return mixed_params(len(prompts))
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_llm, prompts, params) -> list[list[list[int]]]:
+    """The tokens of every request run alone."""
+    return [tokens(generate(tiny_llm, [prompt], p))[0] for prompt, p in zip(prompts, params, strict=True)]
+
+
+# What an output is.
+
+
+def test_outputs_stand_in_the_order_of_the_prompts(tiny_llm, prompts, params):
+    outputs = generate(tiny_llm, prompts, params)
+    assert [output.prompt_token_ids for output in outputs] == prompts
+    assert [output.request_id for output in outputs] == [str(i) for i in range(len(prompts))]
+    for output, p in zip(outputs, params, strict=True):
+        assert output.finished
+        assert output.prompt is None
+        assert [completion.index for completion in output.outputs] == list(range(p.n))
+        assert all(1 <= len(completion.token_ids) <= p.max_tokens for completion in output.outputs)
+
+
+def test_text_and_logprob_are_those_of_the_tokens(tiny_llm, tiny_dir, prompts, params):
+    model = AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=torch.float32).eval()
+    outputs = generate(tiny_llm, prompts, [SamplingParams(max_tokens=6, seed=i) for i in range(len(prompts))])
+    continuations = [output.outputs[0].token_ids for output in outputs]
+    for output, logits in zip(outputs, transformers_logits(model, prompts, continuations), strict=True):
+        (completion,) = output.outputs
+        ids = torch.tensor(completion.token_ids)
+        logprob = torch.log_softmax(logits.double(), dim=-1).gather(1, ids[:, None]).sum()
+        assert completion.cumulative_logprob == pytest.approx(float(logprob), abs=1e-3)
+        text_ids = completion.token_ids[:-1] if completion.finish_reason == "stop" else completion.token_ids
+        assert completion.text == tiny_llm.get_tokenizer().decode(text_ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda text, ids: [text],
+        lambda text, ids: text,
+        lambda text, ids: [{"prompt": text}],
+        lambda text, ids: {"prompt": text},
+        lambda text, ids: [ids],
+        lambda text, ids: ids,
+        lambda text, ids: (tuple(ids),),
+        lambda text, ids: np.array(ids),
+        lambda text, ids: [np.array(ids, np.int64)],
+        lambda text, ids: {"prompt_token_ids": ids},
+        lambda text, ids: [{"prompt_token_ids": ids}],
+    ],
+)
+def test_every_form_of_a_prompt_is_the_same_prompt(tiny_llm, form):
+    text = "Grüße, 世界!"
+    ids = tiny_llm.get_tokenizer()(text)["input_ids"]
+    (output,) = generate(tiny_llm, form(text, ids))
+    assert output.prompt_token_ids == ids
+    assert output.prompt in (text, None)
+    assert tokens([output]) == tokens(generate(tiny_llm, [ids]))
+
+
+def test_text_and_tokens_mix_in_one_job(tiny_llm):
+    texts = ["first", [50, 60, 70], {"prompt": "third"}, {"prompt_token_ids": [80]}]
+    outputs = generate(tiny_llm, texts)
+    assert [output.prompt for output in outputs] == ["first", None, "third", None]
+    assert tokens(outputs) == [tokens(generate(tiny_llm, [text]))[0] for text in texts]
+
+
+def test_sampling_params_come_as_none_one_or_one_each(tiny_llm, prompts):
+    assert {len(completion) for [completion] in tokens(generate(tiny_llm, prompts[:3], None))} <= set(range(1, 17))
+    assert tokens(generate(tiny_llm, prompts[:3], GREEDY)) == tokens(generate(tiny_llm, prompts[:3], [GREEDY] * 3))
+    lengths = [SamplingParams(max_tokens=i + 1, ignore_eos=True) for i in range(3)]
+    assert [len(completion) for [completion] in tokens(generate(tiny_llm, prompts[:3], lengths))] == [1, 2, 3]
+
+
+def test_no_prompts_give_no_outputs(tiny_llm):
+    assert generate(tiny_llm, []) == []
+    assert tiny_llm.stats["num_requests"] == tiny_llm.stats["output_tokens"] == 0
+
+
+def test_chat_renders_the_template_and_opens_the_answer(tiny_llm):
+    conversation = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    (output,) = tiny_llm.chat(conversation, GREEDY, use_tqdm=False)
+    rendered = "<bos>user: hi<end><bos>assistant: ho<end><bos>assistant: "
+    assert tiny_llm.get_tokenizer().decode(output.prompt_token_ids) == rendered
+    assert output.prompt_token_ids.count(1) == 3, "each <bos> is the special token, and none is added"
+    assert tokens([output]) == tokens(generate(tiny_llm, rendered))
+
+
+def test_chat_takes_many_conversations_and_template_options(tiny_llm):
+    conversations = [[{"role": "user", "content": text}] for text in ("a", "b", "a")]
+    outputs = tiny_llm.chat(conversations, GREEDY, use_tqdm=False, add_generation_prompt=False)
+    assert [tiny_llm.get_tokenizer().decode(output.prompt_token_ids) for output in outputs] == [
+        f"<bos>user: {text}<end>" for text in ("a", "b", "a")
+    ]
+    assert tokens(outputs)[0] == tokens(outputs)[2]
+    (given,) = tiny_llm.chat(conversations[0], GREEDY, use_tqdm=False, chat_template="{{ messages[0].content }}!")
+    assert tokens([given]) == tokens(generate(tiny_llm, "a!"))
+
+
+def test_token_prompts_need_no_tokenizer(tiny_model, prompts, expected):
+    llm = LLM(tiny_model("qwen3"), dtype="float32")
+    outputs = generate(llm, prompts[:4])
+    assert {len(completion.token_ids) for output in outputs for completion in output.outputs} == {NUM_OUTPUT}
+    assert {completion.text for output in outputs for completion in output.outputs} == {""}
+
+
+# What tokens do not depend on.
+
+
+def test_a_request_alone_gives_the_tokens_it_gives_in_a_batch(tiny_llm, prompts, params, expected):
+    assert tokens(generate(tiny_llm, prompts, params)) == expected
+
+
+def test_the_order_of_the_input_changes_no_tokens(tiny_llm, prompts, params, expected):
+    order = random.Random(0).sample(range(len(prompts)), len(prompts))
+    shuffled = generate(tiny_llm, [prompts[i] for i in order], [params[i] for i in order])
+    assert tokens(shuffled) == [expected[i] for i in order]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"levels": 1},
+        {"levels": 0},
+        {"page_size": 1},
+        {"page_size": 64},
+        {"max_batch_tokens": 1},
+        {"max_batch_tokens": 7, "page_size": 3},
+        {"kv_cache_tokens": 80, "page_size": 2},
+        {"kv_cache_tokens": 80, "page_size": 2, "levels": 0},
+        {"num_threads": 2},
+        {"seed": 9},
+    ],
+    ids=str,
+)
+def test_no_option_changes_tokens(tiny_dir, prompts, params, expected, options):
+    llm = LLM(tiny_dir, dtype="float32", **options)
+    assert tokens(generate(llm, prompts, params)) == expected
+    if "kv_cache_tokens" in options:
+        assert llm.stats["peak_kv_tokens"] <= 80
+
+
+def job_that_outgrows_a_small_pool() -> tuple[list[list[int]], list[SamplingParams]]:
+    """40 requests that come first in plan order and stop at once, so all are expected to be short; then 20 that
+    are not. In a pool of 160 tokens the youngest must give way and come back."""
+    quick = [[token, 9] for token in range(10, 50)]
+    slow = [prompt for prompt in tiny.shared_prompts(50, seed=3) if len(prompt) > 12][:20]
+    stop_at_once = SamplingParams(temperature=0, max_tokens=40, stop_token_ids=list(range(tiny.VOCAB_SIZE)))
+    to_the_end = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    return quick + slow, [stop_at_once] * len(quick) + [to_the_end] * len(slow)
+
+
+@pytest.mark.parametrize("levels", [None, 1, 0])
+def test_preemption_changes_no_tokens(tiny_dir, levels):
+    prompts, params = job_that_outgrows_a_small_pool()
+    roomy = LLM(tiny_dir, dtype="float32", levels=levels)
+    tight = LLM(tiny_dir, dtype="float32", levels=levels, page_size=4, kv_cache_tokens=160)
+    outputs = generate(tight, prompts, params)
+    assert tokens(outputs) == tokens(generate(roomy, prompts, params))
+    assert tight.stats["preemptions"] > 0
+    assert tight.stats["recomputed_tokens"] > 0
+    assert tight.stats["peak_kv_tokens"] <= 160
+    assert roomy.stats["preemptions"] == roomy.stats["recomputed_tokens"] == 0
+
+
+def test_what_is_left_in_the_pool_changes_no_tokens(tiny_dir, prompts, params, expected):
+    llm = LLM(tiny_dir, dtype="float32", page_size=4)
+    assert tokens(generate(llm, prompts, params)) == expected
+    pool = llm._engine.kv_cache
+    with torch.inference_mode():
+        for pages in (*pool.k_pages, *pool.v_pages):
+            pages.fill_(float("nan"))
+    assert tokens(generate(llm, prompts[::-1], params[::-1])) == expected[::-1]
+    assert llm._engine.kv_cache is pool, "the pool is used again"
+    assert tokens(generate(llm, [prompt * 2 for prompt in prompts] * 2))
+    assert tokens(generate(llm, prompts, params)) == expected
+
+
+def test_an_abandoned_job_leaves_the_next_one_alone(tiny_dir, prompts, params, expected):
+    llm = LLM(tiny_dir, dtype="float32", page_size=4, kv_cache_tokens=400)
+    for stop_after in (1, 3):
+        job = llm.generate_as_completed(prompts, params)
+        for _ in range(stop_after):
+            next(job)
+        job.close()
+    never_started = llm.generate_as_completed(prompts, params)
+    assert tokens(generate(llm, prompts, params)) == expected
+    assert sorted(index for index, _ in never_started) == list(range(len(prompts)))
+
+
+def test_two_jobs_at_a_time_do_not_share_pages(tiny_dir, prompts, params, expected):
+    """A job that is read slowly keeps its KV while another one runs."""
+    llm = LLM(tiny_dir, dtype="float32", page_size=4, kv_cache_tokens=400)
+    slow = llm.generate_as_completed(prompts, params)
+    outputs = dict([next(slow)])
+    assert tokens(generate(llm, prompts, params)) == expected
+    outputs |= slow
+    assert tokens([outputs[i] for i in range(len(prompts))]) == expected
+
+
+# Randomness.
+
+
+def test_a_seed_gives_the_same_tokens_twice_and_another_seed_others(tiny_llm, prompts):
+    def run(seed: int) -> list:
+        return tokens(generate(tiny_llm, prompts[:4], SamplingParams(seed=seed, max_tokens=20, ignore_eos=True)))
+
+    assert run(1) == run(1)
+    assert all(one != other for one, other in zip(run(1), run(2), strict=True))
+
+
+def test_completions_of_a_prompt_differ_and_fewer_are_the_first_of_more(tiny_llm, prompts):
+    def run(n: int) -> list[list[int]]:
+        return tokens(generate(tiny_llm, [prompts[0]], SamplingParams(n=n, seed=5, max_tokens=12, ignore_eos=True)))[0]
+
+    six = run(6)
+    assert len({tuple(completion) for completion in six}) == 6
+    assert run(1) == six[:1]
+    assert run(4) == six[:4]
+
+
+def test_without_a_seed_the_model_seed_and_the_index_decide(tiny_dir, prompts):
+    params = SamplingParams(max_tokens=12, ignore_eos=True)
+    job = [prompts[0], prompts[0], prompts[1]]
+    seed_0, again, seed_1 = (tokens(generate(LLM(tiny_dir, dtype="float32", seed=s), job, params)) for s in (0, 0, 1))
+    assert seed_0 == again
+    assert seed_0[0] != seed_0[1], "equal prompts draw their own streams"
+    assert all(one != other for one, other in zip(seed_0, seed_1, strict=True))
+
+
+# Why a request ends.
+
+
+@pytest.fixture(scope="module")
+def free_run(tiny_llm, prompts) -> tuple[list[int], list[int]]:
+    """A prompt, and 60 tokens that nothing stops, drawn with seed 0."""
+    params = SamplingParams(seed=0, max_tokens=60, ignore_eos=True, temperature=0.8)
+    [[ids]] = tokens(generate(tiny_llm, [prompts[0]], params))
+    return prompts[0], ids
+
+
+def run_with(llm: LLM, prompt: list[int], **fields):
+    fields = {"seed": 0, "max_tokens": 60, "ignore_eos": True, "temperature": 0.8} | fields
+    (output,) = generate(llm, [prompt], SamplingParams(**fields))
+    (completion,) = output.outputs
+    return completion
+
+
+def ending(completion) -> tuple[list[int], str, int | str | None]:
+    return completion.token_ids, completion.finish_reason, completion.stop_reason
+
+
+def decode(llm: LLM, ids: list[int]) -> str:
+    return llm.get_tokenizer().decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 59])
+def test_length_ends_a_request(tiny_llm, free_run, max_tokens):
+    prompt, ids = free_run
+    completion = run_with(tiny_llm, prompt, max_tokens=max_tokens)
+    assert ending(completion) == (ids[:max_tokens], "length", None)
+    assert completion.text == decode(tiny_llm, ids[:max_tokens])
+
+
+@pytest.mark.parametrize("included", [False, True])
+def test_a_stop_token_ends_a_request_and_is_its_reason(tiny_llm, free_run, included):
+    prompt, ids = free_run
+    stop = ids[20]
+    end = ids.index(stop) + 1
+    completion = run_with(tiny_llm, prompt, stop_token_ids=[stop, 3], include_stop_str_in_output=included)
+    assert ending(completion) == (ids[:end], "stop", stop)
+    assert completion.text == decode(tiny_llm, ids[: end if included else end - 1])
+
+
+def test_a_stop_token_at_the_last_place_is_a_stop(tiny_llm, free_run):
+    prompt, ids = free_run
+    end = ids.index(ids[20]) + 1
+    completion = run_with(tiny_llm, prompt, stop_token_ids=[ids[20]], max_tokens=end)
+    assert (len(completion.token_ids), completion.finish_reason) == (end, "stop")
+
+
+def test_end_of_sequence_ends_a_request_without_a_reason(tiny_dir, tmp_path, free_run):
+    prompt, ids = free_run
+    eos = ids[20]
+    end = ids.index(eos) + 1
+    directory = tiny.copy_with(tiny_dir, tmp_path / "model", "generation_config.json", eos_token_id=[eos, 1])
+    llm = LLM(directory, dtype="float32")
+    stopped = run_with(llm, prompt, ignore_eos=False)
+    assert ending(stopped) == (ids[:end], "stop", None)
+    assert stopped.text == decode(llm, ids[: end - 1])
+    ignored = run_with(llm, prompt, ignore_eos=True)
+    assert ending(ignored) == (ids, "length", None)
+    asked_for = run_with(llm, prompt, ignore_eos=True, stop_token_ids=[eos])
+    assert ending(asked_for) == (ids[:end], "stop", eos)
+
+
+@pytest.mark.parametrize("included", [False, True])
+def test_a_stop_string_ends_a_request_and_is_its_reason(tiny_llm, free_run, included):
+    prompt, ids = free_run
+    text = decode(tiny_llm, ids)
+    stop = re.findall(r"[!-~]{2,}", text)[-1]
+    completion = run_with(tiny_llm, prompt, stop=["never seen", stop], include_stop_str_in_output=included)
+    before = text[: text.index(stop)]
+    assert (completion.text, completion.stop_reason) == (before + stop if included else before, stop)
+    assert completion.finish_reason == "stop"
+    assert completion.token_ids == ids[: len(completion.token_ids)]
+    assert decode(tiny_llm, completion.token_ids).endswith(stop), "it stops at the token that completes the string"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_nothing_ends_a_request_before_min_tokens(tiny_llm, prompts, temperature):
+    half = list(range(0, tiny.VOCAB_SIZE, 2))
+    params = [SamplingParams(temperature=temperature, seed=i, stop_token_ids=half, max_tokens=40) for i in range(9)]
+    lengths = [len(ids) for [ids] in tokens(generate(tiny_llm, prompts[:9], params))]
+    assert min(lengths) < 5, "half of all tokens stop a request soon"
+    late = [
+        SamplingParams(temperature=temperature, seed=i, stop_token_ids=half, max_tokens=40, min_tokens=12)
+        for i in range(9)
+    ]
+    for [ids] in tokens(generate(tiny_llm, prompts[:9], late)):
+        assert len(ids) > 12
+        assert not set(ids[:12]) & {*half, tiny.EOS}
+        assert ids[-1] in half or len(ids) == 40
+
+
+def test_without_max_tokens_a_request_fills_the_model(tiny_llm):
+    prompt = [9] * (tiny.MAX_MODEL_LEN - 20)
+    for max_tokens in (None, 21, 10**9):
+        completion = run_with(tiny_llm, prompt, max_tokens=max_tokens)
+        assert len(completion.token_ids) == 20
+        assert completion.finish_reason == "length"
+
+
+def test_the_longest_prompt_leaves_one_token(tiny_llm):
+    assert tiny_llm.max_model_len == tiny.MAX_MODEL_LEN
+    assert len(run_with(tiny_llm, [9] * (tiny.MAX_MODEL_LEN - 1)).token_ids) == 1
+
+
+# What is counted.
+
+
+@pytest.mark.parametrize("levels", [None, 1, 0])
+def test_every_prompt_token_is_computed_or_cached(tiny_dir, prompts, params, levels):
+    llm = LLM(tiny_dir, dtype="float32", levels=levels)
+    outputs = generate(llm, prompts, params)
+    stats = llm.stats
+    assert stats["prompt_tokens"] == sum(len(prompt) * p.n for prompt, p in zip(prompts, params, strict=True))
+    num_cached = sum(output.num_cached_tokens for output in outputs)
+    assert num_cached == stats["prompt_tokens"] - stats["computed_prompt_tokens"]
+    assert (stats["computed_prompt_tokens"] < stats["prompt_tokens"]) == (levels != 0)
+
+
+def test_completions_share_all_of_the_prompt_but_its_last_token(tiny_llm, prompts):
+    prompt = max(prompts, key=len)
+    (output,) = generate(tiny_llm, [prompt], SamplingParams(n=6, max_tokens=2))
+    assert output.num_cached_tokens == 5 * (len(prompt) - 1)
+    assert tiny_llm.stats["computed_prompt_tokens"] == len(prompt) + 5
+
+
+def test_stats_describe_the_last_job(tiny_llm, prompts, params):
+    outputs = generate(tiny_llm, prompts, params)
+    stats = tiny_llm.stats
+    assert set(stats) == STATS
+    assert set(stats["seconds"]) == PHASES
+    assert stats["num_requests"] == sum(p.n for p in params)
+    assert stats["output_tokens"] == sum(len(ids) for output in tokens(outputs) for ids in output)
+    longest = max(len(ids) for output in tokens(outputs) for ids in output)
+    assert longest <= stats["steps"] <= stats["output_tokens"] + stats["computed_prompt_tokens"]
+    assert stats["preemptions"] == stats["recomputed_tokens"] == 0
+    assert 0 < stats["peak_kv_tokens"] <= stats["computed_prompt_tokens"] + stats["output_tokens"] + 16 * 100
+    seconds = stats["seconds"]
+    phases = sum(seconds[phase] for phase in PHASES - {"load", "total"})
+    assert 0 < phases <= seconds["total"]
+    generate(tiny_llm, [[5]], SamplingParams(max_tokens=1))
+    assert (tiny_llm.stats["num_requests"], tiny_llm.stats["output_tokens"], tiny_llm.stats["steps"]) == (1, 1, 1)
+
+
+def test_as_completed_yields_every_index_once_and_the_short_before_the_long(tiny_llm, prompts):
+    params = [SamplingParams(max_tokens=40 if i % 2 else 2, ignore_eos=True) for i in range(10)]
+    indices = [index for index, _ in tiny_llm.generate_as_completed(prompts[:10], params)]
+    assert sorted(indices) == list(range(10))
+    assert {index % 2 for index in indices[:5]} == {0}
+
+
+@pytest.mark.parametrize("kv_cache_tokens", [None, 160])
+def test_progress_grows_to_the_whole_job(tiny_dir, kv_cache_tokens):
+    prompts, params = job_that_outgrows_a_small_pool()
+    seen = []
+    llm = LLM(tiny_dir, dtype="float32", page_size=4, kv_cache_tokens=kv_cache_tokens)
+    outputs = [output for _, output in llm.generate_as_completed(prompts, params, on_progress=seen.append)]
+    for name in ("finished_requests", "scheduled_prompt_tokens", "saved_prompt_tokens", "output_tokens", "elapsed_s"):
+        values = [getattr(progress, name) for progress in seen]
+        assert values == sorted(values), name
+    last = seen[-1]
+    assert last.num_requests == last.finished_requests == 60
+    assert last.prompt_tokens == last.scheduled_prompt_tokens == sum(map(len, prompts))
+    assert last.saved_prompt_tokens == sum(output.num_cached_tokens for output in outputs)
+    assert last.output_tokens == llm.stats["output_tokens"]
+    assert (llm.stats["preemptions"] > 0) == (kv_cache_tokens is not None)
+
+
+def test_a_callable_takes_tqdms_place(tiny_llm, prompts):
+    bar = MagicMock()
+    tiny_llm.generate(prompts[:5], GREEDY, use_tqdm=bar)
+    assert bar.call_args.kwargs["total"] == 5
+    assert sum(call.args[0] for call in bar().update.call_args_list) == 5
+    assert "output toks/s" in bar().set_postfix_str.call_args.args[0]
+    bar().close.assert_called_once_with()
+
+
+@pytest.mark.parametrize("use_tqdm", [True, False])
+def test_the_progress_bar_shows_unless_it_is_switched_off(tiny_llm, prompts, capsys, use_tqdm):
+    tiny_llm.generate(prompts[:5], GREEDY, use_tqdm=use_tqdm)
+    assert ("Processed prompts" in capsys.readouterr().err) == use_tqdm

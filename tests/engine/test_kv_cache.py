@@ -1,0 +1,124 @@
+"""The KV pool: its layout, its size in bytes, and how much memory a machine or a container can give."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from batchllm.config import ModelConfig
+from batchllm.kv_cache import PagedKVCache, available_memory_bytes, kv_bytes_per_token
+
+MIB = 2**20
+MEMINFO = f"MemTotal:  {64 * 1024} kB\nMemFree:  {1 * 1024} kB\nMemAvailable:  {32 * 1024} kB\nHugePages_Total: 0\n"
+V1_UNLIMITED = 9223372036854771712
+
+
+def fake_root(root: Path, cgroup: str, files: dict[str, object]) -> Path:
+    """A file system with 32 MiB available, this process's cgroup line(s), and files under sys/fs/cgroup."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/meminfo").write_text(MEMINFO)
+    if cgroup:
+        (root / "proc/self/cgroup").write_text(cgroup + "\n")
+    for name, content in files.items():
+        path = root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n")
+    return root
+
+
+def v2(path: str, limit: object, current: int, inactive_file: int = 0) -> dict[str, object]:
+    return {
+        f"{path}memory.max": limit,
+        f"{path}memory.current": current,
+        f"{path}memory.stat": f"anon 5\ninactive_file {inactive_file}\nactive_file 7",
+    }
+
+
+def v1(path: str, limit: int, usage: int, inactive_file: int = 0) -> dict[str, object]:
+    return {
+        f"memory/{path}memory.limit_in_bytes": limit,
+        f"memory/{path}memory.usage_in_bytes": usage,
+        f"memory/{path}memory.stat": f"inactive_file 3\ntotal_inactive_file {inactive_file}",
+    }
+
+
+V1_LINES = "12:cpu,cpuacct:/other\n5:memory:/docker/abc\n1:name=systemd:/\n0::/"
+
+CASES = {
+    "no cgroup": ("", {}, 32 * MIB),
+    "v2, no files": ("0::/user.slice", {}, 32 * MIB),
+    "v2, no limit": ("0::/job", v2("job/", "max", 5 * MIB), 32 * MIB),
+    "v2": ("0::/job", v2("job/", 8 * MIB, 5 * MIB), 3 * MIB),
+    "v2, file cache can be reclaimed": ("0::/job", v2("job/", 8 * MIB, 5 * MIB, 2 * MIB), 5 * MIB),
+    "v2, limit in a parent": (
+        "0::/pod/job",
+        v2("pod/job/", "max", 1 * MIB) | v2("pod/", 8 * MIB, 6 * MIB),
+        2 * MIB,
+    ),
+    "v2, the tightest of all": (
+        "0::/pod/job",
+        v2("pod/job/", 9 * MIB, 1 * MIB) | v2("pod/", 8 * MIB, 4 * MIB) | v2("", 64 * MIB, 0),
+        4 * MIB,
+    ),
+    "v2, container that sees its own root": ("0::/host/path/abc", v2("", 8 * MIB, 7 * MIB), 1 * MIB),
+    "v2, container in its own namespace": ("0::/", v2("", 8 * MIB, 7 * MIB), 1 * MIB),
+    "v2, another group's limit is not ours": ("0::/job", v2("other/", 1 * MIB, 1 * MIB), 32 * MIB),
+    "v2, over its limit": ("0::/job", v2("job/", 8 * MIB, 9 * MIB), 0),
+    "v2, limit above the machine": ("0::/job", v2("job/", 999 * MIB, 0), 32 * MIB),
+    "v2, no memory.stat": ("0::/job", {"job/memory.max": 8 * MIB, "job/memory.current": 5 * MIB}, 3 * MIB),
+    "v1": (V1_LINES, v1("docker/abc/", 8 * MIB, 5 * MIB, 1 * MIB), 4 * MIB),
+    "v1, container that sees its own root": (V1_LINES, v1("", 8 * MIB, 7 * MIB), 1 * MIB),
+    "v1, limit in a parent": (
+        V1_LINES,
+        v1("docker/abc/", V1_UNLIMITED, 1 * MIB) | v1("docker/", 8 * MIB, 6 * MIB),
+        2 * MIB,
+    ),
+    "v1, no limit": (V1_LINES, v1("docker/abc/", V1_UNLIMITED, 5 * MIB), 32 * MIB),
+}
+
+CONFIG = ModelConfig(
+    architecture="LlamaForCausalLM",
+    vocab_size=260,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=3,
+    num_qo_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    max_model_len=512,
+    rms_norm_eps=1e-5,
+    rope_theta=10000.0,
+    tie_word_embeddings=False,
+)
+
+
+@pytest.mark.parametrize(("cgroup", "files", "available"), CASES.values(), ids=CASES)
+def test_available_memory_is_the_least_of_machine_and_cgroups(tmp_path, cgroup, files, available):
+    assert available_memory_bytes(fake_root(tmp_path, cgroup, files)) == available
+
+
+def test_this_machine_has_memory():
+    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    total = int(meminfo["MemTotal"].split()[0]) * 1024
+    assert 0 < available_memory_bytes() <= total
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pages_of_all_layers_are_apart_and_of_the_size_announced(dtype):
+    cache = PagedKVCache.allocate(CONFIG, num_pages=5, page_size=4, dtype=dtype)
+    pages = [*cache.k_pages, *cache.v_pages]
+    assert len(cache.k_pages) == len(cache.v_pages) == CONFIG.num_layers
+    assert {(page.shape, page.dtype, page.stride(-1)) for page in pages} == {((5, 4, 2, 8), dtype, 1)}
+    assert sum(page.nbytes for page in pages) == 5 * 4 * kv_bytes_per_token(CONFIG, dtype)
+    for value, page in enumerate(pages):
+        page.fill_(value)
+    assert [page.unique().tolist() for page in pages] == [[value] for value in range(len(pages))]
+
+
+def test_a_pool_the_machine_refuses_is_named_with_its_size():
+    num_pages = 2**40
+    size_gib = num_pages * 4 * kv_bytes_per_token(CONFIG, torch.float32) / 2**30
+    with pytest.raises(
+        MemoryError, match=f"kv_cache_tokens: a pool of {num_pages * 4} tokens needs {size_gib:.1f} GiB"
+    ):
+        PagedKVCache.allocate(CONFIG, num_pages=num_pages, page_size=4, dtype=torch.float32)

@@ -1,0 +1,244 @@
+"""Sampling against exact probabilities, and its independence of everything but seed, position and logits."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from batchllm import SamplingParams
+from batchllm.sampling import Sampler, draw, stream_seed, uniform_draws
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+VOCAB_SIZE = 40
+EOS = 7
+FILTERS = list(itertools.product([0.5, 1.0, 3.0], [0, 1, 3, 39, 100], [0.05, 0.6, 0.95, 1.0]))  # temperature, k, p
+
+
+def random_logits(rows: int, seed: int = 0) -> torch.Tensor:
+    return 2 * torch.randn(rows, VOCAB_SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def exact_probs(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> np.ndarray:
+    """float64 [V]: softmax, then the k likeliest, then the fewest of those whose mass reaches top_p of theirs."""
+    scaled = logits.double().numpy() / temperature
+    probs = np.exp(scaled - scaled.max())
+    likeliest = np.argsort(-probs, kind="stable")[: top_k or None]
+    share = np.cumsum(probs[likeliest]) / probs[likeliest].sum()
+    num_kept = np.searchsorted(share, top_p) + 1 if top_p < 1 else len(likeliest)
+    kept = np.zeros_like(probs)
+    kept[likeliest[:num_kept]] = probs[likeliest[:num_kept]]
+    return kept / kept.sum()
+
+
+def draw_row(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, uniform: np.ndarray) -> np.ndarray:
+    """One token of the same row for each uniform."""
+    rows = len(uniform)
+    return draw(
+        logits.expand(rows, -1).clone(),
+        torch.full((rows,), temperature),
+        torch.full((rows,), top_k),
+        torch.full((rows,), top_p),
+        torch.from_numpy(uniform),
+    ).numpy()
+
+
+def sampler_of(params: list[SamplingParams]) -> Sampler:
+    seeds = [stream_seed(p.seed if p.seed is not None else 0, 0) for p in params]
+    return Sampler.create(params, np.array(seeds, np.uint64), (EOS,))
+
+
+def sample(params: list[SamplingParams], logits: torch.Tensor, positions=None) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.arange(len(params), dtype=np.int32)
+    positions = np.zeros_like(rows) if positions is None else np.asarray(positions, np.int32)
+    return sampler_of(params).sample(logits.clone(), rows, positions)
+
+
+def assert_uniform(counts: np.ndarray, expected: np.ndarray) -> None:
+    """Chi-square within five standard deviations of its mean; nothing where nothing is expected."""
+    assert not counts[expected == 0].any()
+    counts, expected = counts[expected > 0], expected[expected > 0]
+    degrees = len(counts) - 1
+    chi_square = float(((counts - expected) ** 2 / expected).sum())
+    assert chi_square <= degrees + 5 * (2 * degrees) ** 0.5
+
+
+def test_greedy_takes_the_largest_logit_and_needs_no_seed():
+    logits = random_logits(200)
+    tokens, _ = sample([SamplingParams(temperature=0, top_k=3, top_p=0.5, seed=i) for i in range(200)], logits)
+    assert tokens.tolist() == logits.argmax(dim=-1).tolist()
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), FILTERS)
+def test_every_token_owns_its_probability_of_the_unit_interval(temperature, top_k, top_p):
+    """`draw` inverts a cumulative sum, so an even grid of uniforms meets each token as often as its probability
+    says, to one grid point: sharper than any number of random draws."""
+    num_points = 2000
+    grid = (np.arange(num_points) + 0.5) / num_points
+    for logits in random_logits(3):
+        expected = exact_probs(logits, temperature, top_k, top_p)
+        counts = np.bincount(draw_row(logits, temperature, top_k, top_p, grid), minlength=VOCAB_SIZE)
+        assert np.abs(counts - num_points * expected).max() <= 1.01
+        assert not counts[expected == 0].any()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"temperature": 2.0}, {"top_k": 5}, {"top_p": 0.8}, {"temperature": 0.7, "top_k": 12, "top_p": 0.9}],
+    ids=str,
+)
+@pytest.mark.parametrize("vary", ["seed", "position"])
+def test_draws_follow_the_exact_distribution(fields, vary):
+    rows = 20_000
+    logits = random_logits(1)
+    varied = np.arange(rows)
+    params = [SamplingParams(seed=int(i) if vary == "seed" else 3, **fields) for i in varied]
+    tokens, _ = sample(params, logits.expand(rows, -1), varied if vary == "position" else None)
+    p = params[0]
+    expected = rows * exact_probs(logits[0], p.temperature, p.top_k, p.top_p)
+    assert_uniform(np.bincount(tokens, minlength=VOCAB_SIZE), expected)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(2, 1.0), (0, 0.5), (0, 0.26), (3, 0.6)])
+def test_among_equal_logits_exactly_as_many_are_kept_as_asked(top_k, top_p):
+    logits = torch.full((VOCAB_SIZE,), -torch.inf)
+    logits[[3, 11, 20, 39]] = 1.5
+    tokens = draw_row(logits, 1.0, top_k, top_p, np.linspace(0, 1, 999, endpoint=False))
+    assert set(tokens.tolist()) == {3, 11}
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (0, 1e-9), (1, 1e-9), (5, 1e-9)])
+def test_the_likeliest_token_always_stays(top_k, top_p):
+    logits = random_logits(1)[0]
+    tokens = draw_row(logits, 5.0, top_k, top_p, np.linspace(0, 1, 99, endpoint=False))
+    assert set(tokens.tolist()) == {int(logits.argmax())}
+
+
+@pytest.mark.parametrize("uniform", [0.0, np.nextafter(1.0, 0.0)])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (4, 1.0), (0, 0.9)])
+def test_the_ends_of_the_interval_meet_no_token_of_probability_zero(uniform, top_k, top_p):
+    logits = random_logits(50)
+    logits[:, :5] = logits[:, -5:] = -torch.inf
+    for row in logits:
+        (token,) = draw_row(row, 1.0, top_k, top_p, np.array([uniform]))
+        assert exact_probs(row, 1.0, top_k, top_p)[token] > 0
+
+
+def test_a_row_depends_on_nothing_else_in_the_batch():
+    settings = [(0.0, 0, 1.0), *FILTERS]
+    params = [SamplingParams(temperature=t, top_k=k, top_p=p, seed=i) for i, (t, k, p) in enumerate(settings)]
+    logits, positions = random_logits(len(params)), np.arange(len(params)) % 9
+    together = sample(params, logits, positions)
+    alone = [sample([p], logits[i : i + 1], positions[i : i + 1]) for i, p in enumerate(params)]
+    assert together[0].tolist() == [int(tokens[0]) for tokens, _ in alone]
+    np.testing.assert_array_equal(together[1], np.concatenate([logprobs for _, logprobs in alone]))
+    order = np.random.default_rng(0).permutation(len(params))
+    shuffled = sample([params[i] for i in order], logits[order], positions[order])
+    np.testing.assert_array_equal(shuffled, np.take(together, order, axis=1))
+
+
+def test_sampling_a_part_of_the_requests_is_sampling_those():
+    params = [SamplingParams(seed=i, top_k=5 * (i % 2)) for i in range(30)]
+    logits, part = random_logits(30), np.array([29, 4, 11], np.int32)
+    whole, _ = sample(params, logits)
+    tokens, _ = sampler_of(params).sample(logits[part].clone(), part, np.zeros(3, np.int32))
+    assert tokens.tolist() == whole[part].tolist()
+
+
+@pytest.mark.parametrize("vary", ["seed", "position", "hashed seed"])
+def test_uniform_draws_are_uniform_and_uncorrelated(vary):
+    num = 1 << 16
+    varied = np.arange(num, dtype=np.uint64)
+    seeds = {"seed": varied, "position": np.full(num, 9, np.uint64)}.get(
+        vary, np.array([stream_seed(i, 0) for i in range(num)], np.uint64)
+    )
+    draws = uniform_draws(seeds, varied if vary == "position" else np.zeros(num, np.int32))
+    assert draws.dtype == np.float64
+    assert (draws >= 0).all()
+    assert (draws < 1).all()
+    bins = np.floor(draws * 32).astype(int)
+    assert_uniform(np.bincount(bins, minlength=32), np.full(32, num / 32))
+    for lag in (1, 2, 16):  # neighbours, as pairs of bins: 1,024 cells
+        pairs = np.bincount(32 * bins[:-lag] + bins[lag:], minlength=1024)
+        assert_uniform(pairs, np.full(1024, pairs.sum() / 1024))
+
+
+def test_uniform_draws_use_every_bit():
+    draws = uniform_draws(np.arange(4096, dtype=np.uint64), np.zeros(4096, np.int32))
+    bits = (draws * 2.0**53).astype(np.int64)
+    ones = np.array([((bits >> bit) & 1).sum() for bit in range(53)])
+    assert np.abs(ones - 2048).max() < 5 * 32  # five standard deviations
+
+
+def test_streams_of_seeds_and_samples_are_all_different():
+    pairs = list(itertools.product([0, 1, 11, -1, "0/1", "1/0", "11"], range(50)))
+    seeds = [stream_seed(seed, sample) for seed, sample in pairs if seed != 11]  # 11 and "11" are one seed
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**64 for seed in seeds)
+    assert stream_seed(5, 3) == stream_seed(5, 3) == stream_seed("5", 3)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_no_token_ends_a_request_before_min_tokens(temperature):
+    common = {"temperature": temperature, "seed": 0, "min_tokens": 3}
+    params = [
+        SamplingParams(**common),
+        SamplingParams(**common, stop_token_ids=[9, EOS]),
+        SamplingParams(**common, stop_token_ids=[9], ignore_eos=True),
+        SamplingParams(temperature=temperature, seed=0, stop_token_ids=[9]),
+    ]
+    logits = torch.full((4, VOCAB_SIZE), -20.0)
+    logits[:, EOS], logits[:, 9], logits[:, 30] = 90.0, 60.0, 30.0
+    for position in range(3):
+        assert sample(params, logits, [position] * 4)[0].tolist() == [9, 30, EOS, EOS]
+    assert sample(params, logits, [3] * 4)[0].tolist() == [EOS] * 4
+
+
+def test_stop_sets_end_only_their_own_requests():
+    sampler = sampler_of(
+        [
+            SamplingParams(),
+            SamplingParams(ignore_eos=True),
+            SamplingParams(stop_token_ids=[9, 9]),
+            SamplingParams(stop_token_ids=[9], ignore_eos=True),
+        ]
+    )
+    requests = np.array([3, 2, 1, 0], np.int32)
+
+    def ends(token: int) -> list[bool]:
+        return sampler.ends(np.full(4, token, np.int32), requests).tolist()
+
+    assert ends(EOS) == [False, True, False, True]
+    assert ends(9) == [True, True, False, False]
+    assert ends(8) == [False] * 4
+
+
+def test_logprobs_are_those_of_the_model_before_temperature_and_filters():
+    settings = [(0.0, 0, 1.0), *FILTERS]
+    params = [SamplingParams(temperature=t, top_k=k, top_p=p, seed=i) for i, (t, k, p) in enumerate(settings)]
+    logits = random_logits(len(params))
+    tokens, logprobs = sample(params, logits)
+    expected = torch.log_softmax(logits.double(), dim=-1)[torch.arange(len(params)), torch.from_numpy(tokens).long()]
+    assert logprobs.dtype == np.float32
+    np.testing.assert_allclose(logprobs, expected.numpy(), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.01, 1.0, 1e30])
+def test_a_logit_of_minus_infinity_is_never_drawn(temperature):
+    logits = torch.full((50, VOCAB_SIZE), -torch.inf)
+    only = torch.arange(50) % VOCAB_SIZE
+    logits[torch.arange(50), only] = -3.0
+    tokens, logprobs = sample([SamplingParams(temperature=temperature, seed=i) for i in range(50)], logits)
+    assert tokens.tolist() == only.tolist()
+    np.testing.assert_array_equal(logprobs, 0)
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-4])
+def test_a_temperature_near_zero_is_greedy_in_effect(temperature):
+    logits = random_logits(100)
+    tokens, _ = sample([SamplingParams(temperature=temperature, seed=i) for i in range(100)], logits)
+    best = logits.topk(2).values
+    clear = (best[:, 0] - best[:, 1] > 1e-2).numpy()
+    assert clear.mean() > 0.9
+    assert (tokens == logits.argmax(dim=-1).numpy())[clear].all()

@@ -1,0 +1,161 @@
+"""Stop strings: found in the step that completes them, wherever the tokens split.
+
+A token may end amid a character; text is looked at whenever it ends with a whole one.
+"""
+
+import random
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from batchllm import SamplingParams
+from batchllm.stopping import StopStringWatcher
+
+TEXTS = [
+    "The river rose by nine feet, and the mill at the bend was carried away.\n\nQ: Who was there?\nA:",
+    "for i in range(10):\n\tprint(i * 2, end='')  # ### done",
+    "Zażółć gęślą jaźń naïve café, 東京タワー 👍🏽👩‍👩‍👧 ∑∂x ≤ ½",
+    "aaaaaaaaaaaaabaaaaab abababab  \n \n\n   \n",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2):
+    return AutoTokenizer.from_pretrained(smollm2)
+
+
+def encode(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def watch(tokenizer, token_ids: list[int], **fields) -> tuple[int, str, str] | None:
+    """Feeds the tokens to one request: (tokens read, stop, text) once it stops."""
+    watcher = StopStringWatcher([SamplingParams(max_tokens=None, **fields)], tokenizer)
+    for num_tokens, token in enumerate(token_ids, start=1):
+        (stopped,) = watcher.update(np.array([0]), np.array([token]), np.array([num_tokens]))
+        if stopped:
+            match = watcher.forget(0)
+            return num_tokens, match.stop, match.text
+    assert watcher.forget(0) is None
+    return None
+
+
+def first_match(tokenizer, token_ids: list[int], stops: list[str]) -> tuple[int, str, str] | None:
+    """The same, by decoding every prefix anew."""
+    for num_tokens in range(1, len(token_ids) + 1):
+        text = tokenizer.decode(token_ids[:num_tokens], clean_up_tokenization_spaces=False)
+        if text.endswith("\ufffd"):
+            continue
+        if found := [(text.find(stop), len(stop), stop) for stop in stops if stop in text]:
+            start, _, stop = min(found)
+            return num_tokens, stop, text[:start]
+    return None
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_stop_string_is_found_where_decoding_every_prefix_finds_it(tokenizer, text):
+    token_ids, generator = encode(tokenizer, text), random.Random(0)
+    for _ in range(60):
+        begins = [generator.randrange(len(text)) for _ in range(generator.choice([1, 1, 3]))]
+        stops = [text[begin : begin + generator.choice([1, 2, 3, 5, 12])] for begin in begins]
+        expected = first_match(tokenizer, token_ids, stops)
+        assert expected is not None
+        assert watch(tokenizer, token_ids, stop=stops) == expected
+        num_tokens, stop, before = expected
+        included = watch(tokenizer, token_ids, stop=stops, include_stop_str_in_output=True)
+        assert included == (num_tokens, stop, before + stop)
+
+
+def test_a_stop_string_split_over_tokens_stops_at_the_last_of_them(tokenizer):
+    token_ids = encode(tokenizer, "Answer: forty-two. Question: what next?")
+    num_tokens, _, text = watch(tokenizer, token_ids, stop="-two. Quest")
+    assert text == "Answer: forty"
+    assert "Quest" in tokenizer.decode(token_ids[num_tokens - 1])
+    assert len(encode(tokenizer, "-two. Quest")) > 2
+
+
+def test_a_character_of_many_tokens_is_found_when_its_last_byte_comes(tokenizer):
+    token_ids = encode(tokenizer, "ok 👍🏽 done")
+    num_tokens, _, text = watch(tokenizer, token_ids, stop="👍")
+    assert text == "ok "
+    assert num_tokens > len(encode(tokenizer, "ok ")) + 1, "the thumb takes several tokens"
+    assert "👍" in tokenizer.decode(token_ids[:num_tokens])
+    assert "👍" not in tokenizer.decode(token_ids[: num_tokens - 1])
+
+
+@pytest.mark.parametrize(
+    ("stops", "stop", "text"),
+    [
+        (["world", "Hello"], "Hello", ""),  # the earliest to be complete
+        ([" wor", " world", "o wor"], "o wor", "Hell"),  # complete in the same step: the earliest to begin
+        ([" world", " wor"], " wor", "Hello"),  # beginning together: the shortest
+        ([" wor", " world"], " wor", "Hello"),
+        (["absent", "rld"], "rld", "Hello wo"),
+    ],
+)
+def test_of_several_stop_strings_the_earliest_then_the_shortest_wins(tokenizer, stops, stop, text):
+    token_ids = encode(tokenizer, "Hello world again")
+    assert [tokenizer.decode(token) for token in token_ids[:2]] == ["Hello", " world"]
+    assert watch(tokenizer, token_ids, stop=stops)[1:] == (stop, text)
+
+
+def test_a_text_without_the_stop_string_goes_on(tokenizer):
+    assert watch(tokenizer, encode(tokenizer, TEXTS[0]), stop=["bend was carried off", "Z"]) is None
+
+
+@pytest.mark.parametrize("min_tokens", [0, 1, 2, 3, 4, 5, 7, 8])
+def test_a_stop_string_counts_only_from_min_tokens_on(tokenizer, min_tokens):
+    token_ids = encode(tokenizer, " stop a stop b stop c stop")
+    assert [tokenizer.decode(token) for token in token_ids[::2]] == [" stop"] * 4
+    result = watch(tokenizer, token_ids, stop="stop", min_tokens=min_tokens)
+    if min_tokens > len(token_ids):
+        assert result is None
+    else:
+        num_tokens = max(1, min_tokens + (min_tokens + 1) % 2)
+        assert result == (num_tokens, "stop", tokenizer.decode(token_ids[:num_tokens])[: -len("stop")])
+
+
+def test_a_stop_string_may_begin_before_min_tokens(tokenizer):
+    token_ids = encode(tokenizer, "one two three")
+    assert watch(tokenizer, token_ids, stop="two three", min_tokens=3) == (3, "two three", "one ")
+
+
+@pytest.mark.parametrize(("skip", "stopped"), [(True, None), (False, (2, "<|im_end|>", "Hi"))])
+def test_special_tokens_are_text_only_where_they_are_not_skipped(tokenizer, skip, stopped):
+    token_ids = [*encode(tokenizer, "Hi"), tokenizer.eos_token_id, *encode(tokenizer, " there")]
+    assert watch(tokenizer, token_ids, stop="<|im_end|>", skip_special_tokens=skip) == stopped
+    assert (watch(tokenizer, token_ids, stop="Hi there", skip_special_tokens=skip) is not None) == skip
+
+
+def test_requests_in_one_batch_do_not_see_each_other(tokenizer):
+    stops = ["mill", None, "café", ["range", "print"], None, "b a", "nowhere"]
+    texts = [TEXTS[0], TEXTS[0], TEXTS[2], TEXTS[1], TEXTS[2], TEXTS[3], TEXTS[2]]
+    rows = [encode(tokenizer, text) for text in texts]
+    watcher = StopStringWatcher([SamplingParams(stop=stop, max_tokens=None) for stop in stops], tokenizer)
+    results, counts, generator = {}, [0] * len(rows), random.Random(0)
+    while running := [i for i, row in enumerate(rows) if i not in results and counts[i] < len(row)]:
+        batch = generator.sample(running, generator.randint(1, len(running)))
+        for request in batch:
+            counts[request] += 1
+        tokens = [rows[request][counts[request] - 1] for request in batch]
+        stopped = watcher.update(np.array(batch), np.array(tokens), np.array([counts[request] for request in batch]))
+        for request in np.array(batch)[stopped].tolist():
+            match = watcher.forget(request)
+            results[request] = (counts[request], match.stop, match.text)
+    alone = {i: watch(tokenizer, rows[i], stop=stop) for i, stop in enumerate(stops) if stop}
+    assert results == {i: result for i, result in alone.items() if result}
+    assert sorted(results) == [0, 2, 3, 5]
+
+
+def test_a_request_number_can_be_used_again_after_forget(tokenizer):
+    watcher = StopStringWatcher([SamplingParams(stop="ab")], tokenizer)
+    (a,), (b,) = encode(tokenizer, "a"), encode(tokenizer, "b")
+    assert not watcher.update(np.array([0]), np.array([a]), np.array([1]))[0]
+    assert watcher.forget(0) is None
+    assert not watcher.update(np.array([0]), np.array([b]), np.array([1]))[0], "the first text is forgotten"
+
+
+def test_without_stop_strings_no_tokenizer_is_needed():
+    watcher = StopStringWatcher([SamplingParams(), SamplingParams(stop=[])], None)
+    assert watcher.update(np.array([1, 0]), np.array([5, 6]), np.array([1, 1])).tolist() == [False, False]

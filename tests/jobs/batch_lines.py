@@ -1,0 +1,26 @@
+"""Batch lines for tests, and the files they are read back from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def chat_line(custom_id: str, content: Any = "Hello", **body: Any) -> dict[str, Any]:
+    body = {"model": "m", "messages": [{"role": "user", "content": content}], **body}
+    return {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
+def completion_line(custom_id: str, prompt: Any = "Hello", **body: Any) -> dict[str, Any]:
+    return {"custom_id": custom_id, "method": "POST", "url": "/v1/completions", "body": {"prompt": prompt, **body}}
+
+
+def write_lines(path: Path, lines: list[dict[str, Any] | bytes]) -> Path:
+    path.write_bytes(
+        b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
+    )
+    return path
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8", newline="\n") as file:
+        return [json.loads(line) for line in file]

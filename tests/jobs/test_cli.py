@@ -1,0 +1,138 @@
+"""The command, as a person calls it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+import batchllm
+import batchllm.api
+from batchllm.cli import app
+from tests.jobs.batch_lines import chat_line, completion_line, read_records, write_lines
+from tests.jobs.fake_llm import FakeLLM
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[FakeLLM]:
+    """Puts FakeLLM in the place of LLM; the models the command made."""
+    models: list[FakeLLM] = []
+
+    def make(*args: str, **options: object) -> FakeLLM:
+        models.append(FakeLLM(*args, **options))
+        return models[-1]
+
+    monkeypatch.setattr(batchllm.api, "LLM", make)
+    return models
+
+
+@pytest.fixture
+def in_jsonl(tmp_path: Path) -> Path:
+    return write_lines(tmp_path / "in.jsonl", [chat_line("a"), completion_line("b", max_tokens=3)])
+
+
+def call(*args: object) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def test_run_answers_and_shows_a_summary(made: list[FakeLLM], in_jsonl: Path) -> None:
+    out = in_jsonl.with_name("out.jsonl")
+    result = call("run", in_jsonl, "-o", out, "--model", "some/dir/")
+    assert result.exit_code == 0, result.output
+    assert {record["custom_id"] for record in read_records(out)} == {"a", "b"}
+    assert (in_jsonl.with_name("out.errors.jsonl")).read_bytes() == b""
+    assert made[0].model == "some/dir/"
+    assert read_records(out)[0]["response"]["body"]["model"] == "dir"
+    assert "lines answered" in result.stdout
+    assert "forward" in result.stdout
+    assert "loading some/dir/" in result.stderr
+    assert "requests" in result.stderr  # progress
+
+
+def test_some_failed_lines_are_exit_status_3(made: list[FakeLLM], tmp_path: Path) -> None:
+    write_lines(tmp_path / "in.jsonl", [b"{", chat_line("a")])
+    result = call("run", tmp_path / "in.jsonl", "-o", tmp_path / "o", "--errors", tmp_path / "e", "--model", "m")
+    assert result.exit_code == 3
+    assert [record["error"]["code"] for record in read_records(tmp_path / "e")] == ["invalid_json_line"]
+    assert [record["custom_id"] for record in read_records(tmp_path / "o")] == ["a"]
+
+
+def test_options_reach_the_model_and_the_requests(made: list[FakeLLM], in_jsonl: Path) -> None:
+    options = "--levels 1 --dtype bfloat16 --kv-cache-tokens 512 --max-batch-tokens 64 --page-size 4 --num-threads 2"
+    call("run", in_jsonl, "-o", in_jsonl.with_name("o"), "--model", "m", *options.split(), "--max-tokens", 9)
+    assert made[0].options == {
+        "levels": 1,
+        "dtype": "bfloat16",
+        "kv_cache_tokens": 512,
+        "max_batch_tokens": 64,
+        "page_size": 4,
+        "num_threads": 2,
+    }
+    assert [params.max_tokens for params in made[0].params] == [9, 3]
+
+
+def test_silent_options_leave_the_choice_to_the_model(made: list[FakeLLM], in_jsonl: Path) -> None:
+    call("run", in_jsonl, "-o", in_jsonl.with_name("o"), "--model", "m")
+    options = {"levels": None, "dtype": "auto", "kv_cache_tokens": None, "max_batch_tokens": None, "num_threads": None}
+    assert made[0].options == options | {"page_size": 16}
+    assert [params.max_tokens for params in made[0].params] == [256, 3]
+
+
+def test_seed_moves_the_seeds_of_requests(made: list[FakeLLM], in_jsonl: Path) -> None:
+    for seed in (0, 0, 1):
+        call("run", in_jsonl, "-o", in_jsonl.with_name("o"), "--model", "m", "--seed", seed)
+    seeds = [[params.seed for params in llm.params] for llm in made]
+    assert seeds[0] == seeds[1]
+    assert not set(seeds[0]) & set(seeds[2])
+
+
+def test_json_summary_has_the_figures(made: list[FakeLLM], in_jsonl: Path) -> None:
+    path = in_jsonl.with_name("summary.json")
+    call("run", in_jsonl, "-o", in_jsonl.with_name("o"), "--model", "m", "--json-summary", path)
+    summary = json.loads(path.read_text())
+    assert (summary["num_answered"], summary["num_failed"]) == (2, 0)
+    assert summary["stats"]["steps"] == 7
+
+
+def test_a_job_that_cannot_run_is_exit_status_1_and_one_line(made: list[FakeLLM], in_jsonl: Path) -> None:
+    result = call("run", in_jsonl.with_name("none.jsonl"), "-o", in_jsonl.with_name("o"), "--model", "m")
+    assert result.exit_code == 1
+    assert result.stderr == f"batchllm: input '{in_jsonl.with_name('none.jsonl')}': no such file\n"
+    assert not made
+
+
+def test_a_missing_model_is_exit_status_1_and_one_line(in_jsonl: Path) -> None:
+    result = call("run", in_jsonl, "-o", in_jsonl.with_name("o"), "--model", "/nowhere/at/all")
+    assert result.exit_code == 1
+    assert "batchllm: model '/nowhere/at/all': no such directory" in result.stderr
+    assert not in_jsonl.with_name("o").exists()
+
+
+def test_an_interrupted_job_is_exit_status_130_and_says_where_its_answers_are(
+    made: list[FakeLLM], in_jsonl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeLLM, "generate_as_completed", interrupt)
+    result = call("run", in_jsonl, "-o", in_jsonl.with_name("o"), "--model", "m")
+    assert result.exit_code == 130
+    assert f"interrupted; the answers so far are in {in_jsonl.with_name('o')}" in result.stderr
+
+
+@pytest.mark.parametrize("args", [["run"], ["run", "in", "-o", "out"], ["run", "in", "--levels", "2"], ["walk"]])
+def test_wrong_usage_is_exit_status_2(args: list[str]) -> None:
+    assert call(*args).exit_code == 2
+
+
+def test_version() -> None:
+    assert call("--version").stdout == f"batchllm {batchllm.__version__}\n"
+
+
+def test_help_needs_neither_torch_nor_the_extension() -> None:
+    code = "import sys, batchllm.cli; print([m for m in ('torch', 'transformers', 'batchllm_ext') if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert loaded.stdout == "[]\n"

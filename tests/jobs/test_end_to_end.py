@@ -1,0 +1,86 @@
+"""The command on a real, tiny model: its answers are transformers' answers."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from batchllm.cli import app
+from tests.engine import tiny
+from tests.jobs.batch_lines import chat_line, completion_line, read_records, write_lines
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tiny.save(tiny.FAMILIES["llama"].model(), tmp_path_factory.mktemp("llama") / "tiny-llama")
+    tiny.save_tokenizer(directory)
+    return directory
+
+
+def run(model_dir: Path, lines: list[Any], folder: Path, *options: str) -> dict[str, Any]:
+    """The answers' bodies by custom_id, and the summary under ""."""
+    arguments = ["run", str(write_lines(folder / "in.jsonl", lines)), "-o", str(folder / "out.jsonl")]
+    arguments += ["--model", str(model_dir), "--dtype", "float32", "--json-summary", str(folder / "summary.json")]
+    result = CliRunner().invoke(app, [*arguments, *options])
+    assert result.exit_code in (0, 3), result.output
+    bodies = {record["custom_id"]: record["response"]["body"] for record in read_records(folder / "out.jsonl")}
+    return bodies | {"": json.loads((folder / "summary.json").read_text())}
+
+
+def greedy_text(model_dir: Path, prompt: str, max_tokens: int) -> str:
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    output = model.generate(**ids, max_new_tokens=max_tokens, do_sample=False, pad_token_id=0)
+    return str(tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def test_answers_are_those_of_transformers(model_dir: Path, tmp_path: Path) -> None:
+    document = "Once upon a time there was a tiny model. "
+    lines = [
+        *(chat_line(f"chat{i}", f"{document}{i}?", temperature=0, max_tokens=12) for i in range(4)),
+        completion_line("texts", [f"{document}And so", document], temperature=0, max_tokens=9),
+        b'{"custom_id": "torn", "method": "PO',
+        completion_line("endless", "x" * tiny.MAX_MODEL_LEN),
+    ]
+    answers = run(model_dir, lines, tmp_path)
+    for i in range(4):
+        expected = greedy_text(model_dir, f"<bos>user: {document}{i}?<end><bos>assistant: ", 12)
+        assert answers[f"chat{i}"]["choices"][0]["message"]["content"] == expected
+    texts = [choice["text"] for choice in answers["texts"]["choices"]]
+    assert texts == [greedy_text(model_dir, prompt, 9) for prompt in (f"{document}And so", document)]
+
+    summary = answers[""]
+    assert (summary["num_answered"], summary["num_failed"]) == (5, 2)
+    usage = [answers[name]["usage"] for name in answers if name]
+    assert sum(u["prompt_tokens"] for u in usage) == summary["stats"]["prompt_tokens"]
+    assert sum(u["completion_tokens"] for u in usage) == summary["stats"]["output_tokens"]
+    saved = summary["stats"]["prompt_tokens"] - summary["stats"]["computed_prompt_tokens"]
+    assert sum(u["prompt_tokens_details"]["cached_tokens"] for u in usage) == saved
+    assert saved > 3 * len(document)
+    codes = [record["error"]["code"] for record in read_records(tmp_path / "out.errors.jsonl")]
+    assert codes == ["invalid_json_line", "invalid_prompt"]
+
+
+def test_neither_order_nor_sharing_changes_an_answer(model_dir: Path, tmp_path: Path) -> None:
+    lines = [
+        *(chat_line(f"sampled{i}", "Tell me a story.", temperature=0.8, max_tokens=8) for i in range(3)),
+        completion_line("several", ["Tell me", "Tell me a story."], n=2, top_k=20, max_tokens=8),
+        completion_line("seeded", "Tell me", seed=4, max_tokens=8),
+    ]
+    choices = []
+    orders = (lines, lines[::-1])
+    for at, (order, levels) in enumerate(itertools.product(orders, ("auto", "0"))):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        answers = run(model_dir, list(order), folder, "--levels", levels)
+        choices.append({name: body["choices"] for name, body in answers.items() if name})
+    assert all(other == choices[0] for other in choices[1:])
+    contents = {choices[0][f"sampled{i}"][0]["message"]["content"] for i in range(3)}
+    assert len(contents) == 3  # equal prompts, own seeds
+    assert len({choice["text"] for choice in choices[0]["several"]}) == 4

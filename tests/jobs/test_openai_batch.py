@@ -1,0 +1,307 @@
+"""One line in, one record out."""
+
+import json
+from typing import Any
+
+import pytest
+
+from batchllm.jobs.openai_batch import (
+    BatchRequest,
+    Conversation,
+    LineError,
+    answer_record,
+    error_record,
+    parse_line,
+)
+from batchllm.outputs import CompletionOutput, RequestOutput
+from batchllm.sampling_params import SamplingParams
+from tests.jobs.batch_lines import chat_line, completion_line
+
+
+def parse(line: dict[str, Any] | bytes, **line_of: int) -> BatchRequest:
+    data = line if isinstance(line, bytes) else json.dumps(line).encode()
+    return parse_line(data, 7, line_of, chat_max_tokens=99)
+
+
+def refusal(line: dict[str, Any] | bytes, **line_of: int) -> LineError:
+    with pytest.raises(LineError) as caught:
+        parse(line, **line_of)
+    assert caught.value.line == 7
+    return caught.value
+
+
+def output(num_prompt_tokens: int, texts: list[str], num_cached_tokens: int = 0) -> RequestOutput:
+    completions = [CompletionOutput(i, text, [5, 6], -1.0, "length") for i, text in enumerate(texts)]
+    return RequestOutput("0", None, [1] * num_prompt_tokens, completions, True, num_cached_tokens)
+
+
+def test_chat_line_becomes_a_conversation() -> None:
+    messages = [
+        {"role": "developer", "content": "Be brief.", "name": "boss"},
+        {"role": "user", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]},
+        {"role": "assistant", "content": "Hi.", "refusal": None, "tool_calls": None},
+    ]
+    request = parse(chat_line("a", messages=messages))
+    assert (request.custom_id, request.line, request.model, request.is_chat) == ("a", 7, "m", True)
+    [prompt] = request.prompts
+    assert prompt == Conversation(
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hel\nlo"},
+            {"role": "assistant", "content": "Hi."},
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("text", ["text"]),
+        ("", [""]),
+        (["one", "two"], ["one", "two"]),
+        ([1, 2, 3], [[1, 2, 3]]),
+        ([[1], [2, 3]], [[1], [2, 3]]),
+    ],
+)
+def test_completion_prompt_is_text_or_tokens_or_a_list_of_them(prompt: Any, prompts: list[Any]) -> None:
+    request = parse(completion_line("a", prompt))
+    assert request.prompts == prompts
+    assert not request.is_chat
+    assert request.model is None
+
+
+def test_sampling_fields_are_carried_over() -> None:
+    fields = {
+        "max_tokens": 5,
+        "min_tokens": 2,
+        "temperature": 0,
+        "top_p": 0.5,
+        "top_k": 7,
+        "seed": 11,
+        "stop": ["x", "y"],
+        "stop_token_ids": [3],
+        "ignore_eos": True,
+        "n": 2,
+    }
+    assert parse(chat_line("a", **fields)).params == SamplingParams(**fields)
+
+
+def test_silent_bodies_get_the_defaults() -> None:
+    assert parse(chat_line("a")).params == SamplingParams(max_tokens=99)
+    assert parse(completion_line("a")).params == SamplingParams(max_tokens=16)
+    assert parse(chat_line("a", max_tokens=None, temperature=None, tools=None)).params == SamplingParams(max_tokens=99)
+
+
+def test_max_completion_tokens_is_max_tokens() -> None:
+    assert parse(chat_line("a", max_completion_tokens=3)).params.max_tokens == 3
+    assert parse(chat_line("a", max_completion_tokens=3, max_tokens=3)).params.max_tokens == 3
+    assert refusal(chat_line("a", max_completion_tokens=3, max_tokens=4)).param == "body.max_tokens"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"user": "u", "metadata": {"k": "v"}, "store": True, "service_tier": "auto"},
+        {"tools": [], "tool_choice": "none", "logprobs": False, "top_logprobs": 0, "stream": False},
+        {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "response_format": {"type": "text"}},
+    ],
+)
+def test_fields_that_ask_for_nothing_are_accepted(fields: dict[str, Any]) -> None:
+    assert parse(chat_line("a", **fields)).params == SamplingParams(max_tokens=99)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"tools": [{"type": "function"}]},
+        {"logprobs": True},
+        {"logprobs": 0},  # of a completion: the sampled token's
+        {"top_logprobs": 2},
+        {"response_format": {"type": "json_object"}},
+        {"logit_bias": {"5": 1}},
+        {"presence_penalty": 0.1},
+        {"frequency_penalty": -1},
+        {"repetition_penalty": 1.2},
+        {"stream": True},
+        {"echo": True},
+        {"temprature": 0},  # what is misspelt would change the answer, too
+        {"prompt": "of the other endpoint"},
+    ],
+)
+def test_fields_that_would_change_the_answer_are_refused_by_name(field: dict[str, Any]) -> None:
+    error = refusal(chat_line("a", **field))
+    [name] = field
+    assert (error.code, error.param, error.custom_id) == ("unsupported_parameter", f"body.{name}", "a")
+    assert f"body.{name}: not supported" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"temperature": "hot"}, "body.temperature", "body.temperature: expected `float`, got `str`"),
+        ({"temperature": -1}, "body.temperature", "body.temperature: expected a number >= 0, got -1.0"),
+        ({"n": 1.5}, "body.n", "body.n: expected `int`, got `float`"),
+        ({"n": 129}, "body.n", "body.n: expected at most 128, got 129"),
+        ({"top_k": 2**40}, "body.top_k", "body.top_k: expected at most 2147483647, got 1099511627776"),
+        ({"max_tokens": 0}, "body.max_tokens", "body.max_tokens: expected `int` >= 1"),
+        ({"max_completion_tokens": 0}, "body.max_completion_tokens", "expected `int` >= 1"),
+        ({"max_tokens": 2**31}, "body.max_tokens", "expected `int` <= 2147483647"),
+        ({"min_tokens": 100}, "body.min_tokens", "expected at most max_tokens (99), got 100"),
+        ({"stop": ["a", 3]}, "body.stop[1]", "body.stop[1]: expected `str`, got `int`"),
+        ({"stop": ""}, "body.stop", "expected non-empty strings, got ''"),
+        ({"model": 3}, "body.model", "expected `str | null`, got `int`"),
+        ({"messages": []}, "body.messages", "expected a non-empty list, got []"),
+        ({"messages": "hi"}, "body.messages", 'expected a non-empty list, got "hi"'),
+        ({"messages": None}, "body.messages", "expected a non-empty list, got nothing"),
+        ({"messages": ["hi"]}, "body.messages[0]", "expected `object`, got `str`"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "body.messages[0].role", "invalid enum value 'tool'"),
+        ({"messages": [{"role": "user"}]}, "body.messages[0]", "missing required field `content`"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]}, "body.messages[0]", "`tool_calls`"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "body.messages[0].content[0].type",
+            "invalid value 'image_url'",
+        ),
+    ],
+)
+def test_bad_chat_bodies_are_refused_with_place_and_reason(fields: dict[str, Any], param: str, message: str) -> None:
+    error = refusal(chat_line("a", **fields))
+    assert (error.code, error.param, error.custom_id) == ("invalid_body", param, "a")
+    assert message in str(error)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param"),
+    [
+        (None, "body.prompt"),
+        ([], "body.prompt"),
+        (3, "body.prompt"),
+        ({}, "body.prompt"),
+        ([1, "a"], "body.prompt[1]"),
+        (["a", 1], "body.prompt[1]"),
+        ([[1], 2], "body.prompt[1]"),
+        ([[1], [True]], "body.prompt[1][0]"),
+        ([1.5], "body.prompt"),
+    ],
+)
+def test_bad_completion_prompts_are_refused_with_their_place(prompt: Any, param: str) -> None:
+    error = refusal(completion_line("a", prompt))
+    assert (error.code, error.param) == ("invalid_body", param)
+
+
+@pytest.mark.parametrize(
+    ("data", "where"),
+    [
+        (b'{"custom_id" 1}', "line 7, column 14: JSON is malformed: expected ':'"),
+        ('{"é" 1}'.encode(), "line 7, column 6: "),  # columns count characters, not bytes
+        (b'{"custom_id": "a', "line 7, column 17: Input data was truncated"),
+        (b'{"a": NaN}', "line 7, column 7: "),
+        (b'{"a": 1} x', "trailing characters"),
+        (b'{"a": "\xff"}', "line 7, column"),
+        (b"[" * 100_000, "line 7, column"),
+        (b'{"a": "\\ud800"}', "line 7, column"),
+        (b"[1]", "line 7: expected a JSON object, got [1]"),
+        (b"null", "line 7: expected a JSON object, got nothing"),
+    ],
+)
+def test_what_is_not_json_is_refused_with_line_and_column(data: bytes, where: str) -> None:
+    error = refusal(data)
+    assert (error.code, error.custom_id) == ("invalid_json_line", None)
+    assert where in str(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "param"),
+    [
+        ({"custom_id": None}, "invalid_custom_id", "custom_id"),
+        ({"custom_id": ""}, "invalid_custom_id", "custom_id"),
+        ({"custom_id": 5}, "invalid_custom_id", "custom_id"),
+        ({"custom_id": "used"}, "duplicate_custom_id", "custom_id"),
+        ({"method": "GET"}, "invalid_method", "method"),
+        ({"method": None}, "invalid_method", "method"),
+        ({"url": "/v1/embeddings"}, "invalid_url", "url"),
+        ({"url": ["/v1/completions"]}, "invalid_url", "url"),
+        ({"body": None}, "invalid_body", "body"),
+        ({"body": []}, "invalid_body", "body"),
+    ],
+)
+def test_bad_envelopes_are_refused(change: dict[str, Any], code: str, param: str) -> None:
+    error = refusal(chat_line("a") | change, used=3)
+    assert (error.code, error.param) == (code, param)
+    if code == "duplicate_custom_id":
+        assert str(error) == 'custom_id: "used" was used on line 3'
+
+
+def test_a_bad_line_owns_its_custom_id() -> None:
+    line_of: dict[str, int] = {}
+    with pytest.raises(LineError):
+        parse_line(json.dumps(chat_line("a", n=0)).encode(), 1, line_of, chat_max_tokens=9)
+    assert line_of == {"a": 1}
+
+
+def test_seeds_depend_on_the_job_the_custom_id_and_the_prompt_alone() -> None:
+    def seed(custom_id: str, job_seed: int = 0, at: int = 0) -> int | None:
+        return parse(completion_line(custom_id, ["x", "x"])).seeded_params(at, job_seed).seed
+
+    assert seed("a") == seed("a")
+    assert len({seed("a"), seed("b"), seed("a", job_seed=1), seed("a", at=1)}) == 4
+    assert parse(completion_line("a", seed=5)).seeded_params(1, 3).seed == 5
+    assert parse(completion_line("a", seed=0)).seeded_params(1, 3).seed == 0
+
+
+def test_chat_answer_has_openais_shape() -> None:
+    record = json.loads(answer_record(parse(chat_line("a")), [output(10, ["Hi."], num_cached_tokens=4)], "dir"))
+    body = record["response"].pop("body")
+    assert record["custom_id"] == "a"
+    assert record["error"] is None
+    assert record["id"].startswith("batch_req_")
+    assert record["response"]["status_code"] == 200
+    assert body.pop("id").startswith("chatcmpl-")
+    assert isinstance(body.pop("created"), int)
+    assert body == {
+        "object": "chat.completion",
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Hi.", "refusal": None},
+                "finish_reason": "length",
+                "logprobs": None,
+            }
+        ],
+        "usage": {
+            "prompt_tokens": 10,
+            "completion_tokens": 2,
+            "total_tokens": 12,
+            "prompt_tokens_details": {"cached_tokens": 4},
+        },
+    }
+
+
+def test_completion_choices_go_prompt_by_prompt() -> None:
+    request = parse(completion_line("a", ["one", "two"], n=2))
+    record = json.loads(answer_record(request, [output(3, ["p", "q"], 2), output(4, ["r", "s"], 3)], "dir"))
+    body = record["response"]["body"]
+    assert (body["object"], body["model"]) == ("text_completion", "dir")
+    assert [(choice["index"], choice["text"]) for choice in body["choices"]] == [(0, "p"), (1, "q"), (2, "r"), (3, "s")]
+    assert body["usage"]["prompt_tokens"] == 7
+    assert body["usage"]["completion_tokens"] == 8
+
+
+@pytest.mark.parametrize(
+    ("n", "num_cached_tokens", "cached"), [(1, 0, 0), (1, 9, 9), (4, 27, 0), (4, 36, 6), (2, 9, 0)]
+)
+def test_cached_tokens_count_a_prompt_once(n: int, num_cached_tokens: int, cached: int) -> None:
+    # 4 completions of 10 tokens: the first computes 10, the others 1 each: 27 are saved, and the prompt itself was not.
+    record = json.loads(answer_record(parse(chat_line("a")), [output(10, ["x"] * n, num_cached_tokens)], "dir"))
+    assert record["response"]["body"]["usage"]["prompt_tokens_details"]["cached_tokens"] == cached
+
+
+def test_error_record_has_openais_shape() -> None:
+    record = json.loads(error_record(LineError("invalid_body", "body.n", "too many").at(7, "a")))
+    assert record.pop("id").startswith("batch_req_")
+    assert record == {
+        "custom_id": "a",
+        "response": None,
+        "error": {"code": "invalid_body", "message": "body.n: too many", "param": "body.n", "line": 7},
+    }

@@ -1,0 +1,252 @@
+"""From an input file to an output file: every line is answered, or reported, exactly once."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jinja2 import TemplateError
+
+from batchllm.jobs.runner import BatchFiles, JobSummary, run_batch_file
+from tests.jobs.batch_lines import chat_line, completion_line, read_records, write_lines
+from tests.jobs.fake_llm import FakeLLM
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> BatchFiles:
+    return BatchFiles(tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "errors.jsonl")
+
+
+def run(files: BatchFiles, llm: FakeLLM | None = None, **options: Any) -> JobSummary:
+    return run_batch_file(files, lambda: llm or FakeLLM(), model_name="dir", chat_max_tokens=256, **options)
+
+
+def answers(files: BatchFiles) -> dict[str, Any]:
+    records = read_records(files.output)
+    assert all(record["error"] is None for record in records)
+    by_id = {record["custom_id"]: record["response"]["body"] for record in records}
+    assert len(by_id) == len(records)
+    return by_id
+
+
+def failures(files: BatchFiles) -> dict[int, str]:
+    records = read_records(files.errors)
+    assert all(record["response"] is None for record in records)
+    by_line = {record["error"]["line"]: record["error"]["code"] for record in records}
+    assert len(by_line) == len(records)
+    return by_line
+
+
+def test_every_line_is_answered_or_reported(files: BatchFiles) -> None:
+    write_lines(
+        files.input,
+        [
+            b"\xef\xbb\xbf" + json.dumps(chat_line("a", "Hi")).encode() + b"\r",  # BOM and CR, as Windows writes them
+            b"not json",
+            b"",
+            b"  \t ",
+            completion_line("b", "four"),
+            chat_line("a", "again"),
+            completion_line("long", "x" * 500),
+            completion_line("empty", ""),
+            completion_line("tokens", [1, 999]),
+            completion_line("one bad prompt", ["fine", ""]),
+            completion_line("c", ["one", "three"], n=2),
+        ],
+    )
+    summary = run(files)
+    assert (summary.num_answered, summary.num_failed) == (3, 6)
+    assert failures(files) == {
+        2: "invalid_json_line",
+        6: "duplicate_custom_id",
+        7: "invalid_prompt",
+        8: "invalid_prompt",
+        9: "invalid_prompt",
+        10: "invalid_prompt",
+    }
+    body = answers(files)
+    assert body["a"]["choices"][0]["message"]["content"] == "8 tokens, sample 0"
+    assert body["b"]["choices"][0]["text"] == "4 tokens, sample 0"
+    assert [choice["text"] for choice in body["c"]["choices"]] == [
+        "3 tokens, sample 0",
+        "3 tokens, sample 1",
+        "5 tokens, sample 0",
+        "5 tokens, sample 1",
+    ]
+
+
+def test_errors_of_a_prompt_say_why(files: BatchFiles) -> None:
+    write_lines(files.input, [chat_line("long", "x" * 500), completion_line("empty", "")])
+    run(files)
+    errors = {record["custom_id"]: record["error"] for record in read_records(files.errors)}
+    assert errors["long"]["message"] == "body.messages: the prompt has 506 tokens, and the model takes 500"
+    assert errors["empty"]["message"] == "body.prompt: the prompt is empty"
+
+
+def test_a_chat_template_may_refuse_one_conversation(files: BatchFiles) -> None:
+    class Strict(FakeLLM):
+        def apply_chat_template(self, messages: list[dict[str, str]]) -> list[int]:
+            if messages[0]["role"] != "user":
+                raise TemplateError("roles must alternate")
+            return super().apply_chat_template(messages)
+
+    bad = chat_line("bad", messages=[{"role": "assistant", "content": "Me first."}])
+    write_lines(files.input, [bad, chat_line("good")])
+    run(files, Strict())
+    assert failures(files) == {1: "invalid_prompt"}
+    assert answers(files).keys() == {"good"}
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(garbage=st.lists(st.one_of(st.binary(), st.text().map(str.encode)), max_size=4))
+def test_garbage_lines_are_one_error_each_and_end_nothing(files: BatchFiles, garbage: list[bytes]) -> None:
+    lines = [part for data in garbage for part in data.split(b"\n")]
+    write_lines(files.input, [chat_line("first"), *lines, completion_line("last")])
+    run(files)
+    assert answers(files).keys() == {"first", "last"}
+    # The input's first line may start with a BOM; no other line may.
+    assert failures(files).keys() == {line for line, data in enumerate(lines, start=2) if data.strip()}
+
+
+JSON_VALUES = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.integers(-5, 5),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.text(max_size=5),
+    ),
+    lambda values: st.one_of(st.lists(values, max_size=3), st.dictionaries(st.text(max_size=5), values, max_size=3)),
+    max_leaves=6,
+)
+FIELDS = [
+    *("model", "messages", "prompt", "role", "content", "n", "max_tokens", "max_completion_tokens", "min_tokens"),
+    *("temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos"),
+    *("tools", "logprobs", "stream", "logit_bias", "user", "other"),
+]
+BODIES = st.dictionaries(st.sampled_from(FIELDS), JSON_VALUES, max_size=5)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(bodies=st.lists(st.tuples(st.booleans(), BODIES), min_size=1, max_size=4))
+def test_any_body_is_answered_or_reported(files: BatchFiles, bodies: list[tuple[bool, dict[str, Any]]]) -> None:
+    lines = [
+        chat_line(str(i), **body) if is_chat else completion_line(str(i), **{"prompt": "Hello", **body})
+        for i, (is_chat, body) in enumerate(bodies)
+    ]
+    write_lines(files.input, lines)
+    summary = run(files)
+    reported = {record["custom_id"] for record in read_records(files.errors)}
+    assert answers(files).keys() | reported == {str(i) for i in range(len(lines))}
+    assert not answers(files).keys() & reported
+    assert summary.num_answered + summary.num_failed == len(lines)
+
+
+def test_an_answer_is_in_the_file_before_the_next_one_is_made(files: BatchFiles) -> None:
+    write_lines(files.input, [completion_line(str(i)) for i in range(4)] + [b"bad"])
+    seen: list[int] = []
+    llm = FakeLLM()
+    llm.after_each = lambda: seen.append(len(read_records(files.output)))
+    run(files, llm)
+    assert seen == [1, 2, 3, 4]
+
+
+def test_a_job_that_breaks_keeps_its_answers_and_its_errors(files: BatchFiles) -> None:
+    write_lines(files.input, [completion_line("a"), completion_line("b", ["one", "two"]), b"bad", completion_line("c")])
+    llm = FakeLLM()
+
+    def break_in_the_middle() -> None:
+        if len(read_records(files.output)) == 1:
+            llm.after_each = break_now
+
+    def break_now() -> None:
+        raise KeyboardInterrupt
+
+    llm.after_each = break_in_the_middle
+    with pytest.raises(KeyboardInterrupt):
+        run(files, llm)
+    assert answers(files).keys() == {"c"}  # one of b's two prompts was answered: b is not
+    assert failures(files) == {3: "invalid_json_line"}
+
+
+def test_seeds_do_not_depend_on_the_order_of_the_file(files: BatchFiles) -> None:
+    lines = [completion_line("a"), completion_line("b", ["x", "y"]), completion_line("c", seed=3)]
+    seeds = []
+    for order in (lines, lines[::-1]):
+        llm = FakeLLM()
+        run(files := BatchFiles(write_lines(files.input, order), files.output, files.errors), llm, seed=5)
+        seeds.append(sorted(params.seed or 0 for params in llm.params))
+    assert seeds[0] == seeds[1]
+    assert len(set(seeds[0])) == 4
+    llm = FakeLLM()
+    run(files, llm, seed=6)
+    assert len({params.seed for params in llm.params} & set(seeds[0])) == 1  # the one that the line names
+
+
+def test_an_empty_input_gives_empty_files(files: BatchFiles) -> None:
+    write_lines(files.input, [])
+    assert run(files) == JobSummary(0, 0, {})
+    assert files.output.read_bytes() == files.errors.read_bytes() == b""
+
+
+def test_progress_is_passed_on(files: BatchFiles) -> None:
+    write_lines(files.input, [completion_line("a", max_tokens=7), completion_line("b", n=3, max_tokens=10)])
+    seen: list[tuple[int, int, int]] = []
+    run(files, on_progress=lambda p, most: seen.append((p.finished_requests, p.num_requests, most)))
+    assert seen == [(3, 4, 37), (4, 4, 37)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"input": "missing.jsonl"}, FileNotFoundError, "missing.jsonl': no such file"),
+        ({"input": "."}, IsADirectoryError, "Is a directory"),
+        ({"output": "in.jsonl"}, ValueError, "output .*in.jsonl': is the input file"),
+        ({"output": "sub/../in.jsonl"}, ValueError, "is the input file"),
+        ({"output": "sub"}, IsADirectoryError, "output .*sub': is a directory"),
+        ({"output": "nowhere/out.jsonl"}, FileNotFoundError, "output .*: no such directory .*nowhere"),
+        ({"errors": "nowhere/out.jsonl"}, FileNotFoundError, "errors .*: no such directory .*nowhere"),
+        ({"errors": "in.jsonl"}, ValueError, "errors .*in.jsonl': is the input or the output file"),
+        ({"errors": "out.jsonl"}, ValueError, "errors .*out.jsonl': is the input or the output file"),
+        ({"output": "link.jsonl"}, ValueError, "is the input file"),
+    ],
+)
+def test_files_are_checked_before_the_model_is_loaded(
+    tmp_path: Path, changes: dict[str, str], error: type[Exception], message: str
+) -> None:
+    paths = {"input": "in.jsonl", "output": "out.jsonl", "errors": "errors.jsonl"} | changes
+    (tmp_path / "sub").mkdir()
+    data = write_lines(tmp_path / "in.jsonl", [completion_line("a")]).read_bytes()
+    (tmp_path / "link.jsonl").symlink_to("in.jsonl")
+
+    def load_llm() -> FakeLLM:
+        raise AssertionError("loaded")
+
+    files = BatchFiles(**{name: tmp_path / path for name, path in paths.items()})
+    with pytest.raises(error, match=message):
+        run_batch_file(files, load_llm, model_name="dir", chat_max_tokens=1)
+    assert (tmp_path / "in.jsonl").read_bytes() == data
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_files_that_cannot_be_written_are_refused(files: BatchFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_lines(files.input, [completion_line("a")])
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(PermissionError, match=r"output .*out\.jsonl': not writable"):
+        run(files)
+
+
+def test_a_model_that_cannot_be_loaded_leaves_old_answers_alone(files: BatchFiles) -> None:
+    write_lines(files.input, [completion_line("a")])
+    files.output.write_text("old answers")
+
+    def load_llm() -> FakeLLM:
+        raise FileNotFoundError("no such model")
+
+    with pytest.raises(FileNotFoundError, match="no such model"):
+        run_batch_file(files, load_llm, model_name="dir", chat_max_tokens=1)
+    assert files.output.read_text() == "old answers"

@@ -1,0 +1,172 @@
+"""Runs a planned job against a KV store that remembers tokens instead of keys and values.
+
+Every row of every batch writes (token, position) to its slot; then each row reads back all that it may see. It must
+read exactly its own context: token i of the prompt and of what was generated so far, at position i, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import batchllm_ext as ext
+import numpy as np
+
+UNWRITTEN = -1
+
+
+def ragged(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """prompts -> tokens int32[T], indptr int64[n + 1]"""
+    indptr = np.zeros(len(prompts) + 1, np.int64)
+    np.cumsum([len(prompt) for prompt in prompts], out=indptr[1:])
+    tokens = np.array([token for prompt in prompts for token in prompt], np.int32)
+    return tokens, indptr
+
+
+def make_planner(
+    prompts: Sequence[Sequence[int]],
+    max_output_tokens: Sequence[int],
+    num_pages: int,
+    *,
+    levels: int | None = None,
+    segments: ext.Segments | None = None,
+    **options: object,
+) -> ext.BatchPlanner:
+    tokens, indptr = ragged(prompts)
+    if segments is None:
+        segments = ext.choose_segments(ext.PrefixTrie(tokens, indptr, drop_last=1), levels)
+    max_output = np.array(max_output_tokens, np.int32)
+    return ext.BatchPlanner(tokens, indptr, segments, max_output_tokens=max_output, num_pages=num_pages, **options)
+
+
+def next_token(request: int, context: Sequence[int]) -> int:
+    """The model: a token that depends on all of the context."""
+    return (hash((request, tuple(context))) & 0x7FFF) + 1000
+
+
+def never(request: int, num_output_tokens: int) -> bool:
+    return False
+
+
+@dataclass
+class Replay:
+    """What a job did."""
+
+    finish_order: list[int] = field(default_factory=list)
+    outputs: dict[int, list[int]] = field(default_factory=dict)
+    num_computed: dict[tuple[int, ...], int] = field(default_factory=dict)  # rows that computed a context's end
+    batches: list[ext.TokenBatch] = field(default_factory=list)
+
+
+def spans_of(batch: ext.TokenBatch) -> list[tuple[range, range, list[int]]]:
+    """(rows, positions, linked segments) of every span."""
+    spans = []
+    for i in range(batch.num_spans):
+        rows = range(batch.span_indptr[i], batch.span_indptr[i + 1])
+        begin = int(batch.span_begin[i])
+        links = batch.link_segment[batch.link_indptr[i] : batch.link_indptr[i + 1]]
+        spans.append((rows, range(begin, begin + len(rows)), links.tolist()))
+    return spans
+
+
+class TokenStore:
+    """The KV pool, with a (token, position) in place of each key and value."""
+
+    def __init__(self, num_pages: int, page_size: int) -> None:
+        self.page_size = page_size
+        self.tokens = np.full(num_pages * page_size, UNWRITTEN, np.int64)
+        self.positions = np.full(num_pages * page_size, UNWRITTEN, np.int64)
+
+    def write(self, batch: ext.TokenBatch) -> None:
+        assert len(set(batch.slots.tolist())) == batch.num_tokens, "two rows write one slot"
+        self.tokens[batch.slots] = batch.token_ids
+        self.positions[batch.slots] = batch.positions
+
+    def read_row(self, batch: ext.TokenBatch, links: list[int], position: int) -> list[int]:
+        """The context that a row sees, segment by segment; checks that it is gapless."""
+        context: list[int] = []
+        for segment in links:
+            begin = int(batch.segment_begin[segment])
+            end = min(begin + int(batch.segment_num_tokens[segment]), position + 1)
+            assert begin == len(context), "a segment continues its parent"
+            pages = batch.segment_page_ids[batch.segment_page_indptr[segment] : batch.segment_page_indptr[segment + 1]]
+            offsets = np.arange(end - begin)
+            slots = pages[offsets // self.page_size].astype(np.int64) * self.page_size + offsets % self.page_size
+            assert self.positions[slots].tolist() == list(range(begin, end)), "K/V of another position"
+            context += self.tokens[slots].tolist()
+        assert len(context) == position + 1, "a row sees all positions up to its own"
+        return context
+
+
+def replay(
+    planner: ext.BatchPlanner,
+    prompts: Sequence[Sequence[int]],
+    *,
+    page_size: int,
+    is_finished: Callable[[int, int], bool] = never,
+    max_batch_tokens: int | None = None,
+    audit: bool = True,
+) -> Replay:
+    """Runs the job to its end and checks every batch; is_finished(request, num_output_tokens) ends requests early."""
+    store = TokenStore(planner.stats["num_pages"], page_size)
+    result = Replay(outputs={request: [] for request in planner.order.tolist()})
+    while (batch := planner.next_batch()) is not None:
+        if audit:
+            planner.audit()
+        result.batches.append(batch)
+        check_shape_of(batch, page_size, max_batch_tokens)
+        store.write(batch)
+        logits = dict(zip(batch.logit_rows.tolist(), batch.logit_request_ids.tolist(), strict=True))
+        for rows, positions, links in spans_of(batch):
+            for row, position in zip(rows, positions, strict=True):
+                context = store.read_row(batch, links, position)
+                assert context[-1] == batch.token_ids[row]
+                result.num_computed[tuple(context)] = result.num_computed.get(tuple(context), 0) + 1
+                if row in logits:
+                    request = logits[row]
+                    expected = [*prompts[request], *result.outputs[request]]
+                    assert context == expected, f"request {request} reads another context"
+        sampled, finished = [], []
+        for request in batch.logit_request_ids.tolist():
+            output = result.outputs[request]
+            output.append(next_token(request, [*prompts[request], *output]))
+            sampled.append(output[-1])
+            finished.append(is_finished(request, len(output)))
+        done = planner.commit(np.array(sampled, np.int32), np.array(finished, bool))
+        result.finish_order += done.tolist()
+        if audit:
+            planner.audit()
+    check_end(planner, result)
+    return result
+
+
+def check_shape_of(batch: ext.TokenBatch, page_size: int, max_batch_tokens: int | None) -> None:
+    assert batch.num_tokens >= 1
+    assert batch.num_tokens == batch.num_decode_tokens + batch.num_prefill_tokens
+    if max_batch_tokens is not None:
+        assert batch.num_tokens <= max(max_batch_tokens, batch.num_decode_tokens), "over the budget"
+    assert batch.span_indptr[0] == 0
+    assert batch.span_indptr[-1] == batch.num_tokens
+    assert len(set(batch.logit_request_ids.tolist())) == len(batch.logit_request_ids)
+    for rows, positions, links in spans_of(batch):
+        assert len(rows) >= 1
+        assert batch.positions[rows.start : rows.stop].tolist() == list(positions)
+        assert len(set(links)) == len(links)
+    num_pages = np.diff(batch.segment_page_indptr)
+    assert np.array_equal(num_pages, -(-batch.segment_num_tokens // page_size)), "pages beyond the tokens"
+    assert len(set(batch.segment_page_ids.tolist())) == len(batch.segment_page_ids), "a page has one owner"
+
+
+def check_end(planner: ext.BatchPlanner, result: Replay) -> None:
+    stats = planner.stats
+    assert stats["used_pages"] == 0, "every page is free at the end"
+    assert stats["running"] == stats["waiting"] == 0
+    assert sorted(result.finish_order) == sorted(planner.order.tolist()), "every request is answered once"
+    for request, output in result.outputs.items():
+        assert planner.output_tokens(request).tolist() == output
+    num_rows = sum(batch.num_tokens for batch in result.batches)
+    num_first_computed = stats["prompt_tokens"] - planner.num_cached_tokens.sum()
+    num_decoded = stats["output_tokens"] - stats["finished"]  # the last token of a request is never an input
+    assert num_rows == num_first_computed + num_decoded + stats["recomputed_tokens"]
+    assert stats["steps"] == len(result.batches)
+    assert stats["peak_pages"] <= stats["num_pages"]

@@ -1,0 +1,53 @@
+#include <doctest/doctest.h>
+
+#include <set>
+
+#include "planner/page_allocator.h"
+#include "random_job.h"
+
+using namespace batchllm;
+using batchllm::testing::RandomJobs;
+
+TEST_CASE("a page has one owner from allocation to release") {
+    RandomJobs random(1);
+    constexpr int32_t kNumPages = 20;
+    PageAllocator allocator(kNumPages);
+    std::vector<std::vector<PageId>> held(6);
+    int32_t num_used = 0, peak = 0;
+    for (int i = 0; i < 5000; ++i) {
+        const int32_t owner = random.between(0, 5);
+        if (random.between(0, 1) == 0) {
+            num_used -= static_cast<int32_t>(held[owner].size());
+            allocator.release(owner, held[owner]);
+            CHECK(held[owner].empty());
+        } else {
+            const int32_t count = random.between(0, allocator.num_free());
+            allocator.allocate(owner, count, held[owner]);
+            num_used += count;
+            peak = std::max(peak, num_used);
+        }
+        allocator.audit();
+        CHECK(allocator.num_used() == num_used);
+        CHECK(allocator.num_free() == kNumPages - num_used);
+        CHECK(allocator.peak_used() == peak);
+        std::set<PageId> pages;
+        for (int32_t other = 0; other < 6; ++other) {
+            for (const PageId page : held[other]) {
+                CHECK(allocator.owner(page) == other);
+                CHECK(pages.insert(page).second);
+            }
+        }
+    }
+}
+
+TEST_CASE("pages are handed out in order, and the warm ones again first") {
+    PageAllocator allocator(6);
+    std::vector<PageId> first, second, third;
+    allocator.allocate(0, 2, first);
+    allocator.allocate(1, 2, second);
+    CHECK(first == std::vector<PageId>{0, 1});
+    CHECK(second == std::vector<PageId>{2, 3});
+    allocator.release(0, first);
+    allocator.allocate(2, 3, third);
+    CHECK(third == std::vector<PageId>{0, 1, 4});
+}
