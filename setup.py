@@ -6,6 +6,7 @@ BATCHLLM_BUILD_DIR (default build/ext, kept between builds), CMAKE_ARGS.
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,9 @@ class CMakeBuild(build_ext):
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         subprocess.run(configure, check=True)
+        if target.parent != ROOT:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / f"{ext.name}.pyi", target.parent)
         subprocess.run(["cmake", "--build", str(build_dir), "--target", ext.name], check=True)
 
 

@@ -136,7 +136,7 @@ class LLM:
         """
         items = _as_list(prompts)
         params = _params_list(sampling_params, len(items))
-        token_ids, texts = self._tokenize(items)
+        token_ids, texts = self._parse_prompts(items)
         return self._generate(token_ids, texts, params, use_tqdm)
 
     def chat(
@@ -156,6 +156,13 @@ class LLM:
         params = _params_list(sampling_params, len(conversations))
         token_ids = [self.apply_chat_template(conversation, **template_options) for conversation in conversations]
         return self._generate(token_ids, [None] * len(token_ids), params, use_tqdm)
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, with the special tokens that the tokenizer adds to a prompt."""
+        start = time.perf_counter()
+        token_ids: list[list[int]] = self.get_tokenizer()(texts)["input_ids"]
+        self._tokenize_s += time.perf_counter() - start
+        return token_ids
 
     def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]:
         """Token ids of a conversation in the model's chat template, opened for the assistant's answer."""
@@ -327,13 +334,12 @@ class LLM:
             bar.close()
         return [output for output in results if output is not None]
 
-    def _tokenize(self, prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[str | None]]:
+    def _parse_prompts(self, prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[str | None]]:
+        """(token ids, texts); the text is None where the prompt came as token ids."""
         parsed = [_parse_prompt(index, prompt) for index, prompt in enumerate(prompts)]
         texts = [text for text, _ in parsed]
         given = [text for text in texts if text is not None]
-        start = time.perf_counter()
-        encoded = iter(self.get_tokenizer()(given)["input_ids"] if given else [])
-        self._tokenize_s += time.perf_counter() - start
+        encoded = iter(self.tokenize(given) if given else [])
         return [next(encoded) if ids is None else ids for _, ids in parsed], texts
 
 

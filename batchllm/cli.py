@@ -124,7 +124,7 @@ def run(
             )
         if json_summary:
             json_summary.write_bytes(msgspec.json.encode(summary) + b"\n")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         log.print(f"batchllm: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(EXIT_NOT_RUN) from None
     except KeyboardInterrupt:

@@ -14,7 +14,13 @@ import random
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SYSTEM_MESSAGE = "Answer the question in one or two sentences, from the document alone."
+SYSTEM_MESSAGE = "You are a helpful assistant."
+# Of three wordings tried, the one that kept the small model closest to the question.
+USER_MESSAGE = """Here is a text:
+
+{document}
+
+Using the text above, answer this question in one sentence: {question}"""
 MAX_COMPLETION_TOKENS = 64
 SHUFFLE_SEED = 2024
 
@@ -45,7 +51,7 @@ def request_line(custom_id: str, document: str, question: str) -> dict[str, obje
             "model": "smollm2-135m-instruct",
             "messages": [
                 {"role": "system", "content": SYSTEM_MESSAGE},
-                {"role": "user", "content": f"{document}\n\nQuestion: {question}"},
+                {"role": "user", "content": USER_MESSAGE.format(document=document, question=question)},
             ],
             "max_completion_tokens": MAX_COMPLETION_TOKENS,
             "temperature": 0,

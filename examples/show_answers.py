@@ -15,7 +15,7 @@ def main() -> None:
     requests = {row["custom_id"]: row["body"] for row in read_jsonl(job_path)}
     answers = sorted(read_jsonl(answers_path), key=lambda row: row["custom_id"])
     for answer in answers[:: max(1, len(answers) // num_shown)][:num_shown]:
-        question = requests[answer["custom_id"]]["messages"][-1]["content"].rpartition("Question: ")[2]
+        question = requests[answer["custom_id"]]["messages"][-1]["content"].rpartition("in one sentence: ")[2]
         text = answer["response"]["body"]["choices"][0]["message"]["content"]
         print(f"\n{answer['custom_id']}: {question}")
         print(textwrap.indent(textwrap.fill(text, 100), "    "))
@@ -23,7 +23,8 @@ def main() -> None:
 
 
 def read_jsonl(path: str) -> list[dict]:
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    with Path(path).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def summary_rows(summary: JobSummary) -> Iterator[tuple[str, str]]:
         return
     prompt_tokens, computed = stats["prompt_tokens"], stats["computed_prompt_tokens"]
     seconds = dict(stats["seconds"])
-    total_s = seconds.pop("total")
+    total_s, load_s = seconds.pop("total"), seconds.pop("load", 0.0)
     yield "prompt tokens", f"{prompt_tokens:,}"
     yield "  computed", f"{computed:,}"
     yield "  saved", percent(prompt_tokens - computed, prompt_tokens)
@@ -85,6 +85,7 @@ def summary_rows(summary: JobSummary) -> Iterator[tuple[str, str]]:
     yield "steps", f"{stats['steps']:,}"
     yield "preemptions", f"{stats['preemptions']:,}"
     yield "peak KV tokens", f"{stats['peak_kv_tokens']:,}"
+    yield "wall time to load the model", f"{load_s:.2f} s"
     yield "wall time of the job", f"{total_s:.2f} s"
     for phase, phase_s in seconds.items():
         yield f"  {phase}", f"{phase_s:.2f} s"

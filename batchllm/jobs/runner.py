@@ -13,15 +13,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from jinja2 import TemplateError
 
-from batchllm.jobs.openai_batch import (
-    BatchRequest,
-    Conversation,
-    LineError,
-    Prompt,
-    answer_record,
-    error_record,
-    parse_line,
-)
+from batchllm.jobs.openai_batch import BatchRequest, Conversation, LineError, Prompt, parse_line
+from batchllm.jobs.openai_records import answer_record, error_record
 from batchllm.outputs import JobProgress, RequestOutput
 from batchllm.sampling_params import SamplingParams
 
@@ -146,7 +139,7 @@ def token_ids_of(llm: LLM, prompt: Prompt) -> list[int]:
     if isinstance(prompt, Conversation):
         return llm.apply_chat_template(prompt.messages)
     if isinstance(prompt, str):
-        return list(llm.get_tokenizer()(prompt)["input_ids"])
+        return llm.tokenize([prompt])[0]
     return prompt
 
 

@@ -3,8 +3,8 @@
 //   out   softmax-weighted mean of v over the set;  0 for the empty set
 //   lse   ln sum exp(score) over the set;           -inf for the empty set
 //
-// Merging is commutative and associative, and the empty state is its identity. A state whose weight is 0 is
-// never read: what stands in `out` of an empty state may be anything, NaN included.
+// Merging is commutative and associative, and the empty state is its identity. A state of weight 0 is left out, not
+// multiplied by 0: what stands in `out` of an empty state may be anything, NaN included.
 #pragma once
 
 #include <cmath>
@@ -24,19 +24,12 @@ struct MergeWeights {
 };
 
 BATCHLLM_HOST_DEVICE inline MergeWeights merge_weights(float lse_a, float lse_b) {
-    const float lse_max = fmaxf(lse_a, lse_b);
-    if (lse_max == -INFINITY) return {0.0f, 0.0f, -INFINITY};  // both empty
+    if (lse_a == -INFINITY && lse_b == -INFINITY) return {0.0f, 0.0f, -INFINITY};
+    const float lse_max = fmaxf(lse_a, lse_b);  // passes over a NaN, which sum_a or sum_b then brings back
     const float sum_a = expf(lse_a - lse_max);
     const float sum_b = expf(lse_b - lse_max);
     const float sum = sum_a + sum_b;
     return {sum_a / sum, sum_b / sum, lse_max + logf(sum)};
-}
-
-// The value of one element of `out` under `weights`: a side of weight 0 is selected away, not multiplied.
-BATCHLLM_HOST_DEVICE inline float merge_value(MergeWeights weights, float a, float b) {
-    if (weights.b == 0.0f) return weights.a == 0.0f ? 0.0f : weights.a * a;
-    if (weights.a == 0.0f) return weights.b * b;
-    return weights.a * a + weights.b * b;
 }
 
 // FlashAttention-2 and FlashMLA write lse = +inf for the empty set, others work in base 2. Everything that comes

@@ -20,14 +20,20 @@ class StateMerger {
     void add(const T* out, float lse) {
         const MergeWeights weights = merge_weights(lse_, lse);
         lse_ = weights.lse;
-        for (int64_t d = 0; d < head_dim_; ++d) out_[d] = merge_value(weights, out_[d], to_float(out[d]));
+        if (weights.b == 0.0f) return scale(weights.a);
+        float* __restrict sum = out_;
+        if (weights.a == 0.0f) {
+            for (int64_t d = 0; d < head_dim_; ++d) sum[d] = weights.b * to_float(out[d]);
+        } else {
+            for (int64_t d = 0; d < head_dim_; ++d) sum[d] = weights.a * sum[d] + weights.b * to_float(out[d]);
+        }
     }
 
     // One more key of this score, with v = 0.
     void add_sink(float score) {
         const MergeWeights weights = merge_weights(lse_, score);
         lse_ = weights.lse;
-        for (int64_t d = 0; d < head_dim_; ++d) out_[d] = merge_value(weights, out_[d], 0.0f);
+        scale(weights.a);
     }
 
     template <typename T>
@@ -38,6 +44,11 @@ class StateMerger {
     float lse() const { return lse_; }
 
  private:
+    void scale(float weight) {
+        if (weight == 1.0f) return;
+        for (int64_t d = 0; d < head_dim_; ++d) out_[d] *= weight;
+    }
+
     float* out_;
     int64_t head_dim_;
     float lse_ = -INFINITY;

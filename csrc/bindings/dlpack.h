@@ -1,4 +1,4 @@
-// The DLPack structs (version 1.0 and the unversioned ones before it), as far as a consumer needs them.
+// The DLPack structs (1.x and the unversioned ones before it), as far as a consumer needs them.
 #pragma once
 
 #include <cstdint>
@@ -46,6 +46,18 @@ struct DLManagedTensorVersioned {  // capsule "dltensor_versioned"
     void (*deleter)(DLManagedTensorVersioned* self);
     uint64_t flags;
     DLTensor dl_tensor;
+};
+
+// Exports without a call into Python: capsule "dlpack_exchange_api", the attribute __dlpack_c_exchange_api__ of a
+// tensor's type (DLPack 1.2). The functions that a consumer of CPU tensors has no use for are left untyped.
+struct DLPackExchangeApi {
+    struct {
+        uint32_t major;
+        uint32_t minor;
+    } version;
+    DLPackExchangeApi* previous;
+    void* managed_tensor_allocator;
+    int (*managed_tensor_from_py_object_no_sync)(void* object, DLManagedTensorVersioned** result);
 };
 
 }  // namespace batchllm::dlpack

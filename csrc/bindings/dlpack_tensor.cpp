@@ -2,7 +2,6 @@
 
 #include <cstring>
 
-#include "bindings/dlpack.h"
 
 namespace py = pybind11;
 
@@ -39,6 +38,37 @@ ElementType element_type(const char* format, int64_t bytes) {
     if (is_signed && bytes == 4) return ElementType::kInt32;
     if (is_signed && bytes == 8) return ElementType::kInt64;
     return ElementType::kOther;
+}
+
+// The fast way of libraries that have it (torch since 2.10), else null. Tensors that require gradients are left to
+// __dlpack__, which refuses them.
+dlpack::DLManagedTensorVersioned* export_directly(py::handle object) {
+    const py::object capsule = py::getattr(py::type::handle_of(object), "__dlpack_c_exchange_api__", py::none());
+    if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return nullptr;
+    const auto* api = static_cast<dlpack::DLPackExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    if (api->version.major != 1) return nullptr;
+    if (py::getattr(object, "requires_grad", py::none()).is(py::bool_(true))) return nullptr;
+    dlpack::DLManagedTensorVersioned* managed = nullptr;
+    if (api->managed_tensor_from_py_object_no_sync(object.ptr(), &managed) == 0) return managed;
+    PyErr_Clear();
+    return nullptr;
+}
+
+// Whoever takes a tensor out of its capsule renames the capsule, and calls the deleter later.
+template <typename Managed>
+Managed* open_capsule(py::handle capsule, const char* name) {
+    auto* managed = static_cast<Managed*>(PyCapsule_GetPointer(capsule.ptr(), name));
+    const bool is_versioned = std::is_same_v<Managed, dlpack::DLManagedTensorVersioned>;
+    PyCapsule_SetName(capsule.ptr(), is_versioned ? "used_dltensor_versioned" : "used_dltensor");
+    return managed;
+}
+
+template <typename Managed>
+std::unique_ptr<void, void (*)(void*)> own(Managed* managed) {
+    return {managed, [](void* self) {
+                auto* tensor = static_cast<Managed*>(self);
+                if (tensor->deleter != nullptr) tensor->deleter(tensor);
+            }};
 }
 
 }  // namespace
@@ -91,60 +121,58 @@ void Tensor::check_num_dims(int64_t num_dims) {
     num_dims_ = static_cast<int>(num_dims);
 }
 
-// Takes a capsule's tensor over: whoever renames the capsule has to call the deleter.
-template <typename Managed>
-Managed* Tensor::take_managed(py::handle capsule, const char* capsule_name) {
-    auto* managed = static_cast<Managed*>(PyCapsule_GetPointer(capsule.ptr(), capsule_name));
-    const bool is_versioned = std::is_same_v<Managed, dlpack::DLManagedTensorVersioned>;
-    PyCapsule_SetName(capsule.ptr(), is_versioned ? "used_dltensor_versioned" : "used_dltensor");
-    managed_ = {managed, [](void* self) {
-                    auto* tensor = static_cast<Managed*>(self);
-                    if (tensor->deleter != nullptr) tensor->deleter(tensor);
-                }};
-    return managed;
+void Tensor::take_dlpack(py::handle object) {
+    if (dlpack::DLManagedTensorVersioned* managed = export_directly(object)) return take_versioned(managed);
+    const py::object capsule = export_capsule(object);
+    if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
+        take_versioned(open_capsule<dlpack::DLManagedTensorVersioned>(capsule, "dltensor_versioned"));
+    } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
+        auto* managed = open_capsule<dlpack::DLManagedTensor>(capsule, "dltensor");
+        managed_ = own(managed);
+        take_description(managed->dl_tensor);
+    } else {
+        fail("its __dlpack__ returned no DLPack capsule");
+    }
 }
 
-void Tensor::take_dlpack(py::handle object) {
+py::object Tensor::export_capsule(py::handle object) const {
     if (!py::hasattr(object, "__dlpack__")) {
         fail("expected a NumPy array or a tensor with __dlpack__, got " +
              std::string(py::str(py::type::handle_of(object).attr("__name__"))));
     }
-    py::object capsule;
     try {
         const py::object export_tensor = object.attr("__dlpack__");
         try {
-            capsule = export_tensor(py::arg("max_version") = py::make_tuple(1, 0));
+            return export_tensor(py::arg("max_version") = py::make_tuple(1, 0));
         } catch (py::error_already_set& error) {
             if (!error.matches(PyExc_TypeError)) throw;
-            capsule = export_tensor();  // a producer that does not know versions
+            return export_tensor();  // a producer that does not know versions
         }
     } catch (py::error_already_set& error) {
         fail(std::string("its library does not export it: ") + error.what());
     }
+}
 
-    const dlpack::DLTensor* tensor = nullptr;
-    if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
-        auto* managed = take_managed<dlpack::DLManagedTensorVersioned>(capsule, "dltensor_versioned");
-        if (managed->version.major != 1) fail("expected DLPack 1.x, got " + to_text(managed->version.major) + ".x");
-        read_only_ = (managed->flags & dlpack::kReadOnlyFlag) != 0;
-        tensor = &managed->dl_tensor;
-    } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
-        tensor = &take_managed<dlpack::DLManagedTensor>(capsule, "dltensor")->dl_tensor;
-    } else {
-        fail("its __dlpack__ returned no DLPack capsule");
+void Tensor::take_versioned(dlpack::DLManagedTensorVersioned* managed) {
+    managed_ = own(managed);
+    if (managed->version.major != 1) fail("expected DLPack 1.x, got " + to_text(managed->version.major) + ".x");
+    read_only_ = (managed->flags & dlpack::kReadOnlyFlag) != 0;
+    take_description(managed->dl_tensor);
+}
+
+void Tensor::take_description(const dlpack::DLTensor& tensor) {
+    if (tensor.device.device_type != dlpack::kCpu) {
+        fail("expected a CPU tensor, got one on DLPack device type " + to_text(tensor.device.device_type));
     }
-    if (tensor->device.device_type != dlpack::kCpu) {
-        fail("expected a CPU tensor, got one on DLPack device type " + to_text(tensor->device.device_type));
-    }
-    check_num_dims(tensor->ndim);
-    data_ = static_cast<char*>(tensor->data) + tensor->byte_offset;
-    type_ = element_type(tensor->dtype);
-    if (type_ == ElementType::kOther) type_text_ = type_text(tensor->dtype);
-    element_bytes_ = (tensor->dtype.bits * tensor->dtype.lanes + 7) / 8;
+    check_num_dims(tensor.ndim);
+    data_ = static_cast<char*>(tensor.data) + tensor.byte_offset;
+    type_ = element_type(tensor.dtype);
+    if (type_ == ElementType::kOther) type_text_ = type_text(tensor.dtype);
+    element_bytes_ = (tensor.dtype.bits * tensor.dtype.lanes + 7) / 8;
     int64_t contiguous = 1;
     for (int dim = num_dims_ - 1; dim >= 0; --dim) {
-        shape_[dim] = tensor->shape[dim];
-        strides_[dim] = tensor->strides != nullptr ? tensor->strides[dim] : contiguous;
+        shape_[dim] = tensor.shape[dim];
+        strides_[dim] = tensor.strides != nullptr ? tensor.strides[dim] : contiguous;
         contiguous *= shape_[dim];
     }
 }

@@ -10,6 +10,8 @@
 #include <span>
 #include <string>
 
+#include "bindings/dlpack.h"
+
 namespace batchllm {
 
 enum class ElementType : uint8_t { kFloat32, kBFloat16, kUInt16, kInt32, kInt64, kOther };
@@ -44,8 +46,9 @@ class Tensor {
  private:
     void take_buffer(pybind11::handle object);
     void take_dlpack(pybind11::handle object);
-    template <typename Managed>
-    Managed* take_managed(pybind11::handle capsule, const char* capsule_name);
+    pybind11::object export_capsule(pybind11::handle object) const;
+    void take_versioned(dlpack::DLManagedTensorVersioned* managed);
+    void take_description(const dlpack::DLTensor& tensor);
     void check_num_dims(int64_t num_dims);
     [[noreturn]] void fail(const std::string& message) const;
 

@@ -6,10 +6,11 @@
 // Order. Requests start in group order, depth-first over the forest of segments; a preempted one returns before
 // any new one. Admission is first come, first served in that order: a request that does not fit is waited for.
 //
-// One step. All decodes, oldest request first, one token each, however many. Then prefill up to max_batch_tokens:
-// a queue in order of admission, in which newly pinned segments stand root first before the request that brought
-// them. So a prefix is computed once, in the same batch as its readers or an earlier one. Requests are admitted
-// only when the queue runs dry, so pages are not held by prompts that wait for compute.
+// One step. All decodes, oldest request first, one token each: at most max_batch_tokens, because a request joins them
+// by a prefill within that budget. Then prefill with the rest of the budget: a queue in order of admission, in which
+// newly pinned segments stand root first before the request that brought them. So a prefix is computed once, in the
+// same batch as its readers or an earlier one. Requests are admitted only when the queue runs dry, so pages are not
+// held by prompts that wait for compute.
 //
 // Admission. A shared segment is pinned, with all its pages, when its first reader starts, and freed when its last
 // reader finishes. A request holds the pages of its own prompt when it starts, and takes one more at a time.

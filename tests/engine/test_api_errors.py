@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from batchllm import LLM, SamplingParams
+from batchllm.kv_cache import kv_bytes_per_token
 from tests.engine import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,7 +69,6 @@ def test_a_missing_model_is_named():
     [
         ([[5], []], "^prompt 1: the prompt is empty$"),
         ([[]], "^prompt 0: the prompt is empty$"),
-        (["a", ""], "^prompt 1: the prompt is empty$"),
         ([[5], [6, -1]], r"^prompt 1: prompt_token_ids\[1\] is -1, but the vocabulary has 260 tokens$"),
         ([[5], [6, 7, 260, 261]], r"^prompt 1: prompt_token_ids\[2\] is 260, but the vocabulary has 260 tokens$"),
         ([[5], [2**40]], r"^prompt 1: prompt_token_ids\[0\] is 1099511627776, but"),
@@ -143,6 +144,14 @@ def test_what_fits_the_pool_alone_fits_it_with_others(tiny_dir, prompt_len, leve
     alone = [llm.generate([prompt], params, use_tqdm=False)[0].outputs[0].token_ids for prompt in prompts]
     together = llm.generate(prompts, params, use_tqdm=False)
     assert [output.outputs[0].token_ids for output in together] == alone
+
+
+def test_a_request_that_memory_cannot_hold_is_refused_by_its_index(tiny_dir, monkeypatch):
+    llm = LLM(tiny_dir, dtype="float32", page_size=8)
+    prompts, params = [[5], [9] * 100], [SamplingParams(n=3, max_tokens=1), SamplingParams(max_tokens=5)]
+    for available_bytes in (64 * kv_bytes_per_token(llm.config, torch.float32), 0):
+        monkeypatch.setattr("batchllm.engine.available_memory_bytes", lambda size=available_bytes: size)
+        refused(llm, prompts, "^prompt 1: .*13 KV pages of 8 tokens", params)
 
 
 @pytest.fixture(scope="module")

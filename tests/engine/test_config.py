@@ -71,6 +71,10 @@ PARSED = [
         {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 64, "use_sliding_window": False},
         {"architecture": "Qwen2ForCausalLM", "qkv_bias": True},
     ),
+    (
+        {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 64},  # off unless use_sliding_window says so
+        {"architecture": "Qwen2ForCausalLM", "qkv_bias": True},
+    ),
     ({"architectures": ["Qwen3ForCausalLM"]}, {"architecture": "Qwen3ForCausalLM", "qk_norm": True}),
     (
         {"architectures": ["Qwen3ForCausalLM"], "attention_bias": True},

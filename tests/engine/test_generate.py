@@ -10,6 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from batchllm import LLM, RequestOutput, SamplingParams
+from batchllm.kv_cache import kv_bytes_per_token
+from batchllm.sampling import Sampler, stream_seed
 from tests.engine import tiny
 from tests.engine.teacher import transformers_logits
 
@@ -22,6 +24,20 @@ STATS = {
     *("output_tokens", "steps", "preemptions", "peak_kv_tokens", "seconds"),
 }
 PHASES = {"load", "tokenize", "plan", "schedule", "forward", "sample", "detokenize", "total"}
+
+PROMPT_FORMS = {  # of a text and its ids
+    "text": lambda text, ids: text,
+    "list of text": lambda text, ids: [text],
+    "dict of text": lambda text, ids: {"prompt": text},
+    "list of dict of text": lambda text, ids: [{"prompt": text}],
+    "ids": lambda text, ids: ids,
+    "list of ids": lambda text, ids: [ids],
+    "tuple of tuple": lambda text, ids: (tuple(ids),),
+    "array": lambda text, ids: np.array(ids),
+    "list of array": lambda text, ids: [np.array(ids, np.int64)],
+    "dict of ids": lambda text, ids: {"prompt_token_ids": ids},
+    "list of dict of ids": lambda text, ids: [{"prompt_token_ids": ids}],
+}
 
 
 def generate(llm: LLM, prompts, params=GREEDY) -> list[RequestOutput]:
@@ -82,25 +98,20 @@ def test_text_and_logprob_are_those_of_the_tokens(tiny_llm, tiny_dir, prompts, p
         logprob = torch.log_softmax(logits.double(), dim=-1).gather(1, ids[:, None]).sum()
         assert completion.cumulative_logprob == pytest.approx(float(logprob), abs=1e-3)
         text_ids = completion.token_ids[:-1] if completion.finish_reason == "stop" else completion.token_ids
-        assert completion.text == tiny_llm.get_tokenizer().decode(text_ids, skip_special_tokens=True)
+        assert completion.text == decode(tiny_llm, text_ids)
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        lambda text, ids: [text],
-        lambda text, ids: text,
-        lambda text, ids: [{"prompt": text}],
-        lambda text, ids: {"prompt": text},
-        lambda text, ids: [ids],
-        lambda text, ids: ids,
-        lambda text, ids: (tuple(ids),),
-        lambda text, ids: np.array(ids),
-        lambda text, ids: [np.array(ids, np.int64)],
-        lambda text, ids: {"prompt_token_ids": ids},
-        lambda text, ids: [{"prompt_token_ids": ids}],
-    ],
-)
+def test_tokens_are_drawn_from_transformers_logits_by_seed_and_position(tiny_llm, tiny_dir, prompts):
+    model = AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=torch.float32).eval()
+    params = [SamplingParams(max_tokens=6, seed=i, top_k=40, ignore_eos=True, n=2) for i in range(len(prompts))]
+    for index, [_, second] in enumerate(tokens(generate(tiny_llm, prompts, params))):
+        (logits,) = transformers_logits(model, [prompts[index]], [second])
+        sampler = Sampler.create([params[index]], np.array([stream_seed(str(index), 1)], np.uint64), ())
+        drawn = [sampler.sample(logits[i : i + 1], np.array([0]), np.array([i]))[0] for i in range(6)]
+        assert np.concatenate(drawn).tolist() == second
+
+
+@pytest.mark.parametrize("form", PROMPT_FORMS.values(), ids=PROMPT_FORMS)
 def test_every_form_of_a_prompt_is_the_same_prompt(tiny_llm, form):
     text = "Grüße, 世界!"
     ids = tiny_llm.get_tokenizer()(text)["input_ids"]
@@ -135,7 +146,7 @@ def test_chat_renders_the_template_and_opens_the_answer(tiny_llm):
     rendered = "<bos>user: hi<end><bos>assistant: ho<end><bos>assistant: "
     assert tiny_llm.get_tokenizer().decode(output.prompt_token_ids) == rendered
     assert output.prompt_token_ids.count(1) == 3, "each <bos> is the special token, and none is added"
-    assert tokens([output]) == tokens(generate(tiny_llm, rendered))
+    assert tokens([output]) == tokens(generate(tiny_llm, tiny.encode(tiny_llm, rendered)))
 
 
 def test_chat_takes_many_conversations_and_template_options(tiny_llm):
@@ -146,10 +157,10 @@ def test_chat_takes_many_conversations_and_template_options(tiny_llm):
     ]
     assert tokens(outputs)[0] == tokens(outputs)[2]
     (given,) = tiny_llm.chat(conversations[0], GREEDY, use_tqdm=False, chat_template="{{ messages[0].content }}!")
-    assert tokens([given]) == tokens(generate(tiny_llm, "a!"))
+    assert given.prompt_token_ids == tiny.encode(tiny_llm, "a!")
 
 
-def test_token_prompts_need_no_tokenizer(tiny_model, prompts, expected):
+def test_token_prompts_need_no_tokenizer(tiny_model, prompts):
     llm = LLM(tiny_model("qwen3"), dtype="float32")
     outputs = generate(llm, prompts[:4])
     assert {len(completion.token_ids) for output in outputs for completion in output.outputs} == {NUM_OUTPUT}
@@ -224,8 +235,23 @@ def test_what_is_left_in_the_pool_changes_no_tokens(tiny_dir, prompts, params, e
             pages.fill_(float("nan"))
     assert tokens(generate(llm, prompts[::-1], params[::-1])) == expected[::-1]
     assert llm._engine.kv_cache is pool, "the pool is used again"
-    assert tokens(generate(llm, [prompt * 2 for prompt in prompts] * 2))
+
+
+def test_a_pool_made_for_a_small_job_grows_for_a_large_one(tiny_dir, prompts, params, expected):
+    llm = LLM(tiny_dir, dtype="float32", page_size=4)
+    assert generate(llm, []) == []
+    generate(llm, [[5]], SamplingParams(max_tokens=1))
     assert tokens(generate(llm, prompts, params)) == expected
+    assert llm.stats["preemptions"] == 0
+
+
+def test_a_pool_sized_by_us_stays_within_the_memory_available(tiny_dir, monkeypatch, prompts, params, expected):
+    llm = LLM(tiny_dir, dtype="float32", page_size=4)
+    available_bytes = 150 * kv_bytes_per_token(llm.config, torch.float32)
+    monkeypatch.setattr("batchllm.engine.available_memory_bytes", lambda: available_bytes)
+    assert tokens(generate(llm, prompts, params)) == expected
+    pool = llm._engine.kv_cache
+    assert available_bytes / 2 < sum(pages.nbytes for pages in (*pool.k_pages, *pool.v_pages)) < available_bytes
 
 
 def test_an_abandoned_job_leaves_the_next_one_alone(tiny_dir, prompts, params, expected):
@@ -269,6 +295,18 @@ def test_completions_of_a_prompt_differ_and_fewer_are_the_first_of_more(tiny_llm
     assert len({tuple(completion) for completion in six}) == 6
     assert run(1) == six[:1]
     assert run(4) == six[:4]
+
+
+def test_completions_stand_in_order_whichever_ends_first(tiny_llm, prompts):
+    def run(**fields) -> RequestOutput:
+        params = SamplingParams(n=8, seed=5, max_tokens=12, ignore_eos=True, **fields)
+        return generate(tiny_llm, [prompts[0]], params)[0]
+
+    stopped = run(stop_token_ids=list(range(0, tiny.VOCAB_SIZE, 2))).outputs
+    assert [completion.index for completion in stopped] == list(range(8))
+    assert len({len(completion.token_ids) for completion in stopped}) > 2
+    for completion, free in zip(stopped, run().outputs, strict=True):
+        assert completion.token_ids == free.token_ids[: len(completion.token_ids)]
 
 
 def test_without_a_seed_the_model_seed_and_the_index_decide(tiny_dir, prompts):
@@ -362,17 +400,18 @@ def test_a_stop_string_ends_a_request_and_is_its_reason(tiny_llm, free_run, incl
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_nothing_ends_a_request_before_min_tokens(tiny_llm, prompts, temperature):
     half = list(range(0, tiny.VOCAB_SIZE, 2))
-    params = [SamplingParams(temperature=temperature, seed=i, stop_token_ids=half, max_tokens=40) for i in range(9)]
-    lengths = [len(ids) for [ids] in tokens(generate(tiny_llm, prompts[:9], params))]
-    assert min(lengths) < 5, "half of all tokens stop a request soon"
-    late = [
-        SamplingParams(temperature=temperature, seed=i, stop_token_ids=half, max_tokens=40, min_tokens=12)
-        for i in range(9)
-    ]
-    for [ids] in tokens(generate(tiny_llm, prompts[:9], late)):
-        assert len(ids) > 12
+
+    def run(min_tokens: int) -> list[list[int]]:
+        common = {"temperature": temperature, "stop_token_ids": half, "max_tokens": 40, "min_tokens": min_tokens}
+        params = [SamplingParams(seed=i, **common) for i in range(len(prompts))]
+        return [ids for [ids] in tokens(generate(tiny_llm, prompts, params))]
+
+    assert min(len(ids) for ids in run(0)) == 1, "half of all tokens stop a request soon"
+    late = run(12)
+    assert min(len(ids) for ids in late) == 13, "the first token that may end it is the one after"
+    for ids in late:
         assert not set(ids[:12]) & {*half, tiny.EOS}
-        assert ids[-1] in half or len(ids) == 40
+        assert ids[-1] in {*half, tiny.EOS} or len(ids) == 40
 
 
 def test_without_max_tokens_a_request_fills_the_model(tiny_llm):

@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+from batchllm import LLM
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<end>")  # ids 0 to 3
 NUM_SPECIAL = len(SPECIAL_TOKENS)
-EOS = 2
+BOS, EOS = 1, 2
 VOCAB_SIZE = NUM_SPECIAL + 256
 MAX_MODEL_LEN = 512
 CHAT_TEMPLATE = (
@@ -36,7 +38,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": MAX_MODEL_LEN,
     "rms_norm_eps": 1e-5,
-    "bos_token_id": 1,
+    "bos_token_id": BOS,
     "eos_token_id": EOS,
 }
 LLAMA3_ROPE = {
@@ -100,16 +102,22 @@ def save(model: transformers.PreTrainedModel, directory: Path, **options: Any) -
 
 
 def save_tokenizer(directory: Path) -> None:
-    """A byte-level tokenizer with a chat template: token NUM_SPECIAL + i is the i-th letter of the byte alphabet."""
+    """A byte-level tokenizer that opens a text with <bos>, and a chat template that does so by itself."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *alphabet))}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>")
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(directory)
+
+
+def encode(llm: LLM, text: str) -> list[int]:
+    """The tokens of a text, without an opening <bos>."""
+    return llm.get_tokenizer()(text, add_special_tokens=False)["input_ids"]
 
 
 def copy_with(source: Path, target: Path, file: str = "config.json", **changes: Any) -> Path:

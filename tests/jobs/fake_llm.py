@@ -18,8 +18,8 @@ class FakeLLM:
         self.params: list[SamplingParams] = []  # of the last job
         self.after_each: Callable[[], None] = lambda: None  # called when the consumer asks for the next answer
 
-    def get_tokenizer(self) -> Callable[[str], dict[str, list[int]]]:
-        return lambda text: {"input_ids": list(text.encode())}
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        return [list(text.encode()) for text in texts]
 
     def apply_chat_template(self, messages: list[dict[str, str]]) -> list[int]:
         return list("".join(f"<{m['role']}>{m['content']}" for m in messages).encode())

@@ -35,7 +35,7 @@ def run(model_dir: Path, lines: list[Any], folder: Path, *options: str) -> dict[
 def greedy_text(model_dir: Path, prompt: str, max_tokens: int) -> str:
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=not prompt.startswith("<bos>"))
     output = model.generate(**ids, max_new_tokens=max_tokens, do_sample=False, pad_token_id=0)
     return str(tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
 

@@ -57,8 +57,11 @@ def test_requests_about_one_document_share_all_but_the_question() -> None:
         [prompt] = request.prompts
         assert isinstance(prompt, Conversation)
         assert [message["role"] for message in prompt.messages] == ["system", "user"]
-        document, question = prompt.messages[1]["content"].split("\n\nQuestion: ")
-        assert document == texts[request.custom_id.rpartition("-")[0]]
+        before, document, question = prompt.messages[1]["content"].partition(
+            texts[request.custom_id.rpartition("-")[0]]
+        )
+        assert document
+        assert before == "Here is a text:\n\n"
         prompts.add((prompt.messages[0]["content"], question))
     assert len(prompts) == len(requests)  # no question twice
     assert len({system for system, _ in prompts}) == 1

@@ -9,10 +9,9 @@ from batchllm.jobs.openai_batch import (
     BatchRequest,
     Conversation,
     LineError,
-    answer_record,
-    error_record,
     parse_line,
 )
+from batchllm.jobs.openai_records import answer_record, error_record
 from batchllm.outputs import CompletionOutput, RequestOutput
 from batchllm.sampling_params import SamplingParams
 from tests.jobs.batch_lines import chat_line, completion_line

@@ -70,8 +70,8 @@ def test_summary_has_every_figure_and_every_phase() -> None:
         "steps": "12",
         "preemptions": "1",
         "peak KV tokens": "4,096",
+        "wall time to load the model": "1.00 s",
         "wall time of the job": "4.00 s",
-        "load": "1.00 s",
         "forward": "3.50 s",
         "a phase of tomorrow": "0.25 s",
     }

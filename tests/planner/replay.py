@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import batchllm_ext as ext
 import numpy as np
+
+import batchllm_ext as ext
 
 UNWRITTEN = -1
 
@@ -144,7 +145,7 @@ def check_shape_of(batch: ext.TokenBatch, page_size: int, max_batch_tokens: int 
     assert batch.num_tokens >= 1
     assert batch.num_tokens == batch.num_decode_tokens + batch.num_prefill_tokens
     if max_batch_tokens is not None:
-        assert batch.num_tokens <= max(max_batch_tokens, batch.num_decode_tokens), "over the budget"
+        assert batch.num_tokens <= max_batch_tokens, "over the budget"
     assert batch.span_indptr[0] == 0
     assert batch.span_indptr[-1] == batch.num_tokens
     assert len(set(batch.logit_request_ids.tolist())) == len(batch.logit_request_ids)

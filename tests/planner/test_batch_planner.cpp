@@ -48,7 +48,7 @@ void run_and_check(BatchPlanner& planner, const Job& job, const std::vector<int3
     std::vector<int> num_finished(planner.num_requests(), 0);
     while (auto batch = planner.next_batch()) {
         planner.audit();
-        CHECK(batch->num_tokens() <= std::max(options.max_batch_tokens, batch->num_decode_tokens));
+        CHECK(batch->num_tokens() <= options.max_batch_tokens);
         for (int32_t row = 0; row < batch->num_tokens(); ++row) {
             slots[batch->slots[row]] = {batch->token_ids[row], batch->positions[row]};
         }

@@ -6,12 +6,12 @@ import gc
 import random
 from collections.abc import Callable
 
-import batchllm_ext as ext
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import batchllm_ext as ext
 from tests.planner.replay import Replay, make_planner, never, ragged, replay, spans_of
 
 
@@ -151,15 +151,12 @@ def test_readers_share_a_batch_with_the_end_of_their_prefix() -> None:
     assert contexts_in_step(result, 2) == [([6], 2), ([5], 2)]  # a decode first, then a prefill
 
 
-def test_decodes_are_never_cut_by_the_budget() -> None:
-    prompts = [[request] for request in range(8)]
-    planner = make_planner(prompts, [20] * 8, 100, max_batch_tokens=3)
-    result = replay(planner, prompts, page_size=16, max_batch_tokens=3)
-    widths = [batch.num_decode_tokens for batch in result.batches]
-    assert max(widths) == 3  # a full batch of decodes leaves no room to start more
-    planner = make_planner(prompts, [20] * 8, 100, max_batch_tokens=4)
-    result = replay(planner, prompts, page_size=16)
-    assert max(batch.num_tokens for batch in result.batches) == 4
+def test_decodes_come_first_and_prefill_has_the_rest_of_the_budget() -> None:
+    prompts = [[request] * 3 for request in range(4)]
+    planner = make_planner(prompts, [20] * 4, 100, max_batch_tokens=4)
+    result = replay(planner, prompts, page_size=16, max_batch_tokens=4)
+    widths = [(batch.num_decode_tokens, batch.num_prefill_tokens) for batch in result.batches]
+    assert widths[:7] == [(0, 4), (1, 3), (2, 2), (3, 1), (3, 1), (3, 1), (4, 0)]
 
 
 def test_segments_chain_to_any_depth() -> None:

@@ -1,0 +1,70 @@
+"""The lines of an OpenAI Batch job's output and errors files.
+
+{"id": "batch_req_...", "custom_id": "a", "response": {"status_code": 200, "body": {...}}, "error": null}
+{"id": "batch_req_...", "custom_id": "a", "response": null, "error": {"code", "message", "param", "line"}}
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+import msgspec
+
+from batchllm.jobs.openai_batch import BatchRequest, LineError
+from batchllm.outputs import RequestOutput
+
+
+def answer_record(request: BatchRequest, outputs: list[RequestOutput], model: str) -> bytes:
+    """The output line of a request: outputs[i] answers its prompt i."""
+    unique = uuid.uuid4().hex
+    completions = [completion for output in outputs for completion in output.outputs]
+    prompt_tokens = sum(len(output.prompt_token_ids) for output in outputs)
+    completion_tokens = sum(len(completion.token_ids) for completion in completions)
+    body = {
+        "id": f"{'chatcmpl' if request.is_chat else 'cmpl'}-{unique}",
+        "object": "chat.completion" if request.is_chat else "text_completion",
+        "created": int(time.time()),
+        "model": request.model or model,
+        "choices": [
+            {
+                "index": index,
+                **(
+                    {"message": {"role": "assistant", "content": completion.text, "refusal": None}}
+                    if request.is_chat
+                    else {"text": completion.text}
+                ),
+                "finish_reason": completion.finish_reason,
+                "logprobs": None,
+            }
+            for index, completion in enumerate(completions)
+        ],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": sum(map(_cached_tokens, outputs))},
+        },
+    }
+    response = {"status_code": 200, "request_id": f"req_{unique}", "body": body}
+    return _record(unique, request.custom_id, response, None)
+
+
+def error_record(error: LineError) -> bytes:
+    """The line of the errors file."""
+    fields = {"code": error.code, "message": str(error), "param": error.param, "line": error.line}
+    return _record(uuid.uuid4().hex, error.custom_id, None, fields)
+
+
+def _cached_tokens(output: RequestOutput) -> int:
+    """Prompt tokens that nobody computed for this prompt. OpenAI counts a prompt once however many completions
+    it has, so what its n completions computed between them is taken from its length, not from n times it."""
+    prompt_tokens = len(output.prompt_token_ids)
+    computed_tokens = prompt_tokens * len(output.outputs) - output.num_cached_tokens
+    return max(0, prompt_tokens - computed_tokens)
+
+
+def _record(unique: str, custom_id: str | None, response: Any, error: Any) -> bytes:
+    record = {"id": f"batch_req_{unique}", "custom_id": custom_id, "response": response, "error": error}
+    return msgspec.json.encode(record) + b"\n"

@@ -1,0 +1,339 @@
+"""BatchLLM's planner and attention kernels. Needs NumPy only; tensors come in and go out by DLPack.
+
+Index arguments are one-dimensional, contiguous int32 arrays (any DLPack or buffer object on the CPU) unless another
+dtype is named; index results are read-only NumPy arrays. Tensors are float32 or bfloat16, with a last dimension of
+unit stride. A wrong argument raises ValueError or TypeError that names it, what was expected and what came.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32Array = NDArray[np.int32]
+Int64Array = NDArray[np.int64]
+
+class PrefixTrie:
+    """Every prefix that two prompts share, exact to the token.
+
+    Nodes are numbered in preorder, the root is node 0; each has at least two readers. Requests are ranked
+    depth-first: the readers of a node are the ranks [request_begin, request_end).
+    """
+
+    def __init__(self, tokens: Any, indptr: Any, *, drop_last: int = 0, num_threads: int = 0) -> None:
+        """Prompt i is tokens[indptr[i] : max(indptr[i], indptr[i + 1] - drop_last)].
+
+        tokens: int32 [num_tokens]. indptr: int64 [num_requests + 1]. Both are kept alive, not copied.
+        num_threads: 0 is one a core.
+        """
+
+    @property
+    def num_requests(self) -> int: ...
+    @property
+    def num_nodes(self) -> int: ...
+    @property
+    def num_tokens(self) -> int:
+        """Distinct prefixes: tokens that are left when everything shared is stored once."""
+
+    @property
+    def order(self) -> Int32Array:
+        """[num_requests] rank -> request id."""
+
+    @property
+    def parent(self) -> Int32Array:
+        """[num_nodes]; -1 at the root."""
+
+    @property
+    def token_begin(self) -> Int32Array:
+        """[num_nodes] position of the node's first token."""
+
+    @property
+    def token_end(self) -> Int32Array:
+        """[num_nodes] position after its last token."""
+
+    @property
+    def request_begin(self) -> Int32Array: ...
+    @property
+    def request_end(self) -> Int32Array: ...
+    def audit(self) -> None:
+        """Recomputes everything from the prompts; RuntimeError on a mismatch."""
+
+class Segments:
+    """Runs of prompt tokens whose KV is stored once. A request reads the chain that ends at its request_segment."""
+
+    def __init__(
+        self,
+        parent: Any,
+        token_begin: Any,
+        token_end: Any,
+        owner_request: Any,
+        request_segment: Any,
+        *,
+        prompt_tokens: int = 0,
+    ) -> None:
+        """From arrays: parent, token_begin, token_end, owner_request [num_segments]; request_segment [num_requests]."""
+
+    @property
+    def num_segments(self) -> int: ...
+    @property
+    def num_requests(self) -> int: ...
+    @property
+    def parent(self) -> Int32Array:
+        """[num_segments]; -1 at the top. Parents precede children."""
+
+    @property
+    def token_begin(self) -> Int32Array: ...
+    @property
+    def token_end(self) -> Int32Array: ...
+    @property
+    def owner_request(self) -> Int32Array:
+        """[num_segments] a request whose prompt holds the tokens."""
+
+    @property
+    def num_readers(self) -> Int32Array: ...
+    @property
+    def request_segment(self) -> Int32Array:
+        """[num_requests] the deepest segment of each request, by request id; -1 for none."""
+
+    @property
+    def saved_tokens(self) -> int:
+        """Prompt tokens that need not be computed, against no sharing."""
+
+    @property
+    def prompt_tokens(self) -> int: ...
+
+def choose_segments(
+    trie: PrefixTrie,
+    levels: int | None = None,
+    *,
+    method: Literal["exact", "paper"] = "exact",
+    reader_cost: float = 0.0,
+) -> Segments:
+    """Which nodes of the trie become segments: the most prompt tokens not computed.
+
+    levels: None any depth, 1 a single level, 0 none.
+    method: "exact" is the optimum; "paper" is the bottom-up pass of BatchLLM (MLSys 2026), a single level.
+    reader_cost: tokens that one more segment costs each of its readers, part of what is optimised.
+    """
+
+class TokenBatch:
+    """One forward pass. A span is consecutive rows of one segment; decodes come first.
+
+    A row at position p sees, in each segment its span links to, the positions from segment_begin up to
+    min(segment_begin + segment_num_tokens, p + 1).
+    """
+
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def num_spans(self) -> int: ...
+    @property
+    def num_decode_tokens(self) -> int: ...
+    @property
+    def num_prefill_tokens(self) -> int: ...
+    @property
+    def token_ids(self) -> Int32Array:
+        """[num_tokens]"""
+
+    @property
+    def positions(self) -> Int32Array:
+        """[num_tokens]"""
+
+    @property
+    def slots(self) -> Int64Array:
+        """[num_tokens] page_id * page_size + offset: where the row's K and V are written."""
+
+    @property
+    def logit_rows(self) -> Int32Array:
+        """[num_logits] rows that sample a token."""
+
+    @property
+    def logit_request_ids(self) -> Int32Array:
+        """[num_logits] the request each samples for."""
+
+    @property
+    def span_indptr(self) -> Int32Array:
+        """[num_spans + 1] rows of a span."""
+
+    @property
+    def span_begin(self) -> Int32Array:
+        """[num_spans] position of a span's first row."""
+
+    @property
+    def link_indptr(self) -> Int32Array:
+        """[num_spans + 1] links of a span, into link_segment."""
+
+    @property
+    def link_segment(self) -> Int32Array:
+        """[num_links] segments of the batch, root first, the span's own last."""
+
+    @property
+    def segment_page_indptr(self) -> Int32Array:
+        """[num_segments + 1] pages of a segment, into segment_page_ids."""
+
+    @property
+    def segment_page_ids(self) -> Int32Array: ...
+    @property
+    def segment_begin(self) -> Int32Array:
+        """[num_segments] position of the segment's first token."""
+
+    @property
+    def segment_num_tokens(self) -> Int32Array:
+        """[num_segments] tokens stored once this batch's K and V are appended."""
+
+class BatchPlanner:
+    """Turns a job into token batches: next_batch(), run the model, commit(), until next_batch() returns None."""
+
+    def __init__(
+        self,
+        tokens: Any,
+        indptr: Any,
+        segments: Segments,
+        *,
+        max_output_tokens: Any,
+        num_pages: int,
+        page_size: int = 16,
+        max_batch_tokens: int = 1024,
+        expected_output_tokens: Any = None,
+    ) -> None:
+        """tokens int32, indptr int64: the whole prompts. max_output_tokens, expected_output_tokens [num_requests].
+
+        An empty prompt, or one that segments cover to its last token, is a ValueError that names the request.
+        """
+
+    @property
+    def refused(self) -> list[tuple[int, str]]:
+        """Requests that can never fit the pool, and why. They are not scheduled."""
+
+    @property
+    def order(self) -> Int32Array:
+        """Request ids, first to start first."""
+
+    @property
+    def num_cached_tokens(self) -> Int32Array:
+        """[num_requests] prompt tokens that others computed; a shared segment is charged to its first reader."""
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """num_requests, prompt_tokens, computed_prompt_tokens, recomputed_tokens, output_tokens, steps, preemptions,
+        num_pages, used_pages, peak_pages, running, waiting, finished."""
+
+    def next_batch(self) -> TokenBatch | None:
+        """None once every request is answered."""
+
+    def commit(self, sampled: Any, finished: Any = None) -> Int32Array:
+        """Appends the sampled tokens; returns the requests that finished.
+
+        sampled: int32 [num_logits], for the batch's logit_request_ids. finished: bool [num_logits]; a request also
+        finishes at its max_output_tokens.
+        """
+
+    def output_tokens(self, request_id: int) -> Int32Array: ...
+    def audit(self) -> None:
+        """Recomputes every count, range and page owner; RuntimeError on a mismatch."""
+
+class AttentionPlan:
+    """The attention of a token batch as work items; serves every layer with the same heads."""
+
+    @property
+    def num_items(self) -> int: ...
+    @property
+    def num_rows(self) -> int: ...
+    @property
+    def num_partial_rows(self) -> int:
+        """Partial states per query head that are merged at the end."""
+
+    @property
+    def num_threads(self) -> int: ...
+    def explain(self, *, kv_dtype: Literal["float32", "bfloat16"] = "float32") -> dict[str, int]:
+        """Items, bytes and FLOPs of one layer, and the bytes if every request read its keys for itself."""
+
+def plan_attention(
+    span_indptr: Any,
+    span_begin: Any,
+    link_indptr: Any,
+    link_segment: Any,
+    segment_page_indptr: Any,
+    segment_page_ids: Any,
+    segment_begin: Any,
+    segment_num_tokens: Any,
+    *,
+    num_qo_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    num_threads: int = 0,
+    share: bool = True,
+    window_left: int = -1,
+) -> AttentionPlan:
+    """Plans the attention of one token batch; the arrays are those of TokenBatch.
+
+    share=False attends request by request. window_left: positions before its own that a row sees; -1 all.
+    """
+
+def attention(
+    plan: AttentionPlan,
+    q: Any,
+    k_pages: Any,
+    v_pages: Any,
+    *,
+    out: Any = None,
+    lse: Any = None,
+    softmax_scale: float | None = None,
+    soft_cap: float = 0.0,
+    sinks: Any = None,
+    dtype: str | None = None,
+    num_threads: int = 0,
+) -> tuple[Any, Any]:
+    """Attention of one layer; returns (out, lse).
+
+    q, out: [num_tokens, num_qo_heads, head_dim]. k_pages, v_pages: [num_pages, page_size, num_kv_heads, head_dim].
+    lse: float32 [num_tokens, num_qo_heads], natural log; -inf where a row sees nothing.
+    softmax_scale: 1 / sqrt(head_dim) by default. soft_cap: cap * tanh(score / cap), before the mask; 0 is off.
+    sinks: float32 [num_qo_heads], scores of one more key with v = 0.
+    dtype: "bfloat16" where NumPy uint16 arrays hold it. Outputs that are not given are made by q's library.
+    """
+
+def attention_ref(
+    span_indptr: Any,
+    span_begin: Any,
+    link_indptr: Any,
+    link_segment: Any,
+    segment_page_indptr: Any,
+    segment_page_ids: Any,
+    segment_begin: Any,
+    segment_num_tokens: Any,
+    q: Any,
+    k_pages: Any,
+    v_pages: Any,
+    *,
+    out: Any = None,
+    lse: Any = None,
+    softmax_scale: float | None = None,
+    soft_cap: float = 0.0,
+    sinks: Any = None,
+    dtype: str | None = None,
+    window_left: int = -1,
+) -> tuple[Any, Any]:
+    """`attention` in float64 and plain loops, without a plan."""
+
+def merge_state(
+    out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, *, lse_base: Literal["e", "2"] = "e"
+) -> tuple[Any, Any]:
+    """Attention over two disjoint sets of keys, from the attention over each; returns (out, lse).
+
+    out: [num_tokens, num_heads, head_dim]. lse: float32 [num_tokens, num_heads]; -inf or +inf where the set is empty,
+    and then `out` may hold anything.
+    """
+
+def merge_states(out: Any, lse: Any, *, lse_base: Literal["e", "2"] = "e") -> tuple[Any, Any]:
+    """The same over dimension 1 of out [num_tokens, num_states, num_heads, head_dim] and lse [..., num_heads]."""
+
+def append_kv(k: Any, v: Any, slots: Any, k_pages: Any, v_pages: Any, *, num_threads: int = 0) -> None:
+    """Writes k, v [num_tokens, num_kv_heads, head_dim] to slots, int64 [num_tokens]: page_id * page_size + offset."""
+
+def cpu_isa() -> str:
+    """The instruction set of the CPU kernel in use; BATCHLLM_ISA chooses another."""
+
+def cpu_isas() -> list[str]:
+    """What BATCHLLM_ISA may name on this machine, slowest first."""

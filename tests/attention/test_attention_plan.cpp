@@ -1,0 +1,234 @@
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <map>
+#include <random>
+#include <set>
+#include <stdexcept>
+#include <vector>
+
+#include "attention/attention_plan.h"
+#include "attention/cost_model.h"
+
+using namespace batchllm;
+
+namespace {
+
+using Ints = std::vector<int32_t>;
+
+struct OwnedBatch {
+    Ints span_indptr{0}, span_begin, link_indptr{0}, link_segment;
+    Ints segment_page_indptr{0}, segment_page_ids, segment_begin, segment_num_tokens;
+    int32_t page_size = 4;
+
+    int32_t add_segment(int32_t begin, int32_t num_tokens) {
+        segment_begin.push_back(begin);
+        segment_num_tokens.push_back(num_tokens);
+        for (int32_t i = 0; i < (num_tokens + page_size - 1) / page_size; ++i) {
+            segment_page_ids.push_back(static_cast<int32_t>(segment_page_ids.size()));
+        }
+        segment_page_indptr.push_back(static_cast<int32_t>(segment_page_ids.size()));
+        return static_cast<int32_t>(segment_begin.size()) - 1;
+    }
+
+    void add_span(const Ints& links, int32_t begin, int32_t num_rows) {
+        span_begin.push_back(begin);
+        span_indptr.push_back(span_indptr.back() + num_rows);
+        link_segment.insert(link_segment.end(), links.begin(), links.end());
+        link_indptr.push_back(static_cast<int32_t>(link_segment.size()));
+    }
+
+    AttentionBatch view() const {
+        return {span_indptr,         span_begin,       link_indptr,   link_segment,
+                segment_page_indptr, segment_page_ids, segment_begin, segment_num_tokens};
+    }
+};
+
+// A random forest of segments, with spans that read a path of it and a segment of their own.
+OwnedBatch random_batch(std::mt19937& random) {
+    const auto draw = [&random](int32_t low, int32_t high) {
+        return std::uniform_int_distribution<int32_t>(low, high)(random);
+    };
+    OwnedBatch batch;
+    std::vector<Ints> paths{{}};
+    const auto path_end = [&batch](const Ints& path) {
+        return path.empty() ? 0 : batch.segment_begin[path.back()] + batch.segment_num_tokens[path.back()];
+    };
+    for (int32_t i = draw(0, 6); i > 0; --i) {
+        Ints path = paths[draw(0, static_cast<int32_t>(paths.size()) - 1)];
+        path.push_back(batch.add_segment(path_end(path), draw(0, 9) ? draw(0, 200) : draw(500, 800)));
+        paths.push_back(path);
+    }
+    for (int32_t i = draw(0, 20); i > 0; --i) {
+        Ints path = paths[draw(0, static_cast<int32_t>(paths.size()) - 1)];
+        const int32_t begin = path_end(path);
+        const int32_t own = draw(0, 90);
+        path.push_back(batch.add_segment(begin, own));
+        const int32_t num_rows = draw(0, 3) ? 1 : draw(0, begin + own);
+        batch.add_span(path, std::max(0, begin + own - num_rows), num_rows);
+    }
+    return batch;
+}
+
+// Every (row, key) that the batch makes visible, by plain loops.
+std::set<std::pair<int32_t, int64_t>> visible_keys(const AttentionBatch& batch, const AttentionShape& shape) {
+    std::set<std::pair<int32_t, int64_t>> result;  // (token, page_id * page_size + offset)
+    for (int32_t span = 0; span < batch.num_spans(); ++span) {
+        for (int32_t row = 0; row < batch.num_rows(span); ++row) {
+            const int32_t position = batch.span_begin[span] + row;
+            for (int32_t link = batch.link_indptr[span]; link < batch.link_indptr[span + 1]; ++link) {
+                const int32_t segment = batch.link_segment[link];
+                for (int32_t i = 0; i < batch.segment_num_tokens[segment]; ++i) {
+                    const int32_t key = batch.segment_begin[segment] + i;
+                    if (key > position || (shape.window_left >= 0 && key < position - shape.window_left)) continue;
+                    const int64_t page =
+                        batch.segment_page_ids[batch.segment_page_indptr[segment] + i / shape.page_size];
+                    result.insert({batch.span_indptr[span] + row, page * shape.page_size + i % shape.page_size});
+                }
+            }
+        }
+    }
+    return result;
+}
+
+// Walks through the plan as a kernel does, and checks every invariant on the way.
+std::set<std::pair<int32_t, int64_t>> audit(const AttentionPlan& plan) {
+    const AttentionShape& shape = plan.shape();
+    std::set<std::pair<int32_t, int64_t>> read;
+    int64_t num_read = 0;
+    std::map<int32_t, Ints> slots_of_token;
+    std::map<int32_t, int32_t> num_items_of_token;
+    for (const WorkItem& item : plan.items()) {
+        const int32_t num_rows = item.row_end - item.row_begin;
+        CHECK(num_rows >= 1);
+        CHECK(num_rows <= std::min(plan.max_item_rows(), max_tile_rows(shape.group_size())));
+        CHECK(item.kv_begin < item.kv_end);
+        Ints num_readers(item.kv_end - item.kv_begin, 0);
+        for (const WorkRow& row : plan.rows().subspan(item.row_begin, num_rows)) {
+            REQUIRE(row.kv_begin >= item.kv_begin);
+            REQUIRE(row.kv_begin < row.kv_end);
+            REQUIRE(row.kv_end <= item.kv_end);
+            ++num_items_of_token[row.token];
+            if (row.slot != kWriteThrough) slots_of_token[row.token].push_back(row.slot);
+            int32_t piece = item.piece_begin;
+            for (int32_t key = row.kv_begin; key < row.kv_end; ++key) {
+                ++num_readers[key - item.kv_begin];
+                while (plan.pieces()[piece].position_end <= key) ++piece;
+                if (piece >= item.piece_end || plan.pieces()[piece].position_begin > key) FAIL("no piece holds " << key);
+                const int32_t slot = key - plan.pieces()[piece].segment_begin;
+                const int64_t page = plan.page_ids()[plan.pieces()[piece].first_page + slot / shape.page_size];
+                read.insert({row.token, page * shape.page_size + slot % shape.page_size});
+                ++num_read;
+            }
+        }
+        CHECK(*std::min_element(num_readers.begin(), num_readers.end()) > 0);  // a kernel may read all of an item
+    }
+    CHECK(num_read == static_cast<int64_t>(read.size()));  // no key counts twice
+
+    std::set<int32_t> merged_tokens, slots;
+    for (const MergeRow& row : plan.merge_rows()) {
+        Ints expected = slots_of_token[row.token];
+        std::sort(expected.begin(), expected.end());
+        Ints got;
+        for (int32_t slot = row.slot_begin; slot < row.slot_end; ++slot) got.push_back(slot);
+        CHECK(got == expected);
+        CHECK(got.size() != 1);
+        for (int32_t slot : got) slots.insert(slot);
+        CHECK(merged_tokens.insert(row.token).second);
+    }
+    CHECK(static_cast<int32_t>(slots.size()) == plan.num_slots());
+    for (int32_t token = 0; token < plan.num_tokens(); ++token) {  // every row is written once
+        const bool writes_through = num_items_of_token[token] == 1;
+        CHECK(writes_through != merged_tokens.contains(token));
+    }
+    return read;
+}
+
+}  // namespace
+
+TEST_CASE("every visible key meets every row exactly once, and nothing else does") {
+    for (uint32_t seed = 0; seed < 60; ++seed) {
+        CAPTURE(seed);
+        std::mt19937 random(seed);
+        const OwnedBatch batch = random_batch(random);
+        const AttentionShape shape{.num_qo_heads = 8,
+                                   .num_kv_heads = seed % 2 ? 8 : 1,
+                                   .head_dim = 64,
+                                   .page_size = batch.page_size,
+                                   .window_left = seed % 3 ? -1 : static_cast<int32_t>(random() % 100)};
+        for (int32_t num_threads : {1, 7}) {
+            for (bool share : {true, false}) {
+                const AttentionPlan plan(batch.view(), shape, num_threads, share);
+                CHECK(audit(plan) == visible_keys(batch.view(), shape));
+            }
+        }
+    }
+}
+
+TEST_CASE("a shared segment is read once for all its readers") {
+    OwnedBatch batch;
+    const int32_t prefix = batch.add_segment(0, 1000);
+    for (int32_t i = 0; i < 8; ++i) batch.add_span({prefix, batch.add_segment(1000, 10 + i)}, 1009 + i, 1);
+    const AttentionShape shape{.num_qo_heads = 8, .num_kv_heads = 2, .head_dim = 64, .page_size = batch.page_size};
+
+    const AttentionPlan shared(batch.view(), shape, 1, true);
+    CHECK(shared.items().size() == 9);
+    CHECK(shared.items()[0].row_end - shared.items()[0].row_begin == 8);  // longest first
+    CHECK(shared.items()[0].kv_end == 1000);
+    CHECK(shared.items()[1].kv_end - shared.items()[1].kv_begin == 17);
+    CHECK(shared.num_slots() == 16);
+    CHECK(shared.stats().kv_tokens_read == 1000 + 10 + 11 + 12 + 13 + 14 + 15 + 16 + 17);
+
+    const AttentionPlan alone(batch.view(), shape, 1, false);
+    CHECK(alone.items().size() == 8);
+    CHECK(alone.num_slots() == 0);
+    CHECK(alone.stats().kv_tokens_read == shared.stats().per_request_kv_tokens_read);
+}
+
+TEST_CASE("a prefill chunk reads no tile of keys behind its rows") {
+    OwnedBatch batch;
+    batch.add_span({batch.add_segment(0, 1024)}, 0, 1024);
+    const AttentionShape shape{.num_qo_heads = 4, .num_kv_heads = 1, .head_dim = 64, .page_size = batch.page_size};
+    const AttentionPlan plan(batch.view(), shape, 1, true);
+    CHECK(plan.items().size() == 16);  // 64 tokens x 4 heads each
+    int32_t end = 1024;
+    for (const WorkItem& item : plan.items()) {
+        CHECK(item.kv_end == end);
+        end -= 64;
+    }
+}
+
+TEST_CASE("rows with a gap between their windows share no item") {
+    OwnedBatch batch;
+    const int32_t prefix = batch.add_segment(0, 400);
+    batch.add_span({prefix}, 50, 1);
+    batch.add_span({prefix}, 300, 1);
+    batch.add_span({prefix}, 305, 1);
+    const AttentionShape shape{
+        .num_qo_heads = 1, .num_kv_heads = 1, .head_dim = 64, .page_size = batch.page_size, .window_left = 10};
+    const AttentionPlan plan(batch.view(), shape, 1, true);
+    CHECK(plan.stats().kv_tokens_read <= 11 + 11 + 11);
+    audit(plan);
+}
+
+TEST_CASE("a batch without spans makes a plan without items") {
+    const OwnedBatch batch;
+    const AttentionShape shape{.num_qo_heads = 1, .num_kv_heads = 1, .head_dim = 1, .page_size = 4};
+    const AttentionPlan plan(batch.view(), shape, 3, true);
+    CHECK(plan.items().empty());
+    CHECK(plan.num_tokens() == 0);
+    CHECK(plan.max_page_id() == -1);
+}
+
+TEST_CASE("arrays that contradict each other are refused") {
+    OwnedBatch batch;
+    batch.add_span({batch.add_segment(0, 8)}, 7, 1);
+    const AttentionShape shape{.num_qo_heads = 1, .num_kv_heads = 1, .head_dim = 1, .page_size = 4};
+    CHECK_NOTHROW(AttentionPlan(batch.view(), shape, 1, true));
+    CHECK_THROWS_WITH_AS(AttentionPlan(batch.view(), shape, 0, true), "num_threads: expected at least 1, got 0",
+                         std::invalid_argument);
+    batch.span_begin[0] = 2147483646;
+    batch.span_indptr[1] = 2;
+    CHECK_THROWS_WITH_AS(AttentionPlan(batch.view(), shape, 1, true),
+                         "span_begin[0]: the span's last position does not fit into int32", std::invalid_argument);
+}

@@ -1,0 +1,45 @@
+"""batchllm_ext.pyi says what the module has: every name, parameter, kind and default."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import batchllm_ext
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def api(source: str) -> dict[str, str]:
+    """Name -> parameters with kinds and defaults, or "property", for every public function, method and property."""
+    found = {}
+
+    def visit(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, ast.ClassDef):
+                found[prefix + node.name] = "class"
+                visit(node.body, f"{prefix}{node.name}.")
+            elif isinstance(node, ast.FunctionDef) and node.name != "__str__":
+                is_property = any(isinstance(item, ast.Name) and item.id == "property" for item in node.decorator_list)
+                found[prefix + node.name] = "property" if is_property else parameters(node.args)
+
+    def parameters(args: ast.arguments) -> str:
+        for arg in [*args.args, *args.kwonlyargs]:
+            arg.annotation = None
+        return ast.unparse(args)
+
+    visit(ast.parse(source).body, "")
+    return found
+
+
+def test_stub_matches_the_module(tmp_path):
+    directory = Path(batchllm_ext.__file__).parent
+    command = [sys.executable, "-m", "pybind11_stubgen", "batchllm_ext", "-o", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, cwd=directory)
+    generated = api((tmp_path / "batchllm_ext.pyi").read_text())
+    assert api((ROOT / "batchllm_ext.pyi").read_text()) == generated
+
+
+def test_stub_is_installed_beside_the_module():
+    installed = Path(batchllm_ext.__file__).with_name("batchllm_ext.pyi")
+    assert installed.read_text() == (ROOT / "batchllm_ext.pyi").read_text()
