@@ -215,8 +215,10 @@ class BatchPlanner:
 
     @property
     def stats(self) -> dict[str, int]:
-        """num_requests, prompt_tokens, computed_prompt_tokens, recomputed_tokens, output_tokens, steps, preemptions,
-        num_pages, used_pages, peak_pages, running, waiting, finished."""
+        """num_requests, prompt_tokens, computed_prompt_tokens, recomputed_prompt_tokens, recomputed_tokens (with
+        generated ones), output_tokens, steps, preemptions, num_pages, used_pages, peak_pages, running, waiting,
+        finished.
+        """
 
     def next_batch(self) -> TokenBatch | None:
         """None once every request is answered."""

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from batchllm.config import ModelConfig, resolve_model
-from batchllm.engine import Engine, Finished, Job
+from batchllm.engine import Engine, Finished, Job, RequestRefused
 from batchllm.model import Model
 from batchllm.outputs import CompletionOutput, JobProgress, RequestOutput
 from batchllm.sampling import Sampler, stream_seed
@@ -72,9 +72,13 @@ class LLM:
         if levels not in (None, 0, 1):
             raise ValueError(f"levels: expected None, 0 or 1, got {levels!r}")
         _check_positive("page_size", page_size)
-        _check_positive("max_batch_tokens", max_batch_tokens)
-        _check_positive("num_threads", num_threads)
-        _check_positive("kv_cache_tokens", kv_cache_tokens)
+        for name, value in (
+            ("max_batch_tokens", max_batch_tokens),
+            ("num_threads", num_threads),
+            ("kv_cache_tokens", kv_cache_tokens),
+        ):
+            if value is not None:
+                _check_positive(name, value)
         if kv_cache_tokens is not None and kv_cache_tokens < page_size:
             raise ValueError(f"kv_cache_tokens: expected at least one page ({page_size} tokens), got {kv_cache_tokens}")
         if num_threads is not None:
@@ -235,15 +239,18 @@ class LLM:
         job = self._job(prompts, params, completions)
         done: dict[int, list[CompletionOutput]] = {}
         cached = [0] * len(prompts)
-        for finished in self._engine.run(job, on_progress):
-            index, sample = completions[finished.request_id]
-            clock = time.perf_counter()
-            done.setdefault(index, []).append(self._completion(finished, sample, params[index], job.stop_strings))
-            detokenize_s += time.perf_counter() - clock
-            cached[index] += finished.num_cached_tokens
-            if len(done[index]) == params[index].n:
-                outputs = sorted(done.pop(index), key=lambda output: output.index)
-                yield index, RequestOutput(str(index), None, list(prompts[index]), outputs, True, cached[index])
+        try:
+            for finished in self._engine.run(job, on_progress):
+                index, sample = completions[finished.request_id]
+                clock = time.perf_counter()
+                done.setdefault(index, []).append(self._completion(finished, sample, params[index], job.stop_strings))
+                detokenize_s += time.perf_counter() - clock
+                cached[index] += finished.num_cached_tokens
+                if len(done[index]) == params[index].n:
+                    outputs = sorted(done.pop(index), key=lambda output: output.index)
+                    yield index, RequestOutput(str(index), None, list(prompts[index]), outputs, True, cached[index])
+        except RequestRefused as error:
+            raise ValueError(f"prompt {completions[error.request_id][0]}: {error}") from None
         self.stats = self._engine.stats
         self.stats["seconds"] |= {
             "load": self.load_s,
@@ -377,6 +384,9 @@ def _params_list(
         return [SamplingParams()] * num_prompts
     if isinstance(sampling_params, SamplingParams):
         return [sampling_params] * num_prompts
+    for index, params in enumerate(sampling_params):
+        if not isinstance(params, SamplingParams):
+            raise ValueError(f"sampling_params[{index}]: expected SamplingParams, got {type(params).__name__}")
     if len(sampling_params) != num_prompts:
         raise ValueError(f"sampling_params: expected one for each of {num_prompts} prompts, got {len(sampling_params)}")
     return list(sampling_params)
@@ -395,6 +405,6 @@ def _cpu_has_bf16_dot() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def _check_positive(name: str, value: int | None) -> None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+def _check_positive(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}: expected a positive integer, got {value!r}")

@@ -100,6 +100,9 @@ def _parse(raw: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
         raise ValueError(
             f"num_attention_heads ({num_qo_heads}) is not a multiple of num_key_value_heads ({num_kv_heads})"
         )
+    head_dim = _positive_int(raw, "head_dim", hidden_size // num_qo_heads)
+    if head_dim % 2:
+        raise ValueError(f"head_dim: expected an even number, got {head_dim}")
     rope_theta, rope_scaling = _rope(raw)
     attention_bias = bool(raw.get("attention_bias", False))
     qwen2 = architecture == "Qwen2ForCausalLM"
@@ -111,9 +114,9 @@ def _parse(raw: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
         num_layers=_positive_int(raw, "num_hidden_layers"),
         num_qo_heads=num_qo_heads,
         num_kv_heads=num_kv_heads,
-        head_dim=_positive_int(raw, "head_dim", hidden_size // num_qo_heads),
+        head_dim=head_dim,
         max_model_len=_positive_int(raw, "max_position_embeddings"),
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        rms_norm_eps=_positive_number("rms_norm_eps", raw.get("rms_norm_eps", 1e-6)),
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
@@ -127,13 +130,14 @@ def _parse(raw: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
 
 def _refuse_unsupported(raw: dict[str, Any]) -> None:
     """Settings that would change the result silently if they were ignored."""
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
+    if quantization := raw.get("quantization_config"):
+        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
         raise ValueError(f"quantization_config ({method}) is not supported; use float32, float16 or bfloat16 weights")
     if (activation := raw.get("hidden_act", "silu")) not in ("silu", "swish"):
         raise ValueError(f"hidden_act: expected silu, got {activation}")
-    if raw.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError(f"partial_rotary_factor: expected 1.0, got {raw['partial_rotary_factor']}")
+    for settings in (raw, raw.get("rope_parameters") or {}):
+        if (rotated := settings.get("partial_rotary_factor", 1.0)) != 1.0:
+            raise ValueError(f"partial_rotary_factor: expected 1.0, got {rotated}")
     window = raw.get("sliding_window")
     uses_window = raw.get("use_sliding_window", raw["architectures"][0] == "MistralForCausalLM")
     if uses_window and window is not None and window < raw.get("max_position_embeddings", 0):
@@ -154,7 +158,8 @@ def _rope(raw: dict[str, Any]) -> tuple[float, dict[str, Any]]:
     }[rope_type]
     if missing := [name for name in needed if name not in scaling]:
         raise ValueError(f"rope type {rope_type!r} needs {', '.join(missing)}")
-    return float(theta), {"rope_type": rope_type, **{name: scaling[name] for name in needed}}
+    factors = {name: _positive_number(name, scaling[name]) for name in needed}
+    return _positive_number("rope_theta", theta), {"rope_type": rope_type, **factors}
 
 
 def _positive_int(raw: dict[str, Any], name: str, default: int | None = None) -> int:
@@ -166,7 +171,14 @@ def _positive_int(raw: dict[str, Any], name: str, default: int | None = None) ->
     return value
 
 
-def _token_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
+def _positive_number(name: str, value: Any) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+        raise ValueError(f"{name}: expected a positive number, got {value!r}")
+    return float(value)
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    ids = () if value is None else (value,) if isinstance(value, int) else value
+    if not isinstance(ids, (list, tuple)) or not all(isinstance(token, int) for token in ids):
+        raise ValueError(f"eos_token_id: expected a token id or a list of them, got {value!r}")
+    return tuple(ids)

@@ -46,6 +46,14 @@ class Finished:
     num_cached_tokens: int
 
 
+class RequestRefused(ValueError):
+    """The KV pool can never hold this request."""
+
+    def __init__(self, request_id: int, message: str) -> None:
+        super().__init__(message)
+        self.request_id = request_id
+
+
 @dataclass
 class Engine:
     model: Model
@@ -59,11 +67,25 @@ class Engine:
 
     @torch.inference_mode()
     def run(self, job: Job, on_progress: Callable[[JobProgress], None] | None = None) -> Iterator[Finished]:
-        """Answers every request of the job, each as it finishes. Raises ValueError, before anything runs, for a
+        """Answers every request of the job, each as it finishes. Raises RequestRefused, before anything runs, for a
         request that the KV pool can never hold."""
         clock = PhaseClock()
         with clock("plan"):
             planner, kv_cache = self._plan(job)
+        self.kv_cache = None  # ours while this job runs: another job makes its own
+        try:
+            yield from self._loop(job, planner, kv_cache, clock, on_progress)
+        finally:
+            self.kv_cache = kv_cache
+
+    def _loop(
+        self,
+        job: Job,
+        planner: ext.BatchPlanner,
+        kv_cache: PagedKVCache,
+        clock: PhaseClock,
+        on_progress: Callable[[JobProgress], None] | None,
+    ) -> Iterator[Finished]:
         num_output_tokens = np.zeros(len(job.max_output_tokens), np.int32)
         logprobs = np.zeros(len(job.max_output_tokens), np.float64)
         next_progress_s = 0.0
@@ -81,7 +103,9 @@ class Engine:
                 num_output_tokens[ids] += 1
                 logprobs[ids] += step_logprobs
                 stopped = job.sampler.ends(sampled, ids)
-                stopped |= job.stop_strings.update(ids, sampled, num_output_tokens[ids])
+                goes_on = ~stopped
+                on_ids = ids[goes_on]
+                stopped[goes_on] = job.stop_strings.update(on_ids, sampled[goes_on], num_output_tokens[on_ids])
             with clock("schedule"):
                 done = planner.commit(sampled, stopped)
             self.stats = self._stats(planner, clock)
@@ -113,21 +137,20 @@ class Engine:
             max_batch_tokens=self.max_batch_tokens,
         )
         if planner.refused:
-            more = f" (and {len(planner.refused) - 1} more)" if len(planner.refused) > 1 else ""
-            raise ValueError(f"{planner.refused[0][1]}{more}")
+            raise RequestRefused(*planner.refused[0])
         return planner, kv_cache
 
     def _kv_cache_for(self, job: Job, segments: ext.Segments) -> PagedKVCache:
         """A pool that holds the whole job at its worst, or what was asked for, or what memory allows."""
         config, dtype = self.model.config, self.model.dtype
-        num_pages = job_pages(job, segments, self.page_size)
+        num_pages = max(job_pages(job, segments, self.page_size), 1)
         if self.kv_cache_tokens is not None:
             num_pages = min(num_pages, self.kv_cache_tokens // self.page_size)
         if self.kv_cache is None or self.kv_cache.num_pages < num_pages:
             self.kv_cache = None  # give the old pool back before measuring
             if self.kv_cache_tokens is None:
                 page_bytes = self.page_size * kv_bytes_per_token(config, dtype)
-                num_pages = min(num_pages, int(POOL_SHARE * available_memory_bytes()) // page_bytes)
+                num_pages = min(num_pages, max(int(POOL_SHARE * available_memory_bytes()) // page_bytes, 1))
             self.kv_cache = PagedKVCache.allocate(config, num_pages, self.page_size, dtype)
         return self.kv_cache
 
@@ -203,7 +226,7 @@ def job_pages(job: Job, segments: ext.Segments, page_size: int) -> int:
 def _progress(planner: ext.BatchPlanner, clock: PhaseClock) -> JobProgress:
     stats = planner.stats
     saved = int(planner.num_cached_tokens.sum())
-    first_time = stats["computed_prompt_tokens"] - stats["recomputed_tokens"]
+    first_time = stats["computed_prompt_tokens"] - stats["recomputed_prompt_tokens"]
     return JobProgress(
         num_requests=stats["num_requests"],
         finished_requests=stats["finished"],

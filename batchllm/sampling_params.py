@@ -47,10 +47,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         _check_int("min_tokens", self.min_tokens, at_least=0)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens: expected at most max_tokens ({self.max_tokens}), got {self.min_tokens}")
-        for text in self.stop_strings:
+        for text in [self.stop] if isinstance(self.stop, str) else _items("stop", self.stop):
             _expect(isinstance(text, str) and text != "", "stop", "non-empty strings", text)
-        for token_id in self.stop_token_ids or ():
+        for token_id in _items("stop_token_ids", self.stop_token_ids):
             _check_int("stop_token_ids", token_id, at_least=0)
+        for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
+            _expect(isinstance(getattr(self, name), bool), name, "True or False", getattr(self, name))
 
     @property
     def stop_strings(self) -> list[str]:
@@ -72,6 +74,11 @@ def _check_int(field: str, value: Any, at_least: int | None = None) -> None:
     bound = "" if at_least is None else f" >= {at_least}"
     is_int = isinstance(value, int) and not isinstance(value, bool)
     _expect(is_int and (at_least is None or value >= at_least), field, f"an integer{bound}", value)
+
+
+def _items(field: str, value: Any) -> list[Any]:
+    _expect(value is None or isinstance(value, (list, tuple)), field, "a list", value)
+    return list(value or ())
 
 
 def _check_number(field: str, value: Any) -> None:

@@ -250,7 +250,10 @@ def attention_cases() -> list[Case]:
     add("prefix_length_0", decodes(prefix(0), [5, 6, 7]))
     add("rows_that_see_nothing", [Request((), 0, 1, 1), Request(prefix(30), 4), Request((), None, 2, 2)])
     add("span_without_rows", [Request(prefix(33), 4, 0), Request(prefix(33), 5), Request(prefix(33), 6)])
-    add("two_groups", decodes(prefix(100), [3, 4, 5]) + decodes(prefix(90, "b"), [6, 7, 8]) + decodes((), [20]))
+    add(
+        "two_groups",
+        decodes(prefix(100), [3, 4, 5]) + decodes(prefix(90, "b"), [6, 7, 8]) + decodes((), [20]),
+    )
     tree = (("system", 40), ("tools", 30), ("document", 90), ("turn", 25))
     add("tree", [Request(tree[:depth], 3 + depth + i) for depth in range(5) for i in range(3)])
     add("leave_segment_early", [Request(prefix(64), 5), Request(prefix(64), 6), Request(prefix(64), 9, 1, 30)])
@@ -266,7 +269,7 @@ def attention_cases() -> list[Case]:
     )
     add(
         "decodes_and_prefills_mixed",
-        decodes(prefix(120), [4, 30]) + [Request(prefix(120), 80, 33), Request((), 90, 45), Request((), 3, 1)],
+        [*decodes(prefix(120), [4, 30]), Request(prefix(120), 80, 33), Request((), 90, 45), Request((), 3, 1)],
     )
     add("many_readers", decodes(prefix(96), [1 + i % 7 for i in range(150)]))
     add("long_prefix_one_kv_head", decodes(prefix(1500), [3, 300]), **heads(8, 1))
@@ -275,26 +278,55 @@ def attention_cases() -> list[Case]:
     for page_size in (1, 2, 16, 64):
         add(
             f"page_size_{page_size}",
-            decodes(prefix(77), [1, 16, 33]) + [Request(prefix(64, "b"), 20, 20)],
+            [*decodes(prefix(77), [1, 16, 33]), Request(prefix(64, "b"), 20, 20)],
             page_size=page_size,
         )
     for group_size in (1, 2, 3, 4, 5, 6, 7, 8, 16):
         add(
             f"group_size_{group_size}",
-            decodes(prefix(70), [1, 20, 65]) + [Request(prefix(70), 30, 5)],
+            [*decodes(prefix(70), [1, 20, 65]), Request(prefix(70), 30, 5)],
             **heads(group_size),
         )
     for head_dim in (1, 7, 33, 64, 80, 96, 112, 128, 192, 256):
         add(
             f"head_dim_{head_dim}",
-            decodes(prefix(70), [1, 20, 65]) + [Request(prefix(70), 30, 19)],
+            [*decodes(prefix(70), [1, 20, 65]), Request(prefix(70), 30, 19)],
             head_dim=head_dim,
             **heads(3),
         )
-    for num_rows in (1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 23, 24, 25, 31, 32, 33, 47, 48, 49, 64, 65, 255, 256, 257):
+    for num_rows in (
+        1,
+        2,
+        3,
+        4,
+        7,
+        8,
+        9,
+        15,
+        16,
+        17,
+        23,
+        24,
+        25,
+        31,
+        32,
+        33,
+        47,
+        48,
+        49,
+        64,
+        65,
+        255,
+        256,
+        257,
+    ):
         add(f"rows_{num_rows}", [Request((), max(num_rows, 70), num_rows)], **heads(1, 1))
     for length in (1, 3, 4, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 128, 129):
-        add(f"prefix_{length}", decodes(prefix(length), [1] * 9) + decodes(prefix(length, "b"), [2, 3]), **heads(2))
+        add(
+            f"prefix_{length}",
+            decodes(prefix(length), [1] * 9) + decodes(prefix(length, "b"), [2, 3]),
+            **heads(2),
+        )
     add("many_heads", decodes(prefix(40), [3, 5]), **heads(1, 96), head_dim=32)
     add("wide_group", decodes(prefix(40), [3, 5]), **heads(300, 1), head_dim=32)
 
@@ -302,33 +334,50 @@ def attention_cases() -> list[Case]:
     for window in (0, 1, 15, 40, 100, 1000):
         add(
             f"window_{window}",
-            decodes(prefix(90), [1, 20, 60]) + [Request(prefix(90), 50, 50), Request((), 150, 120)],
+            [*decodes(prefix(90), [1, 20, 60]), Request(prefix(90), 50, 50), Request((), 150, 120)],
             window_left=window,
         )
     add(
         "window_with_gap",
-        [Request(prefix(300), None, 1, 20), Request(prefix(300), None, 1, 200), Request(prefix(300), None, 3, 300)],
+        [
+            Request(prefix(300), None, 1, 20),
+            Request(prefix(300), None, 1, 200),
+            Request(prefix(300), None, 3, 300),
+        ],
         window_left=10,
     )
-    add("soft_cap", decodes(prefix(90), [1, 20, 60]) + [Request(prefix(90), 30, 30)], soft_cap=5.0, score_size=6.0)
+    add(
+        "soft_cap",
+        [*decodes(prefix(90), [1, 20, 60]), Request(prefix(90), 30, 30)],
+        soft_cap=5.0,
+        score_size=6.0,
+    )
     add("soft_cap_and_window", decodes(prefix(90), [1, 20]), soft_cap=30.0, window_left=25, score_size=6.0)
-    add("sinks", decodes(prefix(90), [1, 20, 60]) + [Request((), 30, 30), Request((), 0, 1, 1)], has_sinks=True)
+    add(
+        "sinks",
+        [*decodes(prefix(90), [1, 20, 60]), Request((), 30, 30), Request((), 0, 1, 1)],
+        has_sinks=True,
+    )
     add("sinks_window_soft_cap", decodes(prefix(90), [1, 20]), has_sinks=True, window_left=10, soft_cap=20.0)
     add("softmax_scale", decodes(prefix(90), [1, 20]), softmax_scale=0.7)
 
     # Scores.
     for where in ("prefix", "own", "border"):
-        add(f"needle_{where}", decodes(prefix(100), [9, 20, 70]) + [Request(prefix(100), 30, 12)], needle=where)
-    add("scores_far_below_zero", decodes(prefix(90), [5, 20, 60]) + [Request((), 40, 40)], score_shift=-1e5)
-    add("scores_far_above_zero", decodes(prefix(90), [5, 20, 60]) + [Request((), 40, 40)], score_shift=1e5)
-    add("scores_of_great_size", decodes(prefix(90), [5, 20, 60]) + [Request((), 40, 40)], score_size=300.0)
+        add(
+            f"needle_{where}",
+            [*decodes(prefix(100), [9, 20, 70]), Request(prefix(100), 30, 12)],
+            needle=where,
+        )
+    add("scores_far_below_zero", [*decodes(prefix(90), [5, 20, 60]), Request((), 40, 40)], score_shift=-1e5)
+    add("scores_far_above_zero", [*decodes(prefix(90), [5, 20, 60]), Request((), 40, 40)], score_shift=1e5)
+    add("scores_of_great_size", [*decodes(prefix(90), [5, 20, 60]), Request((), 40, 40)], score_size=300.0)
 
     # Memory.
     for layout in ("strided", "unaligned", "heads_first"):
-        add(f"layout_{layout}", decodes(prefix(90), [5, 20]) + [Request(prefix(90), 30, 30)], layout=layout)
+        add(f"layout_{layout}", [*decodes(prefix(90), [5, 20]), Request(prefix(90), 30, 30)], layout=layout)
         add(
             f"layout_{layout}_head_dim_80",
-            decodes(prefix(90), [5, 20]) + [Request((), 30, 30)],
+            [*decodes(prefix(90), [5, 20]), Request((), 30, 30)],
             layout=layout,
             head_dim=80,
         )

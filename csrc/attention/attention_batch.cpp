@@ -10,9 +10,13 @@ namespace {
 
 using Array = std::span<const int32_t>;
 
-[[noreturn]] void fail(const std::string& message) { throw std::invalid_argument(message); }
+[[noreturn]] void fail(const std::string& message) {
+    throw std::invalid_argument(message);
+}
 
-std::string at(const char* name, size_t index) { return std::string(name) + "[" + std::to_string(index) + "]"; }
+std::string at(const char* name, size_t index) {
+    return std::string(name) + "[" + std::to_string(index) + "]";
+}
 
 void check_size(const char* name, Array array, size_t expected, const char* expected_text) {
     if (array.size() == expected) return;
@@ -112,8 +116,8 @@ void AttentionBatch::validate(int32_t page_size) const {
 AttentionBatch::Range AttentionBatch::link_range(int32_t span, int32_t link) const {
     const int32_t segment = link_segment[link];
     const int32_t begin = segment_begin[segment];
-    const int32_t end = link + 1 < link_indptr[span + 1] ? segment_begin[link_segment[link + 1]]
-                                                         : begin + segment_num_tokens[segment];
+    const int32_t end =
+        link + 1 < link_indptr[span + 1] ? segment_begin[link_segment[link + 1]] : begin + segment_num_tokens[segment];
     return {begin, end};
 }
 

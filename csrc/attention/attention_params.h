@@ -42,8 +42,8 @@ struct AttentionParams {
     DType kv_dtype;
     OutputTensor out;
     LseTensor lse;
-    float softmax_scale;         // multiplies q.k; usually 1 / sqrt(head_dim)
-    float soft_cap = 0.0f;       // score = cap * tanh(score / cap), before the mask; 0: off
+    float softmax_scale;           // multiplies q.k; usually 1 / sqrt(head_dim)
+    float soft_cap = 0.0f;         // score = cap * tanh(score / cap), before the mask; 0: off
     const float* sinks = nullptr;  // [num_qo_heads] scores of a key with v = 0 that every row sees; null: none
 };
 

@@ -247,7 +247,8 @@ class PlanBuilder {
 AttentionPlan::AttentionPlan(const AttentionBatch& batch, const AttentionShape& shape, int32_t num_threads, bool share)
     : shape_(shape), num_threads_(num_threads) {
     shape.validate();
-    if (num_threads < 1) throw std::invalid_argument("num_threads: expected at least 1, got " + std::to_string(num_threads));
+    if (num_threads < 1)
+        throw std::invalid_argument("num_threads: expected at least 1, got " + std::to_string(num_threads));
     batch.validate(shape.page_size);
     num_tokens_ = batch.num_tokens();
     page_ids_.assign(batch.segment_page_ids.begin(), batch.segment_page_ids.end());

@@ -25,12 +25,16 @@ struct PlanStats {
     int32_t num_shared_segments = 0;         // read once for several spans
 };
 
+// Which segments with several readers are read once for all of them.
+enum class Sharing : uint8_t { kNever, kWhereItPays, kAlways };
+
 class AttentionPlan {
  public:
     // Throws std::invalid_argument on arrays that contradict each other. The plan keeps copies of what it needs.
     // `num_threads` (at least 1) is what the plan is balanced for: it decides where long runs of keys are split.
     // Whatever number of threads runs the plan, the results are the same bit for bit.
-    AttentionPlan(const AttentionBatch& batch, const AttentionShape& shape, int32_t num_threads, bool share);
+    AttentionPlan(const AttentionBatch& batch, const AttentionShape& shape, int32_t num_threads,
+                  Sharing sharing);
 
     const AttentionShape& shape() const { return shape_; }
     int32_t num_threads() const { return num_threads_; }

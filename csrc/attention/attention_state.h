@@ -18,7 +18,7 @@
 namespace batchllm {
 
 struct MergeWeights {
-    float a;    // out = a * out_a + b * out_b
+    float a;  // out = a * out_a + b * out_b
     float b;
     float lse;  // of the union
 };

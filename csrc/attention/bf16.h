@@ -10,8 +10,12 @@ struct Bf16 {
     uint16_t bits;
 };
 
-inline float to_float(float value) { return value; }
-inline float to_float(Bf16 value) { return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16); }
+inline float to_float(float value) {
+    return value;
+}
+inline float to_float(Bf16 value) {
+    return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
+}
 
 template <typename T>
 T from_float(float value);

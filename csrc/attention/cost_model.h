@@ -14,26 +14,29 @@ constexpr int32_t kKeyTile = 64;         // keys that a kernel takes at a time
 constexpr int32_t kMinSplitKeys = 256;   // shorter items cost more to merge than they balance
 constexpr int32_t kMaxPackedRows = 256;  // query heads x tokens of one item: what a core's L2 holds
 
-constexpr int32_t kNarrowRows = 16;      // where kernels change from head_dim to rows in the vector lanes
+constexpr int32_t kNarrowRows = 16;  // where kernels change from head_dim to rows in the vector lanes
 
-inline int32_t round_up(int32_t value, int32_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+inline int32_t round_up(int32_t value, int32_t multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+}
 
 // Query tokens of one item; at least one, however many heads share a KV head.
-inline int32_t max_tile_rows(int32_t group_size) { return std::max(1, kMaxPackedRows / group_size); }
+inline int32_t max_tile_rows(int32_t group_size) {
+    return std::max(1, kMaxPackedRows / group_size);
+}
 
 class CostModel {
  public:
-    explicit CostModel(const AttentionShape& shape)
-        : group_size_(shape.group_size()), scale_(shape.head_dim / 128.0) {}
+    explicit CostModel(const AttentionShape& shape) : group_size_(shape.group_size()), scale_(shape.head_dim / 128.0) {}
 
     // One item, apart from its keys.
-    double item() const { return 400.0; }
+    double item() const { return 800.0; }
 
     // `num_rows` query tokens (at most one tile) against `num_keys` keys.
     double tile(int32_t num_rows, int32_t num_keys) const {
         const double packed_rows = static_cast<double>(num_rows) * group_size_;
         const bool is_narrow = packed_rows <= kNarrowRows;
-        return scale_ * num_keys * (is_narrow ? 18.0 + 4.5 * packed_rows : 40.0 + 2.75 * packed_rows);
+        return scale_ * num_keys * (is_narrow ? 10.0 + 3.5 * packed_rows : 40.0 + 2.75 * packed_rows);
     }
 
     // Any number of query tokens against the same keys.
@@ -44,7 +47,7 @@ class CostModel {
     }
 
     // Writing and merging one more partial state for each row.
-    double partial_states(int32_t num_rows) const { return scale_ * 120.0 * num_rows * group_size_; }
+    double partial_states(int32_t num_rows) const { return scale_ * 200.0 * num_rows * group_size_; }
 
  private:
     int32_t group_size_;

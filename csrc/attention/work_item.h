@@ -28,7 +28,7 @@ struct WorkRow {
     int32_t token;     // row of q and out
     int32_t kv_begin;  // visible positions, inside the item's; never empty
     int32_t kv_end;
-    int32_t slot;      // where the partial state goes; kWriteThrough: this item is all the row sees
+    int32_t slot;  // where the partial state goes; kWriteThrough: this item is all the row sees
 };
 
 constexpr int32_t kWriteThrough = -1;
@@ -36,7 +36,7 @@ constexpr int32_t kWriteThrough = -1;
 // A tile of rows against a run of keys. A kernel runs it once per KV head; the query heads of that KV head are packed
 // as rows, token by token.
 struct WorkItem {
-    int32_t row_begin;    // into rows
+    int32_t row_begin;  // into rows
     int32_t row_end;
     int32_t piece_begin;  // into pieces; together they cover [kv_begin, kv_end) or more
     int32_t piece_end;

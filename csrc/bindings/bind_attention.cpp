@@ -40,9 +40,9 @@ struct BatchArrays {
           segment_num_tokens("segment_num_tokens", segment_num_tokens) {}
 
     AttentionBatch batch() const {
-        return {int32_array(span_indptr),         int32_array(span_begin),       int32_array(link_indptr),
-                int32_array(link_segment),        int32_array(segment_page_indptr), int32_array(segment_page_ids),
-                int32_array(segment_begin),       int32_array(segment_num_tokens)};
+        return {int32_array(span_indptr),   int32_array(span_begin),          int32_array(link_indptr),
+                int32_array(link_segment),  int32_array(segment_page_indptr), int32_array(segment_page_ids),
+                int32_array(segment_begin), int32_array(segment_num_tokens)};
     }
 };
 
@@ -88,7 +88,8 @@ class AttentionTensors {
         check_shape(v_pages_, {&num_pages, &page_size, &num_kv_heads, &head_dim});
         v_pages_.expect_type({k_pages_.type()});
         if (options_.out.is_none()) {
-            options_.out = new_output("out", q_object_, NewType::kLikeQ, {num_tokens.size, num_qo_heads.size, head_dim.size});
+            options_.out =
+                new_output("out", q_object_, NewType::kLikeQ, {num_tokens.size, num_qo_heads.size, head_dim.size});
         }
         if (options_.lse.is_none()) {
             options_.lse = new_output("lse", q_object_, NewType::kFloat32, {num_tokens.size, num_qo_heads.size});
@@ -331,9 +332,9 @@ std::string plan_text(const AttentionPlan& plan) {
     const AttentionShape& shape = plan.shape();
     const PlanStats& stats = plan.stats();
     std::string text = "AttentionPlan(" + std::to_string(plan.num_tokens()) + " rows, " +
-                       std::to_string(shape.num_qo_heads) + "/" + std::to_string(shape.num_kv_heads) +
-                       " heads of " + std::to_string(shape.head_dim) + ": " + std::to_string(plan.items().size()) +
-                       " items, " + std::to_string(stats.num_shared_segments) + " shared segments, " +
+                       std::to_string(shape.num_qo_heads) + "/" + std::to_string(shape.num_kv_heads) + " heads of " +
+                       std::to_string(shape.head_dim) + ": " + std::to_string(plan.items().size()) + " items, " +
+                       std::to_string(stats.num_shared_segments) + " shared segments, " +
                        std::to_string(stats.kv_tokens_read) + " keys read, " +
                        std::to_string(stats.per_request_kv_tokens_read) + " per request)\n";
     constexpr size_t kMaxLines = 32;

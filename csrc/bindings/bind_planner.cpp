@@ -196,6 +196,7 @@ py::dict stats_dict(const BatchPlanner& planner) {
     dict["num_requests"] = stats.num_requests;
     dict["prompt_tokens"] = stats.prompt_tokens;
     dict["computed_prompt_tokens"] = stats.computed_prompt_tokens;
+    dict["recomputed_prompt_tokens"] = stats.recomputed_prompt_tokens;
     dict["recomputed_tokens"] = stats.recomputed_tokens;
     dict["output_tokens"] = stats.output_tokens;
     dict["steps"] = stats.steps;

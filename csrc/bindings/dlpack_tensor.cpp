@@ -2,13 +2,14 @@
 
 #include <cstring>
 
-
 namespace py = pybind11;
 
 namespace batchllm {
 namespace {
 
-std::string to_text(int64_t value) { return std::to_string(value); }
+std::string to_text(int64_t value) {
+    return std::to_string(value);
+}
 
 ElementType element_type(dlpack::DLDataType type) {
     if (type.lanes != 1) return ElementType::kOther;
@@ -45,7 +46,8 @@ ElementType element_type(const char* format, int64_t bytes) {
 dlpack::DLManagedTensorVersioned* export_directly(py::handle object) {
     const py::object capsule = py::getattr(py::type::handle_of(object), "__dlpack_c_exchange_api__", py::none());
     if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return nullptr;
-    const auto* api = static_cast<dlpack::DLPackExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    const auto* api =
+        static_cast<dlpack::DLPackExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     if (api->version.major != 1) return nullptr;
     if (py::getattr(object, "requires_grad", py::none()).is(py::bool_(true))) return nullptr;
     dlpack::DLManagedTensorVersioned* managed = nullptr;
@@ -75,16 +77,24 @@ std::unique_ptr<void, void (*)(void*)> own(Managed* managed) {
 
 const char* element_type_name(ElementType type) {
     switch (type) {
-        case ElementType::kFloat32: return "float32";
-        case ElementType::kBFloat16: return "bfloat16";
-        case ElementType::kUInt16: return "uint16";
-        case ElementType::kInt32: return "int32";
-        case ElementType::kInt64: return "int64";
-        default: return "other";
+        case ElementType::kFloat32:
+            return "float32";
+        case ElementType::kBFloat16:
+            return "bfloat16";
+        case ElementType::kUInt16:
+            return "uint16";
+        case ElementType::kInt32:
+            return "int32";
+        case ElementType::kInt64:
+            return "int64";
+        default:
+            return "other";
     }
 }
 
-void Tensor::fail(const std::string& message) const { throw py::value_error(std::string(name_) + ": " + message); }
+void Tensor::fail(const std::string& message) const {
+    throw py::value_error(std::string(name_) + ": " + message);
+}
 
 Tensor::Tensor(const char* name, py::handle object) : name_(name) {
     if (PyObject_CheckBuffer(object.ptr())) {
@@ -245,8 +255,12 @@ std::span<const T> index_array(const Tensor& tensor, ElementType type) {
 
 }  // namespace
 
-std::span<const int32_t> int32_array(const Tensor& tensor) { return index_array<int32_t>(tensor, ElementType::kInt32); }
-std::span<const int64_t> int64_array(const Tensor& tensor) { return index_array<int64_t>(tensor, ElementType::kInt64); }
+std::span<const int32_t> int32_array(const Tensor& tensor) {
+    return index_array<int32_t>(tensor, ElementType::kInt32);
+}
+std::span<const int64_t> int64_array(const Tensor& tensor) {
+    return index_array<int64_t>(tensor, ElementType::kInt64);
+}
 
 py::object new_output(const char* name, py::handle q, NewType type, std::initializer_list<int64_t> shape) {
     py::tuple size(shape.size());
@@ -261,7 +275,8 @@ py::object new_output(const char* name, py::handle q, NewType type, std::initial
                               ", for which none can be made; pass " + name + "=");
     }
     const py::module_ module = py::module_::import(is_torch ? "torch" : "numpy");
-    return module.attr("empty")(size, py::arg("dtype") = type == NewType::kLikeQ ? q.attr("dtype") : module.attr("float32"));
+    return module.attr("empty")(size,
+                                py::arg("dtype") = type == NewType::kLikeQ ? q.attr("dtype") : module.attr("float32"));
 }
 
 }  // namespace batchllm

@@ -151,6 +151,7 @@ void BatchPlanner::append_span(TokenBatch& batch, SegmentId segment, int32_t cou
     if (!shared) {
         int32_t& computed_end = requests_[request].computed_end;
         stats_.recomputed_tokens += std::max(std::min(end, computed_end) - begin, 0);
+        stats_.recomputed_prompt_tokens += std::max(std::min({end, computed_end, prompt_length}) - begin, 0);
         computed_end = std::max(computed_end, end);
         if (end == num_tokens(request)) {
             batch.logit_rows.push_back(batch.num_tokens() - 1);

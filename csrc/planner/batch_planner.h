@@ -53,10 +53,11 @@ struct PlannerOptions {
 };
 
 struct PlannerStats {
-    int64_t num_requests = 0;            // scheduled or refused
-    int64_t prompt_tokens = 0;           // of scheduled requests
-    int64_t computed_prompt_tokens = 0;  // recomputation included
-    int64_t recomputed_tokens = 0;       // prompt and generated, after preemptions
+    int64_t num_requests = 0;              // scheduled or refused
+    int64_t prompt_tokens = 0;             // of scheduled requests
+    int64_t computed_prompt_tokens = 0;    // recomputation included
+    int64_t recomputed_prompt_tokens = 0;  // of them, after preemptions
+    int64_t recomputed_tokens = 0;         // prompt and generated
     int64_t output_tokens = 0;
     int64_t steps = 0;
     int64_t preemptions = 0;

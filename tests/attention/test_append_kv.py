@@ -1,8 +1,9 @@
 """append_kv writes each token's K and V into its slot, and nothing else."""
 
-import batchllm_ext
 import numpy as np
 import pytest
+
+import batchllm_ext
 
 NUM_TOKENS, NUM_PAGES, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM = 300, 40, 16, 3, 20
 
@@ -69,8 +70,10 @@ def test_mistakes_are_named():
             batchllm_ext.append_kv(**arguments)
 
     for slot in (-1, NUM_PAGES * PAGE_SIZE):
-        expect(rf"slots\[7\]: expected a value in \[0, 640\), got {slot}",
-               slots=np.where(np.arange(NUM_TOKENS) == 7, slot, slots))
+        expect(
+            rf"slots\[7\]: expected a value in \[0, 640\), got {slot}",
+            slots=np.where(np.arange(NUM_TOKENS) == 7, slot, slots),
+        )
     expect("slots: num_tokens is 299, but k has 300", slots=slots[1:])
     expect("slots: expected int64, got int32", slots=slots.astype(np.int32))
     expect("v: head_dim is 19, but k has 20", v=v[..., 1:])

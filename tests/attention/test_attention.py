@@ -5,10 +5,10 @@ test_isas.py runs this file once for every instruction set.
 
 import mmap
 
-import batchllm_ext
 import numpy as np
 import pytest
 
+import batchllm_ext
 from tests.cases import ATTENTION_CASES, Case, Inputs, Request, decodes, prefix, random_case
 from tests.reference import assert_close, attention_reference, from_bf16, to_bf16, tolerance
 
@@ -84,7 +84,11 @@ def test_float32_queries_may_meet_bfloat16_pages():
 
 
 def mixed_case(**options) -> Case:
-    requests = [*decodes(prefix(700), [1, 40, 300]), Request(prefix(700), 90, 50), *decodes(prefix(80, "b"), [9] * 20)]
+    requests = [
+        *decodes(prefix(700), [1, 40, 300]),
+        Request(prefix(700), 90, 50),
+        *decodes(prefix(80, "b"), [9] * 20),
+    ]
     return Case("mixed", requests, **options)
 
 

@@ -114,7 +114,8 @@ std::set<std::pair<int32_t, int64_t>> audit(const AttentionPlan& plan) {
             for (int32_t key = row.kv_begin; key < row.kv_end; ++key) {
                 ++num_readers[key - item.kv_begin];
                 while (plan.pieces()[piece].position_end <= key) ++piece;
-                if (piece >= item.piece_end || plan.pieces()[piece].position_begin > key) FAIL("no piece holds " << key);
+                if (piece >= item.piece_end || plan.pieces()[piece].position_begin > key)
+                    FAIL("no piece holds " << key);
                 const int32_t slot = key - plan.pieces()[piece].segment_begin;
                 const int64_t page = plan.page_ids()[plan.pieces()[piece].first_page + slot / shape.page_size];
                 read.insert({row.token, page * shape.page_size + slot % shape.page_size});

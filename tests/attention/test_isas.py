@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import batchllm_ext
 import pytest
+
+import batchllm_ext
 
 
 def run_python(isa: str, *arguments: str) -> subprocess.CompletedProcess:

@@ -2,10 +2,10 @@
 
 import re
 
-import batchllm_ext
 import numpy as np
 import pytest
 
+import batchllm_ext
 from tests.cases import Case, decodes, prefix
 
 CASE = Case("tensors", decodes(prefix(40), [3, 4, 5]), num_qo_heads=4, num_kv_heads=2, head_dim=32)
@@ -42,7 +42,7 @@ def test_outputs_may_be_strided(inputs, plan):
     q[:] = inputs.q
     batchllm_ext.attention(plan, q, inputs.k_pages, inputs.v_pages, out=wide[:, 1:5, 4:36], lse=lse_by_head.T)
     assert (wide[:, 1:5, 4:36] == out).all()
-    assert (lse_by_head.T == lse).all()
+    assert (lse == lse_by_head.T).all()
     wide[:, 1:5, 4:36] = 7.0
     assert (wide == 7.0).all()
 
@@ -88,7 +88,9 @@ def test_any_dlpack_tensor_is_an_input(inputs, plan, versions: bool):
     given = np.empty_like(out), np.empty(out.shape[:2], np.float32)
     batchllm_ext.attention(plan, *tensors, out=given[0], lse=OnlyDLPack(given[1], versions))
     assert (given[0] == out).all()
-    with pytest.raises(ValueError, match=r"out: expected a tensor to write to, since q is of .*test_tensors.*; pass out="):
+    with pytest.raises(
+        ValueError, match=r"out: expected a tensor to write to, since q is of .*test_tensors.*; pass out="
+    ):
         batchllm_ext.attention(plan, *tensors)
 
 
@@ -110,7 +112,7 @@ def test_dlpack_tensors_are_released():
 def test_tensors_that_are_none_of_ours_are_refused(inputs, plan):
     torch = pytest.importorskip("torch")
     pages = (inputs.k_pages, inputs.v_pages)
-    with pytest.raises(ValueError, match="q: its library does not export it: .*requires? grad"):
+    with pytest.raises(ValueError, match=r"q: its library does not export it: .*requires? grad"):
         batchllm_ext.attention(plan, torch.from_numpy(inputs.q).requires_grad_(), *pages)
     with pytest.raises(ValueError, match="q: "):
         batchllm_ext.attention(plan, torch.empty(3, 4, 32, device="meta"), *pages)
@@ -149,17 +151,28 @@ ATTENTION_MISTAKES = [
     ("q: expected 3 dimensions [num_tokens, num_qo_heads, head_dim], got 2", lambda i: {"q": i.q[0]}),
     ("q: expected float32 or bfloat16, got format 'd'", lambda i: {"q": i.q.astype(np.float64)}),
     ("q: expected float32 or bfloat16, got uint16", lambda i: {"q": i.q.astype(np.uint16)}),
-    ("q: expected stride 1 in its last dimension, got 2", lambda i: {"q": np.repeat(i.q, 2, axis=2)[..., ::2]}),
+    (
+        "q: expected stride 1 in its last dimension, got 2",
+        lambda i: {"q": np.repeat(i.q, 2, axis=2)[..., ::2]},
+    ),
     ("q: expected memory aligned to its 4-byte elements", lambda i: {"q": unaligned(i.q)}),
     ("q: expected at most 4 dimensions, got 5", lambda i: {"q": i.q[None, None]}),
     ("k_pages: page_size is 15, but the plan has 16", lambda i: {"k_pages": i.k_pages[:, 1:]}),
     ("k_pages: num_kv_heads is 1, but the plan has 2", lambda i: {"k_pages": i.k_pages[:, :, 1:]}),
     ("v_pages: num_pages is 1, but k_pages has 9", lambda i: {"v_pages": i.v_pages[:1]}),
-    ("v_pages: expected float32, got bfloat16", lambda i: {"v_pages": i.v_pages.view(np.uint16)[..., ::2].copy(), "dtype": "bfloat16"}),
+    (
+        "v_pages: expected float32, got bfloat16",
+        lambda i: {"v_pages": i.v_pages.view(np.uint16)[..., ::2].copy(), "dtype": "bfloat16"},
+    ),
     ("out: num_tokens is 4, but the plan has 3", lambda i: {"out": np.zeros((4, 4, 32), np.float32)}),
-    ("out: expected its own memory for every element, got stride 0",
-     lambda i: {"out": np.lib.stride_tricks.as_strided(i.q.copy(), i.q.shape, (0, 128, 4), writeable=True)}),
-    ("out: expected a writable tensor, got a read-only one", lambda i: {"out": np.broadcast_to(i.q, i.q.shape)}),
+    (
+        "out: expected its own memory for every element, got stride 0",
+        lambda i: {"out": np.lib.stride_tricks.as_strided(i.q.copy(), i.q.shape, (0, 128, 4), writeable=True)},
+    ),
+    (
+        "out: expected a writable tensor, got a read-only one",
+        lambda i: {"out": np.broadcast_to(i.q, i.q.shape)},
+    ),
     ("lse: num_qo_heads is 5, but the plan has 4", lambda i: {"lse": np.zeros((3, 5), np.float32)}),
     ("lse: expected float32, got format 'd'", lambda i: {"lse": np.zeros((3, 4))}),
     ("sinks: num_qo_heads is 2, but the plan has 4", lambda i: {"sinks": np.zeros(2, np.float32)}),
@@ -181,7 +194,9 @@ def test_page_ids_must_lie_inside_the_pages(inputs, plan):
     page_ids = inputs.arrays["segment_page_ids"]
     num_pages = int(page_ids.max())
     index = int(page_ids.argmax())
-    message = rf"segment_page_ids\[{index}\]: expected a value in \[0, {num_pages}\), the pages of k_pages, got {num_pages}"
+    message = (
+        rf"segment_page_ids\[{index}\]: expected a value in \[0, {num_pages}\), the pages of k_pages, got {num_pages}"
+    )
     pages = inputs.k_pages[:num_pages], inputs.v_pages[:num_pages]
     with pytest.raises(ValueError, match=message):
         batchllm_ext.attention(plan, inputs.q, *pages)
@@ -202,19 +217,39 @@ def edited(name: str, index: int, value: int):
 PLAN_MISTAKES = [
     ("span_indptr[0]: expected 0, got 1", edited("span_indptr", 0, 1)),
     ("span_indptr[2]: expected at least span_indptr[1] = 1, got 0", edited("span_indptr", 2, 0)),
-    ("span_indptr: expected num_spans + 1 = 4 elements, got 3", lambda a: {"span_indptr": a["span_indptr"][1:] - 1}),
-    ("link_indptr: expected num_spans + 1 = 4 elements, got 5", lambda a: {"link_indptr": np.arange(5, dtype=np.int32)}),
+    (
+        "span_indptr: expected num_spans + 1 = 4 elements, got 3",
+        lambda a: {"span_indptr": a["span_indptr"][1:] - 1},
+    ),
+    (
+        "link_indptr: expected num_spans + 1 = 4 elements, got 5",
+        lambda a: {"link_indptr": np.arange(5, dtype=np.int32)},
+    ),
     ("link_indptr[3]: expected the size of link_segment = 6, got 5", edited("link_indptr", 3, 5)),
     ("link_segment[4]: expected a value in [0, 4), got 4", edited("link_segment", 4, 4)),
     ("link_segment[1]: expected a value in [0, 4), got -1", edited("link_segment", 1, -1)),
-    ("link_segment[1]: expected a segment that begins in [0, 40], where the link before it can end, got segment 1 that "
-     "begins at 41", edited("segment_begin", 1, 41)),
-    ("segment_page_indptr[4]: expected the size of segment_page_ids = 6, got 5", edited("segment_page_indptr", 4, 5)),
+    (
+        "link_segment[1]: expected a segment that begins in [0, 40], where the link before it can end, got "
+        "segment 1 that begins at 41",
+        edited("segment_begin", 1, 41),
+    ),
+    (
+        "segment_page_indptr[4]: expected the size of segment_page_ids = 6, got 5",
+        edited("segment_page_indptr", 4, 5),
+    ),
     ("segment_page_ids[2]: expected a value in [0, 2147483647), got -1", edited("segment_page_ids", 2, -1)),
-    ("segment_num_tokens[3] = 17: expected at least 2 pages of page_size 16, got 1", edited("segment_num_tokens", 3, 17)),
-    ("segment_num_tokens[1]: expected a value in [0, 2147483647), got -3", edited("segment_num_tokens", 1, -3)),
-    ("segment_num_tokens: expected num_segments = 4 elements, got 3",
-     lambda a: {"segment_num_tokens": a["segment_num_tokens"][1:]}),
+    (
+        "segment_num_tokens[3] = 17: expected at least 2 pages of page_size 16, got 1",
+        edited("segment_num_tokens", 3, 17),
+    ),
+    (
+        "segment_num_tokens[1]: expected a value in [0, 2147483647), got -3",
+        edited("segment_num_tokens", 1, -3),
+    ),
+    (
+        "segment_num_tokens: expected num_segments = 4 elements, got 3",
+        lambda a: {"segment_num_tokens": a["segment_num_tokens"][1:]},
+    ),
     ("segment_begin[1]: expected a value in [0, 2147483647), got -1", edited("segment_begin", 1, -1)),
     ("span_begin[1]: expected a value in [0, 2147483647), got -1", edited("span_begin", 1, -1)),
     ("span_begin: expected int32, got int64", lambda a: {"span_begin": a["span_begin"].astype(np.int64)}),
@@ -246,7 +281,5 @@ def test_attention_ref_checks_its_arrays_too(inputs):
 def test_an_error_leaves_the_outputs_alone(inputs, plan):
     out = np.full(inputs.q.shape, 5.0, np.float32)
     with pytest.raises(ValueError, match="sinks"):
-        batchllm_ext.attention(
-            plan, inputs.q, inputs.k_pages, inputs.v_pages, out=out, sinks=np.zeros(1, np.float32)
-        )
+        batchllm_ext.attention(plan, inputs.q, inputs.k_pages, inputs.v_pages, out=out, sinks=np.zeros(1, np.float32))
     assert (out == 5.0).all()

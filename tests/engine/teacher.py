@@ -1,4 +1,4 @@
-"""Teacher forcing: the logits our engine gives for continuations that the test chooses, and transformers' for the same."""
+"""Teacher forcing: the logits for continuations that the test chooses, ours and transformers'."""
 
 from __future__ import annotations
 
@@ -36,20 +36,15 @@ class ForcedSampler:
         return np.array([self.lengths[request] == len(self.continuations[request]) for request in request_ids.tolist()])
 
 
-def our_logits(
-    llm: LLM, prompts: list[Tokens], continuations: list[Tokens], max_output_tokens: int | None = None
-) -> list[torch.Tensor]:
-    """For each prompt, float32 [len(continuation), vocab_size]: the logits that each of its tokens is drawn from.
-
-    max_output_tokens: what the planner is told; by default the length of each continuation.
-    """
+def our_logits(llm: LLM, prompts: list[Tokens], continuations: list[Tokens]) -> list[torch.Tensor]:
+    """For each prompt, float32 [len(continuation), vocab_size]: the logits that each of its tokens is drawn from."""
     sampler = ForcedSampler(continuations)
     indptr = np.zeros(len(prompts) + 1, np.int64)
     np.cumsum([len(prompt) for prompt in prompts], out=indptr[1:])
     job = Job(
         tokens=np.concatenate([np.array(prompt, np.int32) for prompt in prompts]),
         indptr=indptr,
-        max_output_tokens=np.array([max_output_tokens or len(tokens) for tokens in continuations], np.int32),
+        max_output_tokens=np.array([len(tokens) for tokens in continuations], np.int32),
         sampler=sampler,
         stop_strings=StopStringWatcher([SamplingParams()] * len(prompts), None),
     )

@@ -86,8 +86,8 @@ void attention_ref(const AttentionBatch& batch, const AttentionShape& shape, con
         std::vector<double> out(shape.head_dim, 0.0);
         for (size_t i = 0; i < keys.size(); ++i) {
             const double weight = std::exp(scores[i] - max);
-            const auto v = read_key(params.v_pages, params.kv_dtype, keys[i].page_id, keys[i].offset, kv_head,
-                                    shape.head_dim);
+            const auto v =
+                read_key(params.v_pages, params.kv_dtype, keys[i].page_id, keys[i].offset, kv_head, shape.head_dim);
             sum += weight;
             for (int32_t d = 0; d < shape.head_dim; ++d) out[d] += weight * v[d];
         }

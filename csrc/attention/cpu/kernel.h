@@ -31,7 +31,7 @@ struct Kernel {
     void (*attend)(const KernelArgs& args, const WorkItem& item, int32_t kv_head, float* scratch);
 };
 
-extern const Kernel kBaseKernel;    // any machine
+extern const Kernel kBaseKernel;  // any machine
 #ifdef BATCHLLM_X86_KERNELS
 extern const Kernel kAvx2Kernel;    // AVX2, FMA
 extern const Kernel kAvx512Kernel;  // AVX-512 F, BW, DQ, VL
