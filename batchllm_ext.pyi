@@ -198,7 +198,8 @@ class BatchPlanner:
     ) -> None:
         """tokens int32, indptr int64: the whole prompts. max_output_tokens, expected_output_tokens [num_requests].
 
-        An empty prompt, or one that segments cover to its last token, is a ValueError that names the request.
+        An empty prompt, one that segments cover to its last token, or one that differs from its segments' tokens is a
+        ValueError that names the request.
         """
 
     @property
@@ -265,12 +266,14 @@ def plan_attention(
     head_dim: int,
     page_size: int,
     num_threads: int = 0,
-    share: bool = True,
+    share: bool | Literal["always"] = True,
     window_left: int = -1,
 ) -> AttentionPlan:
     """Plans the attention of one token batch; the arrays are those of TokenBatch.
 
-    share=False attends request by request. window_left: positions before its own that a row sees; -1 all.
+    share: True where the cost model says that it pays, "always" without asking it, False request by request.
+    num_threads: what the work is balanced for; 0 is OpenMP's number.
+    window_left: positions before its own that a row sees; -1 all.
     """
 
 def attention(

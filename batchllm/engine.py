@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import batchllm_ext as ext
 import numpy as np
 import torch
 
+import batchllm_ext as ext
 from batchllm.kv_cache import POOL_SHARE, PagedKVCache, available_memory_bytes, kv_bytes_per_token
 from batchllm.model import Model
 from batchllm.outputs import JobProgress

@@ -346,6 +346,14 @@ def attention_cases() -> list[Case]:
         ],
         window_left=10,
     )
+    for readers in (1, 10):  # rows that see nothing of their item's first tile of keys: narrow and wide
+        ends = [141, 241] * readers
+        add(
+            f"window_behind_the_first_tile_{readers}",
+            [Request(prefix(300), None, 1, end) for end in ends],
+            window_left=100,
+            **heads(1),
+        )
     add(
         "soft_cap",
         [*decodes(prefix(90), [1, 20, 60]), Request(prefix(90), 30, 30)],

@@ -12,10 +12,10 @@ namespace batchllm {
 // Builds a plan in four passes: groups -> row tiles -> items -> slots.
 class PlanBuilder {
  public:
-    PlanBuilder(const AttentionBatch& batch, AttentionPlan& plan, bool share)
+    PlanBuilder(const AttentionBatch& batch, AttentionPlan& plan, Sharing sharing)
         : batch_(batch), plan_(plan), shape_(plan.shape_), cost_(shape_) {
-        if (share) {
-            choose_shared_segments();
+        if (sharing != Sharing::kNever) {
+            choose_shared_segments(sharing);
             add_shared_groups();
         }
         add_span_groups();
@@ -38,7 +38,7 @@ class PlanBuilder {
         int32_t link;
     };
 
-    void choose_shared_segments() {
+    void choose_shared_segments(Sharing sharing) {
         readers_.assign(batch_.num_segments() + 1, 0);
         for (int32_t segment : batch_.link_segment) ++readers_[segment + 1];
         std::partial_sum(readers_.begin(), readers_.end(), readers_.begin());
@@ -51,13 +51,13 @@ class PlanBuilder {
         }
         is_shared_.assign(batch_.num_segments(), false);
         for (int32_t segment = 0; segment < batch_.num_segments(); ++segment) {
-            is_shared_[segment] = sharing_pays(segment);
+            const int32_t num_readers = readers_[segment + 1] - readers_[segment];
+            is_shared_[segment] = num_readers >= 2 && (sharing == Sharing::kAlways || sharing_pays(segment));
             plan_.stats_.num_shared_segments += is_shared_[segment];
         }
     }
 
     bool sharing_pays(int32_t segment) const {
-        if (readers_[segment + 1] - readers_[segment] < 2) return false;
         const int32_t num_keys = batch_.segment_num_tokens[segment];
         int32_t num_rows = 0;
         double cost_alone = 0.0;
@@ -244,7 +244,8 @@ class PlanBuilder {
     std::vector<Tile> tiles_;
 };
 
-AttentionPlan::AttentionPlan(const AttentionBatch& batch, const AttentionShape& shape, int32_t num_threads, bool share)
+AttentionPlan::AttentionPlan(const AttentionBatch& batch, const AttentionShape& shape, int32_t num_threads,
+                             Sharing sharing)
     : shape_(shape), num_threads_(num_threads) {
     shape.validate();
     if (num_threads < 1)
@@ -253,7 +254,7 @@ AttentionPlan::AttentionPlan(const AttentionBatch& batch, const AttentionShape& 
     num_tokens_ = batch.num_tokens();
     page_ids_.assign(batch.segment_page_ids.begin(), batch.segment_page_ids.end());
     for (int32_t page_id : page_ids_) max_page_id_ = std::max(max_page_id_, page_id);
-    PlanBuilder(batch, *this, share);
+    PlanBuilder(batch, *this, sharing);
 }
 
 }  // namespace batchllm

@@ -33,8 +33,7 @@ class AttentionPlan {
     // Throws std::invalid_argument on arrays that contradict each other. The plan keeps copies of what it needs.
     // `num_threads` (at least 1) is what the plan is balanced for: it decides where long runs of keys are split.
     // Whatever number of threads runs the plan, the results are the same bit for bit.
-    AttentionPlan(const AttentionBatch& batch, const AttentionShape& shape, int32_t num_threads,
-                  Sharing sharing);
+    AttentionPlan(const AttentionBatch& batch, const AttentionShape& shape, int32_t num_threads, Sharing sharing);
 
     const AttentionShape& shape() const { return shape_; }
     int32_t num_threads() const { return num_threads_; }

@@ -22,6 +22,13 @@ int32_t thread_count(int32_t num_threads, int32_t otherwise) {
     return num_threads == 0 ? otherwise : num_threads;
 }
 
+Sharing sharing_of(py::handle share) {
+    if (share.is(py::bool_(true))) return Sharing::kWhereItPays;
+    if (share.is(py::bool_(false))) return Sharing::kNever;
+    if (py::isinstance<py::str>(share) && share.cast<std::string>() == "always") return Sharing::kAlways;
+    throw py::value_error("share: expected True, False or \"always\", got " + std::string(py::repr(share)));
+}
+
 // The arrays of a token batch, kept alive while they are read.
 struct BatchArrays {
     Tensor span_indptr, span_begin, link_indptr, link_segment;
@@ -367,12 +374,13 @@ void bind_attention(py::module_& module) {
         "plan_attention",
         [](Object span_indptr, Object span_begin, Object link_indptr, Object link_segment, Object segment_page_indptr,
            Object segment_page_ids, Object segment_begin, Object segment_num_tokens, int32_t num_qo_heads,
-           int32_t num_kv_heads, int32_t head_dim, int32_t page_size, int32_t num_threads, bool share,
+           int32_t num_kv_heads, int32_t head_dim, int32_t page_size, int32_t num_threads, Object share,
            int32_t window_left) {
             const BatchArrays arrays(span_indptr, span_begin, link_indptr, link_segment, segment_page_indptr,
                                      segment_page_ids, segment_begin, segment_num_tokens);
             const AttentionShape shape{num_qo_heads, num_kv_heads, head_dim, page_size, window_left};
-            return AttentionPlan(arrays.batch(), shape, thread_count(num_threads, omp_get_max_threads()), share);
+            return AttentionPlan(arrays.batch(), shape, thread_count(num_threads, omp_get_max_threads()),
+                                 sharing_of(share));
         },
         py::arg("span_indptr"), py::arg("span_begin"), py::arg("link_indptr"), py::arg("link_segment"),
         py::arg("segment_page_indptr"), py::arg("segment_page_ids"), py::arg("segment_begin"),

@@ -15,7 +15,7 @@ from tests.reference import assert_close, attention_reference, from_bf16, to_bf1
 NAN = float("nan")
 
 
-def run(inputs: Inputs, *, num_threads: int = 2, share: bool = True, run_threads: int = 0, **options):
+def run(inputs: Inputs, *, num_threads: int = 2, share: bool | str = True, run_threads: int = 0, **options):
     """attention() with outputs that hold NaN before."""
     plan = batchllm_ext.plan_attention(**inputs.plan_arguments, num_threads=num_threads, share=share)
     options = {"out": np.full(inputs.q.shape, NAN, np.float32), **inputs.options, **options}
@@ -30,9 +30,9 @@ def check(inputs: Inputs, out: np.ndarray, lse: np.ndarray) -> None:
     assert_close("lse", lse, expected_lse, 1e-5 * (1.0 + max_score / 8.0))
 
 
-@pytest.mark.parametrize("share", [True, False], ids=["shared", "per_request"])
+@pytest.mark.parametrize("share", [True, "always", False], ids=["shared", "always_shared", "per_request"])
 @pytest.mark.parametrize("case", ATTENTION_CASES, ids=str)
-def test_attention_matches_reference(case: Case, share: bool):
+def test_attention_matches_reference(case: Case, share: bool | str):
     inputs = case.make_inputs()
     for num_threads in (1, 2):
         check(inputs, *run(inputs, num_threads=num_threads, share=share))
@@ -41,7 +41,7 @@ def test_attention_matches_reference(case: Case, share: bool):
 @pytest.mark.parametrize("seed", range(60))
 def test_attention_of_a_random_forest_matches_reference(seed: int):
     inputs = random_case(seed).make_inputs()
-    check(inputs, *run(inputs, num_threads=1 + seed % 5))
+    check(inputs, *run(inputs, num_threads=1 + seed % 5, share="always" if seed % 2 else True))
 
 
 @pytest.mark.parametrize("case", ATTENTION_CASES, ids=str)

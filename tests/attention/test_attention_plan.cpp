@@ -158,8 +158,8 @@ TEST_CASE("every visible key meets every row exactly once, and nothing else does
                                    .page_size = batch.page_size,
                                    .window_left = seed % 3 ? -1 : static_cast<int32_t>(random() % 100)};
         for (int32_t num_threads : {1, 7}) {
-            for (bool share : {true, false}) {
-                const AttentionPlan plan(batch.view(), shape, num_threads, share);
+            for (Sharing sharing : {Sharing::kNever, Sharing::kWhereItPays, Sharing::kAlways}) {
+                const AttentionPlan plan(batch.view(), shape, num_threads, sharing);
                 CHECK(audit(plan) == visible_keys(batch.view(), shape));
             }
         }
@@ -172,7 +172,7 @@ TEST_CASE("a shared segment is read once for all its readers") {
     for (int32_t i = 0; i < 8; ++i) batch.add_span({prefix, batch.add_segment(1000, 10 + i)}, 1009 + i, 1);
     const AttentionShape shape{.num_qo_heads = 8, .num_kv_heads = 2, .head_dim = 64, .page_size = batch.page_size};
 
-    const AttentionPlan shared(batch.view(), shape, 1, true);
+    const AttentionPlan shared(batch.view(), shape, 1, Sharing::kWhereItPays);
     CHECK(shared.items().size() == 9);
     CHECK(shared.items()[0].row_end - shared.items()[0].row_begin == 8);  // longest first
     CHECK(shared.items()[0].kv_end == 1000);
@@ -180,7 +180,7 @@ TEST_CASE("a shared segment is read once for all its readers") {
     CHECK(shared.num_slots() == 16);
     CHECK(shared.stats().kv_tokens_read == 1000 + 10 + 11 + 12 + 13 + 14 + 15 + 16 + 17);
 
-    const AttentionPlan alone(batch.view(), shape, 1, false);
+    const AttentionPlan alone(batch.view(), shape, 1, Sharing::kNever);
     CHECK(alone.items().size() == 8);
     CHECK(alone.num_slots() == 0);
     CHECK(alone.stats().kv_tokens_read == shared.stats().per_request_kv_tokens_read);
@@ -190,7 +190,7 @@ TEST_CASE("a prefill chunk reads no tile of keys behind its rows") {
     OwnedBatch batch;
     batch.add_span({batch.add_segment(0, 1024)}, 0, 1024);
     const AttentionShape shape{.num_qo_heads = 4, .num_kv_heads = 1, .head_dim = 64, .page_size = batch.page_size};
-    const AttentionPlan plan(batch.view(), shape, 1, true);
+    const AttentionPlan plan(batch.view(), shape, 1, Sharing::kWhereItPays);
     CHECK(plan.items().size() == 16);  // 64 tokens x 4 heads each
     int32_t end = 1024;
     for (const WorkItem& item : plan.items()) {
@@ -207,7 +207,7 @@ TEST_CASE("rows with a gap between their windows share no item") {
     batch.add_span({prefix}, 305, 1);
     const AttentionShape shape{
         .num_qo_heads = 1, .num_kv_heads = 1, .head_dim = 64, .page_size = batch.page_size, .window_left = 10};
-    const AttentionPlan plan(batch.view(), shape, 1, true);
+    const AttentionPlan plan(batch.view(), shape, 1, Sharing::kAlways);
     CHECK(plan.stats().kv_tokens_read <= 11 + 11 + 11);
     audit(plan);
 }
@@ -215,7 +215,7 @@ TEST_CASE("rows with a gap between their windows share no item") {
 TEST_CASE("a batch without spans makes a plan without items") {
     const OwnedBatch batch;
     const AttentionShape shape{.num_qo_heads = 1, .num_kv_heads = 1, .head_dim = 1, .page_size = 4};
-    const AttentionPlan plan(batch.view(), shape, 3, true);
+    const AttentionPlan plan(batch.view(), shape, 3, Sharing::kWhereItPays);
     CHECK(plan.items().empty());
     CHECK(plan.num_tokens() == 0);
     CHECK(plan.max_page_id() == -1);
@@ -225,11 +225,11 @@ TEST_CASE("arrays that contradict each other are refused") {
     OwnedBatch batch;
     batch.add_span({batch.add_segment(0, 8)}, 7, 1);
     const AttentionShape shape{.num_qo_heads = 1, .num_kv_heads = 1, .head_dim = 1, .page_size = 4};
-    CHECK_NOTHROW(AttentionPlan(batch.view(), shape, 1, true));
-    CHECK_THROWS_WITH_AS(AttentionPlan(batch.view(), shape, 0, true), "num_threads: expected at least 1, got 0",
-                         std::invalid_argument);
+    CHECK_NOTHROW(AttentionPlan(batch.view(), shape, 1, Sharing::kWhereItPays));
+    CHECK_THROWS_WITH_AS(AttentionPlan(batch.view(), shape, 0, Sharing::kNever),
+                         "num_threads: expected at least 1, got 0", std::invalid_argument);
     batch.span_begin[0] = 2147483646;
     batch.span_indptr[1] = 2;
-    CHECK_THROWS_WITH_AS(AttentionPlan(batch.view(), shape, 1, true),
+    CHECK_THROWS_WITH_AS(AttentionPlan(batch.view(), shape, 1, Sharing::kWhereItPays),
                          "span_begin[0]: the span's last position does not fit into int32", std::invalid_argument);
 }

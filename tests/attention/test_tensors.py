@@ -258,6 +258,7 @@ PLAN_MISTAKES = [
     ("num_kv_heads: expected at least 1, got 0", lambda a: {"num_kv_heads": 0}),
     ("head_dim: expected at least 1, got 0", lambda a: {"head_dim": 0}),
     ("page_size: expected at least 1, got 0", lambda a: {"page_size": 0}),
+    ('share: expected True, False or "always", got 1', lambda a: {"share": 1}),
     ("window_left: expected at least -1, got -2", lambda a: {"window_left": -2}),
     ("num_threads: expected at least 0, got -1", lambda a: {"num_threads": -1}),
 ]

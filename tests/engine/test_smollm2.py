@@ -3,12 +3,12 @@
 import random
 from types import SimpleNamespace
 
-import batchllm_ext
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import batchllm_ext
 from batchllm import LLM, SamplingParams, engine
 from tests.engine.teacher import assert_greedy_agrees, assert_logits_agree, our_logits, transformers_logits
 

@@ -1,7 +1,5 @@
 #include "attention/cpu/attention_cpu.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
