@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import batchllm_ext as ext
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import batchllm_ext as ext
 from batchllm.config import ModelConfig
 from batchllm.kv_cache import PagedKVCache
 from batchllm.weights import WeightReader

@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import batchllm_ext as ext
 import numpy as np
+
+import batchllm_ext as ext
 
 MIB = 1 << 20
 

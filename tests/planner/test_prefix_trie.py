@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import batchllm_ext as ext
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import batchllm_ext as ext
 from tests.planner.replay import ragged
 
 # Few distinct tokens, short rows: prefixes, duplicates, empty rows and rows that end at inner nodes are common.

@@ -6,10 +6,10 @@ import itertools
 import random
 from collections.abc import Iterator
 
-import batchllm_ext as ext
 import numpy as np
 import pytest
 
+import batchllm_ext as ext
 from tests.planner.replay import ragged
 
 Prefix = tuple[int, ...]
