@@ -24,6 +24,8 @@ class CMakeBuild(build_ext):
         build_dir = Path(os.environ.get("BATCHLLM_BUILD_DIR", ROOT / "build" / "ext"))
         configure = [
             *("cmake", "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja"),
+            # Said anew each time: the build environment of an earlier configuration may be gone.
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DBATCHLLM_EXT_DIR={target.parent}",
