@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,25 +15,15 @@ from batchllm.config import ModelConfig, resolve_model
 from batchllm.engine import Engine, Finished, Job, RequestRefused
 from batchllm.model import Model
 from batchllm.outputs import CompletionOutput, JobProgress, RequestOutput
+from batchllm.prompts import Prompt, params_list, parse_prompt, prompt_list
 from batchllm.sampling import Sampler, stream_seed
 from batchllm.sampling_params import SamplingParams
 from batchllm.stopping import StopStringWatcher
+from batchllm.tokenizer import Message, Tokenizer
 from batchllm.weights import WeightReader
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DEFAULT_MAX_BATCH_TOKENS = 1024
-
-
-class TextPrompt(TypedDict):
-    prompt: str
-
-
-class TokensPrompt(TypedDict):
-    prompt_token_ids: list[int]
-
-
-Prompt = str | list[int] | TextPrompt | TokensPrompt
-Message = dict[str, Any]
 
 
 class LLM:
@@ -85,6 +75,7 @@ class LLM:
             torch.set_num_threads(num_threads)
 
         self.directory = resolve_model(model)
+        self._tokenizer = Tokenizer(self.directory)
         self.config = ModelConfig.from_directory(self.directory)
         self.seed = seed
         with WeightReader(self.directory, torch_dtype) as reader:
@@ -97,9 +88,7 @@ class LLM:
             max_batch_tokens=max_batch_tokens or DEFAULT_MAX_BATCH_TOKENS,
             num_threads=torch.get_num_threads(),
         )
-        self._tokenizer: Any = None
-        self._tokenize_s = 0.0
-        self.load_s = time.perf_counter() - start
+        self._load_s = time.perf_counter() - start
         self.stats: dict[str, Any] = {}
 
     @property
@@ -113,15 +102,8 @@ class LLM:
         return self._engine.model.dtype
 
     def get_tokenizer(self) -> Any:
-        """The model's Hugging Face tokenizer, loaded on first use. Raises ValueError if it cannot be."""
-        if self._tokenizer is None:
-            from transformers import AutoTokenizer
-
-            try:
-                self._tokenizer = AutoTokenizer.from_pretrained(self.directory)
-            except Exception as error:
-                raise ValueError(f"{self.directory}: cannot load a tokenizer: {error}") from error
-        return self._tokenizer
+        """The model's Hugging Face tokenizer. Raises ValueError if it cannot be loaded."""
+        return self._tokenizer.hugging_face()
 
     def generate(
         self,
@@ -138,8 +120,8 @@ class LLM:
 
         Raises ValueError, before anything runs, that names the index of the prompt at fault.
         """
-        items = _as_list(prompts)
-        params = _params_list(sampling_params, len(items))
+        items = prompt_list(prompts)
+        params = params_list(sampling_params, len(items))
         token_ids, texts = self._parse_prompts(items)
         return self._generate(token_ids, texts, params, use_tqdm)
 
@@ -157,28 +139,17 @@ class LLM:
         """
         is_one = len(messages) > 0 and isinstance(messages[0], dict)
         conversations: list[Any] = [messages] if is_one else list(messages)
-        params = _params_list(sampling_params, len(conversations))
+        params = params_list(sampling_params, len(conversations))
         token_ids = [self.apply_chat_template(conversation, **template_options) for conversation in conversations]
         return self._generate(token_ids, [None] * len(token_ids), params, use_tqdm)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, with the special tokens that the tokenizer adds to a prompt."""
-        start = time.perf_counter()
-        token_ids: list[list[int]] = self.get_tokenizer()(texts)["input_ids"]
-        self._tokenize_s += time.perf_counter() - start
-        return token_ids
+        return self._tokenizer.encode(texts)
 
     def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]:
         """Token ids of a conversation in the model's chat template, opened for the assistant's answer."""
-        tokenizer = self.get_tokenizer()
-        if tokenizer.chat_template is None and "chat_template" not in options:
-            raise ValueError(f"{self.directory}: the tokenizer has no chat template; use prompts instead of messages")
-        start = time.perf_counter()
-        options = {"add_generation_prompt": True, **options}
-        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        self._tokenize_s += time.perf_counter() - start
-        return ids
+        return self._tokenizer.encode_chat(messages, **{"add_generation_prompt": True, **options})
 
     def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         """Raises ValueError, with the numbers, if this request could never run."""
@@ -231,8 +202,10 @@ class LLM:
         params: Sequence[SamplingParams],
         on_progress: Callable[[JobProgress], None] | None,
     ) -> Iterator[tuple[int, RequestOutput]]:
+        if self._tokenizer.exists:
+            self.get_tokenizer()  # its loading belongs to no phase of the job
         start = time.perf_counter()
-        tokenize_s, self._tokenize_s = self._tokenize_s, 0.0
+        tokenize_s, self._tokenizer.encode_s = self._tokenizer.encode_s, 0.0  # since the last job
         detokenize_s = 0.0
         # Completion number `sample` of prompt `index` is one request of the engine.
         completions = [(index, sample) for index, p in enumerate(params) for sample in range(p.n)]
@@ -253,7 +226,7 @@ class LLM:
             raise ValueError(f"prompt {completions[error.request_id][0]}: {error}") from None
         self.stats = self._engine.stats
         self.stats["seconds"] |= {
-            "load": self.load_s,
+            "load": self._load_s + self._tokenizer.load_s,
             "tokenize": tokenize_s,
             "detokenize": detokenize_s,
             "total": time.perf_counter() - start + tokenize_s,
@@ -296,7 +269,7 @@ class LLM:
             text, stop_reason = match.text, match.stop
         else:
             hide_last = finished.stopped and not params.include_stop_str_in_output
-            text = self._decode(finished.token_ids[: -1 if hide_last else None], params)
+            text = self._tokenizer.decode(finished.token_ids[: -1 if hide_last else None], params)
             if finished.stopped and (params.ignore_eos or last not in self.config.eos_token_ids):
                 stop_reason = last
         return CompletionOutput(
@@ -307,15 +280,6 @@ class LLM:
             finish_reason="stop" if finished.stopped else "length",
             stop_reason=stop_reason,
         )
-
-    def _decode(self, token_ids: list[int], params: SamplingParams) -> str:
-        """Text of the tokens; empty where the model directory has no tokenizer (jobs of token ids need none)."""
-        if self._tokenizer is None and not any(self.directory.glob("tokenizer*")):
-            return ""
-        text: str = self.get_tokenizer().decode(
-            token_ids, skip_special_tokens=params.skip_special_tokens, clean_up_tokenization_spaces=False
-        )
-        return text
 
     def _generate(
         self,
@@ -343,53 +307,11 @@ class LLM:
 
     def _parse_prompts(self, prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[str | None]]:
         """(token ids, texts); the text is None where the prompt came as token ids."""
-        parsed = [_parse_prompt(index, prompt) for index, prompt in enumerate(prompts)]
+        parsed = [parse_prompt(index, prompt) for index, prompt in enumerate(prompts)]
         texts = [text for text, _ in parsed]
         given = [text for text in texts if text is not None]
         encoded = iter(self.tokenize(given) if given else [])
         return [next(encoded) if ids is None else ids for _, ids in parsed], texts
-
-
-def _parse_prompt(index: int, prompt: Prompt) -> tuple[str | None, list[int] | None]:
-    """(text, None) or (None, token ids)."""
-    value: Any = prompt
-    if isinstance(prompt, dict):
-        keys = [key for key in ("prompt", "prompt_token_ids") if key in prompt]
-        if len(keys) != 1:
-            raise ValueError(
-                f"prompt {index}: expected a dict with either 'prompt' or 'prompt_token_ids', got keys {sorted(prompt)}"
-            )
-        value = prompt[keys[0]]  # type: ignore[literal-required]
-    if isinstance(value, str):
-        return value, None
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return None, list(value)
-    raise ValueError(f"prompt {index}: expected text, token ids or a dict with one of them, got {type(value).__name__}")
-
-
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Any]:
-    """One prompt or many: a list of integers is one prompt."""
-    if isinstance(prompts, (str, dict)):
-        return [prompts]
-    items: list[Any] = list(prompts)
-    if items and all(isinstance(item, (int, np.integer)) for item in items):
-        return [items]
-    return items
-
-
-def _params_list(
-    sampling_params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
-) -> list[SamplingParams]:
-    if sampling_params is None:
-        return [SamplingParams()] * num_prompts
-    if isinstance(sampling_params, SamplingParams):
-        return [sampling_params] * num_prompts
-    for index, params in enumerate(sampling_params):
-        if not isinstance(params, SamplingParams):
-            raise ValueError(f"sampling_params[{index}]: expected SamplingParams, got {type(params).__name__}")
-    if len(sampling_params) != num_prompts:
-        raise ValueError(f"sampling_params: expected one for each of {num_prompts} prompts, got {len(sampling_params)}")
-    return list(sampling_params)
 
 
 def _torch_dtype(dtype: str) -> torch.dtype:
