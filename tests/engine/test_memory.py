@@ -1,0 +1,31 @@
+"""A run's peak resident memory is its weights, the KV pages it used, and at most 1 GiB."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+JOB = """
+import json, resource, sys
+from batchllm import LLM, SamplingParams
+
+llm = LLM(sys.argv[1], dtype=sys.argv[2])
+prompts = [[1000 + group] * 200 + [2000 + reader] * 20 for group in range(4) for reader in range(100)]
+llm.generate(prompts, SamplingParams(temperature=0, max_tokens=3, ignore_eos=True), use_tqdm=False)
+config = llm.config
+kv_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * llm.dtype.itemsize
+print(json.dumps({
+    "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    "weights": llm._engine.model.num_weight_bytes,
+    "kv_pages": llm.stats["peak_kv_tokens"] * kv_bytes,
+}))
+"""
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_peak_memory_is_weights_and_kv_and_one_gib(smollm2, dtype):
+    run = subprocess.run([sys.executable, "-c", JOB, str(smollm2), dtype], capture_output=True, text=True, check=True)
+    measured = json.loads(run.stdout)
+    assert measured["peak"] < measured["weights"] + measured["kv_pages"] + 2**30
+    assert measured["peak"] > measured["weights"] + measured["kv_pages"]  # both were really in it
