@@ -47,7 +47,7 @@ test-cpp: .venv/installed $(DOCTEST)
 test-python: .venv/installed $(MODEL)/config.json
 	$(BIN)/python -m pytest
 
-CPP_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+CPP_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
 check: .venv/installed
 	$(BIN)/ruff check .

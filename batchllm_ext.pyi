@@ -3,6 +3,10 @@
 Index arguments are one-dimensional, contiguous int32 arrays (any DLPack or buffer object on the CPU) unless another
 dtype is named; index results are read-only NumPy arrays. Tensors are float32 or bfloat16, with a last dimension of
 unit stride. A wrong argument raises ValueError or TypeError that names it, what was expected and what came.
+
+Tensors are on the CPU. Where has_cuda(), append_kv, merge_state and merge_states also take CUDA tensors, all on one
+device: the work is put on `stream`, a cudaStream_t as int (torch.cuda.current_stream().cuda_stream), on which the
+tensors must be ready, and the call returns before it is done.
 """
 
 from typing import Any, Literal
@@ -323,7 +327,7 @@ def attention_ref(
     """`attention` in float64 and plain loops, without a plan."""
 
 def merge_state(
-    out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, *, lse_base: Literal["e", "2"] = "e"
+    out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, *, lse_base: Literal["e", "2"] = "e", stream: int = 0
 ) -> tuple[Any, Any]:
     """Attention over two disjoint sets of keys, from the attention over each; returns (out, lse).
 
@@ -331,11 +335,17 @@ def merge_state(
     and then `out` may hold anything.
     """
 
-def merge_states(out: Any, lse: Any, *, lse_base: Literal["e", "2"] = "e") -> tuple[Any, Any]:
+def merge_states(out: Any, lse: Any, *, lse_base: Literal["e", "2"] = "e", stream: int = 0) -> tuple[Any, Any]:
     """The same over dimension 1 of out [num_tokens, num_states, num_heads, head_dim] and lse [..., num_heads]."""
 
-def append_kv(k: Any, v: Any, slots: Any, k_pages: Any, v_pages: Any, *, num_threads: int = 0) -> None:
-    """Writes k, v [num_tokens, num_kv_heads, head_dim] to slots, int64 [num_tokens]: page_id * page_size + offset."""
+def append_kv(k: Any, v: Any, slots: Any, k_pages: Any, v_pages: Any, *, num_threads: int = 0, stream: int = 0) -> None:
+    """Writes k, v [num_tokens, num_kv_heads, head_dim] to slots, int64 [num_tokens]: page_id * page_size + offset.
+
+    On a GPU a slot outside the pages is no error, since the call would have to wait for it: its row is not written.
+    """
+
+def has_cuda() -> bool:
+    """Whether this build has CUDA kernels; it says nothing of the machine."""
 
 def cpu_isa() -> str:
     """The instruction set of the CPU kernel in use; BATCHLLM_ISA chooses another."""

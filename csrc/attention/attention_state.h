@@ -9,11 +9,7 @@
 
 #include <cmath>
 
-#ifdef __CUDACC__
-#define BATCHLLM_HOST_DEVICE __host__ __device__
-#else
-#define BATCHLLM_HOST_DEVICE
-#endif
+#include "attention/host_device.h"
 
 namespace batchllm {
 
@@ -30,6 +26,12 @@ BATCHLLM_HOST_DEVICE inline MergeWeights merge_weights(float lse_a, float lse_b)
     const float sum_b = expf(lse_b - lse_max);
     const float sum = sum_a + sum_b;
     return {sum_a / sum, sum_b / sum, lse_max + logf(sum)};
+}
+
+// One element of the merged out.
+BATCHLLM_HOST_DEVICE inline float merge_out(const MergeWeights& weights, float out_a, float out_b) {
+    if (weights.a == 0.0f) return weights.b == 0.0f ? 0.0f : weights.b * out_b;
+    return weights.b == 0.0f ? weights.a * out_a : weights.a * out_a + weights.b * out_b;
 }
 
 // FlashAttention-2 and FlashMLA write lse = +inf for the empty set, others work in base 2. Everything that comes

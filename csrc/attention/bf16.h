@@ -4,30 +4,32 @@
 #include <bit>
 #include <cstdint>
 
+#include "attention/host_device.h"
+
 namespace batchllm {
 
 struct Bf16 {
     uint16_t bits;
 };
 
-inline float to_float(float value) {
+BATCHLLM_HOST_DEVICE inline float to_float(float value) {
     return value;
 }
-inline float to_float(Bf16 value) {
+BATCHLLM_HOST_DEVICE inline float to_float(Bf16 value) {
     return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
 }
 
 template <typename T>
-T from_float(float value);
+BATCHLLM_HOST_DEVICE T from_float(float value);
 
 template <>
-inline float from_float<float>(float value) {
+BATCHLLM_HOST_DEVICE inline float from_float<float>(float value) {
     return value;
 }
 
 // Round to nearest, ties to even; a NaN stays a (quiet) NaN.
 template <>
-inline Bf16 from_float<Bf16>(float value) {
+BATCHLLM_HOST_DEVICE inline Bf16 from_float<Bf16>(float value) {
     const uint32_t bits = std::bit_cast<uint32_t>(value);
     if (value != value) return {static_cast<uint16_t>((bits >> 16) | 0x40)};
     return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};

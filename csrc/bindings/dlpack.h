@@ -6,6 +6,7 @@
 namespace batchllm::dlpack {
 
 constexpr int32_t kCpu = 1;
+constexpr int32_t kCuda = 2;
 constexpr uint64_t kReadOnlyFlag = 1;
 
 enum TypeCode : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4 };
@@ -49,7 +50,7 @@ struct DLManagedTensorVersioned {  // capsule "dltensor_versioned"
 };
 
 // Exports without a call into Python: capsule "dlpack_exchange_api", the attribute __dlpack_c_exchange_api__ of a
-// tensor's type (DLPack 1.2). The functions that a consumer of CPU tensors has no use for are left untyped.
+// tensor's type (DLPack 1.2). The functions that a mere consumer has no use for are left untyped.
 struct DLPackExchangeApi {
     struct {
         uint32_t major;

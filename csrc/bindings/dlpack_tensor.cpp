@@ -1,6 +1,9 @@
 #include "bindings/dlpack_tensor.h"
 
+#include <algorithm>
 #include <cstring>
+
+#include "attention/cuda/cuda.h"
 
 namespace py = pybind11;
 
@@ -27,6 +30,12 @@ std::string type_text(dlpack::DLDataType type) {
     std::string text = type.code < std::size(names) ? names[type.code] : "DLPack type code " + to_text(type.code) + ":";
     text += to_text(type.bits);
     return text;
+}
+
+std::string device_text(dlpack::DLDevice device) {
+    if (device.device_type == dlpack::kCpu) return "the CPU";
+    if (device.device_type == dlpack::kCuda) return "cuda:" + to_text(device.device_id);
+    return "DLPack device type " + to_text(device.device_type);
 }
 
 // Native formats of the struct module.
@@ -96,7 +105,7 @@ void Tensor::fail(const std::string& message) const {
     throw py::value_error(std::string(name_) + ": " + message);
 }
 
-Tensor::Tensor(const char* name, py::handle object) : name_(name) {
+Tensor::Tensor(const char* name, py::handle object, Where where) : name_(name), where_(where) {
     if (PyObject_CheckBuffer(object.ptr())) {
         take_buffer(object);
     } else {
@@ -171,20 +180,33 @@ void Tensor::take_versioned(dlpack::DLManagedTensorVersioned* managed) {
 }
 
 void Tensor::take_description(const dlpack::DLTensor& tensor) {
-    if (tensor.device.device_type != dlpack::kCpu) {
-        fail("expected a CPU tensor, got one on DLPack device type " + to_text(tensor.device.device_type));
-    }
+    if (tensor.device.device_type != dlpack::kCpu) take_device(tensor.device);
     check_num_dims(tensor.ndim);
     data_ = static_cast<char*>(tensor.data) + tensor.byte_offset;
     type_ = element_type(tensor.dtype);
     if (type_ == ElementType::kOther) type_text_ = type_text(tensor.dtype);
     element_bytes_ = (tensor.dtype.bits * tensor.dtype.lanes + 7) / 8;
+    const bool is_empty = std::find(tensor.shape, tensor.shape + num_dims_, 0) != tensor.shape + num_dims_;
+    const bool has_strides = tensor.strides != nullptr && !is_empty;  // NumPy says 0 where there are no elements
     int64_t contiguous = 1;
     for (int dim = num_dims_ - 1; dim >= 0; --dim) {
         shape_[dim] = tensor.shape[dim];
-        strides_[dim] = tensor.strides != nullptr ? tensor.strides[dim] : contiguous;
+        strides_[dim] = has_strides ? tensor.strides[dim] : contiguous;
         contiguous *= shape_[dim];
     }
+}
+
+void Tensor::take_device(dlpack::DLDevice device) {
+    std::string reason;
+    if (device.device_type == dlpack::kCuda) {
+        if (where_ == Where::kCpuOrCuda && cuda::kIsBuilt) {
+            device_ = device;
+            return;
+        }
+        reason = where_ == Where::kCpu ? ": planning and attention run on the CPU only in this version"
+                                       : ": this build has no CUDA kernels: rebuild with BATCHLLM_CUDA=ON";
+    }
+    fail("expected a CPU tensor, got one on " + device_text(device) + reason);
 }
 
 void Tensor::reinterpret_uint16_as_bfloat16() {
@@ -200,6 +222,12 @@ void Tensor::expect_type(std::initializer_list<ElementType> types) const {
     }
     const std::string got = type_ == ElementType::kOther ? type_text_ : element_type_name(type_);
     fail("expected " + names + ", got " + got);
+}
+
+void Tensor::expect_device_of(const Tensor& other) const {
+    if (device_.device_type == other.device_.device_type && device_.device_id == other.device_.device_id) return;
+    fail("expected a tensor on " + device_text(other.device_) + ", where " + other.name_ + " is, got one on " +
+         device_text(device_));
 }
 
 void Tensor::expect_writable() const {
@@ -275,8 +303,8 @@ py::object new_output(const char* name, py::handle q, NewType type, std::initial
                               ", for which none can be made; pass " + name + "=");
     }
     const py::module_ module = py::module_::import(is_torch ? "torch" : "numpy");
-    return module.attr("empty")(size,
-                                py::arg("dtype") = type == NewType::kLikeQ ? q.attr("dtype") : module.attr("float32"));
+    const py::object empty = is_torch ? q.attr("new_empty") : module.attr("empty");
+    return empty(size, py::arg("dtype") = type == NewType::kLikeQ ? q.attr("dtype") : module.attr("float32"));
 }
 
 }  // namespace batchllm

@@ -18,14 +18,17 @@ enum class ElementType : uint8_t { kFloat32, kBFloat16, kUInt16, kInt32, kInt64,
 
 const char* element_type_name(ElementType type);
 
+// Where a tensor may lie.
+enum class Where : uint8_t { kCpu, kCpuOrCuda };
+
 // A view of somebody's memory, which it keeps alive.
 class Tensor {
  public:
     static constexpr int kMaxDims = 4;
 
-    // `name` is the argument's name in error messages; it must outlive the tensor. Throws if `object` is no CPU tensor
-    // of at most kMaxDims dimensions.
-    Tensor(const char* name, pybind11::handle object);
+    // `name` is the argument's name in error messages; it must outlive the tensor. Throws if `object` is no tensor of
+    // at most kMaxDims dimensions that lies where it may.
+    Tensor(const char* name, pybind11::handle object, Where where = Where::kCpu);
     const char* name() const { return name_; }
     void* data() const { return data_; }
     int num_dims() const { return num_dims_; }
@@ -34,11 +37,14 @@ class Tensor {
     ElementType type() const { return type_; }
     int64_t element_bytes() const { return element_bytes_; }
     bool read_only() const { return read_only_; }
+    bool is_cuda() const { return device_.device_type == dlpack::kCuda; }
+    int device_id() const { return device_.device_id; }
 
     // NumPy has no bfloat16: its uint16 arrays are taken as such where the caller says so.
     void reinterpret_uint16_as_bfloat16();
 
     void expect_type(std::initializer_list<ElementType> types) const;
+    void expect_device_of(const Tensor& other) const;
     // Every element is its own memory, and may be written.
     void expect_writable() const;
     void expect_unit_last_stride() const;
@@ -49,10 +55,13 @@ class Tensor {
     pybind11::object export_capsule(pybind11::handle object) const;
     void take_versioned(dlpack::DLManagedTensorVersioned* managed);
     void take_description(const dlpack::DLTensor& tensor);
+    void take_device(dlpack::DLDevice device);
     void check_num_dims(int64_t num_dims);
     [[noreturn]] void fail(const std::string& message) const;
 
     const char* name_;
+    Where where_;
+    dlpack::DLDevice device_{dlpack::kCpu, 0};
     void* data_ = nullptr;
     int num_dims_ = 0;
     int64_t shape_[kMaxDims] = {};
@@ -89,7 +98,7 @@ void check_shape(const Tensor& tensor, std::initializer_list<Dim*> dims);
 std::span<const int32_t> int32_array(const Tensor& tensor);
 std::span<const int64_t> int64_array(const Tensor& tensor);
 
-// An uninitialised CPU tensor for the output `name`, of the library that q belongs to: NumPy or torch.
+// An uninitialised tensor for the output `name`, of the library that q belongs to (NumPy or torch) and on q's device.
 enum class NewType : uint8_t { kLikeQ, kFloat32 };
 pybind11::object new_output(const char* name, pybind11::handle q, NewType type, std::initializer_list<int64_t> shape);
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import batchllm_ext
+from tests.attention.test_tensors import OnlyDLPack
 
 NUM_TOKENS, NUM_PAGES, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM = 300, 40, 16, 3, 20
 
@@ -48,6 +49,14 @@ def test_tokens_may_be_strided_and_read_only():
     batchllm_ext.append_kv(both[:, 0], both[:, 1], slots, k_pages, v_pages)
     assert (v_pages.reshape(-1, NUM_KV_HEADS, HEAD_DIM)[slots] == v).all()
     assert (k_pages.reshape(-1, NUM_KV_HEADS, HEAD_DIM)[slots] == k).all()
+
+
+def test_no_tokens_are_nothing_to_write():
+    tokens, slots = np.ones((0, NUM_KV_HEADS, HEAD_DIM), np.float32), np.arange(0)
+    k_pages, v_pages = pages("plain", np.float32), pages("plain", np.float32)
+    batchllm_ext.append_kv(tokens, OnlyDLPack(tokens), slots, k_pages, v_pages)
+    assert not k_pages.any()
+    assert not v_pages.any()
 
 
 def test_torch_tensors():

@@ -1,0 +1,125 @@
+"""CUDA tensors: what takes them, where they must lie, and what is said where they cannot be used.
+
+The kernels themselves are compared with the CPU in test_cuda_threads.cpp, and here where there is a GPU.
+"""
+
+import ctypes
+
+import numpy as np
+import pytest
+
+import batchllm_ext
+from tests.cases import attention_cases
+
+needs_build = pytest.mark.skipif(not batchllm_ext.has_cuda(), reason="this build has no CUDA kernels")
+
+
+class OnGpu:
+    """Claims to lie on a GPU."""
+
+    def __init__(self, array: np.ndarray, device_id: int = 0):
+        self.array, self.device_id = array, device_id
+
+    def __dlpack__(self, **options):
+        capsule = self.array.__dlpack__()  # a DLManagedTensor: data pointer, device_type, device_id
+        pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        device = (ctypes.c_int32 * 2).from_address(pointer(capsule, b"dltensor") + 8)
+        device[:] = 2, self.device_id
+        return capsule
+
+
+def append_arguments() -> dict[str, np.ndarray]:
+    return {
+        "k": np.ones((3, 2, 8), np.float32),
+        "v": np.ones((3, 2, 8), np.float32),
+        "slots": np.arange(3),
+        "k_pages": np.zeros((2, 4, 2, 8), np.float32),
+        "v_pages": np.zeros((2, 4, 2, 8), np.float32),
+    }
+
+
+def append_on(device_id: int, **changed) -> None:
+    arguments = {name: OnGpu(array, device_id) for name, array in append_arguments().items()}
+    batchllm_ext.append_kv(**arguments | changed)
+
+
+def test_attention_and_its_plan_say_that_they_run_on_the_cpu():
+    inputs = attention_cases()[0].make_inputs()
+    plan = batchllm_ext.plan_attention(**inputs.plan_arguments)
+    message = "expected a CPU tensor, got one on cuda:1: planning and attention run on the CPU only in this version"
+    with pytest.raises(ValueError, match=f"^q: {message}"):
+        batchllm_ext.attention(plan, OnGpu(inputs.q, 1), inputs.k_pages, inputs.v_pages)
+    arguments = inputs.plan_arguments
+    with pytest.raises(ValueError, match=f"^span_begin: {message}"):
+        batchllm_ext.plan_attention(**arguments | {"span_begin": OnGpu(arguments["span_begin"], 1)})
+
+
+@pytest.mark.skipif(batchllm_ext.has_cuda(), reason="this build has CUDA kernels")
+def test_a_build_without_kernels_says_how_to_get_them():
+    message = "got one on cuda:0: this build has no CUDA kernels: rebuild with BATCHLLM_CUDA=ON"
+    with pytest.raises(ValueError, match=f"k: .*{message}"):
+        append_on(0)
+    out, lse = OnGpu(np.zeros((1, 2, 3, 4), np.float32)), OnGpu(np.zeros((1, 2, 3), np.float32))
+    with pytest.raises(ValueError, match=f"out: .*{message}"):
+        batchllm_ext.merge_states(out, lse)
+    with pytest.raises(ValueError, match=f"out_a: .*{message}"):
+        batchllm_ext.merge_state(out, lse, out, lse)
+
+
+@needs_build
+def test_all_tensors_are_on_one_device():
+    arguments = append_arguments()
+    for name in ("v", "slots", "k_pages", "v_pages"):
+        with pytest.raises(ValueError, match=f"^{name}: expected a tensor on cuda:3, where k is, got one on the CPU"):
+            append_on(3, **{name: arguments[name]})
+    with pytest.raises(ValueError, match=r"^v: expected a tensor on the CPU, where k is, got one on cuda:1"):
+        append_on(1, k=arguments["k"])
+    out, lse = np.zeros((1, 3, 4), np.float32), np.zeros((1, 3), np.float32)
+    with pytest.raises(ValueError, match=r"^lse_a: expected a tensor on cuda:0, where out_a is, got one on cuda:1"):
+        batchllm_ext.merge_state(OnGpu(out), OnGpu(lse, 1), out, lse)
+    with pytest.raises(ValueError, match=r"^out_b: expected a tensor on cuda:0, where out_a is, got one on the CPU"):
+        batchllm_ext.merge_state(OnGpu(out), OnGpu(lse), out, lse)
+
+
+@needs_build
+def test_a_failed_cuda_call_names_itself_and_its_place():
+    with pytest.raises(RuntimeError, match=r"^cuda\w+Device\(.*\) failed at launch\.cuh:\d+: "):
+        append_on(99)
+
+
+@needs_build
+def test_no_tokens_need_no_gpu():
+    arguments = append_arguments()
+    append_on(99, **{name: OnGpu(arguments[name][:0], 99) for name in ("k", "v", "slots")})
+
+
+def gpu():
+    torch = pytest.importorskip("torch")
+    if not (batchllm_ext.has_cuda() and torch.cuda.is_available()):
+        pytest.skip("no CUDA kernels, or no GPU")
+    return torch, torch.cuda.current_stream().cuda_stream
+
+
+@pytest.mark.parametrize("head_dim", [7, 64])
+def test_append_on_a_gpu_is_append_on_the_cpu(head_dim: int):
+    torch, stream = gpu()
+    k, v = torch.randn(2, 30, 3, head_dim).bfloat16()
+    slots = torch.randperm(40)[:30]
+    tensors = [k, v, slots, torch.zeros(10, 4, 3, head_dim).bfloat16(), torch.zeros(10, 4, 3, head_dim).bfloat16()]
+    on_gpu = [tensor.cuda() for tensor in tensors]
+    batchllm_ext.append_kv(*tensors)
+    batchllm_ext.append_kv(*on_gpu, stream=stream)
+    assert all(torch.equal(x, y.cpu()) for x, y in zip(tensors, on_gpu, strict=True))
+
+
+@pytest.mark.parametrize("lse_base", ["e", "2"])
+def test_merging_on_a_gpu_is_merging_on_the_cpu(lse_base: str):
+    torch, stream = gpu()
+    out, lse = torch.randn(9, 3, 4, 33), 5 * torch.randn(9, 3, 4)
+    lse[:, 1], out[:, 1] = torch.inf, torch.nan
+    expected = batchllm_ext.merge_states(out, lse, lse_base=lse_base)
+    merged = batchllm_ext.merge_states(out.cuda(), lse.cuda(), lse_base=lse_base, stream=stream)
+    for x, y in zip(merged, expected, strict=True):
+        assert x.is_cuda
+        torch.testing.assert_close(x.cpu(), y, rtol=1e-5, atol=1e-5)

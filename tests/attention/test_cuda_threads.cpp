@@ -1,0 +1,255 @@
+// The CUDA kernels, thread by thread on the CPU, against the CPU's own functions.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "attention/append_kv.h"
+#include "attention/cuda/append_kv_thread.h"
+#include "attention/cuda/launch_grid.h"
+#include "attention/cuda/merge_states_thread.h"
+#include "attention/merge.h"
+
+using namespace batchllm;
+using namespace batchllm::cuda;
+
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+template <typename Work>
+void run_every_thread(const Work& work, int64_t max_blocks) {
+    const LaunchGrid grid = launch_grid(work.num_items(), max_blocks);
+    for (uint32_t block = 0; block < grid.num_blocks; ++block) {
+        for (uint32_t thread = 0; thread < grid.block_size; ++thread) run_thread(work, grid, block, thread);
+    }
+}
+
+// --- append
+
+struct AppendCase {
+    int64_t num_tokens, num_kv_heads, head_bytes, page_size;
+    int64_t padding;  // bytes between heads, on both sides
+    int64_t shift;    // bytes that both sides begin after an aligned address
+    bool vectors;     // what is_vector_aligned is to say
+};
+
+constexpr int64_t kNumPages = 5;
+
+struct AppendMemory {
+    AppendCase c;
+    int64_t pitch = c.head_bytes + c.padding;
+    std::vector<__int128> tokens = memory(c.num_tokens), pages = memory(kNumPages * c.page_size);
+    std::vector<int64_t> slots;
+
+    explicit AppendMemory(const AppendCase& append_case) : c(append_case) {
+        std::mt19937 random(7);
+        const auto bytes = reinterpret_cast<unsigned char*>(tokens.data());
+        for (size_t i = 0; i < tokens.size() * sizeof(__int128); ++i) bytes[i] = static_cast<unsigned char>(random());
+        slots.resize(kNumPages * c.page_size);
+        std::iota(slots.begin(), slots.end(), int64_t{0});
+        std::shuffle(slots.begin(), slots.end(), random);
+        slots.resize(c.num_tokens);
+    }
+
+    std::vector<__int128> memory(int64_t num_rows) const {
+        return std::vector<__int128>((num_rows * c.num_kv_heads * pitch + c.shift) / sizeof(__int128) + 1);
+    }
+
+    // Pages hold their heads first: [num_pages, num_kv_heads, page_size, head_dim] in memory.
+    AppendParams params() {
+        return {
+            .tokens = reinterpret_cast<const char*>(tokens.data()) + c.shift,
+            .token_stride = c.num_kv_heads * pitch,
+            .token_head_stride = pitch,
+            .pages = reinterpret_cast<char*>(pages.data()) + c.shift,
+            .page_stride = c.num_kv_heads * c.page_size * pitch,
+            .slot_stride = pitch,
+            .page_head_stride = c.page_size * pitch,
+            .slots = slots.data(),
+            .num_tokens = c.num_tokens,
+            .num_kv_heads = c.num_kv_heads,
+            .page_size = c.page_size,
+            .head_bytes = c.head_bytes,
+        };
+    }
+};
+
+const AppendCase kAppendCases[] = {
+    {0, 2, 64, 4, 0, 0, true},     // no tokens
+    {1, 1, 16, 1, 0, 0, true},     // one vector
+    {20, 3, 64, 4, 0, 0, true},    // every slot
+    {17, 3, 64, 4, 16, 16, true},  // aligned padding
+    {17, 3, 64, 4, 0, 2, false},   // a pointer between two vectors
+    {17, 3, 64, 4, 2, 0, false},   // strides between two vectors
+    {17, 3, 14, 4, 0, 0, false},   // head_dim 7 in bf16
+    {9, 2, 4, 2, 0, 4, false},     // head_dim 1 in float32
+    {5, 2, 0, 4, 0, 0, true},      // head_dim 0
+    {30, 4, 256, 7, 0, 0, true},   // several blocks
+    {30, 4, 254, 7, 2, 0, false},
+};
+
+template <int kUnitBytes>
+void check_append(const AppendCase& c, int64_t max_blocks) {
+    AppendMemory expected(c), got(c);
+    append_to_pages(expected.params(), 1);
+    run_every_thread(AppendWork<kUnitBytes>{got.params(), kNumPages * c.page_size}, max_blocks);
+    CHECK(got.pages == expected.pages);
+}
+
+// --- merge
+
+struct MergeCase {
+    int64_t num_tokens, num_heads, head_dim;
+    std::vector<int64_t> num_states;  // of each input
+};
+
+const MergeCase kMergeCases[] = {
+    {0, 3, 8, {2}},     {2, 3, 8, {0}}, {2, 3, 8, {}},  {2, 3, 7, {1}},   {4, 2, 33, {3}},
+    {4, 2, 33, {1, 1}}, {3, 1, 1, {5}}, {2, 3, 0, {2}}, {5, 3, 128, {4}}, {1, 1, 257, {2, 3}},
+};
+
+// What a row's lse may be. An empty side holds NaN.
+constexpr float kLse[] = {0.5f, -3.0f, 12.0f, -INFINITY, INFINITY, -1000.0f, 1000.0f};
+
+template <typename T>
+struct MergeMemory {
+    std::vector<std::vector<T>> outs;
+    std::vector<std::vector<float>> lses;
+    std::vector<T> merged_out;
+    std::vector<float> merged_lse;
+    MergeWork<T> work;
+
+    MergeMemory(const MergeCase& c, LseBase base, bool all_empty) {
+        std::mt19937 random(11);
+        std::normal_distribution<float> normal;
+        const int64_t pitch = c.head_dim + 3;  // elements between heads
+        work = {{}, static_cast<int>(c.num_states.size()), {}, c.num_tokens, c.num_heads, c.head_dim, base};
+        int input = 0;
+        for (int64_t num_states : c.num_states) {
+            std::vector<float> lse;
+            std::vector<T> out;
+            for (int64_t i = 0; i < c.num_tokens * num_states * c.num_heads; ++i) {
+                lse.push_back(all_empty ? kLse[3 + random() % 2] : kLse[random() % std::size(kLse)]);
+                for (int64_t d = 0; d < pitch; ++d) {
+                    out.push_back(from_float<T>(std::isinf(lse.back()) ? kNan : normal(random)));
+                }
+            }
+            outs.push_back(std::move(out));
+            lses.push_back(std::move(lse));
+            const int64_t heads = c.num_heads;
+            work.inputs[input++] = {outs.back().data(),
+                                    {num_states * heads * pitch, heads * pitch, pitch},
+                                    lses.back().data(),
+                                    {num_states * heads, heads, 1},
+                                    num_states};
+        }
+        merged_out.assign(c.num_tokens * c.num_heads * pitch, from_float<T>(77.0f));
+        merged_lse.assign(c.num_tokens * c.num_heads, 77.0f);
+        // Heads first, unlike the inputs.
+        work.merged = {merged_out.data(), {pitch, 0, c.num_tokens * pitch}, merged_lse.data(), {1, 0, c.num_tokens}, 1};
+    }
+};
+
+bool same_bits(float a, float b) {
+    return std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b);
+}
+
+template <typename T>
+void check_merge(const MergeCase& c, LseBase base, bool all_empty, int64_t max_blocks) {
+    MergeMemory<T> expected(c, base, all_empty), got(c, base, all_empty);
+    const MergeWork<T>& work = expected.work;
+    merge_states<T>({work.inputs, static_cast<size_t>(work.num_inputs)}, work.merged, c.num_tokens, c.num_heads,
+                    c.head_dim, base);
+    run_every_thread(got.work, max_blocks);
+    for (size_t i = 0; i < got.merged_lse.size(); ++i) {
+        CHECK(same_bits(got.merged_lse[i], expected.merged_lse[i]));
+        if (all_empty) CHECK(got.merged_lse[i] == -INFINITY);
+    }
+    for (size_t i = 0; i < got.merged_out.size(); ++i) {
+        CHECK(same_bits(to_float(got.merged_out[i]), to_float(expected.merged_out[i])));
+        CHECK(!std::isnan(to_float(got.merged_out[i])));
+    }
+}
+
+struct CountItems {
+    std::vector<int>* counts;
+    int64_t num_items() const { return static_cast<int64_t>(counts->size()); }
+    void operator()(int64_t item) const { ++counts->at(item); }
+};
+
+}  // namespace
+
+TEST_CASE("every item is done by exactly one thread of the grid") {
+    for (int64_t num_items : {0, 1, 255, 256, 257, 1000, 5000}) {
+        for (int64_t max_blocks : {int64_t{1}, int64_t{3}, kMaxBlocks}) {
+            std::vector<int> counts(num_items);
+            run_every_thread(CountItems{&counts}, max_blocks);
+            CHECK(counts == std::vector<int>(num_items, 1));
+        }
+    }
+    CHECK(launch_grid(0).num_blocks == 0);
+    CHECK(launch_grid(int64_t{1} << 39).num_blocks == kMaxBlocks);
+    CHECK(launch_grid(int64_t{1} << 50).num_blocks == kMaxBlocks);
+}
+
+TEST_CASE("append: the threads write what the CPU writes, and nothing else") {
+    for (const AppendCase& c : kAppendCases) {
+        CAPTURE(&c - kAppendCases);
+        CHECK(is_vector_aligned(AppendMemory(c).params()) == c.vectors);
+        for (int64_t max_blocks : {int64_t{2}, kMaxBlocks}) {
+            check_append<1>(c, max_blocks);
+            if (c.vectors) check_append<kVectorBytes>(c, max_blocks);
+        }
+    }
+}
+
+TEST_CASE("append: a row whose slot lies outside the pages is not written") {
+    for (int64_t outside : {int64_t{-1}, kNumPages * 4, std::numeric_limits<int64_t>::max()}) {
+        AppendMemory memory({3, 2, 32, 4, 0, 0, true});
+        std::fill(memory.slots.begin(), memory.slots.end(), outside);
+        const auto before = memory.pages;
+        run_every_thread(AppendWork<kVectorBytes>{memory.params(), kNumPages * 4}, kMaxBlocks);
+        CHECK(memory.pages == before);
+    }
+}
+
+TEST_CASE("append: offsets beyond 2^31 bytes are taken in full") {
+    // Two pages 6 GiB apart. Only the second is memory: the first lies before it, and no slot names it.
+    constexpr int64_t kPageStride = int64_t{6} << 30;
+    const float value = 5.0f;
+    float page = 0.0f;
+    const int64_t slot = 1;
+    const auto address = reinterpret_cast<uintptr_t>(&page) - kPageStride;
+    const AppendParams params{reinterpret_cast<const char*>(&value),
+                              4,
+                              4,
+                              reinterpret_cast<char*>(address),
+                              kPageStride,
+                              4,
+                              4,
+                              &slot,
+                              1,
+                              1,
+                              1,
+                              4};
+    run_every_thread(AppendWork<1>{params, 2}, kMaxBlocks);
+    CHECK(page == value);
+}
+
+TEST_CASE_TEMPLATE("merge: the threads compute what the CPU computes, to the bit", T, float, Bf16) {
+    for (const MergeCase& c : kMergeCases) {
+        CAPTURE(&c - kMergeCases);
+        for (LseBase base : {LseBase::kE, LseBase::kTwo}) {
+            for (bool all_empty : {false, true}) {
+                check_merge<T>(c, base, all_empty, kMaxBlocks);
+                check_merge<T>(c, base, all_empty, 1);
+            }
+        }
+    }
+}
