@@ -1,11 +1,11 @@
-# make demo | test | check | bench | clean. Everything happens in .venv, models/ and build/.
+# make demo | test | check | format | clean. Everything happens in .venv, models/, out/ and build/.
 PYTHON ?= python3
 BIN    := .venv/bin
 MODEL  := models/smollm2-135m-instruct
 JOB    := examples/documents.jsonl
 SOURCES := $(shell find csrc batchllm -type f) setup.py pyproject.toml CMakeLists.txt batchllm_ext.pyi
 
-.PHONY: help demo test test-cpp test-python check format bench clean
+.PHONY: help demo test test-cpp test-python check format clean
 
 help:
 	@sed -n 1p Makefile

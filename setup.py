@@ -35,8 +35,9 @@ class CMakeBuild(build_ext):
         ]
         subprocess.run(configure, check=True)
         if target.parent != ROOT:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / f"{ext.name}.pyi", target.parent)
+            stubs = target.parent / f"{ext.name}-stubs"  # where type checkers look for those of an extension
+            stubs.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / f"{ext.name}.pyi", stubs / "__init__.pyi")
         subprocess.run(["cmake", "--build", str(build_dir), "--target", ext.name], check=True)
 
 

@@ -12,12 +12,13 @@ import torch
 from tqdm import tqdm
 
 from batchllm.config import ModelConfig, resolve_model
-from batchllm.engine import Engine, Finished, Job, RequestRefused
+from batchllm.engine import Engine, Finished, Job
+from batchllm.kv_cache import affordable_kv_tokens
 from batchllm.model import Model
 from batchllm.outputs import CompletionOutput, JobProgress, RequestOutput
 from batchllm.prompts import Prompt, params_list, parse_prompt, prompt_list
 from batchllm.sampling import Sampler, stream_seed
-from batchllm.sampling_params import SamplingParams
+from batchllm.sampling_params import MAX_INT32, SamplingParams
 from batchllm.stopping import StopStringWatcher
 from batchllm.tokenizer import Message, Tokenizer
 from batchllm.weights import WeightReader
@@ -37,7 +38,7 @@ class LLM:
     kv_cache_tokens: size of the KV pool; None takes what the job needs, within the memory available.
     max_batch_tokens: tokens of one forward pass that prefill may fill up to.
     num_threads: threads of torch and of the kernels (torch's setting is process-wide); None keeps torch's.
-    seed: base of the seeds of requests that name none.
+    seed: with the job's number and the prompt's index, seeds the requests that name no seed.
 
     Raises FileNotFoundError or ValueError that names the file, the field or the tensor at fault.
     """
@@ -46,7 +47,7 @@ class LLM:
         self,
         model: str | Path,
         *,
-        dtype: str = "auto",
+        dtype: str | torch.dtype = "auto",
         device: str = "auto",
         levels: int | None = None,
         page_size: int = 16,
@@ -59,7 +60,7 @@ class LLM:
         torch_dtype = _torch_dtype(dtype)
         if device not in ("auto", "cpu"):
             raise ValueError(f"device: expected 'auto' or 'cpu' (this build runs models on the CPU), got {device!r}")
-        if levels not in (None, 0, 1):
+        if not (levels is None or (type(levels) is int and levels in (0, 1))):
             raise ValueError(f"levels: expected None, 0 or 1, got {levels!r}")
         _check_positive("page_size", page_size)
         for name, value in (
@@ -77,9 +78,14 @@ class LLM:
         self.directory = resolve_model(model)
         self._tokenizer = Tokenizer(self.directory)
         self.config = ModelConfig.from_directory(self.directory)
+        if type(seed) is not int:
+            raise ValueError(f"seed: expected an integer, got {seed!r}")
         self.seed = seed
         with WeightReader(self.directory, torch_dtype) as reader:
             loaded = Model(self.config, reader)
+        if kv_cache_tokens is None:
+            kv_cache_tokens = max(affordable_kv_tokens(self.config, torch_dtype), page_size)
+        self._num_jobs = 0
         self._engine = Engine(
             model=loaded,
             levels=levels,
@@ -140,7 +146,12 @@ class LLM:
         is_one = len(messages) > 0 and isinstance(messages[0], dict)
         conversations: list[Any] = [messages] if is_one else list(messages)
         params = params_list(sampling_params, len(conversations))
-        token_ids = [self.apply_chat_template(conversation, **template_options) for conversation in conversations]
+        token_ids = []
+        for index, conversation in enumerate(conversations):
+            try:
+                token_ids.append(self.apply_chat_template(conversation, **template_options))
+            except ValueError as error:
+                raise ValueError(f"conversation {index}: {error}") from None
         return self._generate(token_ids, [None] * len(token_ids), params, use_tqdm)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
@@ -169,14 +180,13 @@ class LLM:
                 f"the prompt has {len(ids)} tokens, and the model takes {self.max_model_len} with the output"
             )
         page_size, pool_tokens = self._engine.page_size, self._engine.kv_cache_tokens
-        if pool_tokens is not None:
-            output_tokens = self._max_output_tokens(len(ids), params) - 1  # the last one sampled is never stored
-            num_pages, pool_pages = -(-(len(ids) + output_tokens) // page_size), pool_tokens // page_size
-            if num_pages > pool_pages:
-                raise ValueError(
-                    f"the request needs {num_pages} KV pages of {page_size} tokens ({len(ids)} of prompt and up to "
-                    f"{output_tokens} of output), but kv_cache_tokens={pool_tokens} is {pool_pages} pages"
-                )
+        output_tokens = self._max_output_tokens(len(ids), params) - 1  # the last one sampled is never stored
+        num_pages, pool_pages = -(-(len(ids) + output_tokens) // page_size), pool_tokens // page_size
+        if num_pages > pool_pages:
+            raise ValueError(
+                f"the request needs {num_pages} KV pages of {page_size} tokens ({len(ids)} of prompt and up to "
+                f"{output_tokens} of output), but kv_cache_tokens={pool_tokens} is {pool_pages} pages"
+            )
 
     def generate_as_completed(
         self,
@@ -211,19 +221,18 @@ class LLM:
         completions = [(index, sample) for index, p in enumerate(params) for sample in range(p.n)]
         job = self._job(prompts, params, completions)
         done: dict[int, list[CompletionOutput]] = {}
-        cached = [0] * len(prompts)
-        try:
-            for finished in self._engine.run(job, on_progress):
-                index, sample = completions[finished.request_id]
-                clock = time.perf_counter()
-                done.setdefault(index, []).append(self._completion(finished, sample, params[index], job.stop_strings))
-                detokenize_s += time.perf_counter() - clock
-                cached[index] += finished.num_cached_tokens
-                if len(done[index]) == params[index].n:
-                    outputs = sorted(done.pop(index), key=lambda output: output.index)
-                    yield index, RequestOutput(str(index), None, list(prompts[index]), outputs, True, cached[index])
-        except RequestRefused as error:
-            raise ValueError(f"prompt {completions[error.request_id][0]}: {error}") from None
+        computed = [0] * len(prompts)  # prompt tokens computed for all completions of a prompt
+        for finished in self._engine.run(job, on_progress):
+            index, sample = completions[finished.request_id]
+            clock = time.perf_counter()
+            done.setdefault(index, []).append(self._completion(finished, sample, params[index], job.stop_strings))
+            detokenize_s += time.perf_counter() - clock
+            ids = list(prompts[index])
+            computed[index] += len(ids) - finished.num_cached_tokens
+            if len(done[index]) == params[index].n:
+                outputs = sorted(done.pop(index), key=lambda output: output.index)
+                num_cached_tokens = max(len(ids) - computed[index], 0)
+                yield index, RequestOutput(str(index), None, ids, outputs, True, num_cached_tokens)
         self.stats = self._engine.stats
         self.stats["seconds"] |= {
             "load": self._load_s + self._tokenizer.load_s,
@@ -235,11 +244,13 @@ class LLM:
     def _job(
         self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams], completions: list[tuple[int, int]]
     ) -> Job:
+        self._num_jobs += 1
         arrays = [np.asarray(prompt, np.int32) for prompt in prompts]
         rows = [arrays[index] for index, _ in completions]
         row_params = [params[index] for index, _ in completions]
+        unnamed = f"{self.seed}/{self._num_jobs}/{{}}"  # so that asking again gives other answers
         seeds = [
-            stream_seed(f"{self.seed}/{index}" if params[index].seed is None else str(params[index].seed), sample)
+            stream_seed(unnamed.format(index) if params[index].seed is None else str(params[index].seed), sample)
             for index, sample in completions
         ]
         indptr = np.zeros(len(rows) + 1, np.int64)
@@ -314,12 +325,13 @@ class LLM:
         return [next(encoded) if ids is None else ids for _, ids in parsed], texts
 
 
-def _torch_dtype(dtype: str) -> torch.dtype:
+def _torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if dtype == "auto":
         return torch.bfloat16 if _cpu_has_bf16_dot() else torch.float32
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype: expected 'auto', {', '.join(map(repr, DTYPES))}, got {dtype!r}")
-    return DTYPES[dtype]
+    for name, torch_dtype in DTYPES.items():
+        if dtype in (name, torch_dtype):
+            return torch_dtype
+    raise ValueError(f"dtype: expected 'auto', {', '.join(map(repr, DTYPES))}, got {dtype!r}")
 
 
 def _cpu_has_bf16_dot() -> bool:
@@ -328,5 +340,5 @@ def _cpu_has_bf16_dot() -> bool:
 
 
 def _check_positive(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+    if type(value) is not int or not 1 <= value <= MAX_INT32:
+        raise ValueError(f"{name}: expected an integer from 1 to {MAX_INT32}, got {value!r}")

@@ -92,7 +92,7 @@ def run(
     import msgspec
 
     from batchllm.jobs.report import show_progress, summary_table
-    from batchllm.jobs.runner import BatchFiles, check_writable, run_batch_file
+    from batchllm.jobs.runner import BatchFiles, JobInterrupted, run_batch_file
 
     log = Console(stderr=True)
 
@@ -111,11 +111,9 @@ def run(
         )
 
     try:
-        if json_summary:
-            check_writable("json summary", json_summary)
         with show_progress(log) as on_progress:
             summary = run_batch_file(
-                BatchFiles(input, output, errors or output.with_suffix(".errors.jsonl")),
+                BatchFiles(input, output, errors or output.with_suffix(".errors.jsonl"), json_summary),
                 load_llm,
                 model_name=Path(model).resolve().name,
                 chat_max_tokens=max_tokens,
@@ -127,8 +125,9 @@ def run(
     except (OSError, ValueError, MemoryError) as error:
         log.print(f"batchllm: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(EXIT_NOT_RUN) from None
-    except KeyboardInterrupt:
-        log.print(f"batchllm: interrupted; the answers so far are in {output}", markup=False, soft_wrap=True)
+    except (KeyboardInterrupt, JobInterrupted) as stop:
+        state = f"the answers so far are in {output}" if isinstance(stop, JobInterrupted) else "nothing was written"
+        log.print(f"batchllm: interrupted; {state}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     Console().print(summary_table(summary))
     if summary.num_failed:

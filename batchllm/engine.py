@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 import batchllm_ext as ext
-from batchllm.kv_cache import POOL_SHARE, PagedKVCache, available_memory_bytes, kv_bytes_per_token
+from batchllm.kv_cache import PagedKVCache
 from batchllm.model import Model
 from batchllm.outputs import JobProgress
 from batchllm.sampling import ROWS_AT_ONCE, Sampler
@@ -46,20 +46,12 @@ class Finished:
     num_cached_tokens: int
 
 
-class RequestRefused(ValueError):
-    """The KV pool can never hold this request."""
-
-    def __init__(self, request_id: int, message: str) -> None:
-        super().__init__(message)
-        self.request_id = request_id
-
-
 @dataclass
 class Engine:
     model: Model
     levels: int | None
     page_size: int
-    kv_cache_tokens: int | None
+    kv_cache_tokens: int  # at most; a job gets a pool of what it needs
     max_batch_tokens: int
     num_threads: int
     kv_cache: PagedKVCache | None = None
@@ -67,7 +59,7 @@ class Engine:
 
     @torch.inference_mode()
     def run(self, job: Job, on_progress: Callable[[JobProgress], None] | None = None) -> Iterator[Finished]:
-        """Answers every request of the job, each as it finishes. Raises RequestRefused, before anything runs, for a
+        """Answers every request of the job, each as it finishes. Raises ValueError, before anything runs, for a
         request that the KV pool can never hold."""
         clock = PhaseClock()
         with clock("plan"):
@@ -86,8 +78,9 @@ class Engine:
         clock: PhaseClock,
         on_progress: Callable[[JobProgress], None] | None,
     ) -> Iterator[Finished]:
-        num_output_tokens = np.zeros(len(job.max_output_tokens), np.int32)
-        logprobs = np.zeros(len(job.max_output_tokens), np.float64)
+        num_output_tokens = np.zeros(len(job.max_output_tokens), np.int32)  # [n]
+        logprobs = np.zeros(len(job.max_output_tokens), np.float64)  # [n], of the tokens so far, summed
+        remaining_tokens = int(job.max_output_tokens.sum())
         next_progress_s = 0.0
         while True:
             with clock("schedule"):
@@ -98,8 +91,8 @@ class Engine:
             with clock("forward"):
                 hidden = self.model.forward(batch, plan, kv_cache, self.num_threads)
             ids = batch.logit_request_ids
+            sampled, step_logprobs = self._sample(job, hidden, ids, num_output_tokens[ids], clock)
             with clock("sample"):
-                sampled, step_logprobs = self._sample(job, hidden, ids, num_output_tokens[ids])
                 num_output_tokens[ids] += 1
                 logprobs[ids] += step_logprobs
                 stopped = job.sampler.ends(sampled, ids)
@@ -108,10 +101,11 @@ class Engine:
                 stopped[goes_on] = job.stop_strings.update(on_ids, sampled[goes_on], num_output_tokens[on_ids])
             with clock("schedule"):
                 done = planner.commit(sampled, stopped)
+            remaining_tokens -= len(ids) + int((job.max_output_tokens[done] - num_output_tokens[done]).sum())
             self.stats = self._stats(planner, clock)
             if on_progress and (len(done) or clock.elapsed_s >= next_progress_s):
                 next_progress_s = clock.elapsed_s + SECONDS_BETWEEN_PROGRESS
-                on_progress(_progress(planner, clock))
+                on_progress(_progress(planner, remaining_tokens, clock))
             stopped_ids = set(ids[stopped].tolist())
             for request in done.tolist():
                 yield Finished(
@@ -137,21 +131,16 @@ class Engine:
             max_batch_tokens=self.max_batch_tokens,
         )
         if planner.refused:
-            raise RequestRefused(*planner.refused[0])
+            raise ValueError(planner.refused[0][1])
         return planner, kv_cache
 
     def _kv_cache_for(self, job: Job, segments: ext.Segments) -> PagedKVCache:
-        """A pool that holds the whole job at its worst, or what was asked for, or what memory allows."""
-        config, dtype = self.model.config, self.model.dtype
-        num_pages = max(job_pages(job, segments, self.page_size), 1)
-        if self.kv_cache_tokens is not None:
-            num_pages = min(num_pages, self.kv_cache_tokens // self.page_size)
+        """A pool that holds the whole job at its worst, or as much of it as `kv_cache_tokens` allows."""
+        needed_pages = max(job_pages(job, segments, self.page_size), 1)
+        num_pages = min(needed_pages, self.kv_cache_tokens // self.page_size)
         if self.kv_cache is None or self.kv_cache.num_pages < num_pages:
-            self.kv_cache = None  # give the old pool back before measuring
-            if self.kv_cache_tokens is None:
-                page_bytes = self.page_size * kv_bytes_per_token(config, dtype)
-                num_pages = min(num_pages, max(int(POOL_SHARE * available_memory_bytes()) // page_bytes, 1))
-            self.kv_cache = PagedKVCache.allocate(config, num_pages, self.page_size, dtype)
+            self.kv_cache = None  # give the old pool back first
+            self.kv_cache = PagedKVCache.allocate(self.model.config, num_pages, self.page_size, self.model.dtype)
         return self.kv_cache
 
     def _plan_attention(self, batch: ext.TokenBatch) -> ext.AttentionPlan:
@@ -173,15 +162,18 @@ class Engine:
         )
 
     def _sample(
-        self, job: Job, hidden: torch.Tensor, request_ids: np.ndarray, num_output_tokens: np.ndarray
+        self, job: Job, hidden: torch.Tensor, request_ids: np.ndarray, num_output_tokens: np.ndarray, clock: PhaseClock
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and tokens, a slice of the rows at a time: logits are the largest activation."""
+        """Tokens int32 [R] and their log-probabilities float32 [R] for hidden [R, hidden_size]; a slice of the rows at
+        a time, because logits are the largest activation."""
         tokens = np.empty(len(request_ids), np.int32)
         logprobs = np.empty(len(request_ids), np.float32)
         for begin in range(0, len(request_ids), ROWS_AT_ONCE):
             rows = slice(begin, begin + ROWS_AT_ONCE)
-            logits = self.model.logits(hidden[rows])
-            tokens[rows], logprobs[rows] = job.sampler.sample(logits, request_ids[rows], num_output_tokens[rows])
+            with clock("forward"):
+                logits = self.model.logits(hidden[rows])
+            with clock("sample"):
+                tokens[rows], logprobs[rows] = job.sampler.sample(logits, request_ids[rows], num_output_tokens[rows])
         return tokens, logprobs
 
     def _stats(self, planner: ext.BatchPlanner, clock: PhaseClock) -> dict[str, Any]:
@@ -223,16 +215,16 @@ def job_pages(job: Job, segments: ext.Segments, page_size: int) -> int:
     return int((-(-segment_tokens // page_size)).sum() + (-(-own_tokens // page_size)).sum())
 
 
-def _progress(planner: ext.BatchPlanner, clock: PhaseClock) -> JobProgress:
+def _progress(planner: ext.BatchPlanner, remaining_output_tokens: int, clock: PhaseClock) -> JobProgress:
     stats = planner.stats
     saved = int(planner.num_cached_tokens.sum())
     first_time = stats["computed_prompt_tokens"] - stats["recomputed_prompt_tokens"]
     return JobProgress(
         num_requests=stats["num_requests"],
         finished_requests=stats["finished"],
-        prompt_tokens=stats["prompt_tokens"],
         scheduled_prompt_tokens=first_time + saved,
         saved_prompt_tokens=saved,
         output_tokens=stats["output_tokens"],
+        remaining_output_tokens=remaining_output_tokens,
         elapsed_s=clock.elapsed_s,
     )

@@ -43,6 +43,11 @@ def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
 
 
+def affordable_kv_tokens(config: ModelConfig, dtype: torch.dtype) -> int:
+    """The largest pool that the memory available now can hold beside everything else."""
+    return int(POOL_SHARE * available_memory_bytes()) // kv_bytes_per_token(config, dtype)
+
+
 def available_memory_bytes(root: Path = Path("/")) -> int:
     """What this process may still allocate: MemAvailable, and less where a cgroup (v2 or v1) limits it.
 

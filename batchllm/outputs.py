@@ -24,7 +24,7 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     finished: bool
-    num_cached_tokens: int  # prompt tokens that were not computed for this request, summed over its n completions
+    num_cached_tokens: int  # prompt tokens that were not computed for this request and its n completions
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class JobProgress:
 
     num_requests: int
     finished_requests: int
-    prompt_tokens: int  # of the whole job, each of n completions counted
-    scheduled_prompt_tokens: int  # of them, computed or found computed
-    saved_prompt_tokens: int  # of those, found computed
+    scheduled_prompt_tokens: int  # computed or found computed, for each of n completions
+    saved_prompt_tokens: int  # of them, found computed
     output_tokens: int
+    remaining_output_tokens: int  # at most: what unfinished requests may still generate
     elapsed_s: float

@@ -64,7 +64,7 @@ class Sampler:
                 torch.from_numpy(self.top_p[ids]),
                 torch.from_numpy(uniform),
             )
-        logprobs = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
+        logprobs = torch.log_softmax(logits, dim=-1).gather(1, tokens[:, None])[:, 0]
         return tokens.to(torch.int32).numpy(), logprobs.numpy()
 
     def ends(self, tokens: np.ndarray, request_ids: np.ndarray) -> np.ndarray:

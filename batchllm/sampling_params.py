@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+MAX_INT32 = 2**31 - 1
+
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Sampling parameters of one request.
@@ -71,9 +73,13 @@ def _expect(condition: bool, field: str, expected: str, got: Any) -> None:
 
 
 def _check_int(field: str, value: Any, at_least: int | None = None) -> None:
-    bound = "" if at_least is None else f" >= {at_least}"
+    """An integer of any size, or one from at_least to MAX_INT32."""
     is_int = isinstance(value, int) and not isinstance(value, bool)
-    _expect(is_int and (at_least is None or value >= at_least), field, f"an integer{bound}", value)
+    if at_least is None:
+        _expect(is_int, field, "an integer", value)
+    else:
+        bounds = f">= {at_least}" if not is_int or value < at_least else f"<= {MAX_INT32}"
+        _expect(is_int and at_least <= value <= MAX_INT32, field, f"an integer {bounds}", value)
 
 
 def _items(field: str, value: Any) -> list[Any]:

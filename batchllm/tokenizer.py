@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from batchllm.sampling_params import SamplingParams
 
 Message = dict[str, Any]
@@ -46,11 +48,15 @@ class Tokenizer:
         return token_ids
 
     def encode_chat(self, messages: Sequence[Message], **options: Any) -> list[int]:
-        """A conversation in the model's chat template. Raises ValueError where there is none."""
+        """A conversation in the model's chat template. Raises ValueError where there is none, or a message is amiss."""
         tokenizer = self.hugging_face()
         if tokenizer.chat_template is None and "chat_template" not in options:
             raise ValueError(f"{self.directory}: the tokenizer has no chat template; use prompts instead of messages")
-        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        plain = [_plain_message(place, message) for place, message in enumerate(messages)]
+        try:
+            text = tokenizer.apply_chat_template(plain, tokenize=False, **options)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"the chat template refuses the messages: {error}") from None
         return self.encode([text], add_special_tokens=False)[0]
 
     def decode(self, token_ids: list[int], params: SamplingParams) -> str:
@@ -61,3 +67,15 @@ class Tokenizer:
             token_ids, skip_special_tokens=params.skip_special_tokens, clean_up_tokenization_spaces=False
         )
         return text
+
+
+def _plain_message(place: int, message: Message) -> Message:
+    """The message with its content as one text: OpenAI's list of text parts is joined by newlines."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise ValueError(f"messages[{place}]: expected a dict with a role and content, got {message!r:.80}")
+    content = message.get("content")
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        content = "\n".join(str(part.get("text")) for part in content)
+    if not isinstance(content, str):
+        raise ValueError(f"messages[{place}].content: expected text or text parts, got {message.get('content')!r:.80}")
+    return {**message, "content": content}

@@ -40,6 +40,6 @@ def test_stub_matches_the_module(tmp_path):
     assert api((ROOT / "batchllm_ext.pyi").read_text()) == generated
 
 
-def test_stub_is_installed_beside_the_module():
-    installed = Path(batchllm_ext.__file__).with_name("batchllm_ext.pyi")
+def test_stub_is_installed_where_type_checkers_look():
+    installed = Path(batchllm_ext.__file__).parent / "batchllm_ext-stubs" / "__init__.pyi"
     assert installed.read_text() == (ROOT / "batchllm_ext.pyi").read_text()

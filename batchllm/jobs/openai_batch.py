@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from batchllm.sampling_params import SamplingParams
+from batchllm.sampling_params import MAX_INT32, SamplingParams
 
 CHAT_URL, COMPLETIONS_URL = "/v1/chat/completions", "/v1/completions"
 DEFAULT_COMPLETIONS_MAX_TOKENS = 16  # OpenAI's
@@ -126,8 +126,7 @@ def parse_line(data: bytes, line: int, line_of: dict[str, int], *, chat_max_toke
         raise error.at(line, custom_id) from None
 
 
-_INT32_MAX = 2**31 - 1
-_TokenLimit = Annotated[int, msgspec.Meta(ge=1, le=_INT32_MAX)]
+_TokenLimit = Annotated[int, msgspec.Meta(ge=1, le=MAX_INT32)]
 
 
 class _TextPart(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
@@ -218,9 +217,8 @@ def _sampling_params(body: dict[str, Any], *, prompt_field: str, default_max_tok
         raise LineError("invalid_body", "body.max_tokens", "differs from max_completion_tokens; give one of them")
     fields = {name: value for name, value in body.items() if name in SAMPLING_FIELDS}
     params: SamplingParams = _convert(fields | {"max_tokens": limits.pop()}, SamplingParams, "body")
-    for name, most in (("n", MAX_COMPLETIONS), ("top_k", _INT32_MAX)):
-        if (value := getattr(params, name)) > most:
-            raise LineError("invalid_body", f"body.{name}", f"expected at most {most}, got {value}")
+    if params.n > MAX_COMPLETIONS:
+        raise LineError("invalid_body", "body.n", f"expected at most {MAX_COMPLETIONS}, got {params.n}")
     return params
 
 

@@ -44,7 +44,7 @@ def answer_record(request: BatchRequest, outputs: list[RequestOutput], model: st
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": sum(map(_cached_tokens, outputs))},
+            "prompt_tokens_details": {"cached_tokens": sum(output.num_cached_tokens for output in outputs)},
         },
     }
     response = {"status_code": 200, "request_id": f"req_{unique}", "body": body}
@@ -55,14 +55,6 @@ def error_record(error: LineError) -> bytes:
     """The line of the errors file."""
     fields = {"code": error.code, "message": str(error), "param": error.param, "line": error.line}
     return _record(uuid.uuid4().hex, error.custom_id, None, fields)
-
-
-def _cached_tokens(output: RequestOutput) -> int:
-    """Prompt tokens that nobody computed for this prompt. OpenAI counts a prompt once however many completions
-    it has, so what its n completions computed between them is taken from its length, not from n times it."""
-    prompt_tokens = len(output.prompt_token_ids)
-    computed_tokens = prompt_tokens * len(output.outputs) - output.num_cached_tokens
-    return max(0, prompt_tokens - computed_tokens)
 
 
 def _record(unique: str, custom_id: str | None, response: Any, error: Any) -> bytes:

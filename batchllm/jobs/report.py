@@ -14,6 +14,7 @@ from batchllm.jobs.runner import JobSummary, OnProgress
 from batchllm.outputs import JobProgress
 
 SECONDS_BETWEEN_LINES = 5.0
+MIN_FRACTION_KNOWN = 0.01  # before that, the time left is a guess
 
 
 @contextmanager
@@ -23,40 +24,39 @@ def show_progress(console: Console) -> Iterator[OnProgress]:
         columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("starting", total=1.0)
-            yield lambda progress, max_output_tokens: bar.update(
+            yield lambda progress: bar.update(
                 task,
-                completed=fraction_done(progress, max_output_tokens),
-                description=progress_line(progress, max_output_tokens),
+                completed=fraction_done(progress),
+                description=progress_line(progress),
             )
         return
 
     next_line_s = 0.0
 
-    def print_line(progress: JobProgress, max_output_tokens: int) -> None:
+    def print_line(progress: JobProgress) -> None:
         nonlocal next_line_s
         if progress.elapsed_s >= next_line_s:
             next_line_s = progress.elapsed_s + SECONDS_BETWEEN_LINES
-            line = progress_line(progress, max_output_tokens)
+            line = progress_line(progress)
             console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     yield print_line
 
 
-def progress_line(progress: JobProgress, max_output_tokens: int) -> str:
+def progress_line(progress: JobProgress) -> str:
     tokens_per_s = progress.output_tokens / max(progress.elapsed_s, 1e-9)
     saved = percent(progress.saved_prompt_tokens, progress.scheduled_prompt_tokens)
-    done = fraction_done(progress, max_output_tokens)
-    left = duration(progress.elapsed_s * (1 - done) / done) if done else "?"
+    done = fraction_done(progress)
+    left = duration(progress.elapsed_s * (1 - done) / done) if done > MIN_FRACTION_KNOWN else "?"
     return (
         f"{progress.finished_requests:,}/{progress.num_requests:,} requests · {tokens_per_s:,.0f} output tokens/s · "
         f"{progress.saved_prompt_tokens:,} prefix tokens saved ({saved}) · {left} left"
     )
 
 
-def fraction_done(progress: JobProgress, max_output_tokens: int) -> float:
+def fraction_done(progress: JobProgress) -> float:
     """By output alone: on most jobs it takes the time. Answers that end early make the rest go faster than said."""
-    generated = progress.output_tokens / max(max_output_tokens, 1)
-    return max(generated, progress.finished_requests / max(progress.num_requests, 1))
+    return progress.output_tokens / max(progress.output_tokens + progress.remaining_output_tokens, 1)
 
 
 def summary_table(summary: JobSummary) -> Table:

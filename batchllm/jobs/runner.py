@@ -21,7 +21,7 @@ from batchllm.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from batchllm.api import LLM
 
-OnProgress = Callable[[JobProgress, int], None]  # the second is the most tokens the job may generate
+OnProgress = Callable[[JobProgress], None]
 UTF8_BOM = b"\xef\xbb\xbf"
 
 
@@ -30,18 +30,21 @@ class BatchFiles:
     input: Path
     output: Path
     errors: Path
+    summary: Path | None = None
 
     def check(self) -> None:
         """Raises OSError or ValueError for files that no job can run with. Changes none of them."""
         if not self.input.exists():
             raise FileNotFoundError(f"input {str(self.input)!r}: no such file")
         self.input.open("rb").close()
-        check_writable("output", self.output)
-        check_writable("errors", self.errors)
-        if self.output.resolve() == self.input.resolve():
-            raise ValueError(f"output {str(self.output)!r}: is the input file")
-        if self.errors.resolve() in (self.input.resolve(), self.output.resolve()):
-            raise ValueError(f"errors {str(self.errors)!r}: is the input or the output file")
+        taken = {self.input.resolve(): "input"}
+        for name, path in (("output", self.output), ("errors", self.errors), ("summary", self.summary)):
+            if path is None:
+                continue
+            check_writable(name, path)
+            if other := taken.get(path.resolve()):
+                raise ValueError(f"{name} {str(path)!r}: is the {other} file")
+            taken[path.resolve()] = name
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ class JobSummary:
     num_answered: int  # lines in the output file
     num_failed: int  # lines in the errors file
     stats: dict[str, Any]  # LLM.stats
+
+
+class JobInterrupted(Exception):
+    """The user stopped the job while it ran; the answers so far are in the output file."""
 
 
 def run_batch_file(
@@ -65,6 +72,8 @@ def run_batch_file(
     model_name: in the answers to requests that name no model.
     chat_max_tokens: for chat requests that name no limit.
     seed: makes, with the custom_id, the seed of a request that names none.
+
+    Raises OSError or ValueError before anything is written; JobInterrupted for a KeyboardInterrupt after that.
     """
     files.check()
     requests, errors = read_requests(files.input, chat_max_tokens)
@@ -82,18 +91,30 @@ def run_batch_file(
         prompts += token_ids
         params += request_params
 
-    max_output_tokens = sum(p.n * (p.max_tokens or 0) for p in params)
+    try:
+        num_answered = answer_all(files, llm, owners, prompts, params, errors, model_name, on_progress)
+    except KeyboardInterrupt:
+        raise JobInterrupted from None
+    return JobSummary(num_answered, len(errors), llm.stats)
 
-    def show(progress: JobProgress) -> None:
-        if on_progress:
-            on_progress(progress, max_output_tokens)
 
+def answer_all(
+    files: BatchFiles,
+    llm: LLM,
+    owners: list[tuple[BatchRequest, int]],
+    prompts: list[list[int]],
+    params: list[SamplingParams],
+    errors: list[LineError],
+    model_name: str,
+    on_progress: OnProgress | None,
+) -> int:
+    """Writes the errors, then every answer as it completes; returns how many lines were answered."""
     with files.output.open("wb") as output_file, files.errors.open("wb") as errors_file:
         for line_error in sorted(errors, key=lambda error: error.line or 0):
             write_line(errors_file, error_record(line_error))
         num_answered = 0
         unfinished: dict[int, dict[int, RequestOutput]] = {}  # line -> place -> output
-        for index, output in llm.generate_as_completed(prompts, params, on_progress=show) if prompts else ():
+        for index, output in llm.generate_as_completed(prompts, params, on_progress=on_progress) if prompts else ():
             request, at = owners[index]
             outputs = unfinished.setdefault(request.line, {})
             outputs[at] = output
@@ -102,7 +123,7 @@ def run_batch_file(
                 in_order = [outputs[i] for i in range(len(outputs))]
                 write_line(output_file, answer_record(request, in_order, model_name))
                 num_answered += 1
-    return JobSummary(num_answered, len(errors), llm.stats)
+    return num_answered
 
 
 def read_requests(path: Path, chat_max_tokens: int) -> tuple[list[BatchRequest], list[LineError]]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from batchllm import LLM, SamplingParams
+from batchllm.config import ModelConfig
 from batchllm.kv_cache import kv_bytes_per_token
 from tests.engine import tiny
 
@@ -42,15 +43,15 @@ def refused(llm: LLM, prompts, message: str, params=ONE_TOKEN) -> None:
         ({"device": "cuda"}, "device: expected 'auto' or 'cpu' .*, got 'cuda'"),
         ({"levels": 2}, "levels: expected None, 0 or 1, got 2"),
         ({"levels": -1}, "levels: expected None, 0 or 1, got -1"),
-        ({"page_size": 0}, "page_size: expected a positive integer, got 0"),
-        ({"page_size": 16.0}, "page_size: expected a positive integer, got 16.0"),
-        ({"page_size": True}, "page_size: expected a positive integer, got True"),
-        ({"page_size": None}, "page_size: expected a positive integer, got None"),
-        ({"kv_cache_tokens": 0}, "kv_cache_tokens: expected a positive integer, got 0"),
+        ({"page_size": 0}, "page_size: expected an integer from 1 to 2147483647, got 0"),
+        ({"page_size": 16.0}, "page_size: expected an integer from 1 to 2147483647, got 16.0"),
+        ({"page_size": True}, "page_size: expected an integer from 1 to 2147483647, got True"),
+        ({"page_size": None}, "page_size: expected an integer from 1 to 2147483647, got None"),
+        ({"kv_cache_tokens": 0}, "kv_cache_tokens: expected an integer from 1 to 2147483647, got 0"),
         ({"kv_cache_tokens": 15}, r"kv_cache_tokens: expected at least one page \(16 tokens\), got 15"),
-        ({"max_batch_tokens": -4}, "max_batch_tokens: expected a positive integer, got -4"),
-        ({"num_threads": 0}, "num_threads: expected a positive integer, got 0"),
-        ({"num_threads": "2"}, "num_threads: expected a positive integer, got '2'"),
+        ({"max_batch_tokens": -4}, "max_batch_tokens: expected an integer from 1 to 2147483647, got -4"),
+        ({"num_threads": 0}, "num_threads: expected an integer from 1 to 2147483647, got 0"),
+        ({"num_threads": "2"}, "num_threads: expected an integer from 1 to 2147483647, got '2'"),
     ],
     ids=str,
 )
@@ -84,7 +85,11 @@ def test_a_missing_model_is_named():
         ([[5], {}], r"^prompt 1: expected a dict with either 'prompt' or 'prompt_token_ids', got keys \[\]$"),
         ([{"text": "a"}], r"^prompt 0: expected a dict with .*, got keys \['text'\]$"),
         ([{"prompt": "a", "prompt_token_ids": [5]}], r"got keys \['prompt', 'prompt_token_ids'\]$"),
-        ([{"prompt": 5}], "^prompt 0: expected text, token ids or a dict with one of them, got int$"),
+        ([{"prompt": 5}], "^prompt 0: prompt: got int$"),
+        ([{"prompt": [5]}], "^prompt 0: prompt: got list$"),
+        ([{"prompt_token_ids": "a"}], "^prompt 0: prompt_token_ids: got str$"),
+        (["a", "b\ud800"], "^prompt 1: not valid Unicode: "),
+        (5, "^prompts: expected a prompt or a list of them, got int$"),
         (
             [[5], [6] * tiny.MAX_MODEL_LEN],
             "^prompt 1: the prompt has 512 tokens, and the model takes 512 with the output$",
@@ -147,10 +152,11 @@ def test_what_fits_the_pool_alone_fits_it_with_others(tiny_dir, prompt_len, leve
 
 
 def test_a_request_that_memory_cannot_hold_is_refused_by_its_index(tiny_dir, monkeypatch):
-    llm = LLM(tiny_dir, dtype="float32", page_size=8)
     prompts, params = [[5], [9] * 100], [SamplingParams(n=3, max_tokens=1), SamplingParams(max_tokens=5)]
-    for available_bytes in (64 * kv_bytes_per_token(llm.config, torch.float32), 0):
-        monkeypatch.setattr("batchllm.engine.available_memory_bytes", lambda size=available_bytes: size)
+    config = ModelConfig.from_directory(tiny_dir)
+    for available_bytes in (64 * kv_bytes_per_token(config, torch.float32), 0):
+        monkeypatch.setattr("batchllm.kv_cache.available_memory_bytes", lambda size=available_bytes: size)
+        llm = LLM(tiny_dir, dtype="float32", page_size=8)
         refused(llm, prompts, "^prompt 1: .*13 KV pages of 8 tokens", params)
 
 
@@ -171,9 +177,27 @@ def test_stop_strings_without_a_tokenizer_are_refused(bare_dir):
     refused(llm, [[5]], f"^{bare_dir}: cannot load a tokenizer: ", SamplingParams(stop="a"))
 
 
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("hello", r"messages\[0\]: expected a dict with a role"),
+        ({"content": "hi"}, r"messages\[0\]: expected a dict with a role"),
+        ({"role": "user", "content": None}, r"messages\[0\].content: expected text or text parts, got None"),
+        ({"role": "user", "content": [{"type": "image_url"}]}, r"messages\[0\].content: expected text or text parts"),
+    ],
+)
+def test_a_bad_message_is_refused_by_its_place(tiny_llm, message, reason):
+    good = [{"role": "user", "content": [{"type": "text", "text": "hi"}, {"type": "text", "text": "you"}]}]
+    assert tiny_llm.apply_chat_template(good) == tiny_llm.apply_chat_template([{"role": "user", "content": "hi\nyou"}])
+    with pytest.raises(ValueError, match=f"^conversation 1: {reason}"):
+        tiny_llm.chat([good, [message]], use_tqdm=False)
+
+
 def test_chat_without_a_template_is_refused(tiny_dir, tmp_path):
     directory = Path(shutil.copytree(tiny_dir, tmp_path / "model"))
     (directory / "chat_template.jinja").unlink()
     llm = LLM(directory, dtype="float32")
-    with pytest.raises(ValueError, match=f"^{directory}: the tokenizer has no chat template; use prompts instead"):
+    with pytest.raises(
+        ValueError, match=f"^conversation 0: {directory}: the tokenizer has no chat template; use prompts instead"
+    ):
         llm.chat([{"role": "user", "content": "hi"}], use_tqdm=False)

@@ -4,12 +4,14 @@ import random
 import re
 from unittest.mock import MagicMock
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from batchllm import LLM, RequestOutput, SamplingParams
+from batchllm.config import ModelConfig
 from batchllm.kv_cache import kv_bytes_per_token
 from batchllm.sampling import Sampler, stream_seed
 from tests.engine import tiny
@@ -246,9 +248,9 @@ def test_a_pool_made_for_a_small_job_grows_for_a_large_one(tiny_dir, prompts, pa
 
 
 def test_a_pool_sized_by_us_stays_within_the_memory_available(tiny_dir, monkeypatch, prompts, params, expected):
+    available_bytes = 150 * kv_bytes_per_token(ModelConfig.from_directory(tiny_dir), torch.float32)
+    monkeypatch.setattr("batchllm.kv_cache.available_memory_bytes", lambda: available_bytes)
     llm = LLM(tiny_dir, dtype="float32", page_size=4)
-    available_bytes = 150 * kv_bytes_per_token(llm.config, torch.float32)
-    monkeypatch.setattr("batchllm.engine.available_memory_bytes", lambda: available_bytes)
     assert tokens(generate(llm, prompts, params)) == expected
     pool = llm._engine.kv_cache
     assert available_bytes / 2 < sum(pages.nbytes for pages in (*pool.k_pages, *pool.v_pages)) < available_bytes
@@ -433,9 +435,10 @@ def test_the_longest_prompt_leaves_one_token(tiny_llm):
 @pytest.mark.parametrize("levels", [None, 1, 0])
 def test_every_prompt_token_is_computed_or_cached(tiny_dir, prompts, params, levels):
     llm = LLM(tiny_dir, dtype="float32", levels=levels)
-    outputs = generate(llm, prompts, params)
+    generate(llm, prompts, params)
+    assert llm.stats["prompt_tokens"] == sum(len(prompt) * p.n for prompt, p in zip(prompts, params, strict=True))
+    outputs = generate(llm, prompts, [msgspec.structs.replace(p, n=1) for p in params])
     stats = llm.stats
-    assert stats["prompt_tokens"] == sum(len(prompt) * p.n for prompt, p in zip(prompts, params, strict=True))
     num_cached = sum(output.num_cached_tokens for output in outputs)
     assert num_cached == stats["prompt_tokens"] - stats["computed_prompt_tokens"]
     assert (stats["computed_prompt_tokens"] < stats["prompt_tokens"]) == (levels != 0)
@@ -444,8 +447,11 @@ def test_every_prompt_token_is_computed_or_cached(tiny_dir, prompts, params, lev
 def test_completions_share_all_of_the_prompt_but_its_last_token(tiny_llm, prompts):
     prompt = max(prompts, key=len)
     (output,) = generate(tiny_llm, [prompt], SamplingParams(n=6, max_tokens=2))
-    assert output.num_cached_tokens == 5 * (len(prompt) - 1)
     assert tiny_llm.stats["computed_prompt_tokens"] == len(prompt) + 5
+    assert output.num_cached_tokens == 0  # the prompt itself was computed, by whichever completion came first
+    twice = generate(tiny_llm, [prompt, prompt], SamplingParams(n=6, max_tokens=2))
+    # Of a copy each completion computes the last token only.
+    assert sorted(output.num_cached_tokens for output in twice) == [0, len(prompt) - 6]
 
 
 def test_stats_describe_the_last_job(tiny_llm, prompts, params):
@@ -484,7 +490,10 @@ def test_progress_grows_to_the_whole_job(tiny_dir, kv_cache_tokens):
         assert values == sorted(values), name
     last = seen[-1]
     assert last.num_requests == last.finished_requests == 60
-    assert last.prompt_tokens == last.scheduled_prompt_tokens == sum(map(len, prompts))
+    assert last.scheduled_prompt_tokens == sum(map(len, prompts))
+    assert last.remaining_output_tokens == 0
+    budget = sum(p.max_tokens for p in params)
+    assert all(progress.output_tokens + progress.remaining_output_tokens <= budget for progress in seen)
     assert last.saved_prompt_tokens == sum(output.num_cached_tokens for output in outputs)
     assert last.output_tokens == llm.stats["output_tokens"]
     assert (llm.stats["preemptions"] > 0) == (kv_cache_tokens is not None)
@@ -503,3 +512,21 @@ def test_a_callable_takes_tqdms_place(tiny_llm, prompts):
 def test_the_progress_bar_shows_unless_it_is_switched_off(tiny_llm, prompts, capsys, use_tqdm):
     tiny_llm.generate(prompts[:5], GREEDY, use_tqdm=use_tqdm)
     assert ("Processed prompts" in capsys.readouterr().err) == use_tqdm
+
+
+def test_asking_again_gives_other_samples_unless_a_seed_is_named(tiny_dir):
+    def ask(llm: LLM, **options) -> list[list[int]]:
+        params = SamplingParams(temperature=1.5, max_tokens=12, ignore_eos=True, **options)
+        return tokens(generate(llm, [[9, 10, 11]], params))
+
+    llm, fresh = LLM(tiny_dir, dtype="float32"), LLM(tiny_dir, dtype="float32")
+    first, second = ask(llm), ask(llm)
+    assert first != second
+    assert (ask(fresh), ask(fresh)) == (first, second)
+    assert ask(llm, seed=7) == ask(llm, seed=7)
+
+
+def test_numpy_prompts_come_back_as_plain_integers(tiny_llm):
+    for prompt in (np.array([5, 6]), list(np.array([5, 6])), (5, 6)):
+        (output,) = generate(tiny_llm, [prompt], SamplingParams(max_tokens=1))
+        assert [type(token) for token in output.prompt_token_ids] == [int, int]

@@ -49,7 +49,7 @@ class FakeLLM:
             ids, n = prompts[index], params[index].n
             finished += n
             if on_progress:
-                on_progress(JobProgress(num_requests, finished, prompt_tokens, prompt_tokens, 3, finished, 0.5))
+                on_progress(JobProgress(num_requests, finished, prompt_tokens, 3, finished, 9, 0.5))
             completions = [
                 CompletionOutput(i, f"{len(ids)} tokens, sample {i}", [1, 2], -1.0, "stop") for i in range(n)
             ]

@@ -123,6 +123,21 @@ def test_an_interrupted_job_is_exit_status_130_and_says_where_its_answers_are(
     assert f"interrupted; the answers so far are in {in_jsonl.with_name('o')}" in result.stderr
 
 
+def test_interrupted_while_it_loads_a_job_leaves_old_answers_alone(
+    in_jsonl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("batchllm.api.LLM", interrupt)
+    old = in_jsonl.with_name("o")
+    old.write_text("old answers")
+    result = call("run", in_jsonl, "-o", old, "--model", "m")
+    assert result.exit_code == 130
+    assert "interrupted; nothing was written" in result.stderr
+    assert old.read_text() == "old answers"
+
+
 @pytest.mark.parametrize("args", [["run"], ["run", "in", "-o", "out"], ["run", "in", "--levels", "2"], ["walk"]])
 def test_wrong_usage_is_exit_status_2(args: list[str]) -> None:
     assert call(*args).exit_code == 2

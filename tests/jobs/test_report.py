@@ -21,19 +21,20 @@ STATS = {
 }
 
 
-def progress(finished: int, scheduled: int, elapsed_s: float) -> JobProgress:
-    return JobProgress(4, finished, 2000, scheduled, scheduled // 2, 100, elapsed_s)
+def progress(finished: int, scheduled: int, elapsed_s: float, remaining: int = 100) -> JobProgress:
+    return JobProgress(4, finished, scheduled, scheduled // 2, 100, remaining, elapsed_s)
 
 
 def test_progress_line_has_requests_speed_savings_and_time_left() -> None:
     running = progress(finished=1, scheduled=1500, elapsed_s=10.0)
     line = "1/4 requests · 10 output tokens/s · 750 prefix tokens saved (50.0%) · "
-    assert progress_line(running, max_output_tokens=200) == line + "0:10 left"
-    assert progress_line(running, max_output_tokens=9999) == line + "0:30 left"  # a quarter of the requests is done
+    assert progress_line(running) == line + "0:10 left"
+    assert progress_line(progress(finished=3, scheduled=1500, elapsed_s=10.0, remaining=300)).endswith("0:30 left")
+    assert progress_line(progress(finished=3, scheduled=1500, elapsed_s=10.0, remaining=99999)).endswith("? left")
 
 
 def test_progress_line_of_a_job_that_has_done_nothing() -> None:
-    line = progress_line(JobProgress(4, 0, 0, 0, 0, 0, 0.0), max_output_tokens=10)
+    line = progress_line(JobProgress(4, 0, 0, 0, 0, 10, 0.0))
     assert line == "0/4 requests · 0 output tokens/s · 0 prefix tokens saved (0.0%) · ? left"
 
 
@@ -41,7 +42,7 @@ def test_without_a_terminal_progress_is_a_line_now_and_then() -> None:
     log = io.StringIO()
     with show_progress(Console(file=log, width=20)) as on_progress:
         for elapsed_s in (0.0, 1.0, 4.9, 5.0, 6.0, 11.0):
-            on_progress(progress(finished=1, scheduled=1000, elapsed_s=elapsed_s), 200)
+            on_progress(progress(finished=1, scheduled=1000, elapsed_s=elapsed_s))
     assert [line.split(" · ")[1] for line in log.getvalue().splitlines()] == [
         "100,000,000,000 output tokens/s",
         "20 output tokens/s",
@@ -52,7 +53,7 @@ def test_without_a_terminal_progress_is_a_line_now_and_then() -> None:
 def test_on_a_terminal_progress_is_a_bar() -> None:
     log = io.StringIO()
     with show_progress(Console(file=log, width=120, force_terminal=True)) as on_progress:
-        on_progress(progress(finished=1, scheduled=1500, elapsed_s=10.0), 200)
+        on_progress(progress(finished=1, scheduled=1500, elapsed_s=10.0))
     assert "━" in log.getvalue()
     assert "1/4 requests" in log.getvalue()
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError
 
-from batchllm.jobs.runner import BatchFiles, JobSummary, run_batch_file
+from batchllm.jobs.runner import BatchFiles, JobInterrupted, JobSummary, run_batch_file
 from tests.jobs.batch_lines import chat_line, completion_line, read_records, write_lines
 from tests.jobs.fake_llm import FakeLLM
 
@@ -167,7 +167,7 @@ def test_a_job_that_breaks_keeps_its_answers_and_its_errors(files: BatchFiles) -
         raise KeyboardInterrupt
 
     llm.after_each = break_in_the_middle
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(JobInterrupted):
         run(files, llm)
     assert answers(files).keys() == {"c"}  # one of b's two prompts was answered: b is not
     assert failures(files) == {3: "invalid_json_line"}
@@ -195,9 +195,9 @@ def test_an_empty_input_gives_empty_files(files: BatchFiles) -> None:
 
 def test_progress_is_passed_on(files: BatchFiles) -> None:
     write_lines(files.input, [completion_line("a", max_tokens=7), completion_line("b", n=3, max_tokens=10)])
-    seen: list[tuple[int, int, int]] = []
-    run(files, on_progress=lambda p, most: seen.append((p.finished_requests, p.num_requests, most)))
-    assert seen == [(3, 4, 37), (4, 4, 37)]
+    seen: list[tuple[int, int]] = []
+    run(files, on_progress=lambda p: seen.append((p.finished_requests, p.num_requests)))
+    assert seen == [(3, 4), (4, 4)]
 
 
 @pytest.mark.parametrize(
@@ -210,8 +210,10 @@ def test_progress_is_passed_on(files: BatchFiles) -> None:
         ({"output": "sub"}, IsADirectoryError, "output .*sub': is a directory"),
         ({"output": "nowhere/out.jsonl"}, FileNotFoundError, "output .*: no such directory .*nowhere"),
         ({"errors": "nowhere/out.jsonl"}, FileNotFoundError, "errors .*: no such directory .*nowhere"),
-        ({"errors": "in.jsonl"}, ValueError, "errors .*in.jsonl': is the input or the output file"),
-        ({"errors": "out.jsonl"}, ValueError, "errors .*out.jsonl': is the input or the output file"),
+        ({"errors": "in.jsonl"}, ValueError, "errors .*in.jsonl': is the input file"),
+        ({"errors": "out.jsonl"}, ValueError, "errors .*out.jsonl': is the output file"),
+        ({"summary": "in.jsonl"}, ValueError, "summary .*in.jsonl': is the input file"),
+        ({"summary": "errors.jsonl"}, ValueError, "summary .*errors.jsonl': is the errors file"),
         ({"output": "link.jsonl"}, ValueError, "is the input file"),
     ],
 )

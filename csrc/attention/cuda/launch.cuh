@@ -40,6 +40,8 @@ class CurrentDevice {
     bool changed_ = false;
 };
 
+// The one kernel: what it reads and writes is said by its work.
+//   grid    launch_grid.h: one dimension, one item a thread while the blocks suffice
 template <typename Work>
 __global__ void run_work(const Work work) {
     run_thread(work, {gridDim.x, blockDim.x}, blockIdx.x, threadIdx.x);
