@@ -77,10 +77,10 @@ class Model:
         num_q, num_kv, eps = config.num_qo_heads, config.num_kv_heads, config.rms_norm_eps
         x = F.embedding(_tensor(batch.token_ids), self.embedding)  # [T, hidden_size]
         cos, sin = self._rotation(_tensor(batch.positions))
-        attended = x.new_empty(len(x), num_q, config.head_dim)
+        attended = x.new_empty(len(x), num_q, config.head_dim)  # [T, Hq, D]
         for layer, k_pages, v_pages in zip(self.layers, kv_cache.k_pages, kv_cache.v_pages, strict=True):
             qkv = layer.qkv(rms_norm(x, layer.input_norm, eps)).view(len(x), num_q + 2 * num_kv, config.head_dim)
-            q, k, v = qkv.split((num_q, num_kv, num_kv), dim=1)
+            q, k, v = qkv.split((num_q, num_kv, num_kv), dim=1)  # [T, Hq, D], [T, Hkv, D] twice
             if layer.q_norm is not None and layer.k_norm is not None:
                 q, k = rms_norm(q, layer.q_norm, eps), rms_norm(k, layer.k_norm, eps)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
