@@ -14,6 +14,7 @@ from batchllm.sampling_params import SamplingParams
 
 # Rows of logits that are alive at once: a vocabulary of 128,000 in float32 is 0.5 MB a row.
 ROWS_AT_ONCE = 128
+NUM_CANDIDATES = 1024  # tokens that top-k and top-p look at before they sort the whole vocabulary
 
 
 @dataclass
@@ -98,14 +99,42 @@ def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, unif
 
 
 def _filter(probs: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Zeroes what top-k and top-p leave out: the smallest set of likeliest tokens whose mass reaches top_p."""
-    ordered, indices = probs.sort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(probs.shape[1])
-    ordered[(top_k[:, None] > 0) & (rank >= top_k[:, None])] = 0
+    """Zeroes what top-k and top-p leave out: the smallest set of likeliest tokens whose mass reaches top_p of what
+    top-k leaves. Of equally likely tokens those with lower ids are likelier.
+
+    The likeliest NUM_CANDIDATES usually decide; only rows whose set is larger sort their whole vocabulary.
+    """
+    vocab_size = probs.shape[1]
+    num_candidates = min(NUM_CANDIDATES, vocab_size)
+    top_k = torch.where((top_k > 0) & (top_k < vocab_size), top_k, vocab_size)
+    ordered = probs.topk(num_candidates, dim=-1).values
+    reaches = ordered.double().sum(dim=-1) >= top_p.double() * probs.double().sum(dim=-1)
+    decided = (top_k <= num_candidates) | ((top_k == vocab_size) & (top_p < 1) & reaches)
+    threshold, num_equal = torch.empty_like(probs[:, 0]), torch.empty_like(top_k)
+    for rows, values in ((decided, ordered[decided]), (~decided, probs[~decided].sort(dim=-1, descending=True).values)):
+        if len(values):
+            total = probs[rows].double().sum(dim=-1)
+            threshold[rows], num_equal[rows] = _cut(values, top_k[rows], top_p[rows], total)
+    kept = probs >= threshold[:, None]
+    equal = probs == threshold[:, None]
+    for row in torch.nonzero(equal.sum(dim=-1) > num_equal)[:, 0].tolist():
+        kept[row] &= ~equal[row] | (equal[row].cumsum(dim=0) <= num_equal[row])
+    return probs * kept
+
+
+def _cut(ordered: Tensor, top_k: Tensor, top_p: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """The least probability that is kept, float32 [R], and how many tokens with exactly that are, int64 [R].
+
+    ordered float32 [R, C]: the likeliest probabilities, descending; total float64 [R]: the mass of all.
+    """
+    num_candidates = ordered.shape[1]
     mass = ordered.double().cumsum(dim=-1)
-    limit = top_p.double()[:, None] * mass[:, -1:]
-    ordered[(top_p[:, None] < 1) & (mass - ordered >= limit)] = 0
-    return torch.zeros_like(probs).scatter_(1, indices, ordered)
+    allowed = torch.arange(num_candidates) < top_k[:, None]
+    whole = torch.where(top_k <= num_candidates, (ordered.double() * allowed).sum(dim=-1), total)
+    allowed &= (top_p[:, None] >= 1) | (mass - ordered < top_p.double()[:, None] * whole[:, None])
+    last = (allowed.sum(dim=-1, keepdim=True) - 1).clamp_(min=0)
+    threshold = ordered.gather(1, last)
+    return threshold[:, 0], (allowed & (ordered == threshold)).sum(dim=-1)
 
 
 def stream_seed(seed: int | str, sample: int) -> int:

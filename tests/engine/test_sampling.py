@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from batchllm import SamplingParams
+from batchllm import SamplingParams, sampling
 from batchllm.sampling import Sampler, draw, stream_seed, uniform_draws
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -242,3 +242,17 @@ def test_a_temperature_near_zero_is_greedy_in_effect(temperature):
     clear = (best[:, 0] - best[:, 1] > 1e-2).numpy()
     assert clear.mean() > 0.9
     assert (tokens == logits.argmax(dim=-1).numpy())[clear].all()
+
+
+@pytest.mark.parametrize("rounded", [False, True], ids=["distinct", "ties"])
+def test_a_few_candidates_filter_as_the_whole_vocabulary_does(monkeypatch, rounded):
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(200, 60, generator=generator) * 2
+    probs = torch.softmax(logits.round() if rounded else logits, dim=-1)
+    top_k = torch.randint(0, 62, (200,), generator=generator)
+    top_p = torch.rand(200, generator=generator).clamp_(min=1e-3)
+    filtered = {}
+    for num_candidates in (4, 60):
+        monkeypatch.setattr(sampling, "NUM_CANDIDATES", num_candidates)
+        filtered[num_candidates] = sampling._filter(probs, top_k, top_p)
+    assert torch.equal(filtered[4], filtered[60])
