@@ -61,13 +61,6 @@ class Model:
     def dtype(self) -> torch.dtype:
         return self.embedding.dtype
 
-    @property
-    def num_weight_bytes(self) -> int:
-        matrices = [matrix for layer in self.layers for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down)]
-        tied = self.lm_head is self.embedding
-        tensors = [self.embedding, *([] if tied else [self.lm_head]), *(matrix.weight for matrix in matrices)]
-        return sum(tensor.nbytes for tensor in tensors)
-
     def forward(
         self, batch: ext.TokenBatch, plan: ext.AttentionPlan, kv_cache: PagedKVCache, num_threads: int
     ) -> Tensor:

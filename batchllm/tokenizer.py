@@ -19,13 +19,10 @@ class Tokenizer:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.exists = any(directory.glob("tokenizer*"))
         self.load_s = 0.0
         self.encode_s = 0.0
         self._hugging_face: Any = None
-
-    @property
-    def exists(self) -> bool:
-        return self._hugging_face is not None or any(self.directory.glob("tokenizer*"))
 
     def hugging_face(self) -> Any:
         """The transformers tokenizer. Raises ValueError if it cannot be loaded."""

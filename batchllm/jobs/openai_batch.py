@@ -54,7 +54,7 @@ class Conversation:
     messages: list[dict[str, str]]  # role and content, as chat templates take them
 
 
-Prompt = str | list[int] | Conversation
+BatchPrompt = str | list[int] | Conversation
 
 
 class LineError(Exception):
@@ -80,7 +80,7 @@ class BatchRequest:
     custom_id: str
     url: str
     model: str | None
-    prompts: list[Prompt]
+    prompts: list[BatchPrompt]
     params: SamplingParams
 
     @property
@@ -192,7 +192,7 @@ def _conversation(body: dict[str, Any]) -> Conversation:
     return Conversation([message.for_template() for message in parsed])
 
 
-def _completion_prompts(body: dict[str, Any]) -> list[Prompt]:
+def _completion_prompts(body: dict[str, Any]) -> list[BatchPrompt]:
     prompt = body.get("prompt")
     if isinstance(prompt, str):
         return [prompt]

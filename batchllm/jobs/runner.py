@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from jinja2 import TemplateError
 
-from batchllm.jobs.openai_batch import BatchRequest, Conversation, LineError, Prompt, parse_line
+from batchllm.jobs.openai_batch import BatchPrompt, BatchRequest, Conversation, LineError, parse_line
 from batchllm.jobs.openai_records import answer_record, error_record
 from batchllm.outputs import JobProgress, RequestOutput
 from batchllm.sampling_params import SamplingParams
@@ -156,7 +156,7 @@ def tokenize(llm: LLM, request: BatchRequest, seed: int) -> tuple[list[list[int]
     return token_ids, params
 
 
-def token_ids_of(llm: LLM, prompt: Prompt) -> list[int]:
+def token_ids_of(llm: LLM, prompt: BatchPrompt) -> list[int]:
     if isinstance(prompt, Conversation):
         return llm.apply_chat_template(prompt.messages)
     if isinstance(prompt, str):

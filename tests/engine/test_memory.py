@@ -17,7 +17,7 @@ config = llm.config
 kv_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * llm.dtype.itemsize
 print(json.dumps({
     "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    "weights": llm._engine.model.num_weight_bytes,
+    "weights": (llm.directory / "model.safetensors").stat().st_size * llm.dtype.itemsize // 2,  # stored in bf16
     "kv_pages": llm.stats["peak_kv_tokens"] * kv_bytes,
 }))
 """
