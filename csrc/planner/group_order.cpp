@@ -1,70 +1,139 @@
 #include "planner/group_order.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 namespace batchllm {
 
-std::vector<RequestId> group_order(const Segments& segments, std::span<const int32_t> own_tokens,
-                                   std::span<const int32_t> expected_output_tokens) {
-    // Entities: the segments, then the requests. The top is entity `num_entities`, one past the last.
-    const int32_t num_segments = segments.num_segments();
-    const int32_t num_entities = num_segments + segments.num_requests();
-    const auto parent = [&](int32_t entity) {
-        const SegmentId segment =
-            entity < num_segments ? segments.parent()[entity] : segments.request_segment()[entity - num_segments];
-        return segment == kNone ? num_entities : segment;
-    };
+namespace {
 
-    std::vector<int64_t> decode_tokens(num_entities + 1, 0), prefill_tokens(num_entities + 1, 0);
-    for (int32_t entity = num_entities - 1; entity >= 0; --entity) {  // children before parents
-        if (entity < num_segments) {
-            prefill_tokens[entity] += segments.num_tokens(entity);
-        } else {
-            decode_tokens[entity] = expected_output_tokens[entity - num_segments];
-            prefill_tokens[entity] = own_tokens[entity - num_segments];
-        }
-        decode_tokens[parent(entity)] += decode_tokens[entity];
-        prefill_tokens[parent(entity)] += prefill_tokens[entity];
+// What is below a child, all of it.
+struct Subtree {
+    int64_t decode_tokens = 0;
+    int64_t prefill_tokens = 0;
+    RequestId first_request = std::numeric_limits<RequestId>::max();
+
+    void add(const Subtree& child) {
+        decode_tokens += child.decode_tokens;
+        prefill_tokens += child.prefill_tokens;
+        first_request = std::min(first_request, child.first_request);
     }
     // Division is correctly rounded, so equal ratios are equal as doubles.
-    std::vector<double> ratio(num_entities);
-    for (int32_t entity = 0; entity < num_entities; ++entity) {
-        ratio[entity] = static_cast<double>(decode_tokens[entity]) / static_cast<double>(prefill_tokens[entity]);
+    double ratio() const { return static_cast<double>(decode_tokens) / static_cast<double>(prefill_tokens); }
+};
+
+// Entities are the segments, then the requests. The top is one more parent, after the last segment.
+class OrderBuilder {
+ public:
+    OrderBuilder(const Segments& segments, std::span<const int32_t> own_tokens,
+                 std::span<const int32_t> expected_output_tokens, GroupOrder order)
+        : segments_(segments),
+          own_tokens_(own_tokens),
+          expected_output_tokens_(expected_output_tokens),
+          order_(order),
+          top_(segments.num_segments()),
+          num_entities_(segments.num_segments() + segments.num_requests()),
+          subtree_(segments.num_segments()),
+          child_indptr_(segments.num_segments() + 2, 0),
+          children_(num_entities_) {
+        for (int32_t entity = num_entities_ - 1; entity >= 0; --entity) {  // children before parents
+            if (entity < top_) subtree_[entity].prefill_tokens += segments_.num_tokens(entity);
+            if (parent(entity) != top_) subtree_[parent(entity)].add(subtree(entity));
+        }
+        collect_children();
     }
 
-    // Children of every segment and of the top, as CSR; then sorted in place.
-    std::vector<int32_t> child_indptr(num_entities + 2, 0), children(num_entities);
-    for (int32_t entity = 0; entity < num_entities; ++entity) ++child_indptr[parent(entity) + 1];
-    std::partial_sum(child_indptr.begin(), child_indptr.end(), child_indptr.begin());
-    std::vector<int32_t> cursor(child_indptr.begin(), child_indptr.end() - 1);
-    for (int32_t entity = 0; entity < num_entities; ++entity) children[cursor[parent(entity)]++] = entity;
-    const auto sort_children = [&](int32_t entity) {
-        std::stable_sort(children.begin() + child_indptr[entity], children.begin() + child_indptr[entity + 1],
-                         [&](int32_t a, int32_t b) { return ratio[a] > ratio[b]; });
+    // Parents before children: each hands its range of the order out to its children.
+    std::vector<RequestId> build() {
+        std::vector<RequestId> order(segments_.num_requests());
+        std::vector<int32_t> begin(segments_.num_segments());
+        const auto hand_out = [&](int32_t node, int32_t next) {
+            sort_children(node);
+            for (int32_t i = child_indptr_[node]; i < child_indptr_[node + 1]; ++i) {
+                const int32_t child = children_[i];
+                if (child < top_) {
+                    begin[child] = next;
+                    next += segments_.num_readers()[child];
+                } else {
+                    order[next++] = child - top_;
+                }
+            }
+        };
+        hand_out(top_, 0);
+        for (SegmentId segment = 0; segment < top_; ++segment) hand_out(segment, begin[segment]);
+        return order;
+    }
+
+ private:
+    struct Child {
+        double key;
+        int32_t entity;
     };
-    for (SegmentId segment = 0; segment < num_segments; ++segment) sort_children(segment);
-    sort_children(num_entities);
 
-    // Depth-first with a stack of half-walked child ranges.
-    std::vector<RequestId> order;
-    order.reserve(segments.num_requests());
-    std::copy(child_indptr.begin(), child_indptr.end() - 1, cursor.begin());
-    std::vector<int32_t> open = {num_entities};
-    while (!open.empty()) {
-        const int32_t current = open.back();
-        if (cursor[current] == child_indptr[current + 1]) {
-            open.pop_back();
-            continue;
+    int32_t parent(int32_t entity) const {
+        const SegmentId segment =
+            entity < top_ ? segments_.parent()[entity] : segments_.request_segment()[entity - top_];
+        return segment == kNone ? top_ : segment;
+    }
+
+    Subtree subtree(int32_t entity) const {
+        if (entity < top_) return subtree_[entity];
+        const RequestId request = entity - top_;
+        return {expected_output_tokens_[request], own_tokens_[request], request};
+    }
+
+    void collect_children() {
+        for (int32_t entity = 0; entity < num_entities_; ++entity) ++child_indptr_[parent(entity) + 1];
+        std::partial_sum(child_indptr_.begin(), child_indptr_.end(), child_indptr_.begin());
+        std::vector<int32_t> cursor(child_indptr_.begin(), child_indptr_.end() - 1);
+        for (int32_t entity = 0; entity < num_entities_; ++entity) children_[cursor[parent(entity)]++] = entity;
+    }
+
+    void sort_children(int32_t node) {
+        const std::span children(children_.data() + child_indptr_[node], children_.data() + child_indptr_[node + 1]);
+        sorted_.clear();
+        for (const int32_t entity : children) {
+            const Subtree below = subtree(entity);
+            sorted_.push_back({order_ == GroupOrder::kArrival ? -below.first_request : below.ratio(), entity});
         }
-        const int32_t child = children[cursor[current]++];
-        if (child < num_segments) {
-            open.push_back(child);
+        std::sort(sorted_.begin(), sorted_.end(), [](const Child& a, const Child& b) {
+            return a.key > b.key || (a.key == b.key && a.entity < b.entity);
+        });
+        if (order_ == GroupOrder::kBlend) {
+            take_from_both_ends(children);
         } else {
-            order.push_back(child - num_segments);
+            std::transform(sorted_.begin(), sorted_.end(), children.begin(), [](const Child& c) { return c.entity; });
         }
     }
-    return order;
+
+    void take_from_both_ends(std::span<int32_t> children) const {
+        Subtree all, taken;
+        for (const Child& child : sorted_) all.add(subtree(child.entity));
+        auto front = sorted_.begin();
+        auto back = sorted_.end();
+        for (int32_t& child : children) {
+            const bool from_front = taken.prefill_tokens == 0 || taken.ratio() <= all.ratio();
+            child = from_front ? (front++)->entity : (--back)->entity;
+            taken.add(subtree(child));
+        }
+    }
+
+    const Segments& segments_;
+    const std::span<const int32_t> own_tokens_, expected_output_tokens_;
+    const GroupOrder order_;
+    const int32_t top_, num_entities_;
+    std::vector<Subtree> subtree_;       // [num_segments]
+    std::vector<int32_t> child_indptr_;  // [num_segments + 2], CSR of children_
+    std::vector<int32_t> children_;      // [num_entities]
+    std::vector<Child> sorted_;          // scratch: the children of one node
+};
+
+}  // namespace
+
+std::vector<RequestId> group_order(const Segments& segments, std::span<const int32_t> own_tokens,
+                                   std::span<const int32_t> expected_output_tokens, GroupOrder order) {
+    return OrderBuilder(segments, own_tokens, expected_output_tokens, order).build();
 }
 
 }  // namespace batchllm

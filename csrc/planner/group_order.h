@@ -10,15 +10,24 @@
 
 namespace batchllm {
 
-// Depth-first over the forest of segments, so that a segment's readers are neighbours. At every node, and among
-// the trees and loners at the top, children (segments and single requests) come by descending
+// Always depth-first over the forest of segments, so that a segment's readers are neighbours. What is chosen is how
+// siblings follow each other, at every node and among the trees and loners at the top. A child (a segment or a single
+// request) has the ratio, summed over its subtree,
 //
-//   expected output tokens / (segment tokens + own prompt tokens)      summed over the child's subtree
-//
-// so that decode-heavy groups start first and later prefills run beside their decodes. Equal ratios keep segments
-// before requests, each by id.
+//   expected output tokens / (segment tokens + own prompt tokens)
+enum class GroupOrder {
+    kDecodeFirst,  // by descending ratio: later prefills run beside the decodes of what started first
+    kArrival,      // by the smallest request id below
+    kBlend,        // by descending ratio, then taken from both ends: from the decode-heavy one while what was taken so
+                   // far is at most as decode-heavy as all the siblings together, else from the prefill-heavy one. So
+                   // every stretch has the mix of the whole: the dual scan of BlendServe (arXiv 2411.16102), which
+                   // walks the leaves of one sorted tree from both ends, applied at every node
+};
+
+// Equal ratios keep segments before requests, each by id.
 //   own_tokens, expected_output_tokens [num_requests]
 std::vector<RequestId> group_order(const Segments& segments, std::span<const int32_t> own_tokens,
-                                   std::span<const int32_t> expected_output_tokens);
+                                   std::span<const int32_t> expected_output_tokens,
+                                   GroupOrder order = GroupOrder::kDecodeFirst);
 
 }  // namespace batchllm
