@@ -199,11 +199,33 @@ class BatchPlanner:
         page_size: int = 16,
         max_batch_tokens: int = 1024,
         expected_output_tokens: Any = None,
+        order: str = "decode_first",
+        max_running_requests: int | None = None,
     ) -> None:
-        """tokens int32, indptr int64: the whole prompts. max_output_tokens, expected_output_tokens [num_requests].
+        """The pool, the size of a step, and the first requests, as add_requests() takes them.
 
-        An empty prompt, one that segments cover to its last token, or one that differs from its segments' tokens is a
-        ValueError that names the request.
+        order: how groups follow each other, always depth-first: "decode_first" by descending ratio of expected output
+        to prefill tokens (the paper), "arrival" by the smallest request id, "blend" from both ends of the ratio
+        (BlendServe, arXiv 2411.16102). max_running_requests: None leaves the bound to KV memory.
+        """
+
+    def add_requests(
+        self,
+        tokens: Any,
+        indptr: Any,
+        segments: Segments,
+        *,
+        max_output_tokens: Any,
+        expected_output_tokens: Any = None,
+        reader_cost: float = 0.0,
+    ) -> int:
+        """Adds requests, before or while others run; they start after those that are there. Returns the first's id.
+
+        tokens int32, indptr int64: the whole prompts. max_output_tokens int32 [num_requests], at least 1 each.
+        expected_output_tokens int32 [num_requests], 0 where unknown: then the group and the job teach it.
+        Prefixes that unfinished requests hold in the pool when an added one starts are borrowed, not computed, where
+        that saves more than reader_cost tokens a reader. An empty prompt, one that segments cover to its last token,
+        or one that differs from its segments' tokens is a ValueError that names the request; nothing is added then.
         """
 
     @property
@@ -214,14 +236,13 @@ class BatchPlanner:
     def order(self) -> Int32Array:
         """Request ids, first to start first."""
 
-    @property
-    def num_cached_tokens(self) -> Int32Array:
-        """[num_requests] prompt tokens that others computed; a shared segment is charged to its first reader."""
+    def num_cached_tokens(self, request_id: int) -> int:
+        """Prompt tokens that others computed, 0 before it starts; a shared segment is charged to its first reader."""
 
     @property
     def stats(self) -> dict[str, int]:
-        """num_requests, prompt_tokens, computed_prompt_tokens, recomputed_prompt_tokens, recomputed_tokens (with
-        generated ones), output_tokens, steps, preemptions, num_pages, used_pages, peak_pages, running, waiting,
+        """num_requests, prompt_tokens, cached_prompt_tokens, computed_prompt_tokens, recomputed_prompt_tokens,
+        recomputed_tokens (with generated ones), output_tokens, steps, preemptions, num_pages, used_pages, peak_pages, running, waiting,
         finished.
         """
 

@@ -113,7 +113,7 @@ class Engine:
                     token_ids=planner.output_tokens(request).tolist(),
                     stopped=request in stopped_ids,
                     cumulative_logprob=float(logprobs[request]),
-                    num_cached_tokens=int(planner.num_cached_tokens[request]),
+                    num_cached_tokens=planner.num_cached_tokens(request),
                 )
         self.stats = self._stats(planner, clock)
 
@@ -217,7 +217,7 @@ def job_pages(job: Job, segments: ext.Segments, page_size: int) -> int:
 
 def _progress(planner: ext.BatchPlanner, remaining_output_tokens: int, clock: PhaseClock) -> JobProgress:
     stats = planner.stats
-    saved = int(planner.num_cached_tokens.sum())
+    saved = stats["cached_prompt_tokens"]
     first_time = stats["computed_prompt_tokens"] - stats["recomputed_prompt_tokens"]
     return JobProgress(
         num_requests=stats["num_requests"],

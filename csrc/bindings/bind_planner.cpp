@@ -51,6 +51,12 @@ std::span<const T> vector_view(const py::handle& object, const std::string& name
     return {static_cast<const T*>(array.data()), static_cast<size_t>(array.size())};
 }
 
+// Of what may still grow, where a view would not do.
+template <typename T>
+py::array_t<T> array_copy(const std::vector<T>& values) {
+    return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
 template <typename T>
 std::vector<T> vector_copy(const py::handle& object, const std::string& name) {
     const auto view = vector_view<T>(object, name);
@@ -195,6 +201,7 @@ py::dict stats_dict(const BatchPlanner& planner) {
     py::dict dict;
     dict["num_requests"] = stats.num_requests;
     dict["prompt_tokens"] = stats.prompt_tokens;
+    dict["cached_prompt_tokens"] = stats.cached_prompt_tokens;
     dict["computed_prompt_tokens"] = stats.computed_prompt_tokens;
     dict["recomputed_prompt_tokens"] = stats.recomputed_prompt_tokens;
     dict["recomputed_tokens"] = stats.recomputed_tokens;
@@ -221,36 +228,62 @@ py::array_t<RequestId> commit(BatchPlanner& planner, const py::object& sampled, 
         }
         finished_mask.assign(view.begin(), view.end());
     }
-    const std::vector<RequestId> done = planner.commit(sampled_view, finished_mask);
-    return py::array_t<RequestId>(static_cast<py::ssize_t>(done.size()), done.data());
+    return array_copy(planner.commit(sampled_view, finished_mask));
+}
+
+void check_request_id(const BatchPlanner& planner, RequestId request) {
+    if (request >= 0 && request < planner.num_requests()) return;
+    throw py::index_error("request_id: expected 0 to " + std::to_string(planner.num_requests() - 1) + ", got " +
+                          std::to_string(request));
+}
+
+GroupOrder group_order_by_name(const std::string& name) {
+    if (name == "decode_first") return GroupOrder::kDecodeFirst;
+    if (name == "arrival") return GroupOrder::kArrival;
+    if (name == "blend") return GroupOrder::kBlend;
+    throw py::value_error("order: expected \"decode_first\", \"arrival\" or \"blend\", got \"" + name + "\"");
+}
+
+RequestId add_requests(BatchPlanner& planner, const py::object& tokens, const py::object& indptr,
+                       const Segments& segments, const py::object& max_output_tokens,
+                       const py::object& expected_output_tokens, double reader_cost) {
+    const Prompts prompts = prompts_view(tokens, indptr, 0);
+    const auto max_output = vector_view<int32_t>(max_output_tokens, "max_output_tokens");
+    std::span<const int32_t> expected_output;
+    if (!expected_output_tokens.is_none()) {
+        expected_output = vector_view<int32_t>(expected_output_tokens, "expected_output_tokens");
+        if (expected_output.size() != max_output.size()) {
+            throw py::value_error("expected_output_tokens: expected " + std::to_string(max_output.size()) +
+                                  " entries, as max_output_tokens has, got " + std::to_string(expected_output.size()));
+        }
+    }
+    const py::gil_scoped_release unlocked;
+    return planner.add_requests(prompts, segments, max_output, expected_output, reader_cost);
 }
 
 void bind_batch_planner(py::module_& module) {
     py::class_<BatchPlanner> planner(module, "BatchPlanner",
                                      "Turns a job into token batches: next_batch(), run the model, commit(), until "
                                      "next_batch() returns None.");
-    planner.def(
-        py::init([](const py::object& tokens, const py::object& indptr, const Segments& segments,
-                    const py::object& max_output_tokens, int32_t num_pages, int32_t page_size, int32_t max_batch_tokens,
-                    const py::object& expected_output_tokens) {
-            const Prompts prompts = prompts_view(tokens, indptr, 0);
-            auto max_output = vector_copy<int32_t>(max_output_tokens, "max_output_tokens");
-            std::vector<int32_t> expected_output;
-            if (!expected_output_tokens.is_none()) {
-                expected_output = vector_copy<int32_t>(expected_output_tokens, "expected_output_tokens");
-                if (expected_output.size() != max_output.size()) {
-                    throw py::value_error("expected_output_tokens: expected " + std::to_string(max_output.size()) +
-                                          " entries, as max_output_tokens has, got " +
-                                          std::to_string(expected_output.size()));
-                }
-            }
-            const py::gil_scoped_release unlocked;
-            return std::make_unique<BatchPlanner>(prompts, segments, std::move(max_output), std::move(expected_output),
-                                                  PlannerOptions{num_pages, page_size, max_batch_tokens});
-        }),
-        py::arg("tokens"), py::arg("indptr"), py::arg("segments"), py::kw_only(), py::arg("max_output_tokens"),
-        py::arg("num_pages"), py::arg("page_size") = 16, py::arg("max_batch_tokens") = 1024,
-        py::arg("expected_output_tokens") = py::none(), py::keep_alive<1, 2>(), py::keep_alive<1, 3>());
+    planner.def(py::init([](const py::object& tokens, const py::object& indptr, const Segments& segments,
+                            const py::object& max_output_tokens, int32_t num_pages, int32_t page_size,
+                            int32_t max_batch_tokens, const py::object& expected_output_tokens,
+                            const std::string& order, std::optional<int32_t> max_running_requests) {
+                    PlannerOptions options{num_pages, page_size, max_batch_tokens};
+                    options.order = group_order_by_name(order);
+                    if (max_running_requests) options.max_running_requests = *max_running_requests;
+                    auto planner = std::make_unique<BatchPlanner>(options);
+                    add_requests(*planner, tokens, indptr, segments, max_output_tokens, expected_output_tokens, 0.0);
+                    return planner;
+                }),
+                py::arg("tokens"), py::arg("indptr"), py::arg("segments"), py::kw_only(), py::arg("max_output_tokens"),
+                py::arg("num_pages"), py::arg("page_size") = 16, py::arg("max_batch_tokens") = 1024,
+                py::arg("expected_output_tokens") = py::none(), py::arg("order") = "decode_first",
+                py::arg("max_running_requests") = py::none(), py::keep_alive<1, 2>(), py::keep_alive<1, 3>());
+    planner.def("add_requests", &add_requests, py::arg("tokens"), py::arg("indptr"), py::arg("segments"), py::kw_only(),
+                py::arg("max_output_tokens"), py::arg("expected_output_tokens") = py::none(),
+                py::arg("reader_cost") = 0.0, py::keep_alive<1, 2>(), py::keep_alive<1, 3>(),
+                "Adds requests to a job, before or while others run; returns the id of the first.");
     planner.def_property_readonly("refused", &BatchPlanner::refused, "Requests that can never fit, and why.");
     planner.def("next_batch", &BatchPlanner::next_batch, Unlocked(), "None once every request is answered.");
     planner.def("commit", &commit, py::arg("sampled"), py::arg("finished") = py::none(),
@@ -258,17 +291,19 @@ void bind_batch_planner(py::module_& module) {
     planner.def(
         "output_tokens",
         [](const BatchPlanner& self, RequestId request) {
-            if (request < 0 || request >= self.num_requests()) {
-                throw py::index_error("request_id: expected 0 to " + std::to_string(self.num_requests() - 1) +
-                                      ", got " + std::to_string(request));
-            }
-            const std::vector<TokenId>& output = self.output_tokens(request);  // copied: it may still grow
-            return py::array_t<TokenId>(static_cast<py::ssize_t>(output.size()), output.data());
+            check_request_id(self, request);
+            return array_copy(self.output_tokens(request));
         },
         py::arg("request_id"));
-    def_array(planner, "order", &BatchPlanner::order, "request ids in plan order");
-    def_array(planner, "num_cached_tokens", &BatchPlanner::num_cached_tokens,
-              "prompt tokens that others computed for a request");
+    planner.def(
+        "num_cached_tokens",
+        [](const BatchPlanner& self, RequestId request) {
+            check_request_id(self, request);
+            return self.num_cached_tokens(request);
+        },
+        py::arg("request_id"), "prompt tokens that others computed for a request");
+    planner.def_property_readonly(
+        "order", [](const BatchPlanner& self) { return array_copy(self.order()); }, "request ids in plan order");
     planner.def_property_readonly("stats", &stats_dict);
     planner.def("audit", &BatchPlanner::audit, Unlocked(), "Recomputes every counter; RuntimeError on a mismatch.");
 }

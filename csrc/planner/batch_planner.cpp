@@ -11,7 +11,7 @@ std::optional<TokenBatch> BatchPlanner::next_batch() {
     TokenBatch batch;
     schedule_decodes(batch);
     schedule_prefills(batch);
-    for (const SegmentId segment : numbered_segments_) segments_[segment].batch_id = kNone;
+    for (const SegmentId segment : numbered_segments_) stored(segment).batch_id = kNone;
     numbered_segments_.clear();
     if (batch.num_tokens() == 0) {
         assert(running_.empty() && preempted_.empty() && next_in_order_ == order_.size());
@@ -35,7 +35,7 @@ void BatchPlanner::schedule_decodes(TokenBatch& batch) {
 
 // False where the request itself was the youngest and gave way.
 bool BatchPlanner::make_room(RequestId request) {
-    StoredSegment& own = segments_[own_segment(request)];
+    StoredSegment& own = requests_[request].own;
     if (own.num_stored < static_cast<int64_t>(own.pages.size()) * page_size_) return true;
     while (pages_.num_free() == 0) {
         const bool is_youngest = running_.back() == request;
@@ -47,31 +47,30 @@ bool BatchPlanner::make_room(RequestId request) {
 }
 
 void BatchPlanner::preempt_youngest() {
-    const RequestId request = running_.back();
-    const SegmentId own = own_segment(request);
-    if (requests_[request].status == Status::kPrefill) {
-        assert(prefill_queue_.back() == own);  // admitted last
+    const RequestId id = running_.back();
+    Request& request = requests_[id];
+    if (request.status == Status::kPrefill) {
+        assert(prefill_queue_.back() == own_segment(id));  // admitted last
         prefill_queue_.pop_back();
     }
-    pages_.release(own, segments_[own].pages);
-    segments_[own].num_stored = 0;
-    requests_[request].status = Status::kPreempted;
+    pages_.release(own_segment(id), request.own.pages);
+    request.own.num_stored = 0;
+    request.status = Status::kPreempted;
     running_.pop_back();
-    preempted_.push_back(request);
+    preempted_.push_back(id);
     ++stats_.preemptions;
 }
 
 void BatchPlanner::schedule_prefills(TokenBatch& batch) {
-    Demand demand;
-    for (const RequestId request : running_) {
-        demand.largest_own = std::max(demand.largest_own, largest_own_pages(request));
-        demand.expected_growth +=
-            expected_growth(request, static_cast<int64_t>(segments_[own_segment(request)].pages.size()));
-    }
+    std::optional<Demand> demand;
     while (batch.num_tokens() < max_batch_tokens_) {
-        if (prefill_queue_.empty() && !try_admit_next(demand)) return;
+        if (prefill_queue_.empty()) {
+            if (preempted_.empty() && next_in_order_ == order_.size()) return;
+            if (!demand) demand = demand_of_running();
+            if (!try_admit_next(*demand)) return;
+        }
         const SegmentId segment = prefill_queue_.front();
-        const int32_t pending = segment_end(segment) - segments_[segment].begin - segments_[segment].num_stored;
+        const int32_t pending = segment_end(segment) - stored(segment).begin - stored(segment).num_stored;
         const int32_t count = std::min(pending, max_batch_tokens_ - batch.num_tokens());
         append_span(batch, segment, count);
         if (count < pending) return;
@@ -80,87 +79,162 @@ void BatchPlanner::schedule_prefills(TokenBatch& batch) {
     }
 }
 
-int64_t BatchPlanner::expected_growth(RequestId request, int64_t pages_held) const {
-    int32_t expected = expected_output_tokens_[request];
-    if (learns_lengths_) expected = lengths_.expected(max_output_tokens_[request], expected);
-    return std::max<int64_t>(own_pages(request, expected) - pages_held, 0);
+// Called with nothing in prefill: every running request decodes.
+BatchPlanner::Demand BatchPlanner::demand_of_running() {
+    Demand demand{KvForecast(page_size_)};
+    for (const RequestId id : running_) {
+        const Request& request = requests_[id];
+        demand.largest_own = std::max(demand.largest_own, largest_own_pages(request));
+        demand.forecast.add(static_cast<int64_t>(request.own.pages.size()), request.own.num_stored,
+                            expected_steps(request, request.own.num_stored));
+    }
+    return demand;
+}
+
+// How many more tokens a request's own part is expected to store beyond `num_own_tokens`.
+int32_t BatchPlanner::expected_steps(const Request& request, int32_t num_own_tokens) {
+    const int32_t last = request.prompt_length - request.own.begin + expected_output(request) - 1;
+    return std::max(last - num_own_tokens, 0);
+}
+
+int32_t BatchPlanner::expected_output(const Request& request) {
+    if (request.expected_output_tokens > 0) return request.expected_output_tokens;
+    constexpr int64_t kEnoughEnded = 32;  // to believe the group alone; else the one around it, at last the job
+    int32_t id = request.lengths_id;
+    while (lengths_[id].outputs.num_ended() < kEnoughEnded && lengths_[id].parent != kNone) id = lengths_[id].parent;
+    const auto num_output_tokens = static_cast<int32_t>(request.output.size());
+    return std::min(lengths_[id].outputs.expected(num_output_tokens), request.max_output_tokens);
 }
 
 bool BatchPlanner::try_admit_next(Demand& demand) {
+    if (static_cast<int64_t>(running_.size()) >= max_running_requests_) return false;
     const bool returns = !preempted_.empty();
-    if (!returns && next_in_order_ == order_.size()) return false;
-    const RequestId request = returns ? preempted_.back() : order_[next_in_order_];
-    const SegmentId own = own_segment(request);
+    const RequestId id = returns ? preempted_.back() : order_[next_in_order_];
+    Request& request = requests_[id];
 
     chain_.clear();  // segments to pin, deepest first; the ancestors of a pinned segment are pinned
     int64_t pinned_pages = 0;
     int32_t pinned_tokens = 0;
-    for (SegmentId s = segments_[own].parent; s != kNone && !is_pinned(s); s = segments_[s].parent) {
+    for (SegmentId s = request.own.parent; s != kNone && !is_pinned(s); s = shared_[s].kv.parent) {
         chain_.push_back(s);
+        if (can_borrow(s)) continue;
         pinned_pages += shared_pages(s);
-        pinned_tokens += shared_.num_tokens(s);
+        pinned_tokens += num_tokens_of(shared_[s]);
     }
-    const int64_t prompt_pages = pages_for(num_tokens(request) - segments_[own].begin);
+    const int32_t own_tokens = num_tokens(id) - request.own.begin;
+    const int64_t own_pages = pages_for(own_tokens);
     const int64_t largest_own = std::max(demand.largest_own, largest_own_pages(request));
-    const int64_t growth = demand.expected_growth + expected_growth(request, prompt_pages);
 
     const bool may = num_pinned_pages_ + pinned_pages + largest_own <= pages_.num_pages();
+    const int32_t decoding = static_cast<int32_t>(std::min<int64_t>(running_.size(), max_batch_tokens_ - 1));
+    const int32_t prefill_steps = (pinned_tokens + own_tokens) / (max_batch_tokens_ - decoding);
+    const int32_t steps = expected_steps(request, own_tokens) + prefill_steps;
+    demand.forecast.add(own_pages, own_tokens, steps);
     if (running_.empty()) {
         assert(may);
-    } else if (!may || pinned_pages + prompt_pages + growth > pages_.num_free()) {
+    } else if (!may || num_pinned_pages_ + pinned_pages + demand.forecast.peak_pages() > pages_.num_pages()) {
+        demand.forecast.remove(own_pages, own_tokens, steps);
         return false;
     }
+    demand.largest_own = largest_own;
 
-    for (auto s = chain_.rbegin(); s != chain_.rend(); ++s) {
-        pages_.allocate(*s, shared_pages(*s), segments_[*s].pages);
-        prefill_queue_.push_back(*s);
-    }
-    num_pinned_pages_ += pinned_pages;
-    pages_.allocate(own, prompt_pages, segments_[own].pages);
-    prefill_queue_.push_back(own);
-    demand = {largest_own, growth};
+    for (auto s = chain_.rbegin(); s != chain_.rend(); ++s) pin(*s);
+    pages_.allocate(own_segment(id), own_pages, request.own.pages);
+    prefill_queue_.push_back(own_segment(id));
     if (returns) {
         preempted_.pop_back();
     } else {
         ++next_in_order_;
-        num_cached_tokens_[request] = segments_[own].begin - pinned_tokens;
+        request.num_cached_tokens = request.own.begin - pinned_tokens;
+        stats_.cached_prompt_tokens += request.num_cached_tokens;
+        request.lengths_id = request.own.parent == kNone ? 0 : shared_[request.own.parent].lengths_id;
     }
-    requests_[request].status = Status::kPrefill;
-    running_.push_back(request);
+    request.status = Status::kPrefill;
+    running_.push_back(id);
     return true;
+}
+
+void BatchPlanner::pin(SegmentId shared) {
+    SharedSegment& segment = shared_[shared];
+    segment.lengths_id = open_lengths(shared);
+    if (can_borrow(shared)) {
+        SharedSegment& source = shared_[segment.source];
+        const auto end = source.kv.pages.begin() + shared_pages(shared);
+        segment.kv.pages.assign(source.kv.pages.begin(), end);
+        segment.kv.num_stored = num_tokens_of(segment);  // by the time it is read: the source is queued before it
+        segment.borrows = true;
+        ++source.num_holders;
+        return;
+    }
+    pages_.allocate(shared, shared_pages(shared), segment.kv.pages);
+    num_pinned_pages_ += static_cast<int64_t>(segment.kv.pages.size());
+    prefill_queue_.push_back(shared);
+}
+
+// One holder less; the last one frees it.
+void BatchPlanner::release(SegmentId shared) {
+    SharedSegment& segment = shared_[shared];
+    if (--segment.num_holders > 0) return;
+    const SegmentId parent = segment.kv.parent;
+    if (segment.lengths_id != (parent == kNone ? 0 : shared_[parent].lengths_id)) {
+        unused_lengths_.push_back(segment.lengths_id);
+    }
+    if (segment.borrows) {
+        segment.kv.pages = {};
+        release(segment.source);
+        return;
+    }
+    num_pinned_pages_ -= static_cast<int64_t>(segment.kv.pages.size());
+    pages_.release(shared, segment.kv.pages);
+}
+
+// The estimator for a segment that is being pinned: its own where enough requests read it to learn from.
+int32_t BatchPlanner::open_lengths(SegmentId shared) {
+    constexpr int32_t kWorthLearning = 64;  // readers
+    const SegmentId parent = shared_[shared].kv.parent;
+    const int32_t around = parent == kNone ? 0 : shared_[parent].lengths_id;
+    if (shared_[shared].num_holders < kWorthLearning) return around;
+    if (unused_lengths_.empty()) {
+        lengths_.push_back({{}, around});
+        return static_cast<int32_t>(lengths_.size()) - 1;
+    }
+    const int32_t id = unused_lengths_.back();
+    unused_lengths_.pop_back();
+    lengths_[id] = {{}, around};
+    return id;
 }
 
 // The next `count` tokens of a segment become rows of the batch.
 void BatchPlanner::append_span(TokenBatch& batch, SegmentId segment, int32_t count) {
-    StoredSegment& stored = segments_[segment];
+    StoredSegment& kv = stored(segment);
     const bool shared = is_shared(segment);
-    const RequestId request = shared ? shared_.owner_request()[segment] : reader_of_own(segment);
-    const int32_t prompt_length = prompts_.prompt_length(request);
-    const int32_t begin = stored.begin + stored.num_stored;
+    const RequestId id = shared ? shared_[segment].owner_request : reader_of_own(segment);
+    Request& request = requests_[id];
+    const int32_t begin = kv.begin + kv.num_stored;
     const int32_t end = begin + count;
     for (int32_t position = begin; position < end; ++position) {
-        const int32_t offset = position - stored.begin;
-        const bool in_prompt = position < prompt_length;
-        batch.token_ids.push_back(in_prompt ? prompts_.row_data(request)[position]
-                                            : requests_[request].output[position - prompt_length]);
+        const int32_t offset = position - kv.begin;
+        const bool in_prompt = position < request.prompt_length;
+        batch.token_ids.push_back(in_prompt ? request.prompt[position]
+                                            : request.output[position - request.prompt_length]);
         batch.positions.push_back(position);
-        batch.slots.push_back(int64_t{stored.pages[offset / page_size_]} * page_size_ + offset % page_size_);
+        batch.slots.push_back(int64_t{kv.pages[offset / page_size_]} * page_size_ + offset % page_size_);
     }
-    stored.num_stored += count;
-    stats_.computed_prompt_tokens += std::max(std::min(end, prompt_length) - begin, 0);
+    kv.num_stored += count;
+    stats_.computed_prompt_tokens += std::max(std::min(end, request.prompt_length) - begin, 0);
     if (!shared) {
-        int32_t& computed_end = requests_[request].computed_end;
+        int32_t& computed_end = request.computed_end;
         stats_.recomputed_tokens += std::max(std::min(end, computed_end) - begin, 0);
-        stats_.recomputed_prompt_tokens += std::max(std::min({end, computed_end, prompt_length}) - begin, 0);
+        stats_.recomputed_prompt_tokens += std::max(std::min({end, computed_end, request.prompt_length}) - begin, 0);
         computed_end = std::max(computed_end, end);
-        if (end == num_tokens(request)) {
+        if (end == num_tokens(id)) {
             batch.logit_rows.push_back(batch.num_tokens() - 1);
-            batch.logit_request_ids.push_back(request);
+            batch.logit_request_ids.push_back(id);
         }
     }
 
     chain_.clear();
-    for (SegmentId s = segment; s != kNone; s = segments_[s].parent) chain_.push_back(s);
+    for (SegmentId s = segment; s != kNone; s = stored(s).parent) chain_.push_back(s);
     for (auto s = chain_.rbegin(); s != chain_.rend(); ++s) {
         batch.link_segment.push_back(batch_segment(batch, *s));
     }
@@ -172,16 +246,16 @@ void BatchPlanner::append_span(TokenBatch& batch, SegmentId segment, int32_t cou
 // The batch's number for a segment. A segment has at most one span in a batch, before the spans of its readers, so
 // num_stored is final when it is first named.
 int32_t BatchPlanner::batch_segment(TokenBatch& batch, SegmentId segment) {
-    StoredSegment& stored = segments_[segment];
-    if (stored.batch_id != kNone) return stored.batch_id;
-    stored.batch_id = batch.num_segments();
+    StoredSegment& kv = stored(segment);
+    if (kv.batch_id != kNone) return kv.batch_id;
+    kv.batch_id = batch.num_segments();
     numbered_segments_.push_back(segment);
-    const auto pages_end = stored.pages.begin() + pages_for(stored.num_stored);
-    batch.segment_page_ids.insert(batch.segment_page_ids.end(), stored.pages.begin(), pages_end);
+    const auto pages_end = kv.pages.begin() + pages_for(kv.num_stored);
+    batch.segment_page_ids.insert(batch.segment_page_ids.end(), kv.pages.begin(), pages_end);
     batch.segment_page_indptr.push_back(static_cast<int32_t>(batch.segment_page_ids.size()));
-    batch.segment_begin.push_back(stored.begin);
-    batch.segment_num_tokens.push_back(stored.num_stored);
-    return stored.batch_id;
+    batch.segment_begin.push_back(kv.begin);
+    batch.segment_num_tokens.push_back(kv.num_stored);
+    return kv.batch_id;
 }
 
 std::vector<RequestId> BatchPlanner::commit(std::span<const TokenId> sampled, std::span<const uint8_t> finished) {
@@ -198,9 +272,15 @@ std::vector<RequestId> BatchPlanner::commit(std::span<const TokenId> sampled, st
     for (size_t i = 0; i < awaited_.size(); ++i) {
         Request& request = requests_[awaited_[i]];
         request.output.push_back(sampled[i]);
-        const bool at_bound = static_cast<int32_t>(request.output.size()) == max_output_tokens_[awaited_[i]];
-        if (at_bound || (!finished.empty() && finished[i])) {
-            finish(awaited_[i]);
+        const auto num_output_tokens = static_cast<int32_t>(request.output.size());
+        if (LengthEstimator::is_news(num_output_tokens)) {
+            for (int32_t id = request.lengths_id; id != kNone; id = lengths_[id].parent) {
+                lengths_[id].outputs.reach(num_output_tokens);
+            }
+        }
+        const bool by_itself = !finished.empty() && finished[i];
+        if (by_itself || num_output_tokens == request.max_output_tokens) {
+            finish(awaited_[i], by_itself);
             finished_requests.push_back(awaited_[i]);
         }
     }
@@ -214,15 +294,19 @@ std::vector<RequestId> BatchPlanner::commit(std::span<const TokenId> sampled, st
     return finished_requests;
 }
 
-void BatchPlanner::finish(RequestId request) {
-    const SegmentId own = own_segment(request);
-    requests_[request].status = Status::kFinished;
-    lengths_.observe(static_cast<int32_t>(requests_[request].output.size()), max_output_tokens_[request]);
-    pages_.release(own, segments_[own].pages);
-    for (SegmentId s = segments_[own].parent; s != kNone; s = segments_[s].parent) {
-        if (--num_unfinished_readers_[s] > 0) continue;
-        num_pinned_pages_ -= static_cast<int64_t>(segments_[s].pages.size());
-        pages_.release(s, segments_[s].pages);
+void BatchPlanner::finish(RequestId id, bool by_itself) {
+    Request& request = requests_[id];
+    request.status = Status::kFinished;
+    if (by_itself) {
+        for (int32_t group = request.lengths_id; group != kNone; group = lengths_[group].parent) {
+            lengths_[group].outputs.end(static_cast<int32_t>(request.output.size()));
+        }
+    }
+    pages_.release(own_segment(id), request.own.pages);
+    for (SegmentId s = request.own.parent; s != kNone;) {
+        const SegmentId parent = shared_[s].kv.parent;
+        release(s);
+        s = parent;
     }
 }
 

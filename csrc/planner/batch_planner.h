@@ -1,10 +1,11 @@
 // Turns a job into token batches: next_batch() -> run the model -> commit(), until everything is answered.
 //
-// Segments. Shared segments are numbered [0, num_shared); request r's own segment is num_shared + r: the rest of
-// its prompt (at least the last token) and what it generates, except the last token, whose K/V nobody reads.
+// Segments. A shared segment is a run of prompt tokens. A request's own segment is the rest of its prompt (at least
+// the last token) and what it generates, except the last token, whose K/V nobody reads.
 //
 // Order. Requests start in group order, depth-first over the forest of segments; a preempted one returns before
-// any new one. Admission is first come, first served in that order: a request that does not fit is waited for.
+// any new one, and requests added later start after those that were there. Admission is first come, first served in
+// that order: a request that does not fit is waited for.
 //
 // One step. All decodes, oldest request first, one token each: at most max_batch_tokens, because a request joins them
 // by a prefill within that budget. Then prefill with the rest of the budget: a queue in order of admission, in which
@@ -16,28 +17,37 @@
 // reader finishes. A request holds the pages of its own prompt when it starts, and takes one more at a time.
 //   may    pages of all pinned segments + the largest own need of any started, unfinished request, at its longest,
 //          never exceed the pool;
-//   when   pages for what is newly pinned, for the own prompt and for the expected growth of all that run are free.
-//          Where nothing runs, `may` alone decides.
-// When a decode finds no free page, the youngest running request gives its own pages back (its generated tokens
-// are kept and computed again later). Pinned segments are never evicted.
+//   when   pages of all pinned segments + the most that the own parts of running requests are expected to hold at
+//          any time to come (KvForecast of expected lengths) do not exceed the pool.
+// Where nothing runs, `may` alone decides. When a decode finds no free page, the youngest running request gives its
+// own pages back (its generated tokens are kept and computed again later). Pinned segments are never evicted.
 //
 // Why a job always ends. While something runs, the oldest running request finishes: by `may` it fits beside the pinned
 // segments once all younger ones gave way; it decodes in every step, or is itself the youngest (only that one can be
 // in prefill), and then prefill has the whole budget. Where nothing runs, the next request always passes `may`. A
 // preempted one passed it when more was pinned. For a new one, order is depth-first, so every pinned segment outside
 // its chain has had all its readers started, hence finished, hence is not pinned; what remains is its own chain and
-// its own need, which fit the pool: else it was detached from its chain, or refused, when the job was planned.
+// its own need, which fit the pool: else it was detached from its chain, or refused, when it was added.
+//
+// Requests added later bring segments of their own, which may borrow: where such a segment starts and its `source`,
+// an older segment that begins with the same tokens, is pinned, it takes the source's pages instead of computing
+// them, and holds the source until its own last reader finishes. Where the source is gone, it is computed like any
+// other. A chain that would not fit the pool beside all of its sources does not borrow, so the argument above holds.
 #pragma once
 
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "planner/borrowing.h"
+#include "planner/group_order.h"
 #include "planner/ids.h"
+#include "planner/kv_forecast.h"
 #include "planner/length_estimator.h"
 #include "planner/page_allocator.h"
 #include "planner/prompts.h"
@@ -50,11 +60,14 @@ struct PlannerOptions {
     int32_t num_pages;
     int32_t page_size = 16;
     int32_t max_batch_tokens = 1024;
+    int32_t max_running_requests = std::numeric_limits<int32_t>::max();  // KV memory alone bounds them
+    GroupOrder order = GroupOrder::kDecodeFirst;
 };
 
 struct PlannerStats {
     int64_t num_requests = 0;              // scheduled or refused
     int64_t prompt_tokens = 0;             // of scheduled requests
+    int64_t cached_prompt_tokens = 0;      // num_cached_tokens of all requests that started
     int64_t computed_prompt_tokens = 0;    // recomputation included
     int64_t recomputed_prompt_tokens = 0;  // of them, after preemptions
     int64_t recomputed_tokens = 0;         // prompt and generated
@@ -67,10 +80,15 @@ struct PlannerStats {
 
 class BatchPlanner {
  public:
-    // max_output_tokens [num_requests], at least 1 each. expected_output_tokens [num_requests] or empty: then
-    // max_output_tokens orders the job, and admission learns from the requests that finish.
-    BatchPlanner(const Prompts& prompts, Segments segments, std::vector<int32_t> max_output_tokens,
-                 std::vector<int32_t> expected_output_tokens, const PlannerOptions& options);
+    explicit BatchPlanner(const PlannerOptions& options);
+
+    // Adds requests, before or while others run; their ids follow those there are. The tokens of the prompts must
+    // outlive the planner. max_output_tokens [num_requests], at least 1 each. expected_output_tokens [num_requests],
+    // or empty; 0 where unknown: then max_output_tokens orders the request, and its group and the job teach its length.
+    // reader_cost: borrowing must save more tokens than that a reader (choose_segments).
+    // Returns the id of the first. Throws std::invalid_argument and adds nothing where check_job() does.
+    RequestId add_requests(const Prompts& prompts, Segments segments, std::span<const int32_t> max_output_tokens,
+                           std::span<const int32_t> expected_output_tokens = {}, double reader_cost = 0.0);
 
     std::optional<TokenBatch> next_batch();  // nullopt once every request is answered
 
@@ -83,9 +101,9 @@ class BatchPlanner {
     const std::vector<std::pair<RequestId, std::string>>& refused() const { return refused_; }
     const std::vector<TokenId>& output_tokens(RequestId request) const { return requests_[request].output; }
 
-    // [num_requests]: prompt tokens that others computed for a request. A shared segment is charged to its first
+    // Prompt tokens that others computed for a request; 0 before it starts. A shared segment is charged to its first
     // reader that starts. The sum is prompt_tokens less what was computed for the first time.
-    const std::vector<int32_t>& num_cached_tokens() const { return num_cached_tokens_; }
+    int32_t num_cached_tokens(RequestId request) const { return requests_[request].num_cached_tokens; }
     PlannerStats stats() const;
 
     // Recomputes every count, range, reader count and page owner from first principles; throws std::logic_error.
@@ -94,72 +112,110 @@ class BatchPlanner {
  private:
     enum class Status : uint8_t { kWaiting, kPrefill, kDecode, kPreempted, kFinished, kRefused };
 
-    struct Request {
-        Status status = Status::kWaiting;
-        int32_t computed_end = 0;  // own positions below it were computed before: again is recomputation
-        std::vector<TokenId> output;
-    };
     struct StoredSegment {  // shared or own
-        SegmentId parent;
-        int32_t begin;             // position of its first token
+        SegmentId parent = kNone;
+        int32_t begin = 0;         // position of its first token
         int32_t num_stored = 0;    // tokens with K/V, those of the batch in flight included
         int32_t batch_id = kNone;  // its number in the batch that is being built
         std::vector<PageId> pages = {};
     };
-    struct Demand {  // of the running requests, in pages
-        int64_t largest_own = 0;
-        int64_t expected_growth = 0;
+    struct SharedSegment {
+        StoredSegment kv;
+        int32_t end;              // position after its last token
+        RequestId owner_request;  // its prompt holds the tokens
+        int32_t num_holders;      // unfinished readers, and pinned segments that borrow its pages
+        SegmentId source;         // an older segment that begins with the same tokens, or kNone
+        bool borrows = false;     // its pages are the source's
+        int32_t lengths_id = 0;   // while pinned: the estimator of its group, or of the closest one above
+    };
+    struct Request {
+        const TokenId* prompt;
+        int32_t prompt_length;
+        int32_t max_output_tokens;
+        int32_t expected_output_tokens;  // 0: unknown
+        int32_t num_cached_tokens = 0;
+        int32_t computed_end = 0;  // own positions below it were computed before: again is recomputation
+        int32_t lengths_id = 0;    // once started: the estimator it teaches, as SharedSegment has it
+        Status status = Status::kWaiting;
+        StoredSegment own = {};
+        std::vector<TokenId> output = {};
+    };
+    struct GroupLengths {
+        LengthEstimator outputs;
+        int32_t parent;  // the estimator of the group around; kNone for the job's
+    };
+    struct Demand {  // of the running requests
+        KvForecast forecast;
+        int64_t largest_own = 0;  // in pages
     };
 
-    void refuse_or_detach();
+    // A SegmentId inside the planner: shared_ where it is >= 0, a request's own below kNone.
+    static SegmentId own_segment(RequestId request) { return kNone - 1 - request; }
+    static RequestId reader_of_own(SegmentId segment) { return kNone - 1 - segment; }
+    static bool is_shared(SegmentId segment) { return segment >= 0; }
+    StoredSegment& stored(SegmentId segment) {
+        return is_shared(segment) ? shared_[segment].kv : requests_[reader_of_own(segment)].own;
+    }
+    const StoredSegment& stored(SegmentId segment) const { return const_cast<BatchPlanner*>(this)->stored(segment); }
+
+    BorrowedSegments borrow(const Prompts& prompts, Segments segments, double reader_cost) const;
+    std::vector<bool> detach_or_refuse(const Prompts& prompts, Segments& segments,
+                                       std::span<const int32_t> max_output_tokens);
+    void forgo_sources_that_do_not_fit(RequestId first_request);
+    int64_t held_pages(SegmentId shared) const;
+
     void schedule_decodes(TokenBatch& batch);
     void schedule_prefills(TokenBatch& batch);
     bool make_room(RequestId request);
     void preempt_youngest();
+    Demand demand_of_running();
     bool try_admit_next(Demand& demand);
+    void pin(SegmentId shared);
+    void release(SegmentId shared);
     void append_span(TokenBatch& batch, SegmentId segment, int32_t count);
     int32_t batch_segment(TokenBatch& batch, SegmentId segment);
-    void finish(RequestId request);
+    int32_t open_lengths(SegmentId shared);
+    int32_t expected_output(const Request& request);
+    int32_t expected_steps(const Request& request, int32_t num_own_tokens);
+    void finish(RequestId request, bool by_itself);
+
     void audit_pages() const;
     void audit_queues() const;
     void audit_counts() const;
 
-    SegmentId own_segment(RequestId request) const { return shared_.num_segments() + request; }
-    bool is_shared(SegmentId segment) const { return segment < shared_.num_segments(); }
-    RequestId reader_of_own(SegmentId segment) const { return segment - shared_.num_segments(); }
-    bool is_pinned(SegmentId shared) const { return !segments_[shared].pages.empty(); }
-
+    bool is_pinned(SegmentId shared) const { return !shared_[shared].kv.pages.empty(); }
+    bool can_borrow(SegmentId shared) const {
+        return shared_[shared].source != kNone && is_pinned(shared_[shared].source);
+    }
     int32_t num_tokens(RequestId request) const {  // prompt and generated
-        return prompts_.prompt_length(request) + static_cast<int32_t>(requests_[request].output.size());
+        return requests_[request].prompt_length + static_cast<int32_t>(requests_[request].output.size());
     }
     int32_t segment_end(SegmentId segment) const {  // position after its last known token
-        return is_shared(segment) ? shared_.token_end()[segment] : num_tokens(reader_of_own(segment));
+        return is_shared(segment) ? shared_[segment].end : num_tokens(reader_of_own(segment));
     }
+    int32_t num_tokens_of(const SharedSegment& shared) const { return shared.end - shared.kv.begin; }
     int64_t pages_for(int64_t num_tokens) const { return (num_tokens + page_size_ - 1) / page_size_; }
-    int64_t shared_pages(SegmentId shared) const { return pages_for(shared_.num_tokens(shared)); }
-    int64_t own_pages(RequestId request, int64_t num_output_tokens) const;
-    int64_t largest_own_pages(RequestId request) const { return own_pages(request, max_output_tokens_[request]); }
-    int64_t expected_growth(RequestId request, int64_t pages_held) const;
+    SegmentId num_shared() const { return static_cast<SegmentId>(shared_.size()); }
+    int64_t shared_pages(SegmentId shared) const { return pages_for(num_tokens_of(shared_[shared])); }
+    int64_t largest_own_pages(const Request& request) const {  // nobody reads the K/V of the last token
+        return pages_for(int64_t{request.prompt_length} - request.own.begin + request.max_output_tokens - 1);
+    }
 
-    Prompts prompts_;
-    Segments shared_;  // the forest, less what was detached
-    std::vector<int32_t> max_output_tokens_;
-    std::vector<int32_t> expected_output_tokens_;
     const int32_t page_size_;
     const int32_t max_batch_tokens_;
-    const bool learns_lengths_;
+    const int32_t max_running_requests_;
+    const GroupOrder group_order_;
 
     std::vector<RequestId> order_;
     std::vector<std::pair<RequestId, std::string>> refused_;
-
-    std::vector<Request> requests_;                // [num_requests]
-    std::vector<StoredSegment> segments_;          // [num_shared + num_requests]
-    std::vector<int32_t> num_unfinished_readers_;  // [num_shared]
-    std::vector<int32_t> num_cached_tokens_;       // [num_requests]
+    std::vector<Request> requests_;      // [num_requests]
+    std::vector<SharedSegment> shared_;  // parents precede children
 
     PageAllocator pages_;
-    int64_t num_pinned_pages_ = 0;
-    LengthEstimator lengths_;
+    int64_t num_pinned_pages_ = 0;  // borrowed ones counted once
+
+    std::vector<GroupLengths> lengths_;  // [0] is the job's; the others of pinned segments
+    std::vector<int32_t> unused_lengths_;
 
     size_t next_in_order_ = 0;             // the first request in order_ that never started
     std::vector<RequestId> running_;       // oldest first

@@ -1,5 +1,6 @@
 // BatchPlanner::audit(): what must hold after every next_batch() and commit(), from first principles.
 #include <algorithm>
+#include <set>
 #include <stdexcept>
 
 #include "planner/batch_planner.h"
@@ -20,42 +21,61 @@ void BatchPlanner::audit() const {
     audit_counts();
 }
 
-// Every page a segment lists is its own, no page is listed twice, and what is stored fits.
+// Every page a segment lists is its own or its source's, no page is listed twice, and what is stored fits.
 void BatchPlanner::audit_pages() const {
     pages_.audit();
     int64_t num_used = 0, num_pinned = 0;
     std::vector<bool> listed(pages_.num_pages(), false);
-    for (SegmentId s = 0; s < static_cast<SegmentId>(segments_.size()); ++s) {
-        const StoredSegment& stored = segments_[s];
-        const std::string name = "segment " + std::to_string(s) + ": ";
-        for (const PageId page : stored.pages) {
-            expect(!listed[page] && pages_.owner(page) == s, name + "owns the pages it lists");
+    const auto expect_owner = [&](SegmentId segment, const StoredSegment& kv) {
+        for (const PageId page : kv.pages) {
+            expect(!listed[page] && pages_.owner(page) == segment,
+                   "segment " + std::to_string(segment) + ": owns the pages it lists");
             listed[page] = true;
         }
-        const auto num_pages = static_cast<int64_t>(stored.pages.size());
-        num_used += num_pages;
-        expect(stored.batch_id == kNone, name + "has no number outside next_batch");
-        if (!is_shared(s)) continue;
+        num_used += static_cast<int64_t>(kv.pages.size());
+    };
+    for (SegmentId s = 0; s < num_shared(); ++s) {
+        const SharedSegment& shared = shared_[s];
+        const auto num_pages = static_cast<int64_t>(shared.kv.pages.size());
+        const std::string name = "segment " + std::to_string(s) + ": ";
+        expect(shared.kv.batch_id == kNone, name + "has no number outside next_batch");
+        if (num_pages == 0) continue;
+        expect(num_pages == shared_pages(s), name + "is pinned at full size");
+        expect(shared.kv.num_stored <= num_tokens_of(shared), name + "stores no more than it has");
+        if (shared.borrows) {
+            const SharedSegment& source = shared_[shared.source];
+            expect(source.kv.begin == shared.kv.begin && source.end >= shared.end &&
+                       std::equal(shared.kv.pages.begin(), shared.kv.pages.end(), source.kv.pages.begin()),
+                   name + "reads the first pages of its source");
+            const TokenId* own = requests_[shared.owner_request].prompt;
+            expect(std::equal(own, own + shared.end, requests_[source.owner_request].prompt),
+                   name + "has the tokens of its source");
+            continue;
+        }
+        expect_owner(s, shared.kv);
         num_pinned += num_pages;
-        expect(num_pages == 0 || num_pages == shared_pages(s), name + "is pinned at full size");
-        expect(num_pages == 0 || stored.num_stored <= shared_.num_tokens(s), name + "stores no more than it has");
+    }
+    expect(num_pinned == num_pinned_pages_, "pinned pages are those of shared segments");
+    for (RequestId request = 0; request < num_requests(); ++request) {
+        expect_owner(own_segment(request), requests_[request].own);
+        expect(requests_[request].own.batch_id == kNone, "an own segment has no number outside next_batch");
     }
     expect(num_used == pages_.num_used(), "used pages are those that segments list");
-    expect(num_pinned == num_pinned_pages_, "pinned pages are those of shared segments");
 
     int64_t largest_own = 0;
     for (RequestId request = 0; request < num_requests(); ++request) {
         const Status status = requests_[request].status;
-        const StoredSegment& own = segments_[own_segment(request)];
+        const StoredSegment& own = requests_[request].own;
         const std::string name = "request " + std::to_string(request) + ": ";
         if (status != Status::kPrefill && status != Status::kDecode) {
             expect(own.pages.empty(), name + "holds pages only while it runs");
-            if (status == Status::kPreempted) largest_own = std::max(largest_own, largest_own_pages(request));
+            if (status == Status::kPreempted)
+                largest_own = std::max(largest_own, largest_own_pages(requests_[request]));
             continue;
         }
-        largest_own = std::max(largest_own, largest_own_pages(request));
+        largest_own = std::max(largest_own, largest_own_pages(requests_[request]));
         const auto num_pages = static_cast<int64_t>(own.pages.size());
-        expect(num_pages <= largest_own_pages(request), name + "grows no larger than planned");
+        expect(num_pages <= largest_own_pages(requests_[request]), name + "grows no larger than planned");
         const int64_t pending = num_tokens(request) - own.begin - own.num_stored;
         if (status == Status::kPrefill) {
             expect(pending >= 1, name + "is prefilled until nothing is pending");
@@ -97,14 +117,13 @@ void BatchPlanner::audit_queues() const {
     expect(std::count_if(requests_.begin(), requests_.end(), is_live) == static_cast<int64_t>(started.size()),
            "every started, unfinished request runs or is preempted");
 
-    std::vector<bool> queued(segments_.size(), false);
+    std::set<SegmentId> queued;
     for (size_t i = 0; i < prefill_queue_.size(); ++i) {
         const SegmentId segment = prefill_queue_[i];
-        const StoredSegment& stored = segments_[segment];
-        expect(!queued[segment] && !stored.pages.empty(), "the prefill queue holds segments with pages, once");
-        queued[segment] = true;
-        if (i > 0) expect(stored.num_stored == 0, "only the front of the prefill queue is half computed");
-        expect(stored.begin + stored.num_stored < segment_end(segment), "the prefill queue has work");
+        const StoredSegment& kv = stored(segment);
+        expect(queued.insert(segment).second && !kv.pages.empty(), "the prefill queue holds segments with pages, once");
+        if (i > 0) expect(kv.num_stored == 0, "only the front of the prefill queue is half computed");
+        expect(kv.begin + kv.num_stored < segment_end(segment), "the prefill queue has work");
         if (is_shared(segment)) continue;
         expect(i + 1 == prefill_queue_.size() && running_.back() == reader_of_own(segment) &&
                    requests_[running_.back()].status == Status::kPrefill,
@@ -112,44 +131,47 @@ void BatchPlanner::audit_queues() const {
     }
     for (const RequestId request : running_) {
         if (requests_[request].status == Status::kPrefill) {
-            expect(queued[own_segment(request)], "a request in prefill is queued");
+            expect(queued.contains(own_segment(request)), "a request in prefill is queued");
         }
     }
-    for (SegmentId s = 0; s < shared_.num_segments(); ++s) {
+    for (SegmentId s = 0; s < num_shared(); ++s) {
         if (!is_pinned(s)) continue;
-        const bool complete = segments_[s].num_stored == shared_.num_tokens(s);
-        expect(complete != queued[s], "a pinned segment is complete or queued");
+        const bool complete = shared_[s].kv.num_stored == num_tokens_of(shared_[s]);
+        expect(complete != queued.contains(s), "a pinned segment is complete or queued");
     }
 }
 
 void BatchPlanner::audit_counts() const {
-    std::vector<int32_t> num_unfinished(shared_.num_segments(), 0);
-    std::vector<bool> has_started(shared_.num_segments(), false);
+    std::vector<int32_t> num_holders(num_shared(), 0);
+    std::vector<bool> has_started(num_shared(), false);
     int64_t num_finished = 0, num_output_tokens = 0, num_cached = 0;
     int64_t num_first_computed = 0, num_prompt_tokens_started = 0;
-    for (RequestId request = 0; request < num_requests(); ++request) {
-        const Request& state = requests_[request];
-        const bool finished = state.status == Status::kFinished;
-        const bool started = finished || (state.status != Status::kWaiting && state.status != Status::kRefused);
+    for (RequestId id = 0; id < num_requests(); ++id) {
+        const Request& request = requests_[id];
+        const bool finished = request.status == Status::kFinished;
+        const bool started = finished || (request.status != Status::kWaiting && request.status != Status::kRefused);
         num_finished += finished;
-        num_output_tokens += static_cast<int64_t>(state.output.size());
-        num_cached += num_cached_tokens_[request];
-        expect(static_cast<int32_t>(state.output.size()) <= max_output_tokens_[request], "outputs keep their bound");
-        if (started) num_prompt_tokens_started += prompts_.prompt_length(request);
-        if (started) num_first_computed += prompts_.prompt_length(request) - shared_.covered_tokens(request);
-        for (SegmentId s = segments_[own_segment(request)].parent; s != kNone; s = segments_[s].parent) {
-            num_unfinished[s] += !finished;
+        num_output_tokens += static_cast<int64_t>(request.output.size());
+        num_cached += request.num_cached_tokens;
+        expect(static_cast<int32_t>(request.output.size()) <= request.max_output_tokens, "outputs keep their bound");
+        expect(started || request.num_cached_tokens == 0, "nothing is cached for a request before it starts");
+        if (started) num_prompt_tokens_started += request.prompt_length;
+        if (started) num_first_computed += request.prompt_length - request.own.begin;
+        for (SegmentId s = request.own.parent; s != kNone; s = shared_[s].kv.parent) {
+            num_holders[s] += !finished;
             if (started) has_started[s] = true;
         }
     }
-    for (SegmentId s = 0; s < shared_.num_segments(); ++s) {
+    for (SegmentId s = num_shared() - 1; s >= 0; --s) {  // a source comes before those that borrow from it
         const std::string name = "segment " + std::to_string(s) + ": ";
-        expect(num_unfinished[s] == num_unfinished_readers_[s], name + "counts its unfinished readers");
-        expect(is_pinned(s) == (has_started[s] && num_unfinished[s] > 0),
+        expect(num_holders[s] == shared_[s].num_holders, name + "counts its unfinished readers and its borrowers");
+        expect(is_pinned(s) == (has_started[s] && num_holders[s] > 0),
                name + "is pinned from its first reader's start to its last reader's end");
-        if (has_started[s]) num_first_computed += shared_.num_tokens(s);
+        if (is_pinned(s) && shared_[s].borrows) ++num_holders[shared_[s].source];
+        if (has_started[s] && !shared_[s].borrows) num_first_computed += num_tokens_of(shared_[s]);
     }
     expect(num_cached == num_prompt_tokens_started - num_first_computed, "cached tokens are those not computed");
+    expect(num_cached == stats_.cached_prompt_tokens, "cached tokens are counted");
     expect(num_finished == stats_.finished, "finished requests are counted");
     expect(num_output_tokens == stats_.output_tokens, "output tokens are counted");
     const PlannerStats counted = stats();

@@ -1,9 +1,9 @@
-// BatchPlanner's constructor: what is decided once for a job, before any batch.
+// How requests come to a BatchPlanner: what is decided once for them, before any batch.
 #include <algorithm>
 #include <stdexcept>
+#include <utility>
 
 #include "planner/batch_planner.h"
-#include "planner/group_order.h"
 #include "planner/job_checks.h"
 
 namespace batchllm {
@@ -17,69 +17,127 @@ int32_t positive(int32_t value, const char* name) {
 
 }  // namespace
 
-BatchPlanner::BatchPlanner(const Prompts& prompts, Segments segments, std::vector<int32_t> max_output_tokens,
-                           std::vector<int32_t> expected_output_tokens, const PlannerOptions& options)
-    : prompts_(prompts),
-      shared_(std::move(segments)),
-      max_output_tokens_(std::move(max_output_tokens)),
-      expected_output_tokens_(std::move(expected_output_tokens)),
-      page_size_(positive(options.page_size, "page_size")),
+BatchPlanner::BatchPlanner(const PlannerOptions& options)
+    : page_size_(positive(options.page_size, "page_size")),
       max_batch_tokens_(positive(options.max_batch_tokens, "max_batch_tokens")),
-      learns_lengths_(expected_output_tokens_.empty()),
-      pages_(positive(options.num_pages, "num_pages")) {
-    if (learns_lengths_) expected_output_tokens_ = max_output_tokens_;
-    check_job(prompts_, shared_, max_output_tokens_, expected_output_tokens_);
-    for (RequestId request = 0; request < prompts_.num_requests(); ++request) {
-        expected_output_tokens_[request] = std::min(expected_output_tokens_[request], max_output_tokens_[request]);
-    }
-    requests_.resize(prompts_.num_requests());
-    num_cached_tokens_.assign(prompts_.num_requests(), 0);
-    refuse_or_detach();
+      max_running_requests_(positive(options.max_running_requests, "max_running_requests")),
+      group_order_(options.order),
+      pages_(positive(options.num_pages, "num_pages")),
+      lengths_{{{}, kNone}} {}
 
-    std::vector<int32_t> own_tokens(num_requests());
-    for (RequestId request = 0; request < num_requests(); ++request) {
-        own_tokens[request] = prompts_.prompt_length(request) - shared_.covered_tokens(request);
-    }
-    order_ = group_order(shared_, own_tokens, expected_output_tokens_);
-    std::erase_if(order_, [&](RequestId request) { return requests_[request].status == Status::kRefused; });
+RequestId BatchPlanner::add_requests(const Prompts& prompts, Segments segments,
+                                     std::span<const int32_t> max_output_tokens,
+                                     std::span<const int32_t> expected_output_tokens, double reader_cost) {
+    const RequestId first_request = num_requests();
+    check_job(prompts, segments, max_output_tokens, expected_output_tokens);
+    const auto first_segment = num_shared();
+    BorrowedSegments borrowed = borrow(prompts, std::move(segments), reader_cost);
+    Segments& forest = borrowed.segments;
+    const std::vector<bool> refused = detach_or_refuse(prompts, forest, max_output_tokens);
 
-    num_unfinished_readers_ = shared_.num_readers();
-    segments_.reserve(shared_.num_segments() + num_requests());
-    for (SegmentId segment = 0; segment < shared_.num_segments(); ++segment) {
-        segments_.push_back({.parent = shared_.parent()[segment], .begin = shared_.token_begin()[segment]});
+    std::vector<int32_t> own_tokens(prompts.num_requests());
+    std::vector<int32_t> expected(prompts.num_requests());
+    for (RequestId request = 0; request < prompts.num_requests(); ++request) {
+        own_tokens[request] = prompts.prompt_length(request) - forest.covered_tokens(request);
+        const int32_t guess = expected_output_tokens.empty() ? 0 : expected_output_tokens[request];
+        expected[request] = guess == 0 ? max_output_tokens[request] : std::min(guess, max_output_tokens[request]);
     }
-    for (RequestId request = 0; request < num_requests(); ++request) {
-        segments_.push_back({.parent = shared_.request_segment()[request], .begin = shared_.covered_tokens(request)});
+    order_.reserve(order_.size() + prompts.num_requests());
+    for (const RequestId request : group_order(forest, own_tokens, expected, group_order_)) {
+        if (refused[request]) continue;
+        order_.push_back(first_request + request);
+        stats_.prompt_tokens += prompts.prompt_length(request);
     }
-    stats_.num_requests = num_requests();
-    for (const RequestId request : order_) stats_.prompt_tokens += prompts_.prompt_length(request);
+    stats_.num_requests += prompts.num_requests();
+
+    shared_.reserve(shared_.size() + forest.num_segments());
+    for (SegmentId segment = 0; segment < forest.num_segments(); ++segment) {
+        const SegmentId parent = forest.parent()[segment];
+        shared_.push_back({
+            .kv = {.parent = parent == kNone ? kNone : first_segment + parent, .begin = forest.token_begin()[segment]},
+            .end = forest.token_end()[segment],
+            .owner_request = first_request + forest.owner_request()[segment],
+            .num_holders = forest.num_readers()[segment],
+            .source = borrowed.source[segment],
+        });
+    }
+    requests_.reserve(requests_.size() + prompts.num_requests());
+    for (RequestId request = 0; request < prompts.num_requests(); ++request) {
+        const bool known = !expected_output_tokens.empty() && expected_output_tokens[request] > 0;
+        const SegmentId parent = forest.request_segment()[request];
+        requests_.push_back({
+            .prompt = prompts.row_data(request),
+            .prompt_length = prompts.prompt_length(request),
+            .max_output_tokens = max_output_tokens[request],
+            .expected_output_tokens = known ? expected[request] : 0,
+            .status = refused[request] ? Status::kRefused : Status::kWaiting,
+            .own = {.parent = parent == kNone ? kNone : first_segment + parent,
+                    .begin = forest.covered_tokens(request)},
+        });
+    }
+    forgo_sources_that_do_not_fit(first_request);
+    return first_request;
 }
 
-int64_t BatchPlanner::own_pages(RequestId request, int64_t num_output_tokens) const {
-    const int64_t own_prompt = prompts_.prompt_length(request) - shared_.covered_tokens(request);
-    return pages_for(own_prompt + num_output_tokens - 1);  // nobody reads the K/V of the last token
+// By local number: requests that can never fit. Those that fit only in one piece are detached from their chains.
+std::vector<bool> BatchPlanner::detach_or_refuse(const Prompts& prompts, Segments& segments,
+                                                 std::span<const int32_t> max_output_tokens) {
+    std::vector<bool> refused(prompts.num_requests(), false);
+    std::vector<int64_t> chain_pages(segments.num_segments());
+    for (SegmentId s = 0; s < segments.num_segments(); ++s) {
+        const SegmentId parent = segments.parent()[s];
+        chain_pages[s] = pages_for(segments.num_tokens(s)) + (parent == kNone ? 0 : chain_pages[parent]);
+    }
+    for (RequestId request = 0; request < prompts.num_requests(); ++request) {
+        const int64_t num_tokens = int64_t{prompts.prompt_length(request)} + max_output_tokens[request] - 1;
+        const SegmentId segment = segments.request_segment()[request];
+        const int64_t own_pages = pages_for(num_tokens - segments.covered_tokens(request));
+        if (own_pages + (segment == kNone ? 0 : chain_pages[segment]) <= pages_.num_pages()) continue;
+        segments.detach(request);  // in one piece it rounds up to whole pages only once
+        if (pages_for(num_tokens) <= pages_.num_pages()) continue;
+        refused[request] = true;
+        const RequestId id = num_requests() + request;
+        refused_.emplace_back(id, "request " + std::to_string(id) + " needs " + std::to_string(pages_for(num_tokens)) +
+                                      " KV pages of " + std::to_string(page_size_) + " tokens (prompt " +
+                                      std::to_string(prompts.prompt_length(request)) + " + max_output_tokens " +
+                                      std::to_string(max_output_tokens[request]) + "), the pool has " +
+                                      std::to_string(pages_.num_pages()));
+    }
+    return refused;
 }
 
-void BatchPlanner::refuse_or_detach() {
-    std::vector<int64_t> chain_pages(shared_.num_segments());
-    for (SegmentId s = 0; s < shared_.num_segments(); ++s) {
-        const SegmentId parent = shared_.parent()[s];
-        chain_pages[s] = shared_pages(s) + (parent == kNone ? 0 : chain_pages[parent]);
+BorrowedSegments BatchPlanner::borrow(const Prompts& prompts, Segments segments, double reader_cost) const {
+    std::vector<LiveSegment> live;
+    for (SegmentId s = 0; s < num_shared(); ++s) {
+        const SharedSegment& shared = shared_[s];
+        if (shared.num_holders == 0) continue;
+        live.push_back({s, shared.kv.parent, shared.kv.begin, shared.end, requests_[shared.owner_request].prompt});
     }
-    for (RequestId request = 0; request < num_requests(); ++request) {
-        const SegmentId segment = shared_.request_segment()[request];
-        const int64_t needed = largest_own_pages(request) + (segment == kNone ? 0 : chain_pages[segment]);
+    if (live.empty()) {
+        std::vector<SegmentId> no_source(segments.num_segments(), kNone);
+        return {std::move(segments), std::move(no_source)};
+    }
+    return borrow_from(live, prompts, segments, reader_cost);
+}
+
+// A borrowed segment holds its whole source. Where the chain of a request would not fit the pool with all of its
+// sources, none of the chain borrows.
+void BatchPlanner::forgo_sources_that_do_not_fit(RequestId first_request) {
+    for (RequestId id = first_request; id < num_requests(); ++id) {
+        const Request& request = requests_[id];
+        int64_t needed = largest_own_pages(request);
+        for (SegmentId s = request.own.parent; s != kNone; s = shared_[s].kv.parent) {
+            needed += held_pages(s);
+        }
         if (needed <= pages_.num_pages()) continue;
-        shared_.detach(request);  // in one piece it rounds up to whole pages only once
-        const int64_t needed_alone = largest_own_pages(request);
-        if (needed_alone <= pages_.num_pages()) continue;
-        requests_[request].status = Status::kRefused;
-        refused_.emplace_back(request, "request " + std::to_string(request) + " needs " + std::to_string(needed_alone) +
-                                           " KV pages of " + std::to_string(page_size_) + " tokens (prompt " +
-                                           std::to_string(prompts_.prompt_length(request)) + " + max_output_tokens " +
-                                           std::to_string(max_output_tokens_[request]) + "), the pool has " +
-                                           std::to_string(pages_.num_pages()));
+        for (SegmentId s = request.own.parent; s != kNone; s = shared_[s].kv.parent) shared_[s].source = kNone;
     }
+}
+
+// Pages that stay while a segment is pinned, whether it borrows or not.
+int64_t BatchPlanner::held_pages(SegmentId shared) const {
+    while (shared_[shared].source != kNone) shared = shared_[shared].source;  // the last one is the longest
+    return shared_pages(shared);
 }
 
 }  // namespace batchllm

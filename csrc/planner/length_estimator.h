@@ -1,45 +1,66 @@
-// How long outputs will be, where only a bound is known.
+// How long outputs will be, learned while a job runs.
 //
-// Learns a quantile of (output tokens / max_output_tokens) over all requests that finished. It decides only when
-// requests are admitted: a bad guess costs waiting or a preemption, never an answer. The first to finish are the
-// short ones, so nothing is believed before kMinFinished of them.
+// One LengthEstimator describes one population of requests: a group, or the whole job. It counts, for every bin of
+// lengths, how many outputs came that far and how many ended there. Their quotient is the hazard, and the product of
+// (1 - hazard) the survival curve S (Kaplan & Meier 1958). So outputs that still run count for what they have shown,
+// and the short ones, which finish first, do not mislead. What nobody has reached is not believed to end.
+//
+// An estimate is the length that kQuantile of the outputs that came as far do not exceed. It decides only when
+// requests are admitted: a bad one costs waiting or a preemption, never an answer. There is no sample to take
+// beforehand: requests start in depth-first order, so the first subtrees, each run whole, are the sample.
 #pragma once
 
 #include <array>
 #include <cstdint>
 
+#include "planner/length_bins.h"
+
 namespace batchllm {
 
 class LengthEstimator {
  public:
-    void observe(int32_t output_tokens, int32_t max_output_tokens) {
-        const int64_t bin = (int64_t{output_tokens} * kNumBins - 1) / max_output_tokens;
-        ++count_[bin];
-        ++num_finished_;
-        quantile_bin_ = find_quantile();
+    // Whether an output that grew to `length` is news: only then reach() need be called.
+    static bool is_news(int32_t length) { return LengthBins::first(LengthBins::bin(length)) == length; }
+
+    void reach(int32_t length) {  // an output has this many tokens, the first of their bin
+        ++reached_[LengthBins::bin(length)];
+        stale_ = true;
+    }
+    void end(int32_t length) {  // an output ended here by itself, not at its bound
+        ++ended_[LengthBins::bin(length)];
+        ++num_ended_;
+        stale_ = true;
     }
 
-    // `initial` until enough requests have finished; then at least 1 and at most max_output_tokens.
-    int32_t expected(int32_t max_output_tokens, int32_t initial) const {
-        if (num_finished_ < kMinFinished) return initial;
-        return static_cast<int32_t>((int64_t{max_output_tokens} * (quantile_bin_ + 1) + kNumBins - 1) / kNumBins);
+    int64_t num_ended() const { return num_ended_; }
+
+    // The final length of an output that has `length` tokens by now; INT32_MAX where none is known to end.
+    int32_t expected(int32_t length) {
+        if (stale_) refresh();
+        return expected_[LengthBins::bin(length)];
     }
 
  private:
-    static constexpr int kNumBins = 64;
-    static constexpr int64_t kMinFinished = 32;
     static constexpr double kQuantile = 0.8;
 
-    int find_quantile() const {
-        int bin = 0;
-        int64_t below = count_[0];
-        while (static_cast<double>(below) < kQuantile * static_cast<double>(num_finished_)) below += count_[++bin];
-        return bin;
+    void refresh() {
+        std::array<double, LengthBins::kNumBins + 1> survival;  // to the first length of each bin
+        survival[0] = 1.0;
+        for (int bin = 0; bin < LengthBins::kNumBins; ++bin) {
+            survival[bin + 1] = survival[bin] * (1.0 - ended_[bin] / (reached_[bin] + 1.0));  // + 1: never certain
+        }
+        int last = 0;
+        for (int bin = 0; bin < LengthBins::kNumBins; ++bin) {
+            while (last < LengthBins::kNumBins && survival[last + 1] > (1.0 - kQuantile) * survival[bin]) ++last;
+            expected_[bin] = last < LengthBins::kNumBins ? LengthBins::last(last) : INT32_MAX;
+        }
+        stale_ = false;
     }
 
-    std::array<int64_t, kNumBins> count_{};  // bin b: ratios in (b / kNumBins, (b + 1) / kNumBins]
-    int64_t num_finished_ = 0;
-    int quantile_bin_ = 0;
+    std::array<int32_t, LengthBins::kNumBins> reached_{}, ended_{};
+    std::array<int32_t, LengthBins::kNumBins> expected_;  // by bin of the length so far
+    int64_t num_ended_ = 0;
+    bool stale_ = true;
 };
 
 }  // namespace batchllm

@@ -166,7 +166,7 @@ def check_end(planner: ext.BatchPlanner, result: Replay) -> None:
     for request, output in result.outputs.items():
         assert planner.output_tokens(request).tolist() == output
     num_rows = sum(batch.num_tokens for batch in result.batches)
-    num_first_computed = stats["prompt_tokens"] - planner.num_cached_tokens.sum()
+    num_first_computed = stats["prompt_tokens"] - stats["cached_prompt_tokens"]
     num_decoded = stats["output_tokens"] - stats["finished"]  # the last token of a request is never an input
     assert num_rows == num_first_computed + num_decoded + stats["recomputed_tokens"]
     assert stats["steps"] == len(result.batches)

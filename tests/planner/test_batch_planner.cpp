@@ -93,8 +93,8 @@ TEST_CASE("every request of every job gets the answer it gets alone") {
                                         .page_size = random.between(1, 3),
                                         .max_batch_tokens = random.between(1, 12)};
         const auto levels = std::vector{SharingLevels::kNone, SharingLevels::kSingle, SharingLevels::kAny}[i % 3];
-        BatchPlanner planner(prompts, choose_segments(PrefixTrie(job.prompts(1)), levels), max_output, expected,
-                             options);
+        BatchPlanner planner(options);
+        planner.add_requests(prompts, choose_segments(PrefixTrie(job.prompts(1)), levels), max_output, expected);
         run_and_check(planner, job, max_output, options);
         num_preemptions += planner.stats().preemptions;
         num_refused += static_cast<int64_t>(planner.refused().size());
@@ -109,7 +109,8 @@ TEST_CASE("a segment without readers is never computed") {
     job.add({1, 2, 4});
     const Segments segments({kNone, 0}, {0, 1}, {1, 2}, {0, 0}, {0, kNone});
     const PlannerOptions options = {.num_pages = 8, .page_size = 1, .max_batch_tokens = 16};
-    BatchPlanner planner(job.prompts(), segments, {1, 1}, {}, options);
+    BatchPlanner planner(options);
+    planner.add_requests(job.prompts(), segments, std::vector{1, 1});
     run_and_check(planner, job, {1, 1}, options);
     CHECK(planner.stats().computed_prompt_tokens == 6);
 }

@@ -90,7 +90,7 @@ def test_preemption_is_exercised_by_small_pools() -> None:
         stats = planner.stats
         num_preemptions += stats["preemptions"]
         assert (stats["recomputed_tokens"] > 0) == (stats["preemptions"] > 0)
-        first_time = stats["prompt_tokens"] - planner.num_cached_tokens.sum()
+        first_time = stats["prompt_tokens"] - stats["cached_prompt_tokens"]
         assert stats["computed_prompt_tokens"] - stats["recomputed_prompt_tokens"] == first_time
     assert num_preemptions > 50
 
@@ -121,7 +121,7 @@ def test_a_shared_segment_is_computed_once(levels: int | None, max_batch_tokens:
         assert stats["preemptions"] == 0
         assert stats["prompt_tokens"] == segments.prompt_tokens
         assert stats["computed_prompt_tokens"] == segments.prompt_tokens - segments.saved_tokens
-        assert planner.num_cached_tokens.sum() == segments.saved_tokens
+        assert stats["cached_prompt_tokens"] == segments.saved_tokens
         if levels is None:  # and so is every prefix, but for the last token of each prompt
             inner = {tuple(p[:end]) for p in prompts for end in range(1, len(p))}
             ends = [tuple(p) for p in prompts]
@@ -134,7 +134,7 @@ def test_a_prefix_is_charged_to_the_first_reader_that_starts() -> None:
     planner = make_planner(prompts, [1, 1, 9], 100)
     replay(planner, prompts, page_size=16)
     assert planner.order.tolist() == [2, 0, 1]  # most to decode first
-    assert planner.num_cached_tokens.tolist() == [4, 4, 0]
+    assert [planner.num_cached_tokens(request) for request in range(3)] == [4, 4, 0]
 
 
 def contexts_in_step(result: Replay, step: int) -> list[tuple[list[int], int]]:
@@ -191,21 +191,25 @@ def test_admission_waits_for_expected_growth_only() -> None:
     assert running_after_start(1) == 4  # 2 pages each; 11 + nothing pinned still fits
 
 
-def lengths_learned(is_finished: Callable[[int, int], bool]) -> tuple[int, int]:
-    """Most requests that ran at once, early and late in a job that knows only a bound of 60 tokens."""
+def run_without_known_lengths(is_finished: Callable[[int, int], bool]) -> tuple[list[int], int]:
+    """Requests in each step, and preemptions, of a job that knows only a bound of 60 tokens: 61 pages of 200 each."""
     prompts = [[request, request] for request in range(300)]
     planner = make_planner(prompts, [60] * 300, 200, page_size=1)
     result = replay(planner, prompts, page_size=1, is_finished=is_finished, audit=False)
-    widths = [len(batch.logit_rows) for batch in result.batches]
-    return max(widths[:10]), max(widths)
+    return [len(batch.logit_rows) for batch in result.batches], planner.stats["preemptions"]
 
 
 def test_output_lengths_are_learned() -> None:
-    early, late = lengths_learned(lambda request, num_output_tokens: num_output_tokens == 6)
-    assert early == 3  # 61 pages each in a pool of 200
-    assert late > 15
-    early, late = lengths_learned(never)
-    assert early == late == 3
+    widths, _ = run_without_known_lengths(lambda request, num_output_tokens: num_output_tokens == 6)
+    assert max(widths[:5]) == 3
+    assert max(widths) > 15
+
+
+def test_outputs_that_run_to_their_bound_teach_nothing() -> None:
+    widths, preemptions = run_without_known_lengths(never)
+    assert widths[0] == 3
+    assert max(widths) <= 200 // 30  # a staggered start holds half as much a request, at best
+    assert preemptions == 0
 
 
 def test_the_same_job_gives_the_same_plan() -> None:
@@ -224,7 +228,7 @@ def test_a_request_that_fits_only_without_its_chain_runs_alone() -> None:
     planner = make_planner(prompts, [4, 1], 3, page_size=4)
     assert planner.refused == []
     replay(planner, prompts, page_size=4)
-    assert planner.num_cached_tokens.tolist() == [0, 0]
+    assert [planner.num_cached_tokens(request) for request in range(2)] == [0, 0]
     assert planner.stats["peak_pages"] <= 3
 
 
@@ -314,7 +318,9 @@ def test_output_tokens_of_no_request_is_an_index_error() -> None:
         ({"max_output_tokens": [1, 0]}, r"max_output_tokens\[1\]: expected at least 1, got 0"),
         ({"max_output_tokens": [2**31 - 1, 1]}, r"max_output_tokens\[0\]: prompt and output together exceed"),
         ({"expected_output_tokens": [1]}, "expected_output_tokens: expected 2 entries, as max_output_tokens has"),
-        ({"expected_output_tokens": [1, -4]}, r"expected_output_tokens\[1\]: expected at least 1, got -4"),
+        ({"expected_output_tokens": [1, -4]}, r"expected_output_tokens\[1\]: expected at least 0, got -4"),
+        ({"order": "lpm"}, 'order: expected "decode_first", "arrival" or "blend", got "lpm"'),
+        ({"max_running_requests": 0}, "max_running_requests: expected at least 1, got 0"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, object], message: str) -> None:

@@ -1,27 +1,78 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <random>
+#include <vector>
+
+#include "planner/length_bins.h"
 #include "planner/length_estimator.h"
 
 using namespace batchllm;
 
-TEST_CASE("nothing is believed before enough requests have finished") {
-    LengthEstimator lengths;
-    for (int i = 0; i < 31; ++i) lengths.observe(1, 100);
-    CHECK(lengths.expected(100, 77) == 77);
-    lengths.observe(1, 100);
-    CHECK(lengths.expected(100, 77) == 2);  // the first of 64 bins, rounded up
+namespace {
+
+// Outputs that all grow one token a step, from the same step on, for `num_steps` steps.
+LengthEstimator watch(const std::vector<int32_t>& lengths, int32_t num_steps) {
+    LengthEstimator outputs;
+    for (int32_t length = 1; length <= num_steps; ++length) {
+        for (const int32_t last : lengths) {
+            if (last >= length && LengthEstimator::is_news(length)) outputs.reach(length);
+            if (last == length) outputs.end(length);
+        }
+    }
+    return outputs;
 }
 
-TEST_CASE("requests that all run to their bound are expected to") {
-    LengthEstimator lengths;
-    for (int i = 0; i < 100; ++i) lengths.observe(1 + i % 3, 1 + i % 3);
-    for (const int32_t max_output : {1, 7, 64, 1'000'000'000}) CHECK(lengths.expected(max_output, 5) == max_output);
+}  // namespace
+
+TEST_CASE("bins cover every length once, and are at most an eighth of it wide") {
+    CHECK(LengthBins::first(0) == 0);
+    for (int bin = 0; bin + 1 < LengthBins::kNumBins; ++bin) {
+        const int32_t first = LengthBins::first(bin), last = LengthBins::last(bin);
+        CHECK(last + 1 == LengthBins::first(bin + 1));
+        CHECK(LengthBins::bin(first) == bin);
+        CHECK(LengthBins::bin(last) == bin);
+        CHECK(last - first <= first / 8);
+    }
+    CHECK(LengthBins::bin(INT32_MAX) == LengthBins::kNumBins - 1);
+    CHECK(LengthBins::last(LengthBins::kNumBins - 1) == INT32_MAX);
 }
 
-TEST_CASE("four of five requests stay within the expectation") {
-    LengthEstimator lengths;
-    for (int32_t tokens = 1; tokens <= 1000; ++tokens) lengths.observe(tokens, 2000);
-    CHECK(lengths.expected(2000, 2000) >= 800);
-    CHECK(lengths.expected(2000, 2000) <= 800 + 2000 / 64);
-    CHECK(lengths.expected(1, 1) == 1);
+TEST_CASE("nothing is believed to end before something did") {
+    LengthEstimator outputs;
+    CHECK(outputs.expected(0) == INT32_MAX);
+    outputs = watch(std::vector<int32_t>(100, 1000), 999);
+    CHECK(outputs.num_ended() == 0);
+    CHECK(outputs.expected(0) == INT32_MAX);
+}
+
+TEST_CASE("four of five outputs stay within the estimate") {
+    std::vector<int32_t> lengths;
+    for (int32_t length = 1; length <= 1000; ++length) lengths.push_back(length);
+    LengthEstimator outputs = watch(lengths, 1000);
+    CHECK(outputs.expected(0) >= 800);
+    CHECK(outputs.expected(0) <= 900);
+    CHECK(outputs.expected(500) >= 900);  // of those that came to 500
+    CHECK(outputs.expected(500) <= 960);
+    CHECK(outputs.expected(5000) == INT32_MAX);  // nobody came that far
+}
+
+TEST_CASE("the short ones, which finish first, do not mislead") {
+    // Half of the outputs end at 10 tokens, half at 500. After 50 steps only the short ones have finished.
+    std::vector<int32_t> lengths(200, 10);
+    std::fill_n(lengths.begin(), 100, 500);
+    LengthEstimator outputs = watch(lengths, 50);
+    CHECK(outputs.num_ended() == 100);
+    CHECK(outputs.expected(0) == INT32_MAX);
+    CHECK(outputs.expected(20) == INT32_MAX);
+    outputs = watch(lengths, 500);
+    CHECK(outputs.expected(0) >= 500);
+    CHECK(outputs.expected(0) <= 560);
+}
+
+TEST_CASE("one output is no certainty") {
+    LengthEstimator outputs = watch({5}, 5);
+    CHECK(outputs.expected(0) == INT32_MAX);
+    outputs = watch(std::vector<int32_t>(50, 5), 5);
+    CHECK(outputs.expected(0) == 5);
 }

@@ -1,0 +1,72 @@
+// The most pages that the own parts of running requests will hold at any time to come, if each ends when expected.
+//
+//   pages |        /|          A request holds the pages of its prompt, takes one more every page_size steps and
+//         |   /|  / |          gives all back at its end. The peak of the sum is what must fit, and it is far below
+//         |  / | /  |__        the sum of the peaks where lengths differ.
+//         | /  |/      |
+//         +------------------ steps from now, in LengthBins: a request counts as long as the longest of its bin
+//
+// Never below the truth for ends as expected: requests decode in every step, and the one in prefill (there is at
+// most one) is given the steps of its prefill on top.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
+#include "planner/length_bins.h"
+
+namespace batchllm {
+
+class KvForecast {
+ public:
+    explicit KvForecast(int32_t page_size) : page_size_(page_size) {}
+
+    // A request that holds `num_pages` with `num_tokens` in them and ends after `num_steps` more, one token each.
+    void add(int64_t num_pages, int64_t num_tokens, int32_t num_steps) {
+        change(num_pages, num_tokens, num_steps, 1);
+        Load& load = loads_[LengthBins::bin(num_steps)];
+        load.num_steps = std::max(load.num_steps, num_steps);
+        last_bin_ = std::max(last_bin_, LengthBins::bin(num_steps));
+    }
+    void remove(int64_t num_pages, int64_t num_tokens, int32_t num_steps) {
+        change(-num_pages, -num_tokens, num_steps, -1);
+    }
+
+    int64_t peak_pages() const {
+        int64_t peak = 0;
+        Load running{};  // requests that end in this bin or a later one
+        for (int bin = last_bin_; bin >= 0; --bin) {
+            running.num_requests += loads_[bin].num_requests;
+            running.num_pages += loads_[bin].num_pages;
+            running.num_tokens += loads_[bin].num_tokens;
+            const int64_t steps = loads_[bin].num_steps;
+            // Two bounds on sum ceil((tokens + steps) / page_size): growth rounded up, or the whole rounded up.
+            const int64_t by_growth =
+                running.num_pages + running.num_requests * ((steps + page_size_ - 1) / page_size_);
+            const int64_t by_tokens =
+                (running.num_tokens + running.num_requests * (steps + page_size_ - 1)) / page_size_;
+            peak = std::max(peak, std::min(by_growth, by_tokens));
+        }
+        return peak;
+    }
+
+ private:
+    struct Load {
+        int64_t num_requests, num_pages, num_tokens;
+        int32_t num_steps;  // of the longest
+    };
+
+    void change(int64_t num_pages, int64_t num_tokens, int32_t num_steps, int64_t num_requests) {
+        Load& load = loads_[LengthBins::bin(num_steps)];
+        load.num_requests += num_requests;
+        load.num_pages += num_pages;
+        load.num_tokens += num_tokens;
+    }
+
+    int64_t page_size_;
+    std::array<Load, LengthBins::kNumBins> loads_{};
+    int last_bin_ = 0;
+};
+
+}  // namespace batchllm
