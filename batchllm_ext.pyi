@@ -241,9 +241,9 @@ class BatchPlanner:
 
     @property
     def stats(self) -> dict[str, int]:
-        """num_requests, prompt_tokens, cached_prompt_tokens, computed_prompt_tokens, recomputed_prompt_tokens,
-        recomputed_tokens (with generated ones), output_tokens, steps, preemptions, num_pages, used_pages, peak_pages, running, waiting,
-        finished.
+        """num_requests, prompt_tokens, cached_prompt_tokens, borrowed_prompt_tokens (of segments of added requests),
+        computed_prompt_tokens, recomputed_prompt_tokens, recomputed_tokens (with generated ones), output_tokens,
+        steps, preemptions, num_pages, used_pages, peak_pages, running, waiting, finished.
         """
 
     def next_batch(self) -> TokenBatch | None:

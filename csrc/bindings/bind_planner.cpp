@@ -202,6 +202,7 @@ py::dict stats_dict(const BatchPlanner& planner) {
     dict["num_requests"] = stats.num_requests;
     dict["prompt_tokens"] = stats.prompt_tokens;
     dict["cached_prompt_tokens"] = stats.cached_prompt_tokens;
+    dict["borrowed_prompt_tokens"] = stats.borrowed_prompt_tokens;
     dict["computed_prompt_tokens"] = stats.computed_prompt_tokens;
     dict["recomputed_prompt_tokens"] = stats.recomputed_prompt_tokens;
     dict["recomputed_tokens"] = stats.recomputed_tokens;

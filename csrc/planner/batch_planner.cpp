@@ -164,6 +164,7 @@ void BatchPlanner::pin(SegmentId shared) {
         segment.kv.num_stored = num_tokens_of(segment);  // by the time it is read: the source is queued before it
         segment.borrows = true;
         ++source.num_holders;
+        stats_.borrowed_prompt_tokens += num_tokens_of(segment);
         return;
     }
     pages_.allocate(shared, shared_pages(shared), segment.kv.pages);

@@ -68,6 +68,7 @@ struct PlannerStats {
     int64_t num_requests = 0;              // scheduled or refused
     int64_t prompt_tokens = 0;             // of scheduled requests
     int64_t cached_prompt_tokens = 0;      // num_cached_tokens of all requests that started
+    int64_t borrowed_prompt_tokens = 0;    // of segments of added requests that took older ones' pages, each once
     int64_t computed_prompt_tokens = 0;    // recomputation included
     int64_t recomputed_prompt_tokens = 0;  // of them, after preemptions
     int64_t recomputed_tokens = 0;         // prompt and generated

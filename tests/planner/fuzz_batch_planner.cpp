@@ -1,0 +1,255 @@
+#include "fuzz_batch_planner.h"
+
+#include <algorithm>
+#include <deque>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "planner/batch_planner.h"
+#include "planner/choose_segments.h"
+#include "planner/prefix_trie.h"
+#include "random_job.h"
+
+namespace batchllm::testing {
+
+namespace {
+
+void expect(bool holds, const std::string& law) {
+    if (!holds) throw std::logic_error("fuzz_batch_planner: " + law);
+}
+
+// Small numbers out of bytes; the lowest once the bytes are used up.
+class Decisions {
+ public:
+    explicit Decisions(std::span<const uint8_t> bytes) : bytes_(bytes) {}
+
+    int32_t between(int32_t low, int32_t high) {
+        if (next_ == bytes_.size()) return low;
+        return low + bytes_[next_++] % (high - low + 1);
+    }
+
+ private:
+    std::span<const uint8_t> bytes_;
+    size_t next_ = 0;
+};
+
+TokenId next_token(const std::vector<TokenId>& context) {
+    uint32_t hash = 1;
+    for (const TokenId token : context) hash = hash * 31 + static_cast<uint32_t>(token);
+    return static_cast<TokenId>(hash % 1000);
+}
+
+struct FuzzRequest {
+    std::vector<TokenId> context;  // prompt and what was generated
+    int32_t prompt_length;
+    int32_t max_output_tokens;
+    int32_t ends_at;              // by itself, in output tokens; beyond the bound: never
+    int32_t next_own = -1;        // position of its next own row
+    int32_t largest_own_end = 0;  // one past the last own position ever computed
+    int32_t own_begin = -1;
+    int32_t num_restarts = 0;
+    bool finished = false;
+};
+
+class Fuzz {
+ public:
+    explicit Fuzz(std::span<const uint8_t> bytes)
+        : decide_(bytes),
+          options_{.num_pages = decide_.between(4, 32),
+                   .page_size = decide_.between(1, 3),
+                   .max_batch_tokens = decide_.between(1, 12),
+                   .max_running_requests = decide_.between(0, 3) == 0 ? decide_.between(1, 4) : 1000,
+                   .order = static_cast<GroupOrder>(decide_.between(0, 2))},
+          planner_(options_) {}
+
+    FuzzCounts run() {
+        add();
+        int64_t num_rows = 0, max_steps = 0;
+        int32_t arrivals_left = decide_.between(0, 3);
+        while (true) {
+            auto batch = planner_.next_batch();
+            planner_.audit();
+            if (arrivals_left > 0 && (!batch || decide_.between(0, 3) == 0)) {
+                --arrivals_left;
+                ++counts_.arrivals;
+                add();  // also while a batch is in flight
+                planner_.audit();
+                if (!batch) continue;
+            }
+            if (!batch) break;
+            num_rows += batch->num_tokens();
+            step(*batch);
+            planner_.audit();
+            max_steps = steps_allowed();
+            expect(planner_.stats().steps <= max_steps, "no deadlock, no starvation");
+        }
+        check_end(num_rows);
+        return counts_;
+    }
+
+ private:
+    void add() {
+        Job& job = jobs_.emplace_back();
+        const int32_t num_prompts = decide_.between(1, 10);
+        std::vector<int32_t> max_output, expected;
+        const int32_t knowledge = decide_.between(0, 2);  // nothing, something, of every request
+        for (int32_t i = 0; i < num_prompts; ++i) {
+            FuzzRequest request;
+            if (!requests_.empty() && decide_.between(0, 9) < 7) {  // the head of an earlier one, of any wave
+                const FuzzRequest& other = requests_[decide_.between(0, static_cast<int32_t>(requests_.size()) - 1)];
+                request.context.assign(other.context.begin(),
+                                       other.context.begin() + decide_.between(0, other.prompt_length));
+            }
+            for (int32_t more = decide_.between(0, 7); more > 0; --more)
+                request.context.push_back(decide_.between(0, 2));
+            if (request.context.empty()) request.context.push_back(1);
+            request.prompt_length = static_cast<int32_t>(request.context.size());
+            request.max_output_tokens = decide_.between(1, 8);
+            request.ends_at = decide_.between(1, 16);
+            job.add(request.context);
+            max_output.push_back(request.max_output_tokens);
+            expected.push_back(knowledge == 2 ? decide_.between(1, 8) : decide_.between(0, 4));
+            requests_.push_back(request);
+        }
+        if (knowledge == 0) expected.clear();
+        const auto levels = static_cast<SharingLevels>(decide_.between(0, 2));
+        const double reader_cost = decide_.between(0, 2);
+        const RequestId first =
+            planner_.add_requests(job.prompts(), choose_segments(PrefixTrie(job.prompts(1), 1), levels, reader_cost),
+                                  max_output, expected, reader_cost);
+        expect(first + num_prompts == static_cast<RequestId>(requests_.size()), "ids follow those there are");
+        slots_.resize(int64_t{options_.num_pages} * options_.page_size);
+    }
+
+    // Each step computes a row, and rows are bounded: prompts and outputs, once more for every preemption, of which
+    // there is at most one a step and request that runs.
+    int64_t steps_allowed() const {
+        int64_t num_tokens = 0;
+        for (const FuzzRequest& request : requests_) num_tokens += request.prompt_length + request.max_output_tokens;
+        return num_tokens * (static_cast<int64_t>(requests_.size()) + 1);
+    }
+
+    void step(const TokenBatch& batch) {
+        expect(batch.num_tokens() >= 1 && batch.num_tokens() <= options_.max_batch_tokens, "a batch keeps its budget");
+        for (int32_t row = 0; row < batch.num_tokens(); ++row) {
+            slots_[batch.slots[row]] = {batch.token_ids[row], batch.positions[row]};
+        }
+        std::vector<TokenId> sampled;
+        std::vector<uint8_t> finished;
+        for (int32_t span = 0; span < batch.num_spans(); ++span) {
+            const std::vector<TokenId> context = context_of(batch, span);
+            const size_t logit = sampled.size();
+            if (logit == batch.logit_rows.size() || batch.logit_rows[logit] != batch.span_indptr[span + 1] - 1)
+                continue;
+            FuzzRequest& request = requests_[batch.logit_request_ids[logit]];
+            expect(context == request.context, "a request reads its own context");
+            expect(!request.finished, "a request that finished does not run");
+            sampled.push_back(next_token(context));
+            request.context.push_back(sampled.back());
+            const auto num_output = static_cast<int32_t>(request.context.size()) - request.prompt_length;
+            finished.push_back(num_output == request.ends_at);
+        }
+        expect(sampled.size() == batch.logit_rows.size(), "logit rows are last rows of spans, in their order");
+        check_own_rows(batch);
+        for (const RequestId id : planner_.commit(sampled, finished)) {
+            FuzzRequest& request = requests_[id];
+            const auto num_output = static_cast<int32_t>(request.context.size()) - request.prompt_length;
+            expect(!request.finished && num_output == std::min(request.ends_at, request.max_output_tokens),
+                   "a request finishes once, when it ends");
+            request.finished = true;
+        }
+    }
+
+    // What a span's last row sees, read from the slots that this batch and earlier ones wrote.
+    std::vector<TokenId> context_of(const TokenBatch& batch, int32_t span) const {
+        std::vector<TokenId> context;
+        for (int32_t link = batch.link_indptr[span]; link < batch.link_indptr[span + 1]; ++link) {
+            const int32_t segment = batch.link_segment[link];
+            expect(batch.segment_begin[segment] == static_cast<int32_t>(context.size()), "chains have no gaps");
+            for (int32_t i = 0; i < batch.segment_num_tokens[segment]; ++i) {
+                const PageId page = batch.segment_page_ids[batch.segment_page_indptr[segment] + i / options_.page_size];
+                const StoredToken& stored = slots_.at(int64_t{page} * options_.page_size + i % options_.page_size);
+                expect(stored.position == static_cast<int32_t>(context.size()), "K/V of another position");
+                context.push_back(stored.token);
+            }
+        }
+        return context;
+    }
+
+    // Own rows of a request go on where they stopped. They begin anew only after a preemption, from the first one, and
+    // the work that was lost is done again once: nothing is recomputed that the preemption did not take.
+    void check_own_rows(const TokenBatch& batch) {
+        size_t logit = 0;
+        for (int32_t span = 0; span < batch.num_spans(); ++span) {
+            if (logit == batch.logit_rows.size() || batch.logit_rows[logit] != batch.span_indptr[span + 1] - 1)
+                continue;
+            FuzzRequest& request = requests_[batch.logit_request_ids[logit++]];
+            const int32_t own = batch.link_segment[batch.link_indptr[span + 1] - 1];
+            const int32_t end = batch.span_begin[span] + batch.span_indptr[span + 1] - batch.span_indptr[span];
+            if (request.own_begin < 0) request.own_begin = batch.segment_begin[own];
+            expect(batch.segment_begin[own] == request.own_begin, "an own part begins where it began");
+            // The span that samples ends the own part; it goes on by one token, or is the last chunk of a prefill.
+            const bool goes_on = request.next_own == batch.span_begin[span] && end == request.next_own + 1;
+            if (!goes_on && request.next_own >= 0) ++request.num_restarts;
+            request.next_own = end;
+        }
+    }
+
+    void check_end(int64_t num_rows) {
+        const PlannerStats stats = planner_.stats();
+        expect(stats.used_pages == 0 && stats.running == 0 && stats.waiting == 0, "every page returns");
+        expect(stats.peak_pages <= options_.num_pages, "the pool is never exceeded");
+        int64_t num_restarts = 0;
+        std::vector<bool> refused(requests_.size(), false);
+        for (const auto& [id, why] : planner_.refused()) refused[id] = true;
+        for (size_t id = 0; id < requests_.size(); ++id) {
+            const FuzzRequest& request = requests_[id];
+            expect(request.finished != refused[id], "every request finishes, or was refused");
+            const int32_t longest = request.prompt_length + request.max_output_tokens - 1;
+            const int32_t pages = (longest + options_.page_size - 1) / options_.page_size;
+            expect(refused[id] == (pages > options_.num_pages), "refused are those that do not fit alone");
+            const std::vector<TokenId> output(request.context.begin() + request.prompt_length, request.context.end());
+            expect(planner_.output_tokens(static_cast<RequestId>(id)) == output, "outputs are kept");
+            num_restarts += request.num_restarts;
+        }
+        expect(num_restarts <= stats.preemptions, "work is done again once for a preemption");
+        const int64_t num_decoded = stats.output_tokens - stats.finished;  // the last token is never an input
+        expect(num_rows == stats.prompt_tokens - stats.cached_prompt_tokens + num_decoded + stats.recomputed_tokens,
+               "a shared segment is computed once");
+        counts_.requests = static_cast<int64_t>(requests_.size());
+        counts_.refused = static_cast<int64_t>(planner_.refused().size());
+        counts_.preemptions = stats.preemptions;
+        counts_.borrowed_tokens = stats.borrowed_prompt_tokens;
+    }
+
+    struct StoredToken {
+        TokenId token = -1;
+        int32_t position = -1;
+    };
+
+    Decisions decide_;
+    const PlannerOptions options_;
+    BatchPlanner planner_;
+    std::deque<Job> jobs_;  // the planner reads their prompts
+    std::vector<FuzzRequest> requests_;
+    std::vector<StoredToken> slots_;
+    FuzzCounts counts_;
+};
+
+}  // namespace
+
+void FuzzCounts::operator+=(const FuzzCounts& other) {
+    requests += other.requests;
+    refused += other.refused;
+    preemptions += other.preemptions;
+    arrivals += other.arrivals;
+    borrowed_tokens += other.borrowed_tokens;
+}
+
+FuzzCounts fuzz_batch_planner(std::span<const uint8_t> bytes) {
+    return Fuzz(bytes).run();
+}
+
+}  // namespace batchllm::testing

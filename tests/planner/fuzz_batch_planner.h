@@ -1,0 +1,26 @@
+// One body for two uses: bytes decide a job, its pool, its arrivals and its ends; then everything BatchPlanner
+// promises is checked while it runs. test_batch_planner.cpp feeds it random bytes for a fixed number of jobs; built
+// with -fsanitize=fuzzer, LLVMFuzzerTestOneInput can call it as it stands. A broken promise throws.
+//
+//   never deadlocks, never starves     the job ends within a bound of steps, every request is answered once
+//   never exceeds the pool             audit() after every call; the peak
+//   every page returns                 none is used at the end
+//   preempted work is recomputed once  own rows go on where they stopped, or begin anew once for a preemption
+//   a shared segment is computed once  rows computed = prompts less what is cached + decodes + what preemption cost
+//   answers depend on nothing else     each is what its request gets alone, from the K/V that its rows can see
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+namespace batchllm::testing {
+
+struct FuzzCounts {  // what a run met, so that a test can tell that its bytes are worth something
+    int64_t requests = 0, refused = 0, preemptions = 0, arrivals = 0, borrowed_tokens = 0;
+
+    void operator+=(const FuzzCounts& other);
+};
+
+FuzzCounts fuzz_batch_planner(std::span<const uint8_t> bytes);
+
+}  // namespace batchllm::testing
