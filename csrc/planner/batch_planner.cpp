@@ -9,6 +9,7 @@ namespace batchllm {
 std::optional<TokenBatch> BatchPlanner::next_batch() {
     if (in_flight_) throw std::logic_error("next_batch: the previous batch has not been committed");
     TokenBatch batch;
+    batch.reserve(last_size_);
     schedule_decodes(batch);
     schedule_prefills(batch);
     for (const SegmentId segment : numbered_segments_) stored(segment).batch_id = kNone;
@@ -17,6 +18,7 @@ std::optional<TokenBatch> BatchPlanner::next_batch() {
         assert(running_.empty() && preempted_.empty() && next_in_order_ == order_.size());
         return std::nullopt;
     }
+    last_size_ = batch.size();
     awaited_ = batch.logit_request_ids;
     in_flight_ = true;
     ++stats_.steps;
@@ -66,6 +68,7 @@ void BatchPlanner::schedule_prefills(TokenBatch& batch) {
     while (batch.num_tokens() < max_batch_tokens_) {
         if (prefill_queue_.empty()) {
             if (preempted_.empty() && next_in_order_ == order_.size()) return;
+            if (static_cast<int64_t>(running_.size()) >= max_running_requests_) return;
             if (!demand) demand = demand_of_running();
             if (!try_admit_next(*demand)) return;
         }
@@ -107,7 +110,6 @@ int32_t BatchPlanner::expected_output(const Request& request) {
 }
 
 bool BatchPlanner::try_admit_next(Demand& demand) {
-    if (static_cast<int64_t>(running_.size()) >= max_running_requests_) return false;
     const bool returns = !preempted_.empty();
     const RequestId id = returns ? preempted_.back() : order_[next_in_order_];
     Request& request = requests_[id];

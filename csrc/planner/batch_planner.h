@@ -225,6 +225,7 @@ class BatchPlanner {
 
     bool in_flight_ = false;
     std::vector<RequestId> awaited_;            // logit_request_ids of the batch in flight
+    TokenBatch::Size last_size_{};              // of the batch before
     std::vector<SegmentId> numbered_segments_;  // those with a batch_id
     std::vector<SegmentId> chain_;              // scratch
 

@@ -12,6 +12,7 @@
 // segment, positions [segment_begin, min(segment_begin + segment_num_tokens, p + 1)).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -20,6 +21,25 @@
 namespace batchllm {
 
 struct TokenBatch {
+    struct Size {
+        size_t tokens, logits, spans, links, segments, pages;
+    };
+    Size size() const {
+        return {token_ids.size(),    logit_rows.size(),    span_begin.size(),
+                link_segment.size(), segment_begin.size(), segment_page_ids.size()};
+    }
+    void reserve(const Size& size) {  // a batch is about as large as the one before
+        for (auto* of_tokens : {&token_ids, &positions}) of_tokens->reserve(size.tokens);
+        slots.reserve(size.tokens);
+        for (auto* of_logits : {&logit_rows, &logit_request_ids}) of_logits->reserve(size.logits);
+        for (auto* of_spans : {&span_indptr, &span_begin, &link_indptr}) of_spans->reserve(size.spans + 1);
+        link_segment.reserve(size.links);
+        for (auto* of_segments : {&segment_page_indptr, &segment_begin, &segment_num_tokens}) {
+            of_segments->reserve(size.segments + 1);
+        }
+        segment_page_ids.reserve(size.pages);
+    }
+
     int32_t num_tokens() const { return static_cast<int32_t>(token_ids.size()); }
     int32_t num_spans() const { return static_cast<int32_t>(span_begin.size()); }
     int32_t num_segments() const { return static_cast<int32_t>(segment_begin.size()); }
