@@ -1,11 +1,11 @@
-# make demo | test | check | format | clean. Everything happens in .venv, models/, out/ and build/.
+# make demo | test | check | format | sanitize | fuzz | clean. Everything happens in .venv, models/, out/ and build/.
 PYTHON ?= python3
 BIN    := .venv/bin
 MODEL  := models/smollm2-135m-instruct
 JOB    := examples/documents.jsonl
 SOURCES := $(shell find csrc batchllm -type f) setup.py pyproject.toml CMakeLists.txt batchllm_ext.pyi
 
-.PHONY: help demo test test-cpp test-python check format clean
+.PHONY: help demo test test-cpp test-python sanitize fuzz check format clean
 
 help:
 	@sed -n 1p Makefile
@@ -38,14 +38,33 @@ build/doctest/usr/include/doctest/doctest.h:
 DOCTEST := $(firstword $(wildcard /usr/include/doctest/doctest.h /usr/local/include/doctest/doctest.h) \
              build/doctest/usr/include/doctest/doctest.h)
 
+CMAKE_TESTS = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DBATCHLLM_PYTHON=OFF \
+  -DBATCHLLM_TESTS=ON -DDOCTEST_INCLUDE_DIR=$(abspath $(dir $(DOCTEST))..)
+
 test-cpp: .venv/installed $(DOCTEST)
-	$(BIN)/cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DBATCHLLM_PYTHON=OFF \
-	  -DBATCHLLM_TESTS=ON -DBATCHLLM_WERROR=ON -DDOCTEST_INCLUDE_DIR=$(abspath $(dir $(DOCTEST))..) > build/cpp.log
+	$(CMAKE_TESTS) -B build/cpp -DBATCHLLM_WERROR=ON > build/cpp.log
 	$(BIN)/cmake --build build/cpp
 	$(BIN)/ctest --test-dir build/cpp --output-on-failure
 
 test-python: .venv/installed $(MODEL)/config.json
 	$(BIN)/python -m pytest
+
+# The C++ tests again with assertions: under the address and undefined behaviour sanitizers, and the planner's under the
+# thread sanitizer (libgomp, which the attention kernels use, is not built for that one).
+SANITIZED = -DBATCHLLM_CUDA=OFF -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG='-O1 -g'
+
+sanitize: .venv/installed $(DOCTEST)
+	$(CMAKE_TESTS) -B build/asan $(SANITIZED) -DBATCHLLM_SANITIZE=address,undefined > build/asan.log
+	$(BIN)/cmake --build build/asan
+	$(BIN)/ctest --test-dir build/asan --output-on-failure
+	$(CMAKE_TESTS) -B build/tsan $(SANITIZED) -DBATCHLLM_SANITIZE=thread > build/tsan.log
+	$(BIN)/cmake --build build/tsan --target test_planner
+	build/tsan/tests/test_planner
+
+# Random jobs against the planner's promises, for as long as FUZZ_SECONDS says; a failure names its seed.
+FUZZ_SECONDS ?= 60
+fuzz: test-cpp
+	BATCHLLM_FUZZ_SECONDS=$(FUZZ_SECONDS) build/cpp/tests/test_planner -tc='*as long as one likes*'
 
 CPP_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 

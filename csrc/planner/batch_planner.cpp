@@ -89,24 +89,28 @@ BatchPlanner::Demand BatchPlanner::demand_of_running() {
         const Request& request = requests_[id];
         demand.largest_own = std::max(demand.largest_own, largest_own_pages(request));
         demand.forecast.add(static_cast<int64_t>(request.own.pages.size()), request.own.num_stored,
-                            expected_steps(request, request.own.num_stored));
+                            expected_steps(id, request.own.num_stored));
     }
     return demand;
 }
 
 // How many more tokens a request's own part is expected to store beyond `num_own_tokens`.
-int32_t BatchPlanner::expected_steps(const Request& request, int32_t num_own_tokens) {
-    const int32_t last = request.prompt_length - request.own.begin + expected_output(request) - 1;
+int32_t BatchPlanner::expected_steps(RequestId id, int32_t num_own_tokens) {
+    const Request& request = requests_[id];
+    const int32_t last = request.prompt_length - request.own.begin + expected_output(id) - 1;
     return std::max(last - num_own_tokens, 0);
 }
 
-int32_t BatchPlanner::expected_output(const Request& request) {
+int32_t BatchPlanner::expected_output(RequestId id) {
+    const Request& request = requests_[id];
     if (request.expected_output_tokens > 0) return request.expected_output_tokens;
     constexpr int64_t kEnoughEnded = 32;  // to believe the group alone; else the one around it, at last the job
-    int32_t id = request.lengths_id;
-    while (lengths_[id].outputs.num_ended() < kEnoughEnded && lengths_[id].parent != kNone) id = lengths_[id].parent;
+    int32_t group = request.lengths_id;
+    while (lengths_[group].outputs.num_ended() < kEnoughEnded && lengths_[group].parent != kNone) {
+        group = lengths_[group].parent;
+    }
     const auto num_output_tokens = static_cast<int32_t>(request.output.size());
-    return std::min(lengths_[id].outputs.expected(num_output_tokens), request.max_output_tokens);
+    return std::min(lengths_[group].outputs.expected(id, num_output_tokens), request.max_output_tokens);
 }
 
 bool BatchPlanner::try_admit_next(Demand& demand) {
@@ -130,7 +134,7 @@ bool BatchPlanner::try_admit_next(Demand& demand) {
     const bool may = num_pinned_pages_ + pinned_pages + largest_own <= pages_.num_pages();
     const int32_t decoding = static_cast<int32_t>(std::min<int64_t>(running_.size(), max_batch_tokens_ - 1));
     const int32_t prefill_steps = (pinned_tokens + own_tokens) / (max_batch_tokens_ - decoding);
-    const int32_t steps = expected_steps(request, own_tokens) + prefill_steps;
+    const int32_t steps = expected_steps(id, own_tokens) + prefill_steps;
     demand.forecast.add(own_pages, own_tokens, steps);
     if (running_.empty()) {
         assert(may);

@@ -176,8 +176,8 @@ class BatchPlanner {
     void append_span(TokenBatch& batch, SegmentId segment, int32_t count);
     int32_t batch_segment(TokenBatch& batch, SegmentId segment);
     int32_t open_lengths(SegmentId shared);
-    int32_t expected_output(const Request& request);
-    int32_t expected_steps(const Request& request, int32_t num_own_tokens);
+    int32_t expected_output(RequestId id);
+    int32_t expected_steps(RequestId id, int32_t num_own_tokens);
     void finish(RequestId request, bool by_itself);
 
     void audit_pages() const;

@@ -5,14 +5,22 @@
 // (1 - hazard) the survival curve S (Kaplan & Meier 1958). So outputs that still run count for what they have shown,
 // and the short ones, which finish first, do not mislead. What nobody has reached is not believed to end.
 //
-// An estimate is the length that kQuantile of the outputs that came as far do not exceed. It decides only when
-// requests are admitted: a bad one costs waiting or a preemption, never an answer. There is no sample to take
-// beforehand: requests start in depth-first order, so the first subtrees, each run whole, are the sample.
+// What matters is the sum over the requests that run. So they are dealt over the quantiles of their population, evenly,
+// instead of all standing at one: together they end as the population does. kLeastQuantile leaves out the shortest
+// tenth: on log-normal lengths (sigma 1) in tight pools that took recomputed tokens from 4.9 % to 0.02 % for 3 % more
+// steps; all at quantile 0.8 took 59 % more.
+//
+// An estimate decides only when requests are admitted: a bad one costs waiting or a preemption, never an answer. No
+// sample is taken beforehand: requests start in depth-first order, so the first subtrees, each run whole, are the
+// sample.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 
+#include "planner/ids.h"
 #include "planner/length_bins.h"
 
 namespace batchllm {
@@ -34,31 +42,36 @@ class LengthEstimator {
 
     int64_t num_ended() const { return num_ended_; }
 
-    // The final length of an output that has `length` tokens by now; INT32_MAX where none is known to end.
-    int32_t expected(int32_t length) {
+    // The final length of request `id`, whose output has `length` tokens by now: what its quantile of the outputs that
+    // came as far do not exceed. INT32_MAX where too few are known to end.
+    int32_t expected(RequestId id, int32_t length) {
         if (stale_) refresh();
-        return expected_[LengthBins::bin(length)];
+        const int bin = LengthBins::bin(length);
+        const double survive = (1.0 - quantile_of(id)) * survival_[bin];
+        const auto first = survival_.begin() + bin + 1;
+        const auto last = std::partition_point(first, survival_.end(), [&](double s) { return s > survive; });
+        return last == survival_.end() ? INT32_MAX : LengthBins::last(static_cast<int>(last - survival_.begin()) - 1);
     }
 
  private:
-    static constexpr double kQuantile = 0.8;
+    static constexpr double kLeastQuantile = 0.1;
+
+    static double quantile_of(RequestId id) {  // multiples of the golden ratio fill [0, 1) evenly, in any order of ids
+        const double turns = 0.6180339887498949 * id;
+        return kLeastQuantile + (1.0 - kLeastQuantile) * (turns - std::floor(turns));
+    }
 
     void refresh() {
-        std::array<double, LengthBins::kNumBins + 1> survival;  // to the first length of each bin
-        survival[0] = 1.0;
+        survival_[0] = 1.0;
         for (int bin = 0; bin < LengthBins::kNumBins; ++bin) {
-            survival[bin + 1] = survival[bin] * (1.0 - ended_[bin] / (reached_[bin] + 1.0));  // + 1: never certain
-        }
-        int last = 0;
-        for (int bin = 0; bin < LengthBins::kNumBins; ++bin) {
-            while (last < LengthBins::kNumBins && survival[last + 1] > (1.0 - kQuantile) * survival[bin]) ++last;
-            expected_[bin] = last < LengthBins::kNumBins ? LengthBins::last(last) : INT32_MAX;
+            survival_[bin + 1] = survival_[bin] * (1.0 - ended_[bin] / (reached_[bin] + 1.0));  // + 1: never certain
         }
         stale_ = false;
     }
 
     std::array<int32_t, LengthBins::kNumBins> reached_{}, ended_{};
-    std::array<int32_t, LengthBins::kNumBins> expected_;  // by bin of the length so far
+    std::array<double, LengthBins::kNumBins + 1>
+        survival_;  // [bin]: share of the outputs that come to its first length
     int64_t num_ended_ = 0;
     bool stale_ = true;
 };

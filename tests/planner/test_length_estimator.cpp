@@ -40,21 +40,29 @@ TEST_CASE("bins cover every length once, and are at most an eighth of it wide") 
 
 TEST_CASE("nothing is believed to end before something did") {
     LengthEstimator outputs;
-    CHECK(outputs.expected(0) == INT32_MAX);
+    CHECK(outputs.expected(7, 0) == INT32_MAX);
     outputs = watch(std::vector<int32_t>(100, 1000), 999);
     CHECK(outputs.num_ended() == 0);
-    CHECK(outputs.expected(0) == INT32_MAX);
+    CHECK(outputs.expected(7, 0) == INT32_MAX);
 }
 
-TEST_CASE("four of five outputs stay within the estimate") {
+TEST_CASE("requests are expected to end together as the population does") {
     std::vector<int32_t> lengths;
     for (int32_t length = 1; length <= 1000; ++length) lengths.push_back(length);
     LengthEstimator outputs = watch(lengths, 1000);
-    CHECK(outputs.expected(0) >= 800);
-    CHECK(outputs.expected(0) <= 900);
-    CHECK(outputs.expected(500) >= 900);  // of those that came to 500
-    CHECK(outputs.expected(500) <= 960);
-    CHECK(outputs.expected(5000) == INT32_MAX);  // nobody came that far
+    for (const int32_t length : {0, 500}) {  // from the start, and of those that came to 500
+        for (const int32_t stride : {1, 16}) {
+            std::vector<int32_t> expected;
+            for (RequestId id = 0; id < 1000; ++id) expected.push_back(outputs.expected(id * stride, length));
+            std::sort(expected.begin(), expected.end());
+            for (const double share : {0.0, 0.3, 0.5, 0.8}) {
+                const double truth = length + (1000 - length) * (0.1 + 0.9 * share);  // less the shortest tenth
+                CHECK(expected[static_cast<size_t>(1000 * share)] >= 0.98 * truth);
+                CHECK(expected[static_cast<size_t>(1000 * share)] <= 1.15 * truth + 1);  // a bin more
+            }
+        }
+    }
+    CHECK(outputs.expected(7, 5000) == INT32_MAX);  // nobody came that far
 }
 
 TEST_CASE("the short ones, which finish first, do not mislead") {
@@ -63,16 +71,23 @@ TEST_CASE("the short ones, which finish first, do not mislead") {
     std::fill_n(lengths.begin(), 100, 500);
     LengthEstimator outputs = watch(lengths, 50);
     CHECK(outputs.num_ended() == 100);
-    CHECK(outputs.expected(0) == INT32_MAX);
-    CHECK(outputs.expected(20) == INT32_MAX);
+    const auto count_unknown = [&](int32_t length) {
+        int32_t count = 0;
+        for (RequestId id = 0; id < 1000; ++id) count += outputs.expected(id, length) == INT32_MAX;
+        return count;
+    };
+    CHECK(count_unknown(0) > 500);
+    CHECK(count_unknown(0) < 600);
+    CHECK(count_unknown(20) == 1000);
     outputs = watch(lengths, 500);
-    CHECK(outputs.expected(0) >= 500);
-    CHECK(outputs.expected(0) <= 560);
+    CHECK(count_unknown(0) < 20);
+    CHECK(outputs.expected(7, 20) >= 500);
+    CHECK(outputs.expected(7, 20) <= 560);
 }
 
 TEST_CASE("one output is no certainty") {
     LengthEstimator outputs = watch({5}, 5);
-    CHECK(outputs.expected(0) == INT32_MAX);
-    outputs = watch(std::vector<int32_t>(50, 5), 5);
-    CHECK(outputs.expected(0) == 5);
+    int32_t num_unknown = 0;
+    for (RequestId id = 0; id < 1000; ++id) num_unknown += outputs.expected(id, 0) == INT32_MAX;
+    CHECK(num_unknown > 500);
 }
