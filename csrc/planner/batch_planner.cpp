@@ -253,6 +253,10 @@ void BatchPlanner::append_span(TokenBatch& batch, SegmentId segment, int32_t cou
 // The batch's number for a segment. A segment has at most one span in a batch, before the spans of its readers, so
 // num_stored is final when it is first named.
 int32_t BatchPlanner::batch_segment(TokenBatch& batch, SegmentId segment) {
+    while (is_shared(segment) && shared_[segment].borrows &&
+           shared_[shared_[segment].source].end == segment_end(segment)) {
+        segment = shared_[segment].source;  // all of it: one segment for the readers of both
+    }
     StoredSegment& kv = stored(segment);
     if (kv.batch_id != kNone) return kv.batch_id;
     kv.batch_id = batch.num_segments();

@@ -7,6 +7,7 @@
 //   segments  the batch's own numbering of those segments and the pages that hold their K/V
 //             segment s = positions [segment_begin[s], segment_begin[s] + segment_num_tokens[s]),
 //             in pages segment_page_ids[segment_page_indptr[s] .. segment_page_indptr[s + 1])
+//             (a segment that borrows part of another lists the other's first pages)
 //
 // All K/V of the batch is written (slots) before any row attends. A row at position p then sees, in every linked
 // segment, positions [segment_begin, min(segment_begin + segment_num_tokens, p + 1)).

@@ -6,6 +6,7 @@ read exactly its own context: token i of the prompt and of what was generated so
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -38,6 +39,20 @@ def make_planner(
         segments = ext.choose_segments(ext.PrefixTrie(tokens, indptr, drop_last=1), levels)
     max_output = np.array(max_output_tokens, np.int32)
     return ext.BatchPlanner(tokens, indptr, segments, max_output_tokens=max_output, num_pages=num_pages, **options)
+
+
+def add_requests(
+    planner: ext.BatchPlanner,
+    prompts: Sequence[Sequence[int]],
+    max_output_tokens: Sequence[int],
+    *,
+    levels: int | None = None,
+    reader_cost: float = 0.0,
+) -> int:
+    tokens, indptr = ragged(prompts)
+    segments = ext.choose_segments(ext.PrefixTrie(tokens, indptr, drop_last=1), levels)
+    max_output = np.array(max_output_tokens, np.int32)
+    return planner.add_requests(tokens, indptr, segments, max_output_tokens=max_output, reader_cost=reader_cost)
 
 
 def next_token(request: int, context: Sequence[int]) -> int:
@@ -107,11 +122,14 @@ def replay(
     is_finished: Callable[[int, int], bool] = never,
     max_batch_tokens: int | None = None,
     audit: bool = True,
+    in_flight: Callable[[int], None] = lambda step: None,
 ) -> Replay:
-    """Runs the job to its end and checks every batch; is_finished(request, num_output_tokens) ends requests early."""
+    """Runs the job to its end and checks every batch; is_finished(request, num_output_tokens) ends requests early.
+    in_flight(step) runs between next_batch and commit, and may add requests (to `prompts`, too)."""
     store = TokenStore(planner.stats["num_pages"], page_size)
-    result = Replay(outputs={request: [] for request in planner.order.tolist()})
+    result = Replay(outputs=defaultdict(list))
     while (batch := planner.next_batch()) is not None:
+        in_flight(len(result.batches))
         if audit:
             planner.audit()
         result.batches.append(batch)
@@ -155,7 +173,11 @@ def check_shape_of(batch: ext.TokenBatch, page_size: int, max_batch_tokens: int 
         assert len(set(links)) == len(links)
     num_pages = np.diff(batch.segment_page_indptr)
     assert np.array_equal(num_pages, -(-batch.segment_num_tokens // page_size)), "pages beyond the tokens"
-    assert len(set(batch.segment_page_ids.tolist())) == len(batch.segment_page_ids), "a page has one owner"
+    places: dict[int, tuple[int, int]] = {}  # of a page: where its segment begins, and which of its pages it is
+    for segment, begin in enumerate(batch.segment_begin.tolist()):
+        pages = batch.segment_page_ids[batch.segment_page_indptr[segment] : batch.segment_page_indptr[segment + 1]]
+        for index, page in enumerate(pages.tolist()):
+            assert places.setdefault(page, (begin, index)) == (begin, index), "a page has one owner"
 
 
 def check_end(planner: ext.BatchPlanner, result: Replay) -> None:
