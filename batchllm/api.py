@@ -255,13 +255,16 @@ class LLM:
         ]
         indptr = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=indptr[1:])
+        max_output_tokens = [self._max_output_tokens(len(row), p) for row, p in zip(rows, row_params, strict=True)]
+        known = [
+            bound if p.ends_only_at_max_tokens else 0 for bound, p in zip(max_output_tokens, row_params, strict=True)
+        ]
         needs_text = any(p.stop_strings for p in params)
         return Job(
             tokens=np.concatenate([np.empty(0, np.int32), *rows]),
             indptr=indptr,
-            max_output_tokens=np.array(
-                [self._max_output_tokens(len(row), p) for row, p in zip(rows, row_params, strict=True)], np.int32
-            ),
+            max_output_tokens=np.array(max_output_tokens, np.int32),
+            expected_output_tokens=np.array(known, np.int32),
             sampler=Sampler.create(row_params, np.array(seeds, np.uint64), self.config.eos_token_ids),
             stop_strings=StopStringWatcher(row_params, self.get_tokenizer() if needs_text else None),
         )

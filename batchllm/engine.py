@@ -31,6 +31,7 @@ class Job:
     tokens: np.ndarray  # int32 [sum of prompt lengths]
     indptr: np.ndarray  # int64 [n + 1]
     max_output_tokens: np.ndarray  # int32 [n]
+    expected_output_tokens: np.ndarray  # int32 [n]; 0 where unknown
     sampler: Sampler
     stop_strings: StopStringWatcher
 
@@ -126,6 +127,7 @@ class Engine:
             job.indptr,
             segments,
             max_output_tokens=job.max_output_tokens,
+            expected_output_tokens=job.expected_output_tokens,
             num_pages=kv_cache.num_pages,
             page_size=self.page_size,
             max_batch_tokens=self.max_batch_tokens,

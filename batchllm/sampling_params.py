@@ -57,6 +57,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             _expect(isinstance(getattr(self, name), bool), name, "True or False", getattr(self, name))
 
     @property
+    def ends_only_at_max_tokens(self) -> bool:
+        return self.ignore_eos and not self.stop_token_ids and not self.stop_strings
+
+    @property
     def stop_strings(self) -> list[str]:
         if self.stop is None:
             return []

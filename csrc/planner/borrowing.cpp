@@ -109,7 +109,6 @@ class Borrower {
             const SegmentId parent = goes_on ? parent_[place.segment] : place.segment;
             place.segment = append(parent, live_[at.live].begin, agreed, request, live_[at.live].id);
             place.at = at;
-            place.at.lost = agreed < end && agreed < live_[at.live].end;
             begin = agreed;
         }
         return begin;

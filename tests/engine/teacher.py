@@ -45,6 +45,7 @@ def our_logits(llm: LLM, prompts: list[Tokens], continuations: list[Tokens]) -> 
         tokens=np.concatenate([np.array(prompt, np.int32) for prompt in prompts]),
         indptr=indptr,
         max_output_tokens=np.array([len(tokens) for tokens in continuations], np.int32),
+        expected_output_tokens=np.zeros(len(continuations), np.int32),
         sampler=sampler,
         stop_strings=StopStringWatcher([SamplingParams()] * len(prompts), None),
     )

@@ -211,7 +211,7 @@ def job_that_outgrows_a_small_pool() -> tuple[list[list[int]], list[SamplingPara
     quick = [[token, 9] for token in range(10, 50)]
     slow = [prompt for prompt in tiny.shared_prompts(50, seed=3) if len(prompt) > 12][:20]
     stop_at_once = SamplingParams(temperature=0, max_tokens=40, stop_token_ids=list(range(tiny.VOCAB_SIZE)))
-    to_the_end = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    to_the_end = SamplingParams(temperature=0, max_tokens=40, min_tokens=40)
     return quick + slow, [stop_at_once] * len(quick) + [to_the_end] * len(slow)
 
 

@@ -93,3 +93,10 @@ def test_fields_are_named_and_fixed():
         SamplingParams(best_of=2)
     with pytest.raises(AttributeError):
         SamplingParams().n = 2
+
+
+def test_a_length_is_known_only_where_nothing_can_end_a_request_early() -> None:
+    assert SamplingParams(ignore_eos=True).ends_only_at_max_tokens
+    assert not SamplingParams().ends_only_at_max_tokens
+    assert not SamplingParams(ignore_eos=True, stop_token_ids=[3]).ends_only_at_max_tokens
+    assert not SamplingParams(ignore_eos=True, stop="\n").ends_only_at_max_tokens
