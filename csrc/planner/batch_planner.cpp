@@ -88,6 +88,7 @@ BatchPlanner::Demand BatchPlanner::demand_of_running() {
     for (const RequestId id : running_) {
         const Request& request = requests_[id];
         demand.largest_own = std::max(demand.largest_own, largest_own_pages(request));
+        demand.all_largest_own += largest_own_pages(request);
         demand.forecast.add(static_cast<int64_t>(request.own.pages.size()), request.own.num_stored,
                             expected_steps(id, request.own.num_stored));
     }
@@ -129,20 +130,23 @@ bool BatchPlanner::try_admit_next(Demand& demand) {
     }
     const int32_t own_tokens = num_tokens(id) - request.own.begin;
     const int64_t own_pages = pages_for(own_tokens);
+    const int64_t pinned_then = num_pinned_pages_ + pinned_pages;
     const int64_t largest_own = std::max(demand.largest_own, largest_own_pages(request));
+    const int64_t all_largest_own = demand.all_largest_own + largest_own_pages(request);
 
-    const bool may = num_pinned_pages_ + pinned_pages + largest_own <= pages_.num_pages();
+    const bool may = pinned_then + largest_own <= pages_.num_pages();
     const int32_t decoding = static_cast<int32_t>(std::min<int64_t>(running_.size(), max_batch_tokens_ - 1));
     const int32_t prefill_steps = (pinned_tokens + own_tokens) / (max_batch_tokens_ - decoding);
     const int32_t steps = expected_steps(id, own_tokens) + prefill_steps;
     demand.forecast.add(own_pages, own_tokens, steps);
     if (running_.empty()) {
         assert(may);
-    } else if (!may || num_pinned_pages_ + pinned_pages + demand.forecast.peak_pages() > pages_.num_pages()) {
+    } else if (!may || pinned_then + std::min(demand.forecast.peak_pages(), all_largest_own) > pages_.num_pages()) {
         demand.forecast.remove(own_pages, own_tokens, steps);
         return false;
     }
     demand.largest_own = largest_own;
+    demand.all_largest_own = all_largest_own;
 
     for (auto s = chain_.rbegin(); s != chain_.rend(); ++s) pin(*s);
     pages_.allocate(own_segment(id), own_pages, request.own.pages);

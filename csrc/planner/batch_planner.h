@@ -18,7 +18,7 @@
 //   may    pages of all pinned segments + the largest own need of any started, unfinished request, at its longest,
 //          never exceed the pool;
 //   when   pages of all pinned segments + the most that the own parts of running requests are expected to hold at
-//          any time to come (KvForecast of expected lengths) do not exceed the pool.
+//          any time to come (KvForecast of expected lengths; never more than all at their longest) do not exceed it.
 // Where nothing runs, `may` alone decides. When a decode finds no free page, the youngest running request gives its
 // own pages back (its generated tokens are kept and computed again later). Pinned segments are never evicted.
 //
@@ -147,7 +147,8 @@ class BatchPlanner {
     };
     struct Demand {  // of the running requests
         KvForecast forecast;
-        int64_t largest_own = 0;  // in pages
+        int64_t largest_own = 0;      // in pages
+        int64_t all_largest_own = 0;  // summed
     };
 
     // A SegmentId inside the planner: shared_ where it is >= 0, a request's own below kNone.

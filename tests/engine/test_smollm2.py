@@ -88,8 +88,8 @@ def test_preempted_requests_give_the_same_logits(
     smollm2, prompts, continuations, reference_logits, levels, page_size, monkeypatch
 ):
     def plan_for_short_outputs(tokens, indptr, segments, **options):
-        one_each = np.ones(len(indptr) - 1, np.int32)  # so more is admitted than can run to its end
-        return batchllm_ext.BatchPlanner(tokens, indptr, segments, expected_output_tokens=one_each, **options)
+        options["expected_output_tokens"] = np.ones(len(indptr) - 1, np.int32)  # more is admitted than can end
+        return batchllm_ext.BatchPlanner(tokens, indptr, segments, **options)
 
     monkeypatch.setattr(engine, "ext", SimpleNamespace(**vars(batchllm_ext) | {"BatchPlanner": plan_for_short_outputs}))
     longest = max(len(prompt) for prompt in prompts) + NUM_OUTPUT

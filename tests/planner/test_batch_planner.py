@@ -191,6 +191,34 @@ def test_admission_waits_for_expected_growth_only() -> None:
     assert running_after_start(1) == 4  # 2 pages each; 11 + nothing pinned still fits
 
 
+def test_a_pool_that_holds_all_at_their_longest_makes_nobody_wait() -> None:
+    prompts = [[request, *range(request % 7)] for request in range(30)]
+    max_output = [1 + 13 * request % 40 for request in range(30)]
+    num_pages = sum(pages_for(len(p) + m - 1, 4) for p, m in zip(prompts, max_output, strict=True))
+    planner = make_planner(prompts, max_output, num_pages, levels=0, page_size=4)
+    planner.next_batch()
+    assert planner.stats["running"] == 30
+    planner = make_planner(prompts, max_output, num_pages - 1, levels=0, page_size=4, order="arrival")
+    planner.next_batch()
+    assert planner.stats["running"] == 30  # the forecast sees that they do not all end together
+
+
+def test_a_cap_on_running_requests_is_kept() -> None:
+    prompts = [[request, 1, 2] for request in range(9)]
+    planner = make_planner(prompts, [4] * 9, 100, max_running_requests=2)
+    result = replay(planner, prompts, page_size=16)
+    assert max(len(batch.logit_rows) for batch in result.batches) == 2
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"), [("decode_first", [1, 3, 2, 0]), ("arrival", [0, 1, 3, 2]), ("blend", [1, 3, 0, 2])]
+)
+def test_order_is_a_choice_and_always_depth_first(order: str, expected: list[int]) -> None:
+    prompts = [[5, 5, 5, 5, 5, 5], [1, 2, 3], [7, 7], [1, 2, 4]]  # to decode: 1 of 6; group 9 + 9 of 4; 2 of 2
+    planner = make_planner(prompts, [1, 9, 2, 9], 100, order=order)
+    assert planner.order.tolist() == expected
+
+
 def run_without_known_lengths(is_finished: Callable[[int, int], bool]) -> tuple[list[int], int]:
     """Requests in each step, and preemptions, of a job that knows only a bound of 60 tokens: 61 pages of 200 each."""
     prompts = [[request, request] for request in range(300)]
