@@ -1,52 +1,64 @@
-"""Seconds and memory of planning a job, against reading it once.
+"""Seconds and memory of planning a job, against reading it once and against a plain sort.
 
-    python benchmarks/bench_planner.py --prompts 100000 --tokens 1000 --json
+    python benchmarks/bench_planner.py --prompts 1000000 --tokens 1000 --json
 
-The job shares prefixes on three levels (one system prompt, documents, questions about them) and is shuffled. The
-yardstick is measured in the same run: copying the tokens into warm memory and reading them once.
+The job shares prefixes on three levels (one system prompt, documents, questions about them) and is shuffled. Two
+yardsticks are measured in the same run: copying the tokens into warm memory and reading them once (the memory pass),
+and plain_sort.cpp, which finds the same prefixes by memcmp.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 import batchllm_ext as ext
 
 MIB = 1 << 20
+EXTRA_BYTES_A_REQUEST, EXTRA_BYTES_A_NODE = 128, 32  # what planning may take beside the job
 
 
 def make_job(num_prompts: int, num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """20 % system prompt, 50 % documents of 64 readers, 10 % questions of 8 readers; the rest is each prompt's own."""
     rng = np.random.default_rng(0)
     tokens = np.empty((num_prompts, num_tokens), np.int32)
-    row = rng.permutation(num_prompts)
+    reader = rng.permutation(num_prompts)
     begin = 0
     for share, num_readers in ((0.2, num_prompts), (0.5, 64), (0.1, 8), (1.0, 1)):
         end = min(begin + round(share * num_tokens), num_tokens)
-        num_runs = -(-num_prompts // num_readers)
-        runs = rng.integers(0, 32_000, (num_runs, end - begin), np.int32)
-        tokens[row, begin:end] = runs[np.arange(num_prompts) // num_readers]
+        runs = rng.integers(0, 32_000, (-(-num_prompts // num_readers), end - begin), np.int32)
+        for rows in np.array_split(np.arange(num_prompts), max(num_prompts // 10_000, 1)):  # NumPy copies what it takes
+            tokens[rows[0] : rows[-1] + 1, begin:end] = runs[reader[rows] // num_readers]
         begin = end
     return tokens.reshape(-1), np.arange(num_prompts + 1, dtype=np.int64) * num_tokens
 
 
-def resident_mib(field: str) -> float:
+def resident_bytes(field: str) -> int:
     with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith(field)) / 1024
+        return next(int(line.split()[1]) for line in status if line.startswith(field)) * 1024
 
 
 @dataclass
 class Phases:
+    """Seconds of each phase, and the most memory it has beside what was there before the first, in bytes."""
+
     seconds: dict[str, float] = field(default_factory=dict)
-    peak_extra_mib: float = 0.0
+    extra_bytes: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ctypes.CDLL(None).malloc_trim(0)  # or what was freed before would serve the first phase unseen
+        self.base_bytes = resident_bytes("VmRSS")
 
     def run(self, name: str, work: Callable[[], object]) -> object:
         with open("/proc/self/clear_refs", "w") as clear_refs:
@@ -54,11 +66,8 @@ class Phases:
         begin = time.perf_counter()
         result = work()
         self.seconds[name] = time.perf_counter() - begin
-        self.peak_extra_mib = max(self.peak_extra_mib, resident_mib("VmHWM") - self.base_mib)
+        self.extra_bytes[name] = resident_bytes("VmHWM") - self.base_bytes
         return result
-
-    def __post_init__(self) -> None:
-        self.base_mib = resident_mib("VmRSS")
 
 
 def copy_and_read_seconds(tokens: np.ndarray) -> float:
@@ -70,6 +79,25 @@ def copy_and_read_seconds(tokens: np.ndarray) -> float:
         warm.max()
         seconds.append(time.perf_counter() - begin)
     return min(seconds)
+
+
+def plain_sort_seconds(tokens: np.ndarray, indptr: np.ndarray, num_threads: int, expected_prefixes: int) -> float:
+    source = Path(__file__).with_name("plain_sort.cpp")
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder, "plain_sort.so")
+        compiler = os.environ.get("CXX", "c++")
+        subprocess.run(
+            [compiler, "-std=c++20", "-O3", "-shared", "-fPIC", "-pthread", source, "-o", library], check=True
+        )
+        plain_sort = ctypes.CDLL(str(library)).plain_sort
+    plain_sort.restype = ctypes.c_int64
+    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (tokens, indptr)]
+    begin = time.perf_counter()
+    num_prefixes = plain_sort(*pointers, len(indptr) - 1, 1, num_threads)
+    seconds = time.perf_counter() - begin
+    if num_prefixes != expected_prefixes:
+        raise RuntimeError(f"plain_sort found {num_prefixes} distinct prefixes, the trie has {expected_prefixes}")
+    return seconds
 
 
 def step_microseconds(planner: ext.BatchPlanner, num_steps: int) -> tuple[float, int]:
@@ -111,21 +139,26 @@ def bench(num_prompts: int, num_tokens: int, num_threads: int, num_running: int)
         ),
     )
     plan_s = sum(phases.seconds.values())
-    yardstick_s = copy_and_read_seconds(tokens)
+    pass_s = copy_and_read_seconds(tokens)
+    plain_sort_s = plain_sort_seconds(tokens, indptr, num_threads, trie.num_tokens)
     step_us, width = step_microseconds(planner, 50)
     return {
         "num_prompts": num_prompts,
         "num_tokens": num_tokens,
-        "num_threads": num_threads or os.cpu_count(),
+        "num_threads": num_threads,
         "num_nodes": trie.num_nodes,
         "num_segments": segments.num_segments,
         "saved_percent": round(100 * segments.saved_tokens / segments.prompt_tokens, 2),
+        "job_mib": round(tokens.nbytes / MIB, 1),
         "seconds": {name: round(value, 4) for name, value in phases.seconds.items()},
         "plan_s": round(plan_s, 4),
-        "copy_and_read_s": round(yardstick_s, 4),
-        "ratio": round(plan_s / yardstick_s, 2),
-        "job_mib": round(tokens.nbytes / MIB, 1),
-        "peak_extra_mib": round(phases.peak_extra_mib, 1),
+        "memory_pass_s": round(pass_s, 4),
+        "ratio_to_memory_pass": round(plan_s / pass_s, 2),
+        "plain_sort_s": round(plain_sort_s, 4),
+        "plain_sort_ratio": round(plain_sort_s / pass_s, 2),
+        "extra_bytes_per_request": round(max(phases.extra_bytes.values()) / num_prompts, 1),
+        "extra_bytes_by_phase": {name: round(value / num_prompts, 1) for name, value in phases.extra_bytes.items()},
+        "extra_bytes_allowed": round(EXTRA_BYTES_A_REQUEST + EXTRA_BYTES_A_NODE * trie.num_nodes / num_prompts, 1),
         "step_us": round(step_us, 1),
         "step_num_running": width,
         "step_ns_per_request": round(1e3 * step_us / width, 1),
@@ -140,7 +173,8 @@ def main() -> None:
     parser.add_argument("--running", type=int, default=4096, help="prompts the KV pool would hold unshared")
     parser.add_argument("--json", action="store_true", help="one JSON object on one line")
     args = parser.parse_args()
-    result = bench(args.prompts, args.tokens, args.threads, min(args.running, args.prompts))
+    num_threads = args.threads or os.cpu_count() or 1
+    result = bench(args.prompts, args.tokens, num_threads, min(args.running, args.prompts))
     if args.json:
         print(json.dumps(result))
         return

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <memory_resource>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -39,7 +40,7 @@ constexpr int64_t kUnit = 65536;
 class ExactChoice {
  public:
     ExactChoice(const PrefixTrie& trie, bool chained, double reader_cost)
-        : trie_(trie), chained_(chained), kappa_(reader_cost_units(trie, reader_cost)) {
+        : trie_(trie), chained_(chained), kappa_(reader_cost_units(reader_cost)) {
         climb();
     }
 
@@ -57,10 +58,15 @@ class ExactChoice {
     }
 
  private:
-    // No gain exceeds D(v) a reader, so a larger cost changes nothing, and cannot overflow.
-    static int64_t reader_cost_units(const PrefixTrie& trie, double reader_cost) {
-        const int32_t deepest = *std::max_element(trie.token_end().begin(), trie.token_end().end());
-        return std::llround(std::min(reader_cost, deepest + 1.0) * kUnit);
+    static int64_t reader_cost_units(double reader_cost) {
+        constexpr double kMost = 2147483648.0;  // no prompt is that long
+        return std::llround(std::min(reader_cost, kMost) * kUnit);
+    }
+
+    // No gain exceeds D(v) a reader, so a larger kappa changes nothing; and the product stays within what all prompts
+    // hold, so it cannot overflow.
+    int64_t links_cost(NodeId node) const {
+        return chained_ ? std::min(kappa_, depth(node) + kUnit) * trie_.num_readers(node) : 0;
     }
 
     int64_t depth(NodeId node) const { return trie_.token_end()[node] * kUnit; }
@@ -75,21 +81,23 @@ class ExactChoice {
             ConvexFunction children;  // sum over the children closed so far
         };
         threshold_.assign(trie_.num_nodes(), 0);
-        std::vector<OpenNode> open;
-        const auto open_node = [&](NodeId node) {
-            open.push_back({node, trie_.num_readers(node), ConvexFunction::linear(0, state(node))});
+        std::pmr::unsynchronized_pool_resource memory;  // of all kinks
+        const auto linear = [&](int64_t slope, NodeId node) {
+            return ConvexFunction::linear(slope, state(node), &memory);
         };
+        std::vector<OpenNode> open;
+        const auto open_node = [&](NodeId node) { open.push_back({node, trie_.num_readers(node), linear(0, node)}); };
         const auto close_node = [&] {
             const NodeId node = open.back().node;
             ConvexFunction value = std::move(open.back().children);
-            value.add(ConvexFunction::linear(open.back().num_leaves, state(node)));
+            value.add(linear(open.back().num_leaves, node));
             open.pop_back();
             if (open.empty()) {
                 value_ = value.value_left();
                 return;
             }
             if (state(node) > 0) {
-                const int64_t cost = depth(node) + (chained_ ? kappa_ * trie_.num_readers(node) : 0);
+                const int64_t cost = depth(node) + links_cost(node);
                 threshold_[node] = value.raise_to_line(value.value_right() - cost, chained_ ? 1 : 0);
             }
             value.cut(state(open.back().node));
@@ -113,9 +121,11 @@ class ExactChoice {
 }  // namespace
 
 Segments segments_of_nodes(const PrefixTrie& trie, const std::vector<bool>& chosen, bool chained) {
+    const auto num_segments = std::count(chosen.begin() + 1, chosen.end(), true);
     std::vector<SegmentId> parent;
     std::vector<int32_t> token_begin, token_end;
     std::vector<RequestId> owner_request;
+    for (auto* array : {&parent, &token_begin, &token_end, &owner_request}) array->reserve(num_segments);
     std::vector<SegmentId> node_segment(trie.num_nodes(), kNone);  // deepest one at or above a node
     for (NodeId node = 1; node < trie.num_nodes(); ++node) {
         const SegmentId above = node_segment[trie.parent()[node]];

@@ -12,14 +12,17 @@
 #include <cstdint>
 #include <iterator>
 #include <map>
+#include <memory_resource>
 #include <utility>
 
 namespace batchllm {
 
 class ConvexFunction {
  public:
-    static ConvexFunction linear(int64_t slope, int64_t right) {  // x -> slope * x
-        ConvexFunction line;
+    // x -> slope * x. Functions that are added up take their kinks from one memory resource.
+    static ConvexFunction linear(int64_t slope, int64_t right,
+                                 std::pmr::memory_resource* memory = std::pmr::get_default_resource()) {
+        ConvexFunction line(memory);
         line.right_ = right;
         line.value_right_ = slope * right;
         line.slope_left_ = line.slope_right_ = slope;
@@ -87,10 +90,12 @@ class ConvexFunction {
     }
 
  private:
+    explicit ConvexFunction(std::pmr::memory_resource* memory) : kinks_(memory) {}
+
     int64_t right_ = 0;
     int64_t value_left_ = 0, value_right_ = 0;
     int64_t slope_left_ = 0, slope_right_ = 0;
-    std::map<int64_t, int64_t> kinks_;  // strictly inside (0, right)
+    std::pmr::map<int64_t, int64_t> kinks_;  // strictly inside (0, right)
 };
 
 }  // namespace batchllm

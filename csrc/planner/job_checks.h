@@ -11,8 +11,9 @@ namespace batchllm {
 
 // Throws std::invalid_argument that names the array, the index, what was expected and what was given. Compares every
 // prompt with the tokens of its chain: segments of another job would give wrong answers silently.
-// expected_output_tokens may be empty, or 0 where unknown.
+// expected_output_tokens may be empty, or 0 where unknown. num_threads 0: one a core; any number reports the wrong
+// prompt with the smallest id.
 void check_job(const Prompts& prompts, const Segments& segments, std::span<const int32_t> max_output_tokens,
-               std::span<const int32_t> expected_output_tokens);
+               std::span<const int32_t> expected_output_tokens, int num_threads = 0);
 
 }  // namespace batchllm

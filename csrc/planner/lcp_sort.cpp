@@ -1,76 +1,185 @@
 #include "planner/lcp_sort.h"
 
 #include <algorithm>
+#include <atomic>
+#include <compare>
 #include <cstring>
-#include <thread>
+#include <numeric>
+#include <span>
+
+#include "planner/parallel.h"
 
 namespace batchllm {
 
 namespace {
 
-constexpr int64_t kMinRowsPerThread = 4096;  // below, starting a thread costs more than it saves
+// Rows [begin, end) of the order, which agree on their first `depth` tokens.
+struct Range {
+    int32_t begin, end, depth;
 
-// Merge sort that carries LCPs. Every token of a row is matched at most once over the whole sort, so the cost is
-// O(distinguishing tokens + rows * log(rows)); comparing rows from their start costs a shared prefix log(rows)
-// times over.
-class LcpMergeSort {
+    int32_t num_rows() const { return end - begin; }
+};
+
+// Where a row parts from a pivot row, as a number that sorts like the row:
+//
+//   high half                        low half
+//   tokens shared with the pivot     the row's next token + 1; 0 where it ends     rows before the pivot
+//   kEqual                           0                                             rows equal to the pivot
+//   ~(tokens shared)                 the row's next token                          rows after the pivot
+//
+// The more a row shares with the pivot, the nearer it stands. Rows of one key agree on one token more than they share
+// with the pivot, or are equal; rows of two keys agree on what both share with it.
+class PivotKey {
  public:
-    explicit LcpMergeSort(const Prompts& prompts) : prompts_(prompts) {}
+    PivotKey() = default;
 
-    // Sorts rows [begin, end) of `source` into `target`; both hold the same rows on entry, `source` is scratch.
-    void sort(SortedRow* source, SortedRow* target, int64_t begin, int64_t end, int num_threads) const {
-        if (end - begin < 2) return;
-        const int64_t middle = begin + (end - begin) / 2;
-        if (num_threads > 1 && end - begin >= 2 * kMinRowsPerThread) {
-            std::jthread left([&] { sort(target, source, begin, middle, num_threads / 2); });
-            sort(target, source, middle, end, num_threads - num_threads / 2);
-        } else {
-            sort(target, source, begin, middle, 1);
-            sort(target, source, middle, end, 1);
-        }
-        merge(source + begin, source + middle, source + end, target + begin);
+    static PivotKey of(std::span<const TokenId> row, std::span<const TokenId> pivot, size_t num_shared) {
+        const auto shared = static_cast<uint32_t>(num_shared);
+        if (num_shared == row.size()) return PivotKey(num_shared == pivot.size() ? kEqual : shared, 0);
+        const uint32_t token = ascending(row[num_shared]);
+        if (num_shared == pivot.size() || token > ascending(pivot[num_shared])) return PivotKey(~shared, token);
+        return PivotKey(shared, token + 1);  // no overflow: the pivot's token is larger
+    }
+
+    int32_t num_shared(int32_t pivot_length) const {
+        if (high() == kEqual) return pivot_length;
+        return static_cast<int32_t>(high() < kEqual ? high() : ~high());
+    }
+    bool rows_are_equal() const { return high() == kEqual || (high() < kEqual && low() == 0); }
+
+    friend auto operator<=>(const PivotKey&, const PivotKey&) = default;
+
+ private:
+    static constexpr uint32_t kEqual = 0x7fffffff;  // a row before the pivot shares less than 2^31 - 1 tokens with it
+
+    PivotKey(uint32_t high, uint32_t low) : bits_(uint64_t{high} << 32 | low) {}
+
+    static uint32_t ascending(TokenId token) { return static_cast<uint32_t>(token) ^ 0x80000000u; }
+    uint32_t high() const { return static_cast<uint32_t>(bits_ >> 32); }
+    uint32_t low() const { return static_cast<uint32_t>(bits_); }
+
+    uint64_t bits_;
+};
+
+struct KeyedRow {
+    PivotKey key;
+    RequestId request;
+
+    friend auto operator<=>(const KeyedRow&, const KeyedRow&) = default;
+};
+
+// Quicksort on whole prefixes: the rows of a range are matched with one of them, the pivot, from where the range is
+// known to agree, and sorted by where they part from it. Every token of a row is matched at most once, in one burst a
+// round, and a row takes part in O(log rows) rounds: O(distinguishing tokens + rows * log(rows)).
+class PivotSort {
+ public:
+    PivotSort(const Prompts& prompts, SortedRows& rows) : prompts_(prompts), rows_(rows) {}
+
+    void run(int num_threads, int64_t min_shared_tokens) {
+        const int64_t mean_tokens = prompts_.num_prompt_tokens() / std::max(prompts_.num_requests(), 1) + 1;
+        const int64_t min_shared_rows = std::max<int64_t>(min_shared_tokens / mean_tokens, 2);
+        if (prompts_.num_requests() < min_shared_rows) num_threads = 1;
+        const std::vector<Range> narrow = split_wide_ranges(num_threads, min_shared_rows);
+        std::atomic<size_t> next = 0;
+        for_each_part(num_threads, num_threads, [&](int64_t, int64_t) {
+            std::vector<KeyedRow> scratch;
+            std::vector<Range> open;
+            for (size_t i = next++; i < narrow.size(); i = next++) {
+                open.push_back(narrow[i]);
+                while (!open.empty()) {
+                    const Range range = open.back();
+                    open.pop_back();
+                    split(range, scratch, 1, open);
+                }
+            }
+        });
     }
 
  private:
-    // Both heads are compared with the row written last, which precedes them. The head that shares more with it
-    // comes first, without a look at its tokens; only equal LCPs need tokens, from there on.
-    void merge(const SortedRow* a, const SortedRow* middle, const SortedRow* end, SortedRow* out) const {
-        const SortedRow* const a_end = middle;
-        const SortedRow* b = middle;
-        int32_t lcp_a = a->lcp;
-        int32_t lcp_b = b->lcp;
-        while (a != a_end && b != end) {
-            bool a_first = lcp_a > lcp_b;
-            int32_t lcp_ab = std::min(lcp_a, lcp_b);
-            if (lcp_a == lcp_b) {
-                lcp_ab = common_prefix(prompts_, a->request, b->request, lcp_a);
-                a_first = !follows(a->request, b->request, lcp_ab);
-            }
-            if (a_first) {
-                *out++ = {a->request, lcp_a};
-                lcp_b = lcp_ab;
-                if (++a != a_end) lcp_a = a->lcp;
-            } else {
-                *out++ = {b->request, lcp_b};
-                lcp_a = lcp_ab;
-                if (++b != end) lcp_b = b->lcp;
-            }
+    // Two lines of a row, four rows ahead: 10 % faster than one line. More lines cost as much as they save.
+    static constexpr int32_t kPrefetchRows = 4;
+    static constexpr int32_t kLineTokens = 64 / sizeof(TokenId);
+
+    // Splits with all threads until every range is smaller than `min_shared_rows`.
+    std::vector<Range> split_wide_ranges(int num_threads, int64_t min_shared_rows) {
+        std::vector<Range> wide, narrow, parts = {{0, prompts_.num_requests(), 0}};
+        std::vector<KeyedRow> scratch;
+        while (true) {
+            for (const Range& part : parts) (part.num_rows() >= min_shared_rows ? wide : narrow).push_back(part);
+            if (wide.empty()) return narrow;
+            parts.clear();
+            const Range range = wide.back();
+            wide.pop_back();
+            split(range, scratch, num_threads, parts);
         }
-        if (a != a_end) out = put_rest(a, a_end, lcp_a, out);
-        if (b != end) put_rest(b, end, lcp_b, out);
     }
 
-    static SortedRow* put_rest(const SortedRow* row, const SortedRow* end, int32_t first_lcp, SortedRow* out) {
-        *out++ = {row->request, first_lcp};
-        return std::copy(row + 1, end, out);
+    // Sorts the rows of a range by their keys; appends the ranges that are not in their final order yet.
+    void split(const Range& range, std::vector<KeyedRow>& scratch, int num_threads, std::vector<Range>& open) {
+        if (range.num_rows() < 2) return;
+        if (scratch.size() < static_cast<size_t>(range.num_rows())) scratch.resize(range.num_rows());
+        const std::span keyed(scratch.data(), range.num_rows());
+        const RequestId pivot = choose_pivot(range);
+        for_each_part(range.num_rows(), num_threads,
+                      [&](int64_t begin, int64_t end) { match(range, pivot, begin, end, keyed); });
+        sort_by_key(keyed, num_threads);
+        place(range, prompts_.row_length(pivot), keyed, open);
     }
 
-    bool follows(RequestId a, RequestId b, int32_t lcp) const {
-        if (lcp == prompts_.row_length(a)) return false;
-        return lcp == prompts_.row_length(b) || prompts_.row_data(a)[lcp] > prompts_.row_data(b)[lcp];
+    // Pseudo-random, so that no usual order of the input is a bad one; the same on every run.
+    RequestId choose_pivot(const Range& range) const {
+        uint64_t hash = (uint64_t(range.begin) << 32 | uint32_t(range.end)) * 0x9e3779b97f4a7c15;
+        hash = (hash ^ hash >> 32 ^ uint32_t(range.depth)) * 0x9e3779b97f4a7c15;
+        return rows_.order[range.begin + (hash >> 32) % range.num_rows()];
+    }
+
+    void match(const Range& range, RequestId pivot, int64_t begin, int64_t end, std::span<KeyedRow> keyed) const {
+        const RequestId* const requests = rows_.order.data() + range.begin;
+        const auto pivot_row = prompts_.row(pivot);
+        for (int64_t i = begin; i < end; ++i) {
+            if (i + kPrefetchRows < end) {
+                const TokenId* soon = prompts_.row_data(requests[i + kPrefetchRows]) + range.depth;
+                __builtin_prefetch(soon);
+                __builtin_prefetch(soon + kLineTokens);
+            }
+            const RequestId request = requests[i];
+            const int32_t num_shared = common_prefix(prompts_, pivot, request, range.depth);
+            keyed[i] = {PivotKey::of(prompts_.row(request), pivot_row, num_shared), request};
+        }
+    }
+
+    static void sort_by_key(std::span<KeyedRow> keyed, int num_threads) {
+        if (num_threads == 1) return std::sort(keyed.begin(), keyed.end());
+        const size_t middle = keyed.size() / 2;
+        for_each_part(2, 2, [&](int64_t half, int64_t) {
+            if (half == 0) sort_by_key(keyed.first(middle), num_threads / 2);
+            if (half == 1) sort_by_key(keyed.subspan(middle), num_threads - num_threads / 2);
+        });
+        std::inplace_merge(keyed.begin(), keyed.begin() + middle, keyed.end());
+    }
+
+    // The first row of a range has its LCP from the range around it, which is less than all of the range shares.
+    void place(const Range& range, int32_t pivot_length, std::span<const KeyedRow> keyed, std::vector<Range>& open) {
+        RequestId* const order = rows_.order.data() + range.begin;
+        int32_t* const lcp = rows_.lcp.data() + range.begin;
+        int32_t shared_before = lcp[0];
+        for (int32_t begin = 0, end = 0; begin < range.num_rows(); begin = end) {
+            const PivotKey key = keyed[begin].key;
+            const int32_t shared = key.num_shared(pivot_length);
+            const int32_t lcp_before = std::min(shared, shared_before);
+            for (; end < range.num_rows() && keyed[end].key == key; ++end) {
+                order[end] = keyed[end].request;
+                lcp[end] = shared;
+            }
+            lcp[begin] = lcp_before;
+            shared_before = shared;
+            if (key.rows_are_equal()) continue;
+            if (end - begin > 1) open.push_back({range.begin + begin, range.begin + end, shared + 1});
+        }
     }
 
     const Prompts& prompts_;
+    SortedRows& rows_;
 };
 
 }  // namespace
@@ -86,12 +195,10 @@ int32_t common_prefix(const Prompts& prompts, RequestId a, RequestId b, int32_t 
     return i;
 }
 
-std::vector<SortedRow> lcp_sort(const Prompts& prompts, int num_threads) {
-    if (num_threads <= 0) num_threads = std::max(1u, std::thread::hardware_concurrency());
-    std::vector<SortedRow> rows(prompts.num_requests());
-    for (RequestId request = 0; request < prompts.num_requests(); ++request) rows[request] = {request, 0};
-    std::vector<SortedRow> scratch = rows;
-    LcpMergeSort(prompts).sort(scratch.data(), rows.data(), 0, prompts.num_requests(), num_threads);
+SortedRows lcp_sort(const Prompts& prompts, int num_threads, int64_t min_shared_tokens) {
+    SortedRows rows = {std::vector<RequestId>(prompts.num_requests()), std::vector<int32_t>(prompts.num_requests(), 0)};
+    std::iota(rows.order.begin(), rows.order.end(), 0);
+    PivotSort(prompts, rows).run(resolve_num_threads(num_threads), min_shared_tokens);
     return rows;
 }
 

@@ -9,15 +9,17 @@
 
 namespace batchllm {
 
-struct SortedRow {
-    RequestId request;
-    int32_t lcp;  // tokens shared with the row before; 0 for the first
+struct SortedRows {
+    std::vector<RequestId> order;  // [num_requests]: rank -> request id
+    std::vector<int32_t> lcp;      // [num_requests]: tokens shared with the row before; 0 for the first
 };
 
 // Length of the longest common prefix of two rows that are known to agree on their first `from` tokens.
 int32_t common_prefix(const Prompts& prompts, RequestId a, RequestId b, int32_t from = 0);
 
-// A prompt comes before its extensions; equal prompts are ordered by request id.
-std::vector<SortedRow> lcp_sort(const Prompts& prompts, int num_threads);
+// A prompt comes before its extensions; equal prompts are ordered by request id. Threads (0: one a core) share the work
+// on ranges of rows that hold at least `min_shared_tokens`, and take smaller ones each on its own: neither number
+// changes the result.
+SortedRows lcp_sort(const Prompts& prompts, int num_threads, int64_t min_shared_tokens = 1 << 22);
 
 }  // namespace batchllm

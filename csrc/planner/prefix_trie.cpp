@@ -2,54 +2,54 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <utility>
 
 #include "planner/lcp_sort.h"
 
 namespace batchllm {
 
 PrefixTrie::PrefixTrie(const Prompts& prompts, int num_threads) : prompts_(prompts) {
-    const std::vector<SortedRow> rows = lcp_sort(prompts_, num_threads);
-    order_.resize(rows.size());
-    std::vector<int32_t> lcp(rows.size());
-    for (size_t rank = 0; rank < rows.size(); ++rank) {
-        order_[rank] = rows[rank].request;
-        lcp[rank] = rows[rank].lcp;
-        num_tokens_ += prompts_.row_length(order_[rank]) - lcp[rank];  // the prefixes that first appear here
-    }
-    build_nodes(lcp);
+    SortedRows rows = lcp_sort(prompts_, num_threads);
+    order_ = std::move(rows.order);
+    for (RequestId request = 0; request < num_requests(); ++request) num_tokens_ += prompts_.row_length(request);
+    for (const int32_t shared : rows.lcp) num_tokens_ -= shared;  // a row adds what the one before it does not hold
+    build_nodes(rows.lcp);
 }
 
 // A node is a maximal range of ranks whose neighbours agree on `depth` tokens. Ranks are scanned from right to
 // left with a stack of open ranges; a range closes at its first rank, inner ranges before outer ones, so the
 // reverse of the closing order is preorder.
-void PrefixTrie::build_nodes(const std::vector<int32_t>& lcp) {
+template <typename Close>
+void PrefixTrie::scan_ranges(const std::vector<int32_t>& lcp, const Close& close) const {
     struct OpenRange {
         int32_t depth;
         int32_t request_end;
     };
     std::vector<OpenRange> open = {{0, num_requests()}};
-    const auto close_last = [&](int32_t rank) {
-        token_end_.push_back(open.back().depth);
-        request_begin_.push_back(rank);
-        request_end_.push_back(open.back().request_end);
-        open.pop_back();
-    };
     for (int32_t rank = num_requests() - 1; rank >= 1; --rank) {
         int32_t request_end = rank + 1;
-        while (open.back().depth > lcp[rank]) {
+        for (; open.back().depth > lcp[rank]; open.pop_back()) {
             request_end = open.back().request_end;
-            close_last(rank);
+            close(open.back().depth, rank, request_end);
         }
         if (open.back().depth < lcp[rank]) open.push_back({lcp[rank], request_end});
     }
-    while (!open.empty()) close_last(0);
-    std::reverse(token_end_.begin(), token_end_.end());
-    std::reverse(request_begin_.begin(), request_begin_.end());
-    std::reverse(request_end_.begin(), request_end_.end());
+    for (; !open.empty(); open.pop_back()) close(open.back().depth, 0, open.back().request_end);
+}
 
-    parent_.assign(token_end_.size(), kNone);
-    token_begin_.assign(token_end_.size(), 0);
-    for (NodeId node = 1; node < num_nodes(); ++node) {
+void PrefixTrie::build_nodes(const std::vector<int32_t>& lcp) {
+    NodeId node = 0;
+    scan_ranges(lcp, [&](int32_t, int32_t, int32_t) { ++node; });  // counted first: the arrays hold nothing to spare
+    for (auto* array : {&parent_, &token_begin_, &token_end_, &request_begin_, &request_end_}) array->resize(node);
+    scan_ranges(lcp, [&](int32_t depth, int32_t request_begin, int32_t request_end) {
+        --node;
+        token_end_[node] = depth;
+        request_begin_[node] = request_begin;
+        request_end_[node] = request_end;
+    });
+    parent_[0] = kNone;
+    token_begin_[0] = 0;
+    for (node = 1; node < num_nodes(); ++node) {
         NodeId ancestor = node - 1;
         while (request_end_[ancestor] <= request_begin_[node]) ancestor = parent_[ancestor];
         parent_[node] = ancestor;

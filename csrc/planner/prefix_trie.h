@@ -49,6 +49,8 @@ class PrefixTrie {
     std::string to_string(NodeId max_nodes = 40) const;
 
  private:
+    template <typename Close>  // close(depth, request_begin, request_end)
+    void scan_ranges(const std::vector<int32_t>& lcp, const Close& close) const;
     void build_nodes(const std::vector<int32_t>& lcp);
 
     Prompts prompts_;

@@ -1,9 +1,7 @@
 #include <doctest/doctest.h>
 
-#include <algorithm>
 #include <set>
 
-#include "planner/lcp_sort.h"
 #include "planner/prefix_trie.h"
 #include "random_job.h"
 
@@ -24,47 +22,6 @@ TEST_CASE("trie holds one token per distinct prefix") {
         }
         CHECK(trie.num_tokens() == static_cast<int64_t>(prefixes.size()));
     }
-}
-
-TEST_CASE("sorted rows carry the longest common prefix with the row before") {
-    RandomJobs random(2);
-    for (int i = 0; i < 2000; ++i) {
-        const Job job = random.job(20, 0);
-        const auto rows = lcp_sort(job.prompts(), 1);
-        for (size_t rank = 0; rank < rows.size(); ++rank) {
-            const auto row = job.prompt(rows[rank].request);
-            const auto before = rank > 0 ? job.prompt(rows[rank - 1].request) : std::vector<TokenId>{};
-            const auto parting = std::mismatch(row.begin(), row.end(), before.begin(), before.end()).first;
-            CHECK(rows[rank].lcp == parting - row.begin());
-            CHECK(before <= row);
-            if (rank > 0 && before == row) CHECK(rows[rank - 1].request < rows[rank].request);
-        }
-    }
-}
-
-TEST_CASE("common prefixes end where tokens differ, on both sides of a block edge") {
-    for (const int32_t length : {0, 1, 31, 32, 33, 63, 64, 65, 200}) {
-        for (int32_t differs = 0; differs <= length; ++differs) {
-            Job job;
-            std::vector<TokenId> prompt(length, 7);
-            job.add(prompt);
-            if (differs < length) prompt[differs] = 8;
-            job.add(prompt);
-            for (const int32_t from : {0, differs / 2, differs}) {
-                CHECK(common_prefix(job.prompts(), 0, 1, from) == differs);
-            }
-        }
-    }
-}
-
-TEST_CASE("threads do not change the order") {
-    RandomJobs random(3);
-    Job job;
-    for (int i = 0; i < 20'000; ++i) job.add(std::vector<TokenId>(random.between(0, 40), random.between(0, 3)));
-    const PrefixTrie one(job.prompts(), 1), three(job.prompts(), 3);
-    three.audit();
-    CHECK(one.order() == three.order());
-    CHECK(one.token_end() == three.token_end());
 }
 
 TEST_CASE("a row that ends at an inner node comes before its longer siblings") {

@@ -64,17 +64,6 @@ def test_drop_last_is_a_trie_over_shorter_rows(prompts: list[list[int]], drop_la
     assert dropped.num_tokens == expected.num_tokens
 
 
-def test_threads_do_not_change_the_trie() -> None:
-    rng = np.random.default_rng(0)
-    heads = rng.integers(0, 2, (50, 40), np.int32)
-    prompts = [[*heads[rng.integers(50)][: rng.integers(0, 41)], *rng.integers(0, 3, 3)] for _ in range(40_000)]
-    tokens, indptr = ragged(prompts)
-    one, four = (ext.PrefixTrie(tokens, indptr, num_threads=n) for n in (1, 4))
-    one.audit()
-    for name in ("order", "parent", "token_end", "request_begin", "request_end"):
-        assert np.array_equal(getattr(one, name), getattr(four, name)), name
-
-
 def test_a_chain_of_nested_prompts_is_as_deep_as_it_is_long() -> None:
     prompts = [[7] * length for length in range(1, 3001)]
     trie = ext.PrefixTrie(*ragged(prompts))

@@ -1,0 +1,40 @@
+// Threads of the planner: a range of work dealt in equal parts.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <exception>
+#include <thread>
+#include <vector>
+
+namespace batchllm {
+
+// num_threads 0: one a core.
+inline int resolve_num_threads(int num_threads) {
+    return num_threads > 0 ? num_threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+// Calls work(begin, end) for num_parts consecutive parts of [0, size), each in a thread of its own, the first in the
+// caller's. An exception of the first part that has one is thrown again, once all parts are done.
+template <typename Work>
+void for_each_part(int64_t size, int num_parts, const Work& work) {
+    if (num_parts == 1) return work(int64_t{0}, size);
+    std::vector<std::exception_ptr> errors(num_parts);
+    const auto run = [&](int64_t part) {
+        try {
+            work(size * part / num_parts, size * (part + 1) / num_parts);
+        } catch (...) {
+            errors[part] = std::current_exception();
+        }
+    };
+    {
+        std::vector<std::jthread> threads;
+        for (int part = 1; part < num_parts; ++part) threads.emplace_back(run, part);
+        run(0);
+    }
+    for (const std::exception_ptr& error : errors) {
+        if (error) std::rethrow_exception(error);
+    }
+}
+
+}  // namespace batchllm
