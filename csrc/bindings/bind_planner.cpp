@@ -53,7 +53,7 @@ std::span<const T> vector_view(const py::handle& object, const std::string& name
 
 // Of what may still grow, where a view would not do.
 template <typename T>
-py::array_t<T> array_copy(const std::vector<T>& values) {
+py::array_t<T> array_copy(std::span<const T> values) {
     return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
@@ -229,7 +229,7 @@ py::array_t<RequestId> commit(BatchPlanner& planner, const py::object& sampled, 
         }
         finished_mask.assign(view.begin(), view.end());
     }
-    return array_copy(planner.commit(sampled_view, finished_mask));
+    return array_copy<RequestId>(planner.commit(sampled_view, finished_mask));
 }
 
 void check_request_id(const BatchPlanner& planner, RequestId request) {
@@ -293,7 +293,7 @@ void bind_batch_planner(py::module_& module) {
         "output_tokens",
         [](const BatchPlanner& self, RequestId request) {
             check_request_id(self, request);
-            return array_copy(self.output_tokens(request));
+            return array_copy<TokenId>(self.output_tokens(request));
         },
         py::arg("request_id"));
     planner.def(
@@ -304,7 +304,8 @@ void bind_batch_planner(py::module_& module) {
         },
         py::arg("request_id"), "prompt tokens that others computed for a request");
     planner.def_property_readonly(
-        "order", [](const BatchPlanner& self) { return array_copy(self.order()); }, "request ids in plan order");
+        "order", [](const BatchPlanner& self) { return array_copy<RequestId>(self.order()); },
+        "request ids in plan order");
     planner.def_property_readonly("stats", &stats_dict);
     planner.def("audit", &BatchPlanner::audit, Unlocked(), "Recomputes every counter; RuntimeError on a mismatch.");
 }

@@ -37,7 +37,7 @@ void BatchPlanner::schedule_decodes(TokenBatch& batch) {
 
 // False where the request itself was the youngest and gave way.
 bool BatchPlanner::make_room(RequestId request) {
-    StoredSegment& own = requests_[request].own;
+    StoredSegment& own = requests_[request].work->own;
     if (own.num_stored < static_cast<int64_t>(own.pages.size()) * page_size_) return true;
     while (pages_.num_free() == 0) {
         const bool is_youngest = running_.back() == request;
@@ -55,8 +55,8 @@ void BatchPlanner::preempt_youngest() {
         assert(prefill_queue_.back() == own_segment(id));  // admitted last
         prefill_queue_.pop_back();
     }
-    pages_.release(own_segment(id), request.own.pages);
-    request.own.num_stored = 0;
+    pages_.release(own_segment(id), request.work->own.pages);
+    request.work->own.num_stored = 0;
     request.status = Status::kPreempted;
     running_.pop_back();
     preempted_.push_back(id);
@@ -89,8 +89,8 @@ BatchPlanner::Demand BatchPlanner::demand_of_running() {
         const Request& request = requests_[id];
         demand.largest_own = std::max(demand.largest_own, largest_own_pages(request));
         demand.all_largest_own += largest_own_pages(request);
-        demand.forecast.add(static_cast<int64_t>(request.own.pages.size()), request.own.num_stored,
-                            expected_steps(id, request.own.num_stored));
+        demand.forecast.add(static_cast<int64_t>(request.work->own.pages.size()), request.work->own.num_stored,
+                            expected_steps(id, request.work->own.num_stored));
     }
     return demand;
 }
@@ -98,7 +98,7 @@ BatchPlanner::Demand BatchPlanner::demand_of_running() {
 // How many more tokens a request's own part is expected to store beyond `num_own_tokens`.
 int32_t BatchPlanner::expected_steps(RequestId id, int32_t num_own_tokens) {
     const Request& request = requests_[id];
-    const int32_t last = request.prompt_length - request.own.begin + expected_output(id) - 1;
+    const int32_t last = request.prompt_length - request.own_begin + expected_output(id) - 1;
     return std::max(last - num_own_tokens, 0);
 }
 
@@ -110,8 +110,7 @@ int32_t BatchPlanner::expected_output(RequestId id) {
     while (lengths_[group].outputs.num_ended() < kEnoughEnded && lengths_[group].parent != kNone) {
         group = lengths_[group].parent;
     }
-    const auto num_output_tokens = static_cast<int32_t>(request.output.size());
-    return std::min(lengths_[group].outputs.expected(id, num_output_tokens), request.max_output_tokens);
+    return std::min(lengths_[group].outputs.expected(id, request.num_output_tokens()), request.max_output_tokens);
 }
 
 bool BatchPlanner::try_admit_next(Demand& demand) {
@@ -122,13 +121,13 @@ bool BatchPlanner::try_admit_next(Demand& demand) {
     chain_.clear();  // segments to pin, deepest first; the ancestors of a pinned segment are pinned
     int64_t pinned_pages = 0;
     int32_t pinned_tokens = 0;
-    for (SegmentId s = request.own.parent; s != kNone && !is_pinned(s); s = shared_[s].kv.parent) {
+    for (SegmentId s = request.parent; s != kNone && !is_pinned(s); s = shared_[s].kv.parent) {
         chain_.push_back(s);
         if (can_borrow(s)) continue;
         pinned_pages += shared_pages(s);
         pinned_tokens += num_tokens_of(shared_[s]);
     }
-    const int32_t own_tokens = num_tokens(id) - request.own.begin;
+    const int32_t own_tokens = request.num_tokens() - request.own_begin;
     const int64_t own_pages = pages_for(own_tokens);
     const int64_t pinned_then = num_pinned_pages_ + pinned_pages;
     const int64_t largest_own = std::max(demand.largest_own, largest_own_pages(request));
@@ -149,15 +148,17 @@ bool BatchPlanner::try_admit_next(Demand& demand) {
     demand.all_largest_own = all_largest_own;
 
     for (auto s = chain_.rbegin(); s != chain_.rend(); ++s) pin(*s);
-    pages_.allocate(own_segment(id), own_pages, request.own.pages);
+    if (!returns)
+        request.work = std::make_unique<Work>(Work{{.parent = request.parent, .begin = request.own_begin}, {}});
+    pages_.allocate(own_segment(id), own_pages, request.work->own.pages);
     prefill_queue_.push_back(own_segment(id));
     if (returns) {
         preempted_.pop_back();
     } else {
         ++next_in_order_;
-        request.num_cached_tokens = request.own.begin - pinned_tokens;
+        request.num_cached_tokens = request.own_begin - pinned_tokens;
         stats_.cached_prompt_tokens += request.num_cached_tokens;
-        request.lengths_id = request.own.parent == kNone ? 0 : shared_[request.own.parent].lengths_id;
+        request.lengths_id = request.parent == kNone ? 0 : shared_[request.parent].lengths_id;
     }
     request.status = Status::kPrefill;
     running_.push_back(id);
@@ -227,7 +228,7 @@ void BatchPlanner::append_span(TokenBatch& batch, SegmentId segment, int32_t cou
         const int32_t offset = position - kv.begin;
         const bool in_prompt = position < request.prompt_length;
         batch.token_ids.push_back(in_prompt ? request.prompt[position]
-                                            : request.output[position - request.prompt_length]);
+                                            : request.work->output[position - request.prompt_length]);
         batch.positions.push_back(position);
         batch.slots.push_back(int64_t{kv.pages[offset / page_size_]} * page_size_ + offset % page_size_);
     }
@@ -238,7 +239,7 @@ void BatchPlanner::append_span(TokenBatch& batch, SegmentId segment, int32_t cou
         stats_.recomputed_tokens += std::max(std::min(end, computed_end) - begin, 0);
         stats_.recomputed_prompt_tokens += std::max(std::min({end, computed_end, request.prompt_length}) - begin, 0);
         computed_end = std::max(computed_end, end);
-        if (end == num_tokens(id)) {
+        if (end == request.num_tokens()) {
             batch.logit_rows.push_back(batch.num_tokens() - 1);
             batch.logit_request_ids.push_back(id);
         }
@@ -286,8 +287,8 @@ std::vector<RequestId> BatchPlanner::commit(std::span<const TokenId> sampled, st
     std::vector<RequestId> finished_requests;
     for (size_t i = 0; i < awaited_.size(); ++i) {
         Request& request = requests_[awaited_[i]];
-        request.output.push_back(sampled[i]);
-        const auto num_output_tokens = static_cast<int32_t>(request.output.size());
+        request.work->output.push_back(sampled[i]);
+        const int32_t num_output_tokens = request.num_output_tokens();
         if (LengthEstimator::is_news(num_output_tokens)) {
             for (int32_t id = request.lengths_id; id != kNone; id = lengths_[id].parent) {
                 lengths_[id].outputs.reach(num_output_tokens);
@@ -314,11 +315,11 @@ void BatchPlanner::finish(RequestId id, bool by_itself) {
     request.status = Status::kFinished;
     if (by_itself) {
         for (int32_t group = request.lengths_id; group != kNone; group = lengths_[group].parent) {
-            lengths_[group].outputs.end(static_cast<int32_t>(request.output.size()));
+            lengths_[group].outputs.end(request.num_output_tokens());
         }
     }
-    pages_.release(own_segment(id), request.own.pages);
-    for (SegmentId s = request.own.parent; s != kNone;) {
+    pages_.release(own_segment(id), request.work->own.pages);
+    for (SegmentId s = request.parent; s != kNone;) {
         const SegmentId parent = shared_[s].kv.parent;
         release(s);
         s = parent;

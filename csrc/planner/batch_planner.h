@@ -38,6 +38,7 @@
 #include <cstdint>
 #include <deque>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -100,7 +101,10 @@ class BatchPlanner {
     RequestId num_requests() const { return static_cast<RequestId>(requests_.size()); }
     const std::vector<RequestId>& order() const { return order_; }  // scheduled requests, first to start first
     const std::vector<std::pair<RequestId, std::string>>& refused() const { return refused_; }
-    const std::vector<TokenId>& output_tokens(RequestId request) const { return requests_[request].output; }
+    std::span<const TokenId> output_tokens(RequestId request) const {
+        const auto& work = requests_[request].work;
+        return work ? std::span<const TokenId>(work->output) : std::span<const TokenId>();
+    }
 
     // Prompt tokens that others computed for a request; 0 before it starts. A shared segment is charged to its first
     // reader that starts. The sum is prompt_tokens less what was computed for the first time.
@@ -129,17 +133,25 @@ class BatchPlanner {
         bool borrows = false;     // its pages are the source's
         int32_t lengths_id = 0;   // while pinned: the estimator of its group, or of the closest one above
     };
+    struct Work {  // of a request that started
+        StoredSegment own;
+        std::vector<TokenId> output;
+    };
     struct Request {
         const TokenId* prompt;
         int32_t prompt_length;
         int32_t max_output_tokens;
         int32_t expected_output_tokens;  // 0: unknown
+        SegmentId parent;                // the deepest segment of its chain
+        int32_t own_begin;               // position where its own segment begins
         int32_t num_cached_tokens = 0;
         int32_t computed_end = 0;  // own positions below it were computed before: again is recomputation
         int32_t lengths_id = 0;    // once started: the estimator it teaches, as SharedSegment has it
         Status status = Status::kWaiting;
-        StoredSegment own = {};
-        std::vector<TokenId> output = {};
+        std::unique_ptr<Work> work = {};  // null until it starts: a job has far more requests than ever run at once
+
+        int32_t num_output_tokens() const { return work ? static_cast<int32_t>(work->output.size()) : 0; }
+        int32_t num_tokens() const { return prompt_length + num_output_tokens(); }  // prompt and generated
     };
     struct GroupLengths {
         LengthEstimator outputs;
@@ -156,7 +168,7 @@ class BatchPlanner {
     static RequestId reader_of_own(SegmentId segment) { return kNone - 1 - segment; }
     static bool is_shared(SegmentId segment) { return segment >= 0; }
     StoredSegment& stored(SegmentId segment) {
-        return is_shared(segment) ? shared_[segment].kv : requests_[reader_of_own(segment)].own;
+        return is_shared(segment) ? shared_[segment].kv : requests_[reader_of_own(segment)].work->own;
     }
     const StoredSegment& stored(SegmentId segment) const { return const_cast<BatchPlanner*>(this)->stored(segment); }
 
@@ -189,18 +201,15 @@ class BatchPlanner {
     bool can_borrow(SegmentId shared) const {
         return shared_[shared].source != kNone && is_pinned(shared_[shared].source);
     }
-    int32_t num_tokens(RequestId request) const {  // prompt and generated
-        return requests_[request].prompt_length + static_cast<int32_t>(requests_[request].output.size());
-    }
     int32_t segment_end(SegmentId segment) const {  // position after its last known token
-        return is_shared(segment) ? shared_[segment].end : num_tokens(reader_of_own(segment));
+        return is_shared(segment) ? shared_[segment].end : requests_[reader_of_own(segment)].num_tokens();
     }
     int32_t num_tokens_of(const SharedSegment& shared) const { return shared.end - shared.kv.begin; }
     int64_t pages_for(int64_t num_tokens) const { return (num_tokens + page_size_ - 1) / page_size_; }
     SegmentId num_shared() const { return static_cast<SegmentId>(shared_.size()); }
     int64_t shared_pages(SegmentId shared) const { return pages_for(num_tokens_of(shared_[shared])); }
     int64_t largest_own_pages(const Request& request) const {  // nobody reads the K/V of the last token
-        return pages_for(int64_t{request.prompt_length} - request.own.begin + request.max_output_tokens - 1);
+        return pages_for(int64_t{request.prompt_length} - request.own_begin + request.max_output_tokens - 1);
     }
 
     const int32_t page_size_;

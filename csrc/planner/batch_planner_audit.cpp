@@ -57,16 +57,22 @@ void BatchPlanner::audit_pages() const {
     }
     expect(num_pinned == num_pinned_pages_, "pinned pages are those of shared segments");
     for (RequestId request = 0; request < num_requests(); ++request) {
-        expect_owner(own_segment(request), requests_[request].own);
-        expect(requests_[request].own.batch_id == kNone, "an own segment has no number outside next_batch");
+        if (!requests_[request].work) continue;
+        expect_owner(own_segment(request), requests_[request].work->own);
+        expect(requests_[request].work->own.batch_id == kNone, "an own segment has no number outside next_batch");
     }
     expect(num_used == pages_.num_used(), "used pages are those that segments list");
 
     int64_t largest_own = 0;
     for (RequestId request = 0; request < num_requests(); ++request) {
         const Status status = requests_[request].status;
-        const StoredSegment& own = requests_[request].own;
         const std::string name = "request " + std::to_string(request) + ": ";
+        expect((requests_[request].work == nullptr) == (status == Status::kWaiting || status == Status::kRefused),
+               name + "has work once it started");
+        if (!requests_[request].work) continue;
+        const StoredSegment& own = requests_[request].work->own;
+        expect(own.parent == requests_[request].parent && own.begin == requests_[request].own_begin,
+               name + "its own part continues its chain");
         if (status != Status::kPrefill && status != Status::kDecode) {
             expect(own.pages.empty(), name + "holds pages only while it runs");
             if (status == Status::kPreempted)
@@ -76,10 +82,11 @@ void BatchPlanner::audit_pages() const {
         largest_own = std::max(largest_own, largest_own_pages(requests_[request]));
         const auto num_pages = static_cast<int64_t>(own.pages.size());
         expect(num_pages <= largest_own_pages(requests_[request]), name + "grows no larger than planned");
-        const int64_t pending = num_tokens(request) - own.begin - own.num_stored;
+        const int64_t pending = requests_[request].num_tokens() - own.begin - own.num_stored;
         if (status == Status::kPrefill) {
             expect(pending >= 1, name + "is prefilled until nothing is pending");
-            expect(num_pages == pages_for(num_tokens(request) - own.begin), name + "holds its prompt's pages");
+            expect(num_pages == pages_for(requests_[request].num_tokens() - own.begin),
+                   name + "holds its prompt's pages");
         } else {
             expect(pending == (in_flight_ ? 0 : 1), name + "has one token to decode");
             expect(num_pages == pages_for(own.num_stored), name + "holds the pages of its tokens");
@@ -151,13 +158,13 @@ void BatchPlanner::audit_counts() const {
         const bool finished = request.status == Status::kFinished;
         const bool started = finished || (request.status != Status::kWaiting && request.status != Status::kRefused);
         num_finished += finished;
-        num_output_tokens += static_cast<int64_t>(request.output.size());
+        num_output_tokens += request.num_output_tokens();
         num_cached += request.num_cached_tokens;
-        expect(static_cast<int32_t>(request.output.size()) <= request.max_output_tokens, "outputs keep their bound");
+        expect(request.num_output_tokens() <= request.max_output_tokens, "outputs keep their bound");
         expect(started || request.num_cached_tokens == 0, "nothing is cached for a request before it starts");
         if (started) num_prompt_tokens_started += request.prompt_length;
-        if (started) num_first_computed += request.prompt_length - request.own.begin;
-        for (SegmentId s = request.own.parent; s != kNone; s = shared_[s].kv.parent) {
+        if (started) num_first_computed += request.prompt_length - request.own_begin;
+        for (SegmentId s = request.parent; s != kNone; s = shared_[s].kv.parent) {
             num_holders[s] += !finished;
             if (started) has_started[s] = true;
         }

@@ -70,9 +70,9 @@ RequestId BatchPlanner::add_requests(const Prompts& prompts, Segments segments,
             .prompt_length = prompts.prompt_length(request),
             .max_output_tokens = max_output_tokens[request],
             .expected_output_tokens = known ? expected[request] : 0,
+            .parent = parent == kNone ? kNone : first_segment + parent,
+            .own_begin = forest.covered_tokens(request),
             .status = refused[request] ? Status::kRefused : Status::kWaiting,
-            .own = {.parent = parent == kNone ? kNone : first_segment + parent,
-                    .begin = forest.covered_tokens(request)},
         });
     }
     forgo_sources_that_do_not_fit(first_request);
@@ -126,11 +126,11 @@ void BatchPlanner::forgo_sources_that_do_not_fit(RequestId first_request) {
     for (RequestId id = first_request; id < num_requests(); ++id) {
         const Request& request = requests_[id];
         int64_t needed = largest_own_pages(request);
-        for (SegmentId s = request.own.parent; s != kNone; s = shared_[s].kv.parent) {
+        for (SegmentId s = request.parent; s != kNone; s = shared_[s].kv.parent) {
             needed += held_pages(s);
         }
         if (needed <= pages_.num_pages()) continue;
-        for (SegmentId s = request.own.parent; s != kNone; s = shared_[s].kv.parent) shared_[s].source = kNone;
+        for (SegmentId s = request.parent; s != kNone; s = shared_[s].kv.parent) shared_[s].source = kNone;
     }
 }
 

@@ -211,7 +211,7 @@ class Fuzz {
             const int32_t pages = (longest + options_.page_size - 1) / options_.page_size;
             expect(refused[id] == (pages > options_.num_pages), "refused are those that do not fit alone");
             const std::vector<TokenId> output(request.context.begin() + request.prompt_length, request.context.end());
-            expect(planner_.output_tokens(static_cast<RequestId>(id)) == output, "outputs are kept");
+            expect(std::ranges::equal(planner_.output_tokens(static_cast<RequestId>(id)), output), "outputs are kept");
             num_restarts += request.num_restarts;
         }
         expect(num_restarts <= stats.preemptions, "work is done again once for a preemption");
