@@ -26,6 +26,7 @@ import numpy as np
 import batchllm_ext as ext
 
 MIB = 1 << 20
+OUTPUT_TOKENS, PAGE_SIZE = 64, 16
 EXTRA_BYTES_A_REQUEST, EXTRA_BYTES_A_NODE = 128, 32  # what planning may take beside the job
 
 
@@ -35,13 +36,26 @@ def make_job(num_prompts: int, num_tokens: int) -> tuple[np.ndarray, np.ndarray]
     tokens = np.empty((num_prompts, num_tokens), np.int32)
     reader = rng.permutation(num_prompts)
     begin = 0
-    for share, num_readers in ((0.2, num_prompts), (0.5, 64), (0.1, 8), (1.0, 1)):
-        end = min(begin + round(share * num_tokens), num_tokens)
+    for level_tokens, num_readers in levels(num_prompts, num_tokens):
+        end = begin + level_tokens
         runs = rng.integers(0, 32_000, (-(-num_prompts // num_readers), end - begin), np.int32)
         for rows in np.array_split(np.arange(num_prompts), max(num_prompts // 10_000, 1)):  # NumPy copies what it takes
             tokens[rows[0] : rows[-1] + 1, begin:end] = runs[reader[rows] // num_readers]
         begin = end
     return tokens.reshape(-1), np.arange(num_prompts + 1, dtype=np.int64) * num_tokens
+
+
+def levels(num_prompts: int, num_tokens: int) -> list[tuple[int, int]]:
+    """(tokens, readers of one run) of each level, root first."""
+    shared = [(round(share * num_tokens), n) for share, n in ((0.2, num_prompts), (0.5, 64), (0.1, 8))]
+    return [*shared, (num_tokens - sum(tokens for tokens, _ in shared), 1)]
+
+
+def pages_for_running(num_running: int, num_prompts: int, num_tokens: int) -> int:
+    """KV pages that hold about `num_running` requests at their longest."""
+    *shared, (own_tokens, _) = levels(num_prompts, num_tokens)
+    own_pages = -(-(own_tokens + OUTPUT_TOKENS) // PAGE_SIZE)
+    return num_running * own_pages + sum(-(-num_running // n) * -(-tokens // PAGE_SIZE) for tokens, n in shared)
 
 
 def resident_bytes(field: str) -> int:
@@ -120,8 +134,7 @@ def step_microseconds(planner: ext.BatchPlanner, num_steps: int) -> tuple[float,
 
 def bench(num_prompts: int, num_tokens: int, num_threads: int, num_running: int) -> dict[str, object]:
     tokens, indptr = make_job(num_prompts, num_tokens)
-    max_output = np.full(num_prompts, 64, np.int32)
-    page_size = 16
+    max_output = np.full(num_prompts, OUTPUT_TOKENS, np.int32)
 
     phases = Phases()
     trie = phases.run("trie", lambda: ext.PrefixTrie(tokens, indptr, drop_last=1, num_threads=num_threads))
@@ -133,8 +146,8 @@ def bench(num_prompts: int, num_tokens: int, num_threads: int, num_running: int)
             indptr,
             segments,
             max_output_tokens=max_output,
-            num_pages=num_running * -(-num_tokens // page_size),
-            page_size=page_size,
+            num_pages=pages_for_running(num_running, num_prompts, num_tokens),
+            page_size=PAGE_SIZE,
             max_batch_tokens=num_running * num_tokens,  # all that fit start in the first batch
         ),
     )
@@ -170,7 +183,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=100_000)
     parser.add_argument("--tokens", type=int, default=1000, help="tokens a prompt")
     parser.add_argument("--threads", type=int, default=0, help="0: one a core")
-    parser.add_argument("--running", type=int, default=4096, help="prompts the KV pool would hold unshared")
+    parser.add_argument("--running", type=int, default=10_000, help="requests that the KV pool holds at their longest")
     parser.add_argument("--json", action="store_true", help="one JSON object on one line")
     args = parser.parse_args()
     num_threads = args.threads or os.cpu_count() or 1

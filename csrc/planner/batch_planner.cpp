@@ -27,6 +27,13 @@ std::optional<TokenBatch> BatchPlanner::next_batch() {
 
 void BatchPlanner::schedule_decodes(TokenBatch& batch) {
     for (size_t i = 0; i < running_.size(); ++i) {  // make_room() shortens running_ at its end
+        if (i + 16 < running_.size()) __builtin_prefetch(&requests_[running_[i + 16]]);
+        if (i + 8 < running_.size()) __builtin_prefetch(requests_[running_[i + 8]].work.get());
+        if (i + 4 < running_.size()) {
+            const Work& soon = *requests_[running_[i + 4]].work;
+            __builtin_prefetch(soon.own.pages.data());
+            __builtin_prefetch(soon.output.data() + soon.output.size());
+        }
         const RequestId request = running_[i];
         if (requests_[request].status == Status::kDecode && make_room(request)) {
             append_span(batch, own_segment(request), 1);
