@@ -29,6 +29,9 @@ class Prompts {
     int32_t prompt_length(RequestId request) const {  // dropped ones included
         return static_cast<int32_t>(indptr_[request + 1] - indptr_[request]);
     }
+    std::span<const TokenId> prompt(RequestId request) const {
+        return {row_data(request), static_cast<size_t>(prompt_length(request))};
+    }
     int32_t row_length(RequestId request) const {
         const int32_t length = prompt_length(request);
         return length > drop_last_ ? length - drop_last_ : 0;
