@@ -260,6 +260,54 @@ class BatchPlanner:
     def audit(self) -> None:
         """Recomputes every count, range and page owner; RuntimeError on a mismatch."""
 
+def simulate_lru(
+    tokens: Any,
+    indptr: Any,
+    output_tokens: Any,
+    max_output_tokens: Any,
+    *,
+    kv_tokens: int,
+    page_size: int = 16,
+    max_batch_tokens: int = 2048,
+    max_num_seqs: int = 256,
+    is_sorted: bool = False,
+) -> dict[str, Any]:
+    """First come, first served over hashed KV blocks with LRU eviction, as vLLM does it.
+
+    tokens, indptr as in PrefixTrie; output_tokens, max_output_tokens: int32 [num_requests]. Returns the fields of
+    batchllm.simulate.Simulation by name, all but policy.
+    """
+
+def simulate_radix(
+    tokens: Any,
+    indptr: Any,
+    output_tokens: Any,
+    max_output_tokens: Any,
+    *,
+    kv_tokens: int,
+    page_size: int = 16,
+    max_batch_tokens: int = 2048,
+    max_running_requests: int = 2048,
+    order: Literal["lpm", "dfs"] = "lpm",
+) -> dict[str, Any]:
+    """A radix cache with LRU eviction of leaves, as SGLang does it. page_size only decides what fits at all."""
+
+def simulate_planned(
+    tokens: Any,
+    indptr: Any,
+    output_tokens: Any,
+    max_output_tokens: Any,
+    segments: Segments,
+    *,
+    kv_tokens: int,
+    page_size: int = 16,
+    max_batch_tokens: int = 2048,
+    lengths: Literal["known", "learned", "bound"] = "known",
+    order: Literal["decode_first", "arrival", "blend"] = "decode_first",
+    max_running_requests: int | None = None,
+) -> dict[str, Any]:
+    """BatchPlanner itself, with outputs of the lengths that the job says."""
+
 class AttentionPlan:
     """The attention of a token batch as work items; serves every layer with the same heads."""
 

@@ -43,9 +43,9 @@ class ModelConfig:
         Raises ValueError where the file, the architecture or a setting is not supported, naming it.
         """
         path = directory / "config.json"
-        raw = _read_json(path)
+        raw = read_json(path)
         generation_path = directory / "generation_config.json"
-        generation = _read_json(generation_path) if generation_path.exists() else {}
+        generation = read_json(generation_path) if generation_path.exists() else {}
         try:
             return _parse(raw, generation)
         except ValueError as error:
@@ -74,7 +74,8 @@ def resolve_model(model: str | Path) -> Path:
         ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; FileNotFoundError or ValueError that names the file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -93,14 +94,14 @@ def _parse(raw: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
         raise ValueError(f"architecture {architecture} is not supported; supported: {', '.join(ARCHITECTURES)}")
     _refuse_unsupported(raw)
 
-    num_qo_heads = _positive_int(raw, "num_attention_heads")
-    hidden_size = _positive_int(raw, "hidden_size")
-    num_kv_heads = _positive_int(raw, "num_key_value_heads", num_qo_heads)
+    num_qo_heads = positive_int(raw, "num_attention_heads")
+    hidden_size = positive_int(raw, "hidden_size")
+    num_kv_heads = positive_int(raw, "num_key_value_heads", num_qo_heads)
     if num_qo_heads % num_kv_heads:
         raise ValueError(
             f"num_attention_heads ({num_qo_heads}) is not a multiple of num_key_value_heads ({num_kv_heads})"
         )
-    head_dim = _positive_int(raw, "head_dim", hidden_size // num_qo_heads)
+    head_dim = positive_int(raw, "head_dim", hidden_size // num_qo_heads)
     if head_dim % 2:
         raise ValueError(f"head_dim: expected an even number, got {head_dim}")
     rope_theta, rope_scaling = _rope(raw)
@@ -108,14 +109,14 @@ def _parse(raw: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
     qwen2 = architecture == "Qwen2ForCausalLM"
     return ModelConfig(
         architecture=architecture,
-        vocab_size=_positive_int(raw, "vocab_size"),
+        vocab_size=positive_int(raw, "vocab_size"),
         hidden_size=hidden_size,
-        intermediate_size=_positive_int(raw, "intermediate_size"),
-        num_layers=_positive_int(raw, "num_hidden_layers"),
+        intermediate_size=positive_int(raw, "intermediate_size"),
+        num_layers=positive_int(raw, "num_hidden_layers"),
         num_qo_heads=num_qo_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        max_model_len=_positive_int(raw, "max_position_embeddings"),
+        max_model_len=positive_int(raw, "max_position_embeddings"),
         rms_norm_eps=_positive_number("rms_norm_eps", raw.get("rms_norm_eps", 1e-6)),
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,
@@ -162,7 +163,8 @@ def _rope(raw: dict[str, Any]) -> tuple[float, dict[str, Any]]:
     return _positive_number("rope_theta", theta), {"rope_type": rope_type, **factors}
 
 
-def _positive_int(raw: dict[str, Any], name: str, default: int | None = None) -> int:
+def positive_int(raw: dict[str, Any], name: str, default: int | None = None) -> int:
+    """raw[name], or the default where that is missing or null; ValueError that names the field."""
     value = raw.get(name)
     if value is None:
         value = default

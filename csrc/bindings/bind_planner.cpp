@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "bindings/numpy_vectors.h"
 #include "planner/batch_planner.h"
 #include "planner/choose_segments.h"
 #include "planner/prefix_trie.h"
@@ -25,43 +26,6 @@ namespace batchllm {
 namespace {
 
 using Unlocked = py::call_guard<py::gil_scoped_release>;
-
-std::string python_repr(const py::handle& object) {
-    return py::repr(object).cast<std::string>();
-}
-
-template <typename T>
-std::span<const T> vector_view(const py::handle& object, const std::string& name) {
-    const std::string expected = python_repr(py::dtype::of<T>());
-    if (!py::isinstance<py::array>(object)) {
-        throw py::type_error(name + ": expected a NumPy array of " + expected + ", got " +
-                             python_repr(py::type::of(object)));
-    }
-    const auto array = py::reinterpret_borrow<py::array>(object);
-    if (!array.dtype().equal(py::dtype::of<T>())) {
-        throw py::type_error(name + ": expected " + expected + ", got " + python_repr(array.dtype()));
-    }
-    if (array.ndim() != 1) {
-        throw py::value_error(name + ": expected 1 dimension, got " + std::to_string(array.ndim()));
-    }
-    if (array.size() > 1 && array.strides(0) != static_cast<py::ssize_t>(sizeof(T))) {
-        throw py::value_error(name + ": expected contiguous memory, got a stride of " +
-                              std::to_string(array.strides(0)) + " bytes for items of " + std::to_string(sizeof(T)));
-    }
-    return {static_cast<const T*>(array.data()), static_cast<size_t>(array.size())};
-}
-
-// Of what may still grow, where a view would not do.
-template <typename T>
-py::array_t<T> array_copy(std::span<const T> values) {
-    return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
-}
-
-template <typename T>
-std::vector<T> vector_copy(const py::handle& object, const std::string& name) {
-    const auto view = vector_view<T>(object, name);
-    return {view.begin(), view.end()};
-}
 
 template <typename T>
 py::array readonly_view(const std::vector<T>& values, const py::handle& owner) {
@@ -79,10 +43,6 @@ void def_array(py::class_<Class, Options...>& cls, const char* name, Getter gett
             return readonly_view(std::invoke(getter, self.cast<const Class&>()), self);
         },
         doc);
-}
-
-Prompts prompts_view(const py::handle& tokens, const py::handle& indptr, int32_t drop_last) {
-    return Prompts(vector_view<TokenId>(tokens, "tokens"), vector_view<int64_t>(indptr, "indptr"), drop_last);
 }
 
 void bind_prefix_trie(py::module_& module) {
@@ -238,13 +198,6 @@ void check_request_id(const BatchPlanner& planner, RequestId request) {
                           std::to_string(request));
 }
 
-GroupOrder group_order_by_name(const std::string& name) {
-    if (name == "decode_first") return GroupOrder::kDecodeFirst;
-    if (name == "arrival") return GroupOrder::kArrival;
-    if (name == "blend") return GroupOrder::kBlend;
-    throw py::value_error("order: expected \"decode_first\", \"arrival\" or \"blend\", got \"" + name + "\"");
-}
-
 RequestId add_requests(BatchPlanner& planner, const py::object& tokens, const py::object& indptr,
                        const Segments& segments, const py::object& max_output_tokens,
                        const py::object& expected_output_tokens, double reader_cost) {
@@ -311,6 +264,13 @@ void bind_batch_planner(py::module_& module) {
 }
 
 }  // namespace
+
+GroupOrder group_order_by_name(const std::string& name) {
+    if (name == "decode_first") return GroupOrder::kDecodeFirst;
+    if (name == "arrival") return GroupOrder::kArrival;
+    if (name == "blend") return GroupOrder::kBlend;
+    throw py::value_error("order: expected \"decode_first\", \"arrival\" or \"blend\", got \"" + name + "\"");
+}
 
 void bind_planner(py::module_& module) {
     bind_prefix_trie(module);

@@ -3,9 +3,16 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string>
+
+#include "planner/group_order.h"
+
 namespace batchllm {
 
+GroupOrder group_order_by_name(const std::string& name);  // ValueError where there is none
+
 void bind_planner(pybind11::module_& module);
+void bind_simulate(pybind11::module_& module);
 void bind_attention(pybind11::module_& module);
 
 }  // namespace batchllm

@@ -1,0 +1,163 @@
+"""What a job would cost under the scheduling policies of several engines, and under ours: replayed, without a model.
+
+    job = SimulatedJob(tokens, indptr, output_tokens, max_output_tokens)
+    simulate(job, Policy.LRU, kv_tokens=500_000).saved_share
+
+A simulation counts tokens exactly; `batchllm.roofline` turns its steps into seconds, by a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+import batchllm_ext as ext
+
+Int32Array = NDArray[np.int32]
+Int64Array = NDArray[np.int64]
+Lengths = Literal["known", "learned", "bound"]
+Order = Literal["decode_first", "arrival", "blend"]
+
+
+@dataclass(frozen=True, eq=False)
+class SimulatedJob:
+    """Prompts, and how long each output will be. Generated text is taken to differ between requests."""
+
+    tokens: Int32Array
+    """int32 [num_tokens], all prompts one after the other."""
+    indptr: Int64Array
+    """int64 [num_requests + 1]; prompt i is tokens[indptr[i] : indptr[i + 1]], at least one token."""
+    output_tokens: Int32Array
+    """int32 [num_requests], at least 1 each."""
+    max_output_tokens: Int32Array
+    """int32 [num_requests], at least output_tokens: what is known before."""
+
+
+class Policy(str, Enum):
+    """A scheduler and its KV cache."""
+
+    NONE = "none"
+    LRU = "lru"
+    LRU_SORTED = "lru_sorted"
+    RADIX_LPM = "radix_lpm"
+    RADIX_DFS = "radix_dfs"
+    BATCHLLM = "batchllm"
+    BATCHLLM_SINGLE = "batchllm_single"
+    BATCHLLM_BLEND = "batchllm_blend"
+
+    @property
+    def description(self) -> str:
+        return _DESCRIPTIONS[self]
+
+
+_DESCRIPTIONS = {
+    Policy.NONE: "BatchLLM's planner without any sharing",
+    Policy.LRU: "first come, first served, full blocks in an LRU cache, capped batch (as vLLM)",
+    Policy.LRU_SORTED: "the same, with the prompts sorted",
+    Policy.RADIX_LPM: "radix cache, longest cached prefix first (as SGLang)",
+    Policy.RADIX_DFS: "radix cache, depth-first by weight (as SGLang)",
+    Policy.BATCHLLM: "BatchLLM: shared segments at any depth, decode-heavy groups first",
+    Policy.BATCHLLM_SINGLE: "BatchLLM with one shared segment a request",
+    Policy.BATCHLLM_BLEND: "BatchLLM with groups taken from both ends by decode/prefill ratio (as BlendServe)",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """What a policy did, step by step."""
+
+    policy: Policy
+
+    num_decode_tokens: Int32Array
+    """int32 [num_steps]."""
+    num_prefill_tokens: Int32Array
+    """int32 [num_steps]; generated tokens that are computed again are among them."""
+    num_sampled: Int32Array
+    """int32 [num_steps]; rows whose logits are sampled: output tokens that the step yields."""
+    num_running: Int32Array
+    """int32 [num_steps]; requests that hold KV."""
+    used_kv_tokens: Int64Array
+    """int64 [num_steps]; held by running requests and pinned segments, in whole pages. What is only cached is free."""
+    attention_pairs: Int64Array
+    """int64 [num_steps]; (query row, key it sees). FLOPs = 4 * head_dim * num_qo_heads * num_layers * pairs."""
+    kv_tokens_read: Int64Array
+    """int64 [num_steps]; KV positions that attention loads: ours a segment once a step for all its readers, the
+    others all of a request's context for each request."""
+
+    prompt_tokens: int
+    computed_prompt_tokens: int
+    """first_tokens + unshared_tokens + evicted_tokens + preempted_tokens."""
+    first_tokens: int
+    """Distinct prefixes: somebody had to compute them."""
+    unshared_tokens: int
+    """Computed again because the policy would not share them with a pool of any size (blocks, order within a step,
+    segments not chosen, the last token of a prompt)."""
+    evicted_tokens: int
+    """Computed again because a pool without bound would still have had them."""
+    preempted_tokens: int
+    """Prompt tokens that a request had and lost when it was preempted."""
+    recomputed_output_tokens: int
+    """Generated tokens, likewise."""
+    output_tokens: int
+    preemptions: int
+    peak_kv_tokens: int
+    """The largest of used_kv_tokens."""
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.num_running)
+
+    @property
+    def saved_share(self) -> float:
+        """Prompt tokens not computed, as a share of all; 0 for a job without requests."""
+        return 1 - self.computed_prompt_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+
+def simulate(
+    job: SimulatedJob,
+    policy: Policy,
+    *,
+    kv_tokens: int,
+    page_size: int = 16,
+    max_batch_tokens: int = 2048,
+    max_num_seqs: int | None = None,
+    lengths: Lengths = "known",
+    reader_cost: float = 2.0,
+    order: Order | None = None,
+) -> Simulation:
+    """Runs the job to its end under a policy.
+
+    kv_tokens: size of the KV pool, in tokens. page_size: radix policies share to the token whatever it is.
+    max_num_seqs: the most requests that run at once. None is what the policy does by itself: 256 for LRU (vLLM's
+    default), 2,048 for RADIX (the least that SGLang derives), no bound for ours.
+    lengths, reader_cost, order: ours only. What the planner knows of output lengths: the truth, what it learns while
+    the job runs, or max_output_tokens. The cost of a shared segment for each reader, in tokens. The order of groups;
+    None is the policy's own.
+
+    Raises ValueError for arrays that do not fit together, and for the first request that the pool can never hold at
+    its max_output_tokens, before anything runs and alike for every policy.
+    """
+    arrays = (job.tokens, job.indptr, job.output_tokens, job.max_output_tokens)
+    pool = {"kv_tokens": kv_tokens, "page_size": page_size, "max_batch_tokens": max_batch_tokens}
+    if policy in (Policy.LRU, Policy.LRU_SORTED):
+        cap = 256 if max_num_seqs is None else max_num_seqs
+        result = ext.simulate_lru(*arrays, **pool, max_num_seqs=cap, is_sorted=policy is Policy.LRU_SORTED)
+    elif policy in (Policy.RADIX_LPM, Policy.RADIX_DFS):
+        cap = 2048 if max_num_seqs is None else max_num_seqs
+        result = ext.simulate_radix(
+            *arrays, **pool, max_running_requests=cap, order="lpm" if policy is Policy.RADIX_LPM else "dfs"
+        )
+    else:
+        levels: Any = {Policy.NONE: 0, Policy.BATCHLLM_SINGLE: 1}.get(policy)
+        trie = ext.PrefixTrie(job.tokens, job.indptr, drop_last=1)
+        segments = ext.choose_segments(trie, levels, reader_cost=reader_cost)
+        if order is None:
+            order = "blend" if policy is Policy.BATCHLLM_BLEND else "decode_first"
+        result = ext.simulate_planned(
+            *arrays, segments, **pool, lengths=lengths, order=order, max_running_requests=max_num_seqs
+        )
+    return Simulation(policy=policy, **result)

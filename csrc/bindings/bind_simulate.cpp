@@ -1,0 +1,123 @@
+// simulate_lru, simulate_radix and simulate_planned for Python: arrays in as views, a dictionary out.
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings/bindings.h"
+#include "bindings/numpy_vectors.h"
+#include "simulate/lru_policy.h"
+#include "simulate/planned_policy.h"
+#include "simulate/radix_policy.h"
+
+namespace py = pybind11;
+
+namespace batchllm {
+
+namespace {
+
+SimulatedJob job_view(const py::object& tokens, const py::object& indptr, const py::object& output_tokens,
+                      const py::object& max_output_tokens) {
+    return {prompts_view(tokens, indptr, 0), vector_view<int32_t>(output_tokens, "output_tokens"),
+            vector_view<int32_t>(max_output_tokens, "max_output_tokens")};
+}
+
+py::dict to_dict(const Simulation& simulation) {
+    py::dict dict;
+    dict["num_decode_tokens"] = array_copy<int32_t>(simulation.num_decode_tokens);
+    dict["num_prefill_tokens"] = array_copy<int32_t>(simulation.num_prefill_tokens);
+    dict["num_sampled"] = array_copy<int32_t>(simulation.num_sampled);
+    dict["num_running"] = array_copy<int32_t>(simulation.num_running);
+    dict["used_kv_tokens"] = array_copy<int64_t>(simulation.used_kv_tokens);
+    dict["attention_pairs"] = array_copy<int64_t>(simulation.attention_pairs);
+    dict["kv_tokens_read"] = array_copy<int64_t>(simulation.kv_tokens_read);
+    dict["prompt_tokens"] = simulation.prompt_tokens;
+    dict["computed_prompt_tokens"] = simulation.computed_prompt_tokens;
+    dict["first_tokens"] = simulation.first_tokens;
+    dict["unshared_tokens"] = simulation.unshared_tokens;
+    dict["evicted_tokens"] = simulation.evicted_tokens;
+    dict["preempted_tokens"] = simulation.preempted_tokens;
+    dict["recomputed_output_tokens"] = simulation.recomputed_output_tokens;
+    dict["output_tokens"] = simulation.output_tokens;
+    dict["preemptions"] = simulation.preemptions;
+    dict["peak_kv_tokens"] = simulation.peak_kv_tokens;
+    return dict;
+}
+
+template <typename Simulate>
+py::dict unlocked(Simulate simulate) {
+    Simulation simulation;
+    {
+        const py::gil_scoped_release release;
+        simulation = simulate();
+    }
+    return to_dict(simulation);
+}
+
+RadixOrder radix_order(const std::string& name) {
+    if (name == "lpm") return RadixOrder::kLongestPrefix;
+    if (name == "dfs") return RadixOrder::kDepthFirst;
+    throw py::value_error("order: expected \"lpm\" or \"dfs\", got \"" + name + "\"");
+}
+
+KnownLengths known_lengths(const std::string& name) {
+    if (name == "known") return KnownLengths::kTrue;
+    if (name == "learned") return KnownLengths::kLearned;
+    if (name == "bound") return KnownLengths::kBound;
+    throw py::value_error("lengths: expected \"known\", \"learned\" or \"bound\", got \"" + name + "\"");
+}
+
+}  // namespace
+
+void bind_simulate(py::module_& module) {
+    module.def(
+        "simulate_lru",
+        [](const py::object& tokens, const py::object& indptr, const py::object& output_tokens,
+           const py::object& max_output_tokens, int64_t kv_tokens, int32_t page_size, int32_t max_batch_tokens,
+           int32_t max_num_seqs, bool is_sorted) {
+            const SimulatedJob job = job_view(tokens, indptr, output_tokens, max_output_tokens);
+            const PoolOptions pool{kv_tokens, page_size, max_batch_tokens};
+            return unlocked([&] { return simulate_lru(job, pool, max_num_seqs, is_sorted); });
+        },
+        py::arg("tokens"), py::arg("indptr"), py::arg("output_tokens"), py::arg("max_output_tokens"), py::kw_only(),
+        py::arg("kv_tokens"), py::arg("page_size") = 16, py::arg("max_batch_tokens") = 2048,
+        py::arg("max_num_seqs") = 256, py::arg("is_sorted") = false,
+        "First come, first served over hashed KV blocks with LRU eviction, as vLLM does it.");
+    module.def(
+        "simulate_radix",
+        [](const py::object& tokens, const py::object& indptr, const py::object& output_tokens,
+           const py::object& max_output_tokens, int64_t kv_tokens, int32_t page_size, int32_t max_batch_tokens,
+           int32_t max_running_requests, const std::string& order) {
+            const SimulatedJob job = job_view(tokens, indptr, output_tokens, max_output_tokens);
+            const PoolOptions pool{kv_tokens, page_size, max_batch_tokens};
+            const RadixOrder radix = radix_order(order);
+            return unlocked([&] { return simulate_radix(job, pool, radix, max_running_requests); });
+        },
+        py::arg("tokens"), py::arg("indptr"), py::arg("output_tokens"), py::arg("max_output_tokens"), py::kw_only(),
+        py::arg("kv_tokens"), py::arg("page_size") = 16, py::arg("max_batch_tokens") = 2048,
+        py::arg("max_running_requests") = 2048, py::arg("order") = "lpm",
+        "A radix cache with LRU eviction of leaves, as SGLang does it. page_size only decides what fits at all.");
+    module.def(
+        "simulate_planned",
+        [](const py::object& tokens, const py::object& indptr, const py::object& output_tokens,
+           const py::object& max_output_tokens, const Segments& segments, int64_t kv_tokens, int32_t page_size,
+           int32_t max_batch_tokens, const std::string& lengths, const std::string& order,
+           std::optional<int32_t> max_running_requests) {
+            const SimulatedJob job = job_view(tokens, indptr, output_tokens, max_output_tokens);
+            const PoolOptions pool{kv_tokens, page_size, max_batch_tokens};
+            PlannedOptions options{known_lengths(lengths), group_order_by_name(order)};
+            if (max_running_requests) options.max_running_requests = *max_running_requests;
+            return unlocked([&] { return simulate_planned(job, pool, segments, options); });
+        },
+        py::arg("tokens"), py::arg("indptr"), py::arg("output_tokens"), py::arg("max_output_tokens"),
+        py::arg("segments"), py::kw_only(), py::arg("kv_tokens"), py::arg("page_size") = 16,
+        py::arg("max_batch_tokens") = 2048, py::arg("lengths") = "known", py::arg("order") = "decode_first",
+        py::arg("max_running_requests") = py::none(),
+        "BatchPlanner itself, with outputs of the lengths that the job says.");
+}
+
+}  // namespace batchllm

@@ -1,0 +1,52 @@
+// Writes down what a policy of single requests does, checks that it is possible, and says why prompt tokens are
+// computed.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "simulate/simulation.h"
+
+namespace batchllm {
+
+class Recorder {
+ public:
+    explicit Recorder(const SimulatedJob& job, int64_t pool_tokens);
+
+    // A request starts, or starts again. A cache that never evicts would have given it its first `findable` tokens.
+    void admit(RequestId request, int32_t findable) { findable_[request] = findable; }
+    // It computes positions [begin, end) in the step under way, and then has all K/V below `end`.
+    void compute(RequestId request, int32_t begin, int32_t end);
+    void preempt() { ++simulation_.preemptions; }
+    void end_step(int64_t used_kv_tokens, int64_t num_running);
+
+    int32_t num_outputs(RequestId request) const { return num_outputs_[request]; }
+    int32_t num_tokens(RequestId request) const {  // prompt and generated
+        return job_.prompts.prompt_length(request) + num_outputs_[request];
+    }
+    // After end_step: every token it has had K/V by then, so the step yielded one more. True where that was its last.
+    bool emit(RequestId request);
+
+    Simulation finish(int64_t num_distinct_prefixes);
+
+ private:
+    const SimulatedJob& job_;
+    const int64_t pool_tokens_;
+    std::vector<int32_t> num_outputs_;  // [num_requests]
+    std::vector<int32_t> reached_;      // [num_requests]: positions it had K/V for at its best
+    std::vector<int32_t> findable_;     // [num_requests]
+
+    struct Step {
+        int32_t num_decode_tokens = 0, num_prefill_tokens = 0;
+        int64_t attention_pairs = 0, kv_tokens_read = 0;
+    };
+    Step step_;
+    Simulation simulation_;
+};
+
+// Keys that rows at positions [begin, end) see, each all up to itself.
+inline int64_t num_attention_pairs(int64_t begin, int64_t end) {
+    return (end * (end + 1) - begin * (begin + 1)) / 2;
+}
+
+}  // namespace batchllm
