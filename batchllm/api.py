@@ -16,7 +16,7 @@ from batchllm.engine import Engine, Finished, Job
 from batchllm.kv_cache import affordable_kv_tokens
 from batchllm.model import Model
 from batchllm.outputs import CompletionOutput, JobProgress, RequestOutput
-from batchllm.prompts import Prompt, params_list, parse_prompt, prompt_list
+from batchllm.prompts import Prompt, RequestLimits, params_list, parse_prompt, prompt_list
 from batchllm.sampling import Sampler, stream_seed
 from batchllm.sampling_params import MAX_INT32, SamplingParams
 from batchllm.stopping import StopStringWatcher
@@ -85,6 +85,7 @@ class LLM:
             loaded = Model(self.config, reader)
         if kv_cache_tokens is None:
             kv_cache_tokens = max(affordable_kv_tokens(self.config, torch_dtype), page_size)
+        self._limits = RequestLimits(self.config.vocab_size, self.config.max_model_len, page_size, kv_cache_tokens)
         self._num_jobs = 0
         self._engine = Engine(
             model=loaded,
@@ -164,29 +165,7 @@ class LLM:
 
     def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         """Raises ValueError, with the numbers, if this request could never run."""
-        if len(prompt_token_ids) == 0:
-            raise ValueError("the prompt is empty")
-        vocab_size = self.config.vocab_size
-        ids = np.asarray(prompt_token_ids)
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise ValueError(f"prompt_token_ids: expected a list of integers, got {ids.dtype} of shape {ids.shape}")
-        if (bad := (ids < 0) | (ids >= vocab_size)).any():
-            at = int(bad.argmax())
-            raise ValueError(f"prompt_token_ids[{at}] is {ids[at]}, but the vocabulary has {vocab_size} tokens")
-        if bad_stops := [token for token in params.stop_token_ids or () if token >= vocab_size]:
-            raise ValueError(f"stop_token_ids: {bad_stops[0]}, but the vocabulary has {vocab_size} tokens")
-        if len(ids) >= self.max_model_len:
-            raise ValueError(
-                f"the prompt has {len(ids)} tokens, and the model takes {self.max_model_len} with the output"
-            )
-        page_size, pool_tokens = self._engine.page_size, self._engine.kv_cache_tokens
-        output_tokens = self._max_output_tokens(len(ids), params) - 1  # the last one sampled is never stored
-        num_pages, pool_pages = -(-(len(ids) + output_tokens) // page_size), pool_tokens // page_size
-        if num_pages > pool_pages:
-            raise ValueError(
-                f"the request needs {num_pages} KV pages of {page_size} tokens ({len(ids)} of prompt and up to "
-                f"{output_tokens} of output), but kv_cache_tokens={pool_tokens} is {pool_pages} pages"
-            )
+        self._limits.check(prompt_token_ids, params)
 
     def generate_as_completed(
         self,
@@ -255,7 +234,9 @@ class LLM:
         ]
         indptr = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=indptr[1:])
-        max_output_tokens = [self._max_output_tokens(len(row), p) for row, p in zip(rows, row_params, strict=True)]
+        max_output_tokens = [
+            self._limits.max_output_tokens(len(row), p) for row, p in zip(rows, row_params, strict=True)
+        ]
         known = [
             bound if p.ends_only_at_max_tokens else 0 for bound, p in zip(max_output_tokens, row_params, strict=True)
         ]
@@ -268,10 +249,6 @@ class LLM:
             sampler=Sampler.create(row_params, np.array(seeds, np.uint64), self.config.eos_token_ids),
             stop_strings=StopStringWatcher(row_params, self.get_tokenizer() if needs_text else None),
         )
-
-    def _max_output_tokens(self, prompt_len: int, params: SamplingParams) -> int:
-        room = self.max_model_len - prompt_len
-        return room if params.max_tokens is None else min(params.max_tokens, room)
 
     def _completion(
         self, finished: Finished, sample: int, params: SamplingParams, stop_strings: StopStringWatcher

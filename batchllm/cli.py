@@ -1,10 +1,11 @@
-"""The command line: `batchllm run in.jsonl -o out.jsonl --model DIR`.
+"""The command line: `batchllm run in.jsonl -o out.jsonl --model DIR`, `batchllm plan in.jsonl --model DIR`.
 
-Everything heavy is imported inside `run`, so that `batchllm --help` answers at once.
+Everything heavy is imported inside the commands, so that `batchllm --help` answers at once.
 """
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from batchllm.api import LLM
 
+PIPED_WIDTH = 140  # of tables that no terminal shows
 EXIT_NOT_RUN, EXIT_SOME_LINES_FAILED, EXIT_INTERRUPTED = 1, 3, 130
 
 app = typer.Typer(
@@ -32,6 +34,24 @@ class Levels(str, Enum):
     auto = "auto"
     none = "0"
     single = "1"
+
+
+class DeviceName(str, Enum):
+    a100 = "a100"
+    h100 = "h100"
+    cpu = "cpu"
+
+
+UNIT_BYTES = {"B": 1, **{f"{p}B": 1000**n for n, p in enumerate("KMGT", 1)}}
+UNIT_BYTES |= {f"{p}iB": 1024**n for n, p in enumerate("KMGT", 1)}
+
+
+def memory_size(text: str) -> int:
+    """Bytes of 40GiB, 512MiB or 12.5GB."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?i?B)", text)
+    if not match or match[2] not in UNIT_BYTES or not (size := int(float(match[1]) * UNIT_BYTES[match[2]])):
+        raise typer.BadParameter(f"expected a size such as 40GiB, 512MiB or 12GB, got {text!r}")
+    return size
 
 
 def print_version(wanted: bool) -> None:
@@ -131,6 +151,76 @@ def run(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     Console().print(summary_table(summary))
     if summary.num_failed:
+        raise typer.Exit(EXIT_SOME_LINES_FAILED)
+
+
+@app.command()
+def plan(
+    input: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests in the OpenAI Batch format.")],
+    model: Annotated[str, typer.Option(help="Model directory, its config.json, or a hub id. No weights are read.")],
+    device: Annotated[DeviceName, typer.Option(help="What the model of time is for.")] = DeviceName.h100,
+    kv_memory: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SIZE",
+            parser=memory_size,
+            help="KV memory, as 40GiB, 512MiB or 12GB.",
+            show_default="90% of what the weights leave of the device",
+        ),
+    ] = None,
+    kv_cache_tokens: Annotated[
+        int | None, typer.Option(min=1, help="KV memory in tokens instead.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Limit of a chat answer that names none.")] = 256,
+    expected_output_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens that each answer is assumed to have, within its limit.", show_default="limit"),
+    ] = None,
+    max_batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one forward pass.")] = 2048,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the token batches and the KV memory (.png, .svg, .pdf).")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every figure as JSON.")] = None,
+    errors: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the lines that cannot run.")] = None,
+    shards: Annotated[int | None, typer.Option(min=1, help="Cut the job into so many files of equal cost.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where shards go.")] = None,
+) -> None:
+    """Tell what a job would gain, before a device is rented.
+
+    The job is simulated under several policies; nothing is run, and times are those of a roofline model. Prompts of
+    text need the model's tokenizer; prompts of token ids need only its config.json.
+
+    Exit status: 0 every line was planned; 3 some lines cannot run and were left out; 1 the job could not be planned;
+    2 wrong usage. Files that exist are replaced.
+    """
+    if kv_memory and kv_cache_tokens:
+        raise typer.BadParameter("give --kv-memory or --kv-cache-tokens, not both")
+    if (shards is None) != (output is None):
+        raise typer.BadParameter("--shards N and --output DIR go together")
+    from batchllm.jobs.plan_command import PlanFiles, plan_batch_file
+    from batchllm.jobs.plan_report import print_plan
+
+    log = Console(stderr=True)
+    try:
+        job_plan = plan_batch_file(
+            PlanFiles(input, errors, plot, json, output, shards or 0),
+            model,
+            device.value,
+            kv_bytes=kv_memory,
+            kv_tokens=kv_cache_tokens,
+            chat_max_tokens=max_tokens,
+            expected_output_tokens=expected_output_tokens,
+            max_batch_tokens=max_batch_tokens,
+            log=lambda line: log.print(line, highlight=False, markup=False, soft_wrap=True),
+        )
+    except (OSError, ValueError, MemoryError) as error:
+        log.print(f"batchllm: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(EXIT_NOT_RUN) from None
+    except KeyboardInterrupt:
+        log.print("batchllm: interrupted")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    print_plan(Console(width=None if Console().is_terminal else PIPED_WIDTH), job_plan)
+    if job_plan.failed_lines:
         raise typer.Exit(EXIT_SOME_LINES_FAILED)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 ROPE_TYPES = ("default", "linear", "llama3")
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model"]
+HUB_FILES_BUT_WEIGHTS = ["*.json", "*.jinja", "tokenizer*", "*.model"]
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class ModelConfig:
             raise ValueError(f"{path}: {error}") from None
 
 
-def resolve_model(model: str | Path) -> Path:
-    """The directory of `model`: a local one, or a Hugging Face hub id fetched into the hub's cache.
+def resolve_model(model: str | Path, *, weights: bool = True) -> Path:
+    """The directory of `model`: a local one, or a Hugging Face hub id fetched (with its weights, or without) into the
+    hub's cache.
 
     Raises FileNotFoundError that says what was looked for and where.
     """
@@ -66,7 +67,8 @@ def resolve_model(model: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(model), allow_patterns=HUB_FILES))
+        patterns = [*HUB_FILES_BUT_WEIGHTS, *(["*.safetensors"] if weights else [])]
+        return Path(snapshot_download(str(model), allow_patterns=patterns))
     except Exception as error:
         raise FileNotFoundError(
             f"model {str(model)!r}: no such directory, and fetching it from the Hugging Face hub failed: "

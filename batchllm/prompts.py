@@ -1,8 +1,9 @@
-"""The forms in which a caller may hand over prompts and their parameters, brought to one."""
+"""The forms in which a caller may hand over prompts and their parameters, brought to one, and what a model takes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
@@ -73,3 +74,42 @@ def params_list(
     if len(sampling_params) != num_prompts:
         raise ValueError(f"sampling_params: expected one for each of {num_prompts} prompts, got {len(sampling_params)}")
     return sampling_params
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """What a model and its KV pool can take. Sizes are in tokens."""
+
+    vocab_size: int
+    max_model_len: int  # of a prompt and its output together
+    page_size: int
+    kv_cache_tokens: int
+
+    def check(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
+        """Raises ValueError, with the numbers, if this request could never run."""
+        if len(prompt_token_ids) == 0:
+            raise ValueError("the prompt is empty")
+        ids = np.asarray(prompt_token_ids)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise ValueError(f"prompt_token_ids: expected a list of integers, got {ids.dtype} of shape {ids.shape}")
+        if (bad := (ids < 0) | (ids >= self.vocab_size)).any():
+            at = int(bad.argmax())
+            raise ValueError(f"prompt_token_ids[{at}] is {ids[at]}, but the vocabulary has {self.vocab_size} tokens")
+        if bad_stops := [token for token in params.stop_token_ids or () if token >= self.vocab_size]:
+            raise ValueError(f"stop_token_ids: {bad_stops[0]}, but the vocabulary has {self.vocab_size} tokens")
+        if len(ids) >= self.max_model_len:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens, and the model takes {self.max_model_len} with the output"
+            )
+        output_tokens = self.max_output_tokens(len(ids), params) - 1  # the last one sampled is never stored
+        num_pages, pool_pages = -(-(len(ids) + output_tokens) // self.page_size), self.kv_cache_tokens // self.page_size
+        if num_pages > pool_pages:
+            raise ValueError(
+                f"the request needs {num_pages} KV pages of {self.page_size} tokens ({len(ids)} of prompt and up to "
+                f"{output_tokens} of output), but kv_cache_tokens={self.kv_cache_tokens} is {pool_pages} pages"
+            )
+
+    def max_output_tokens(self, prompt_len: int, params: SamplingParams) -> int:
+        """Tokens that a prompt of that length may generate, at most."""
+        room = self.max_model_len - prompt_len
+        return room if params.max_tokens is None else min(params.max_tokens, room)

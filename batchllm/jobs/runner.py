@@ -6,10 +6,10 @@ An answer is written and flushed as its request completes, so a job that is kill
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from jinja2 import TemplateError
 
@@ -17,6 +17,7 @@ from batchllm.jobs.openai_batch import BatchPrompt, BatchRequest, Conversation, 
 from batchllm.jobs.openai_records import answer_record, error_record
 from batchllm.outputs import JobProgress, RequestOutput
 from batchllm.sampling_params import SamplingParams
+from batchllm.tokenizer import Message
 
 if TYPE_CHECKING:
     from batchllm.api import LLM
@@ -34,17 +35,7 @@ class BatchFiles:
 
     def check(self) -> None:
         """Raises OSError or ValueError for files that no job can run with. Changes none of them."""
-        if not self.input.exists():
-            raise FileNotFoundError(f"input {str(self.input)!r}: no such file")
-        self.input.open("rb").close()
-        taken = {self.input.resolve(): "input"}
-        for name, path in (("output", self.output), ("errors", self.errors), ("summary", self.summary)):
-            if path is None:
-                continue
-            check_writable(name, path)
-            if other := taken.get(path.resolve()):
-                raise ValueError(f"{name} {str(path)!r}: is the {other} file")
-            taken[path.resolve()] = name
+        check_files(self.input, {"output": self.output, "errors": self.errors, "summary": self.summary})
 
 
 @dataclass(frozen=True)
@@ -143,30 +134,53 @@ def read_requests(path: Path, chat_max_tokens: int) -> tuple[list[BatchRequest],
     return requests, errors
 
 
-def tokenize(llm: LLM, request: BatchRequest, seed: int) -> tuple[list[list[int]], list[SamplingParams]]:
+class PromptReader(Protocol):
+    """The part of `LLM` that makes token ids of prompts and says which it takes."""
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]: ...
+    def apply_chat_template(self, messages: Sequence[Message]) -> list[int]: ...
+    def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None: ...
+
+
+def tokenize(reader: PromptReader, request: BatchRequest, seed: int) -> tuple[list[list[int]], list[SamplingParams]]:
     """Token ids and parameters of the request's prompts. Raises LineError where one could never run."""
     try:
-        token_ids = [token_ids_of(llm, prompt) for prompt in request.prompts]
+        token_ids = [token_ids_of(reader, prompt) for prompt in request.prompts]
         params = [request.seeded_params(at, seed) for at in range(len(token_ids))]
         for ids, p in zip(token_ids, params, strict=True):
-            llm.check_request(ids, p)
+            reader.check_request(ids, p)
     except (ValueError, TypeError, TemplateError) as error:
         param = "body.messages" if request.is_chat else "body.prompt"
         raise LineError("invalid_prompt", param, str(error)).at(request.line, request.custom_id) from None
     return token_ids, params
 
 
-def token_ids_of(llm: LLM, prompt: BatchPrompt) -> list[int]:
+def token_ids_of(reader: PromptReader, prompt: BatchPrompt) -> list[int]:
     if isinstance(prompt, Conversation):
-        return llm.apply_chat_template(prompt.messages)
+        return reader.apply_chat_template(prompt.messages)
     if isinstance(prompt, str):
-        return llm.tokenize([prompt])[0]
+        return reader.tokenize([prompt])[0]
     return prompt
 
 
 def write_line(file: BinaryIO, record: bytes) -> None:
     file.write(record)
     file.flush()
+
+
+def check_files(input: Path, outputs: Mapping[str, Path | None]) -> None:
+    """Raises OSError or ValueError where the input cannot be read, an output not written, or two are one file."""
+    if not input.exists():
+        raise FileNotFoundError(f"input {str(input)!r}: no such file")
+    input.open("rb").close()
+    taken = {input.resolve(): "input"}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        check_writable(name, path)
+        if other := taken.get(path.resolve()):
+            raise ValueError(f"{name} {str(path)!r}: is the {other} file")
+        taken[path.resolve()] = name
 
 
 def check_writable(name: str, path: Path) -> None:

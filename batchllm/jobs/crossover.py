@@ -1,0 +1,48 @@
+"""Where sharing stops paying: the KV memory with which a cache does as well, the prefix too short to be read once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from batchllm.roofline import ModelShape
+
+CLOSE = 1.01  # a policy that computes at most so many times our prompt tokens does as well
+PRECISION = 1.05  # of the memory that is searched for
+STATE_ELEMENT_BYTES = 4  # out and lse of a partial attention state are float32
+
+
+def smallest_close_kv_tokens(
+    computed_prompt_tokens: Callable[[int], int], ours: int, smallest: int, largest: int, page_size: int
+) -> int:
+    """The KV memory, in tokens, from which a policy computes within 1 % of `ours` prompt tokens, as it does at largest.
+
+    computed_prompt_tokens: of the policy at a number of KV tokens, which is searched by bisection to within 5 %, as if
+    more memory never computed more (a cache may break that by little).
+    smallest: KV tokens in which the job runs at all. Both are whole pages.
+    """
+    if computed_prompt_tokens(smallest) <= CLOSE * ours:
+        return smallest
+    too_small, enough = smallest, largest
+    while enough > PRECISION * too_small and enough - too_small > page_size:
+        middle = round((too_small * enough) ** 0.5 / page_size) * page_size
+        middle = min(max(middle, too_small + page_size), enough - page_size)
+        if computed_prompt_tokens(middle) <= CLOSE * ours:
+            enough = middle
+        else:
+            too_small = middle
+    return enough
+
+
+def shortest_shared_read(model: ModelShape, num_readers: int) -> int | None:
+    """The shortest prefix, in tokens, that a decode step reads in less bytes once than once a reader.
+
+    Counted are bytes of memory: num_readers - 1 reads of the prefix's K and V saved, against one more partial state a
+    reader (out and lse, float32, of every query head in every layer), written by the kernel and read by the merge.
+    FLOPs are the same either way, and the launches of kernels are left out. None for a single reader.
+    """
+    if num_readers < 2:
+        return None
+    state_bytes = model.num_layers * model.num_qo_heads * (model.head_dim + 1) * STATE_ELEMENT_BYTES
+    merge_bytes = num_readers * 2 * state_bytes
+    saved_bytes_per_token = (num_readers - 1) * model.kv_bytes_per_token
+    return merge_bytes // saved_bytes_per_token + 1

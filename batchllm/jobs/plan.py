@@ -1,0 +1,221 @@
+"""What a job would gain, before a device is rented: the figures of `batchllm plan`. Nothing is run.
+
+Token counts are exact for the output lengths assumed; seconds come from the roofline, a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+import batchllm_ext as ext
+from batchllm.jobs.crossover import CLOSE, shortest_shared_read, smallest_close_kv_tokens
+from batchllm.jobs.shards import ShardFigures
+from batchllm.jobs.tokenized_job import TokenizedJob
+from batchllm.roofline import Device, ModelShape, step_seconds
+from batchllm.simulate import Policy, SimulatedJob, Simulation, simulate
+
+READER_COST_TOKENS = 2.0  # as the engine plans
+PAGE_SIZE = 16
+
+
+class LevelFigures(msgspec.Struct, frozen=True):
+    """The segments at one depth of the tree; depth 1 is the top."""
+
+    depth: int
+    segments: int
+    median_readers: float
+    max_readers: int
+    stored_tokens: int
+    saved_tokens: int  # prompt tokens not computed, against no sharing
+
+
+class PolicyFigures(msgspec.Struct, frozen=True):
+    policy: Policy
+    computed_prompt_tokens: int  # the sum of the four below
+    first_tokens: int
+    unshared_tokens: int
+    evicted_tokens: int
+    preempted_tokens: int
+    saved_share: float
+    recomputed_output_tokens: int
+    preemptions: int
+    steps: int
+    peak_kv_tokens: int
+    median_batch_tokens: float
+    mean_batch_tokens: float
+    predicted_s: float  # roofline
+
+
+class CacheCrossover(msgspec.Struct, frozen=True):
+    """From which KV memory a cache computes within 1 % of our prompt tokens."""
+
+    policy: Policy
+    kv_tokens: int | None  # None: at no size
+    largest_kv_tokens: int  # from which on nothing is evicted
+    least_computed_prompt_tokens: int  # with so much
+
+
+class ReadCrossover(msgspec.Struct, frozen=True):
+    """From which prefix on a decode step reads less bytes by reading it once; roofline."""
+
+    median_readers: int
+    prefix_tokens: int | None  # None: nothing is shared
+
+
+class JobPlan(msgspec.Struct, frozen=True):
+    lines: int
+    failed_lines: int
+    requests: int
+    prompt_tokens: int
+    distinct_prompt_tokens: int  # every prefix once
+    assumed_output_tokens: int
+    expected_output_tokens: int | None  # the mean that was assumed; None: every request generates its limit
+    device: str
+    model: str
+    kv_tokens: int
+    kv_bytes_per_token: int
+    page_size: int
+    max_batch_tokens: int
+    levels: list[LevelFigures]
+    policies: list[PolicyFigures]
+    caches: list[CacheCrossover]
+    read: ReadCrossover
+    shards: list[ShardFigures] = []
+
+    def of(self, policy: Policy) -> PolicyFigures:
+        return next(figures for figures in self.policies if figures.policy is policy)
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What a plan takes for given."""
+
+    model_name: str
+    model: ModelShape
+    device: Device
+    kv_tokens: int  # size of the KV pool
+    expected_output_tokens: int | None  # of every request, within its limit; None: the limit
+    max_batch_tokens: int
+
+    def output_tokens(self, max_output_tokens: NDArray[np.int32]) -> NDArray[np.int32]:
+        if self.expected_output_tokens is None:
+            return max_output_tokens
+        return np.minimum(max_output_tokens, self.expected_output_tokens).astype(np.int32)
+
+
+def plan_job(
+    job: TokenizedJob, trie: ext.PrefixTrie, failed_lines: int, given: Assumptions, log: Callable[[str], None]
+) -> tuple[JobPlan, dict[Policy, Simulation]]:
+    """The figures, and the simulations they come from. `log` is told what is being simulated.
+
+    trie: of the job's prompts, with drop_last=1.
+    """
+    segments = ext.choose_segments(trie, reader_cost=READER_COST_TOKENS)
+    simulated = SimulatedJob(job.tokens, job.indptr, given.output_tokens(job.max_output_tokens), job.max_output_tokens)
+
+    def run(policy: Policy, kv_tokens: int) -> Simulation:
+        log(f"simulating {policy.value} with {kv_tokens:,} KV tokens")
+        return simulate(
+            simulated,
+            policy,
+            kv_tokens=kv_tokens,
+            page_size=PAGE_SIZE,
+            max_batch_tokens=given.max_batch_tokens,
+            lengths="learned",  # as `batchllm run` does
+            reader_cost=READER_COST_TOKENS,
+        )
+
+    simulations = {policy: run(policy, given.kv_tokens) for policy in Policy}
+    plan = JobPlan(
+        lines=job.num_lines,
+        failed_lines=failed_lines,
+        requests=job.num_requests,
+        prompt_tokens=len(job.tokens),
+        distinct_prompt_tokens=trie.num_tokens + job.num_requests,  # a request's last one is its own
+        assumed_output_tokens=int(simulated.output_tokens.sum()),
+        expected_output_tokens=given.expected_output_tokens,
+        device=given.device.name,
+        model=given.model_name,
+        kv_tokens=given.kv_tokens,
+        kv_bytes_per_token=given.model.kv_bytes_per_token,
+        page_size=PAGE_SIZE,
+        max_batch_tokens=given.max_batch_tokens,
+        levels=level_figures(segments),
+        policies=[policy_figures(simulation, given) for simulation in simulations.values()],
+        caches=[
+            cache_crossover(policy, partial(run, policy), job, simulations[Policy.BATCHLLM])
+            for policy in (Policy.LRU, Policy.LRU_SORTED)
+        ],
+        read=read_crossover(segments, given.model),
+    )
+    return plan, simulations
+
+
+def level_figures(segments: ext.Segments) -> list[LevelFigures]:
+    depth = np.ones(segments.num_segments, np.int32)
+    for segment, parent in enumerate(segments.parent):  # parents come first
+        if parent >= 0:
+            depth[segment] = depth[parent] + 1
+    num_tokens = segments.token_end.astype(np.int64) - segments.token_begin
+    return [
+        LevelFigures(
+            depth=level,
+            segments=int(here.sum()),
+            median_readers=float(np.median(segments.num_readers[here])),
+            max_readers=int(segments.num_readers[here].max()),
+            stored_tokens=int(num_tokens[here].sum()),
+            saved_tokens=int((num_tokens * (segments.num_readers - 1))[here].sum()),
+        )
+        for level in range(1, depth.max(initial=0) + 1)
+        for here in [depth == level]
+    ]
+
+
+def policy_figures(simulation: Simulation, given: Assumptions) -> PolicyFigures:
+    batch_tokens = simulation.num_decode_tokens + simulation.num_prefill_tokens
+    return PolicyFigures(
+        policy=simulation.policy,
+        computed_prompt_tokens=simulation.computed_prompt_tokens,
+        first_tokens=simulation.first_tokens,
+        unshared_tokens=simulation.unshared_tokens,
+        evicted_tokens=simulation.evicted_tokens,
+        preempted_tokens=simulation.preempted_tokens,
+        saved_share=simulation.saved_share,
+        recomputed_output_tokens=simulation.recomputed_output_tokens,
+        preemptions=simulation.preemptions,
+        steps=simulation.num_steps,
+        peak_kv_tokens=simulation.peak_kv_tokens,
+        median_batch_tokens=float(np.median(batch_tokens)),
+        mean_batch_tokens=float(batch_tokens.mean()),
+        predicted_s=float(step_seconds(simulation, given.model, given.device).sum()),
+    )
+
+
+def cache_crossover(
+    policy: Policy, run: Callable[[int], Simulation], job: TokenizedJob, ours: Simulation
+) -> CacheCrossover:
+    """run: the policy with a number of KV tokens."""
+
+    def computed_prompt_tokens(kv_tokens: int) -> int:
+        return run(kv_tokens).computed_prompt_tokens
+
+    request_tokens = -(-(np.diff(job.indptr) + job.max_output_tokens) // PAGE_SIZE) * PAGE_SIZE
+    largest, target = int(request_tokens.sum()), ours.computed_prompt_tokens
+    least_computed, kv_tokens = computed_prompt_tokens(largest), None
+    if least_computed <= CLOSE * target:
+        smallest = int(request_tokens.max())
+        kv_tokens = smallest_close_kv_tokens(computed_prompt_tokens, target, smallest, largest, PAGE_SIZE)
+    return CacheCrossover(policy, kv_tokens, largest, least_computed)
+
+
+def read_crossover(segments: ext.Segments, model: ModelShape) -> ReadCrossover:
+    """For the readers that the deepest segment of a request has, at the median over requests that share."""
+    deepest = segments.request_segment[segments.request_segment >= 0]
+    median_readers = int(np.median(segments.num_readers[deepest])) if len(deepest) else 1
+    return ReadCrossover(median_readers, shortest_shared_read(model, median_readers))

@@ -1,0 +1,138 @@
+"""`batchllm plan` from files to files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+import batchllm_ext as ext
+from batchllm.config import positive_int, read_json, resolve_model
+from batchllm.jobs.openai_batch import LineError
+from batchllm.jobs.openai_records import error_record
+from batchllm.jobs.plan import PAGE_SIZE, Assumptions, JobPlan, plan_job
+from batchllm.jobs.runner import check_files, check_writable
+from batchllm.jobs.shards import shard_paths, write_shards
+from batchllm.jobs.tokenized_job import WeightlessModel, read_job
+from batchllm.prompts import RequestLimits
+from batchllm.roofline import DEVICES, Device, ModelShape
+
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
+KV_SHARE = 0.9  # of a device's memory less the weights: activations, logits and the allocator need the rest
+LISTED_ERRORS = 10
+
+
+@dataclass(frozen=True)
+class PlanFiles:
+    input: Path
+    errors: Path | None = None
+    plot: Path | None = None
+    json: Path | None = None
+    shards_directory: Path | None = None
+    num_shards: int = 0
+
+    def check(self) -> None:
+        """Raises OSError or ValueError for files that cannot be read or written, and for one that would be both."""
+        if self.plot and self.plot.suffix.lower() not in PLOT_SUFFIXES:
+            raise ValueError(f"plot {str(self.plot)!r}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}")
+        outputs = {"errors": self.errors, "plot": self.plot, "json": self.json}
+        if directory := self.shards_directory:
+            if directory.is_dir():
+                outputs |= {path.name: path for path in shard_paths(directory, self.num_shards)}
+            elif directory.exists():
+                raise NotADirectoryError(f"shards {str(directory)!r}: is a file, not a directory")
+            else:
+                check_writable("shards", directory)
+        check_files(self.input, outputs)
+
+
+def plan_batch_file(
+    files: PlanFiles,
+    model: str,
+    device_name: str,
+    *,
+    kv_bytes: int | None,
+    kv_tokens: int | None,
+    chat_max_tokens: int,
+    expected_output_tokens: int | None,
+    max_batch_tokens: int,
+    log: Callable[[str], None],
+) -> JobPlan:
+    """Plans the lines of files.input that `run` would answer, and writes the other files that are given.
+
+    kv_bytes or kv_tokens: the KV pool; where neither is given, KV_SHARE of what the weights leave of the device.
+
+    Raises OSError or ValueError before anything is written.
+    """
+    files.check()
+    config_path = find_config(model)
+    shape, device = ModelShape.from_config(config_path), DEVICES[device_name]
+    if kv_tokens is None:
+        kv_tokens = (kv_bytes or free_bytes(shape, device)) // shape.kv_bytes_per_token
+    if kv_tokens < PAGE_SIZE:
+        raise ValueError(f"KV memory: expected at least one page ({PAGE_SIZE} tokens), got {kv_tokens} tokens")
+    kv_tokens -= kv_tokens % PAGE_SIZE
+    limits = RequestLimits(shape.vocab_size, max_model_len(config_path), PAGE_SIZE, kv_tokens)
+    log(f"reading {files.input}")
+    job, errors = read_job(files.input, WeightlessModel(config_path.parent, limits), chat_max_tokens=chat_max_tokens)
+    log_errors(errors, log)
+    if job.num_requests == 0:
+        raise ValueError(f"input {str(files.input)!r}: no line that could run")
+    if files.num_shards > job.num_lines:
+        raise ValueError(f"shards: expected at most {job.num_lines}, the lines that can run, got {files.num_shards}")
+
+    given = Assumptions(model_name(model), shape, device, kv_tokens, expected_output_tokens, max_batch_tokens)
+    trie = ext.PrefixTrie(job.tokens, job.indptr, drop_last=1)
+    plan, simulations = plan_job(job, trie, len(errors), given, log)
+    if files.shards_directory:
+        outputs = given.output_tokens(job.max_output_tokens)
+        shards = write_shards(
+            files.input, files.shards_directory, files.num_shards, job, trie.order, outputs, shape, device
+        )
+        plan = msgspec.structs.replace(plan, shards=shards)
+    if files.plot:
+        from batchllm.jobs.plan_plot import save_plot
+
+        save_plot(files.plot, plan, simulations)
+    if files.errors:
+        files.errors.write_bytes(b"".join(map(error_record, errors)))
+    if files.json:
+        files.json.write_bytes(msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
+    return plan
+
+
+def find_config(model: str) -> Path:
+    """config.json of a model: the file itself, or that of its directory or hub id, of which no weights are fetched."""
+    path = Path(model).expanduser()
+    return path if path.is_file() else resolve_model(model, weights=False) / "config.json"
+
+
+def model_name(model: str) -> str:
+    path = Path(model).expanduser().resolve()
+    return path.parent.name if path.is_file() else path.name
+
+
+def max_model_len(config_path: Path) -> int:
+    try:
+        return positive_int(read_json(config_path), "max_position_embeddings")
+    except ValueError as error:
+        raise ValueError(f"{config_path}: {error}") from None
+
+
+def free_bytes(model: ModelShape, device: Device) -> int:
+    free = int(KV_SHARE * (device.memory_bytes - model.weight_bytes))
+    if free <= 0:
+        raise ValueError(
+            f"device {device.name}: its {device.memory_bytes / 2**30:.0f} GiB do not hold the model's weights, "
+            f"{model.weight_bytes / 2**30:.0f} GiB; say how much KV memory there is (--kv-memory)"
+        )
+    return free
+
+
+def log_errors(errors: list[LineError], log: Callable[[str], None]) -> None:
+    for error in errors[:LISTED_ERRORS]:
+        log(f"line {error.line}: {error}")
+    if len(errors) > LISTED_ERRORS:
+        log(f"... and {len(errors) - LISTED_ERRORS:,} more lines that cannot run")

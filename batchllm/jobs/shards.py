@@ -1,0 +1,169 @@
+"""A batch file cut into several, each for another machine: whole lines, depth-first, of equal predicted cost."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from batchllm.jobs.runner import UTF8_BOM
+from batchllm.jobs.tokenized_job import TokenizedJob
+from batchllm.roofline import Device, ModelShape
+from batchllm.shards import partition, shard_costs
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+
+class ShardFigures(msgspec.Struct, frozen=True):
+    file: str
+    lines: int
+    requests: int
+    prompt_tokens: int
+    computed_prompt_tokens: int  # where every prefix that its requests share is computed once
+    replicated_tokens: int  # of them, the path above its first line, which the shard before it computes, too
+    output_tokens: int
+    predicted_s: float  # the cost that shards are balanced by; not the time of a run, where steps do several things
+
+
+def shard_paths(directory: Path, num_shards: int) -> list[Path]:
+    return [directory / f"shard-{shard:04}-of-{num_shards:04}.jsonl" for shard in range(1, num_shards + 1)]
+
+
+def write_shards(
+    input: Path,
+    directory: Path,
+    num_shards: int,
+    job: TokenizedJob,
+    order: NDArray[np.int32],
+    output_tokens: NDArray[np.int32],
+    model: ModelShape,
+    device: Device,
+) -> list[ShardFigures]:
+    """Writes shard_paths(directory, num_shards), the directory included; files that exist are replaced.
+
+    order: int32 [num_requests], requests depth-first (PrefixTrie.order). output_tokens: int32 [num_requests].
+
+    A line keeps its bytes (a byte order mark at the head of the file aside). Lines go by the first of their requests
+    in `order`, and their cost is that of `request_costs`. Raises ValueError for more shards than lines.
+    """
+    lines = LineSequence.of(job, order)
+    costs = request_costs(job, lines, output_tokens, model, device)
+    line_cost = np.add.reduceat(costs.seconds, lines.indptr[:-1])
+    path_cost = costs.path_seconds[lines.indptr[:-1]]
+    cuts = partition(line_cost, path_cost, num_shards)
+
+    directory.mkdir(exist_ok=True)
+    paths = shard_paths(directory, num_shards)
+    texts = read_lines(input, job.line_numbers[lines.line])
+    for path, num_lines in zip(paths, np.diff(cuts), strict=True):
+        with path.open("wb") as file:
+            file.writelines(next(texts) for _ in range(num_lines))
+
+    lengths = np.diff(job.indptr)[lines.request]
+    computed = np.add.reduceat(lengths - lines.shared_tokens, lines.indptr[:-1])
+    replicated = lines.shared_tokens[lines.indptr[cuts[:-1]]]
+    seconds = shard_costs(line_cost, path_cost, cuts)
+    return [
+        ShardFigures(
+            file=str(path),
+            lines=int(end - begin),
+            requests=int(lines.indptr[end] - lines.indptr[begin]),
+            prompt_tokens=int(lengths[lines.indptr[begin] : lines.indptr[end]].sum()),
+            computed_prompt_tokens=int(computed[begin:end].sum() + replicated[shard]),
+            replicated_tokens=int(replicated[shard]),
+            output_tokens=int(output_tokens[lines.request[lines.indptr[begin] : lines.indptr[end]]].sum()),
+            predicted_s=float(seconds[shard]),
+        )
+        for shard, (path, begin, end) in enumerate(zip(paths, cuts[:-1], cuts[1:], strict=True))
+    ]
+
+
+@dataclass(frozen=True)
+class LineSequence:
+    """The lines of a job depth-first, and their requests one after another."""
+
+    line: IntArray  # [num_lines]: place -> line of the job
+    indptr: IntArray  # [num_lines + 1]: requests of a place
+    request: IntArray  # [num_requests]: position in the sequence -> request
+    shared_tokens: IntArray  # [num_requests]: computed for the request before it in the sequence; 0 for the first
+
+    @classmethod
+    def of(cls, job: TokenizedJob, order: NDArray[np.int32]) -> LineSequence:
+        rank = np.empty(job.num_requests, np.int64)
+        rank[order] = np.arange(job.num_requests)
+        num_requests = np.diff(job.line_indptr)
+        line = np.argsort(np.minimum.reduceat(rank, job.line_indptr[:-1]))
+        place = np.empty(len(line), np.int64)
+        place[line] = np.arange(len(line))
+        request = np.lexsort((rank, np.repeat(place, num_requests)))
+        shared = [num_shared_tokens(job.prompt(a), job.prompt(b)) for a, b in itertools.pairwise(request)]
+        return cls(
+            line=line,
+            indptr=np.concatenate(([0], np.cumsum(num_requests[line]))),
+            request=request,
+            shared_tokens=np.array([0, *shared], np.int64),
+        )
+
+
+def num_shared_tokens(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
+    """Of two prompts; the last token of a prompt is never shared, because its logits are needed."""
+    length = min(len(a), len(b)) - 1
+    differs = a[:length] != b[:length]
+    return int(differs.argmax()) if differs.any() else length
+
+
+@dataclass(frozen=True)
+class RequestCosts:
+    """Of the requests of a sequence, [num_requests]."""
+
+    seconds: FloatArray  # what it computes that the request before it does not
+    path_seconds: FloatArray  # what it shares with the request before it, computed anew
+
+
+def request_costs(
+    job: TokenizedJob, lines: LineSequence, output_tokens: NDArray[np.int32], model: ModelShape, device: Device
+) -> RequestCosts:
+    """A model of the seconds each request adds to a job on the device, which is kept busy.
+
+    Every token costs its FLOPs: twice the weights that it is multiplied with, and 4 * num_qo_heads * head_dim a layer
+    for each position it sees. A prompt token that several requests share is paid by the first of them, and again by
+    each shard that needs it. A generated token costs the bytes of the K and V it reads, too: of its whole context,
+    because an engine that runs the shard may not read a shared prefix once for all.
+    """
+    flops_s = 1 / (device.flops_per_s * device.matmul_efficiency)
+    linear_s, logits_s = 2 * model.num_linear_parameters * flops_s, 2 * model.num_logit_parameters * flops_s
+    pair_flops = 4 * model.num_layers * model.num_qo_heads * model.head_dim
+    pair_s = pair_flops / (device.flops_per_s * device.attention_efficiency)
+    read_s = model.kv_bytes_per_token / (device.bytes_per_s * device.bandwidth_efficiency)
+
+    shared = lines.shared_tokens.astype(np.float64)
+    prompt = np.diff(job.indptr)[lines.request].astype(np.float64)
+    outputs = output_tokens[lines.request].astype(np.float64)
+    computed = prompt + outputs - 1  # the last one sampled is never computed
+    path_s = linear_s * shared + pair_s * num_pairs(shared)
+    whole_s = linear_s * computed + pair_s * num_pairs(computed) + logits_s * outputs
+    decode_s = read_s * (num_pairs(computed) - num_pairs(prompt))
+    return RequestCosts(seconds=whole_s - path_s + decode_s, path_seconds=path_s)
+
+
+def num_pairs(num_tokens: FloatArray) -> FloatArray:
+    """Pairs of a row and a position it sees, among the first num_tokens positions."""
+    return num_tokens * (num_tokens + 1) / 2
+
+
+def read_lines(path: Path, line_numbers: IntArray) -> Iterator[bytes]:
+    """Those lines of the file, from 1, in that order, each ended by a newline."""
+    with path.open("rb") as file:
+        ends = np.cumsum([len(line) for line in file])
+        for number in line_numbers:
+            begin = ends[number - 2] if number > 1 else 0
+            file.seek(begin)
+            text = file.read(ends[number - 1] - begin)
+            text = text.removeprefix(UTF8_BOM) if number == 1 else text
+            yield text if text.endswith(b"\n") else text + b"\n"
