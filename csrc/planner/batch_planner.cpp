@@ -143,7 +143,8 @@ bool BatchPlanner::try_admit_next(Demand& demand) {
     const bool may = pinned_then + largest_own <= pages_.num_pages();
     const int32_t decoding = static_cast<int32_t>(std::min<int64_t>(running_.size(), max_batch_tokens_ - 1));
     const int32_t prefill_steps = (pinned_tokens + own_tokens) / (max_batch_tokens_ - decoding);
-    const int32_t steps = expected_steps(id, own_tokens) + prefill_steps;
+    const auto steps = static_cast<int32_t>(std::min<int64_t>(int64_t{expected_steps(id, own_tokens)} + prefill_steps,
+                                                              std::numeric_limits<int32_t>::max()));
     demand.forecast.add(own_pages, own_tokens, steps);
     if (running_.empty()) {
         assert(may);
@@ -155,10 +156,6 @@ bool BatchPlanner::try_admit_next(Demand& demand) {
     demand.all_largest_own = all_largest_own;
 
     for (auto s = chain_.rbegin(); s != chain_.rend(); ++s) pin(*s);
-    if (!returns)
-        request.work = std::make_unique<Work>(Work{{.parent = request.parent, .begin = request.own_begin}, {}});
-    pages_.allocate(own_segment(id), own_pages, request.work->own.pages);
-    prefill_queue_.push_back(own_segment(id));
     if (returns) {
         preempted_.pop_back();
     } else {
@@ -166,7 +163,12 @@ bool BatchPlanner::try_admit_next(Demand& demand) {
         request.num_cached_tokens = request.own_begin - pinned_tokens;
         stats_.cached_prompt_tokens += request.num_cached_tokens;
         request.lengths_id = request.parent == kNone ? 0 : shared_[request.parent].lengths_id;
+        request.work = std::make_unique<Work>();
+        request.work->own.parent = request.parent;
+        request.work->own.begin = request.own_begin;
     }
+    pages_.allocate(own_segment(id), own_pages, request.work->own.pages);
+    prefill_queue_.push_back(own_segment(id));
     request.status = Status::kPrefill;
     running_.push_back(id);
     return true;

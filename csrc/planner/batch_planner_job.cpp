@@ -35,14 +35,21 @@ RequestId BatchPlanner::add_requests(const Prompts& prompts, Segments segments,
     Segments& forest = borrowed.segments;
     const std::vector<bool> refused = detach_or_refuse(prompts, forest, max_output_tokens);
 
+    const auto known_output = [&](RequestId request) {  // 0: unknown
+        return expected_output_tokens.empty() ? 0
+                                              : std::min(expected_output_tokens[request], max_output_tokens[request]);
+    };
     std::vector<int32_t> own_tokens(prompts.num_requests());
     std::vector<int32_t> expected(prompts.num_requests());
     for (RequestId request = 0; request < prompts.num_requests(); ++request) {
         own_tokens[request] = prompts.prompt_length(request) - forest.covered_tokens(request);
-        const int32_t guess = expected_output_tokens.empty() ? 0 : expected_output_tokens[request];
-        expected[request] = guess == 0 ? max_output_tokens[request] : std::min(guess, max_output_tokens[request]);
+        expected[request] = known_output(request) > 0 ? known_output(request) : max_output_tokens[request];
     }
-    order_.reserve(order_.size() + prompts.num_requests());
+    if (first_request == 0) {  // later ones are few: let the arrays double
+        order_.reserve(prompts.num_requests());
+        shared_.reserve(forest.num_segments());
+        requests_.reserve(prompts.num_requests());
+    }
     for (const RequestId request : group_order(forest, own_tokens, expected, group_order_)) {
         if (refused[request]) continue;
         order_.push_back(first_request + request);
@@ -50,7 +57,6 @@ RequestId BatchPlanner::add_requests(const Prompts& prompts, Segments segments,
     }
     stats_.num_requests += prompts.num_requests();
 
-    shared_.reserve(shared_.size() + forest.num_segments());
     for (SegmentId segment = 0; segment < forest.num_segments(); ++segment) {
         const SegmentId parent = forest.parent()[segment];
         shared_.push_back({
@@ -61,15 +67,13 @@ RequestId BatchPlanner::add_requests(const Prompts& prompts, Segments segments,
             .source = borrowed.source[segment],
         });
     }
-    requests_.reserve(requests_.size() + prompts.num_requests());
     for (RequestId request = 0; request < prompts.num_requests(); ++request) {
-        const bool known = !expected_output_tokens.empty() && expected_output_tokens[request] > 0;
         const SegmentId parent = forest.request_segment()[request];
         requests_.push_back({
             .prompt = prompts.row_data(request),
             .prompt_length = prompts.prompt_length(request),
             .max_output_tokens = max_output_tokens[request],
-            .expected_output_tokens = known ? expected[request] : 0,
+            .expected_output_tokens = known_output(request),
             .parent = parent == kNone ? kNone : first_segment + parent,
             .own_begin = forest.covered_tokens(request),
             .status = refused[request] ? Status::kRefused : Status::kWaiting,
