@@ -17,10 +17,9 @@ from batchllm.kv_cache import PagedKVCache
 from batchllm.model import Model
 from batchllm.outputs import JobProgress
 from batchllm.sampling import ROWS_AT_ONCE, Sampler
+from batchllm.simulate import READER_COST_TOKENS
 from batchllm.stopping import StopStringWatcher
 
-# A segment costs each of its readers a partial state to merge in every step: kappa of docs/design.md, in tokens.
-READER_COST_TOKENS = 2.0
 SECONDS_BETWEEN_PROGRESS = 0.1
 
 

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 import batchllm_ext as ext
 
+# kappa of docs/design.md, in tokens: a shared segment costs each of its readers a partial state to merge in every step.
+READER_COST_TOKENS = 2.0
+
 Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
 Lengths = Literal["known", "learned", "bound"]
@@ -126,7 +129,7 @@ def simulate(
     max_batch_tokens: int = 2048,
     max_num_seqs: int | None = None,
     lengths: Lengths = "known",
-    reader_cost: float = 2.0,
+    reader_cost: float = READER_COST_TOKENS,
     order: Order | None = None,
 ) -> Simulation:
     """Runs the job to its end under a policy.

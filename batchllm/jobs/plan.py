@@ -18,9 +18,8 @@ from batchllm.jobs.crossover import CLOSE, shortest_shared_read, smallest_close_
 from batchllm.jobs.shards import ShardFigures
 from batchllm.jobs.tokenized_job import TokenizedJob
 from batchllm.roofline import Device, ModelShape, step_seconds
-from batchllm.simulate import Policy, SimulatedJob, Simulation, simulate
+from batchllm.simulate import READER_COST_TOKENS, Policy, SimulatedJob, Simulation, simulate
 
-READER_COST_TOKENS = 2.0  # as the engine plans
 PAGE_SIZE = 16
 
 
@@ -128,7 +127,6 @@ def plan_job(
             page_size=PAGE_SIZE,
             max_batch_tokens=given.max_batch_tokens,
             lengths="learned",  # as `batchllm run` does
-            reader_cost=READER_COST_TOKENS,
         )
 
     simulations = {policy: run(policy, given.kv_tokens) for policy in Policy}

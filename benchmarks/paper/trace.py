@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import batchllm_ext as ext
+from batchllm.simulate import READER_COST_TOKENS
 from benchmarks.conversation_trace import Trace
 from benchmarks.paper import workloads
 from benchmarks.paper.sharing import CACHES, Row, saved_by_policy, trie_of
@@ -44,7 +45,7 @@ def sharing(trace: Trace) -> list[Row]:
     choices = {
         "exact bound": exact_bound(trace),
         "any depth, kappa 0": ext.choose_segments(trie).saved_tokens,
-        "any depth, kappa 2 (default)": ext.choose_segments(trie, reader_cost=2.0).saved_tokens,
+        "any depth, kappa 2 (default)": ext.choose_segments(trie, reader_cost=READER_COST_TOKENS).saved_tokens,
         "one level, exact": ext.choose_segments(trie, 1).saved_tokens,
         "one level, paper's pass": ext.choose_segments(trie, method="paper").saved_tokens,
     }

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import batchllm_ext as ext
-from batchllm import engine
 from batchllm.jobs.crossover import shortest_shared_read, smallest_close_kv_tokens
-from batchllm.jobs.plan import READER_COST_TOKENS, Assumptions, JobPlan, LevelFigures, plan_job
+from batchllm.jobs.plan import Assumptions, JobPlan, LevelFigures, plan_job
 from batchllm.jobs.plan_plot import plan_figure, save_plot
 from batchllm.jobs.plan_report import NAMES, print_plan
 from batchllm.jobs.shards import ShardFigures
@@ -88,10 +87,6 @@ def test_our_policies_learn_lengths_as_run_does(tmp_path: Path, given_: Assumpti
     }
     assert made.of(Policy.BATCHLLM).steps == steps["learned"]
     assert len(set(steps.values())) == 3
-
-
-def test_segments_are_chosen_as_run_chooses_them() -> None:
-    assert READER_COST_TOKENS == engine.READER_COST_TOKENS
 
 
 def test_with_less_memory_a_cache_computes_again_what_we_do_not(tmp_path: Path, given_: Assumptions) -> None:
