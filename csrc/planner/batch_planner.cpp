@@ -15,11 +15,10 @@ std::optional<TokenBatch> BatchPlanner::next_batch() {
     for (const SegmentId segment : numbered_segments_) stored(segment).batch_id = kNone;
     numbered_segments_.clear();
     if (batch.num_tokens() == 0) {
-        assert(running_.empty() && preempted_.empty() && next_in_order_ == order_.size());
+        assert(running_.empty() && preempted_.empty() && num_waiting() == 0);
         return std::nullopt;
     }
     last_size_ = batch.size();
-    awaited_ = batch.logit_request_ids;
     in_flight_ = true;
     ++stats_.steps;
     return batch;
@@ -34,39 +33,37 @@ void BatchPlanner::schedule_decodes(TokenBatch& batch) {
             __builtin_prefetch(soon.own.pages.data());
             __builtin_prefetch(soon.output.data() + soon.output.size());
         }
-        const RequestId request = running_[i];
-        if (requests_[request].status == Status::kDecode && make_room(request)) {
-            append_span(batch, own_segment(request), 1);
-        }
+        const Place place = running_[i];
+        if (requests_[place].status == Status::kDecode && make_room(place)) append_span(batch, own_segment(place), 1);
     }
     batch.num_decode_tokens = batch.num_tokens();
 }
 
 // False where the request itself was the youngest and gave way.
-bool BatchPlanner::make_room(RequestId request) {
-    StoredSegment& own = requests_[request].work->own;
+bool BatchPlanner::make_room(Place place) {
+    StoredSegment& own = requests_[place].work->own;
     if (own.num_stored < static_cast<int64_t>(own.pages.size()) * page_size_) return true;
     while (pages_.num_free() == 0) {
-        const bool is_youngest = running_.back() == request;
+        const bool is_youngest = running_.back() == place;
         preempt_youngest();
         if (is_youngest) return false;
     }
-    pages_.allocate(own_segment(request), 1, own.pages);
+    pages_.allocate(own_segment(place), 1, own.pages);
     return true;
 }
 
 void BatchPlanner::preempt_youngest() {
-    const RequestId id = running_.back();
-    Request& request = requests_[id];
+    const Place place = running_.back();
+    Request& request = requests_[place];
     if (request.status == Status::kPrefill) {
-        assert(prefill_queue_.back() == own_segment(id));  // admitted last
+        assert(prefill_queue_.back() == own_segment(place));  // admitted last
         prefill_queue_.pop_back();
     }
-    pages_.release(own_segment(id), request.work->own.pages);
+    pages_.release(own_segment(place), request.work->own.pages);
     request.work->own.num_stored = 0;
     request.status = Status::kPreempted;
     running_.pop_back();
-    preempted_.push_back(id);
+    preempted_.push_back(place);
     ++stats_.preemptions;
 }
 
@@ -74,7 +71,7 @@ void BatchPlanner::schedule_prefills(TokenBatch& batch) {
     std::optional<Demand> demand;
     while (batch.num_tokens() < max_batch_tokens_) {
         if (prefill_queue_.empty()) {
-            if (preempted_.empty() && next_in_order_ == order_.size()) return;
+            if (preempted_.empty() && num_waiting() == 0) return;
             if (static_cast<int64_t>(running_.size()) >= max_running_requests_) return;
             if (!demand) demand = demand_of_running();
             if (!try_admit_next(*demand)) return;
@@ -92,38 +89,37 @@ void BatchPlanner::schedule_prefills(TokenBatch& batch) {
 // Called with nothing in prefill: every running request decodes.
 BatchPlanner::Demand BatchPlanner::demand_of_running() {
     Demand demand{KvForecast(page_size_)};
-    for (const RequestId id : running_) {
-        const Request& request = requests_[id];
+    for (const Place place : running_) {
+        const Request& request = requests_[place];
         demand.largest_own = std::max(demand.largest_own, largest_own_pages(request));
         demand.all_largest_own += largest_own_pages(request);
         demand.forecast.add(static_cast<int64_t>(request.work->own.pages.size()), request.work->own.num_stored,
-                            expected_steps(id, request.work->own.num_stored));
+                            expected_steps(request, request.work->own.num_stored));
     }
     return demand;
 }
 
 // How many more tokens a request's own part is expected to store beyond `num_own_tokens`.
-int32_t BatchPlanner::expected_steps(RequestId id, int32_t num_own_tokens) {
-    const Request& request = requests_[id];
-    const int32_t last = request.prompt_length - request.own_begin + expected_output(id) - 1;
+int32_t BatchPlanner::expected_steps(const Request& request, int32_t num_own_tokens) {
+    const int32_t last = request.prompt_length - request.own_begin + expected_output(request) - 1;
     return std::max(last - num_own_tokens, 0);
 }
 
-int32_t BatchPlanner::expected_output(RequestId id) {
-    const Request& request = requests_[id];
+int32_t BatchPlanner::expected_output(const Request& request) {
     if (request.expected_output_tokens > 0) return request.expected_output_tokens;
     constexpr int64_t kEnoughEnded = 32;  // to believe the group alone; else the one around it, at last the job
     int32_t group = request.lengths_id;
     while (lengths_[group].outputs.num_ended() < kEnoughEnded && lengths_[group].parent != kNone) {
         group = lengths_[group].parent;
     }
-    return std::min(lengths_[group].outputs.expected(id, request.num_output_tokens()), request.max_output_tokens);
+    return std::min(lengths_[group].outputs.expected(request.id, request.num_output_tokens()),
+                    request.max_output_tokens);
 }
 
 bool BatchPlanner::try_admit_next(Demand& demand) {
     const bool returns = !preempted_.empty();
-    const RequestId id = returns ? preempted_.back() : order_[next_in_order_];
-    Request& request = requests_[id];
+    const Place place = returns ? preempted_.back() : next_in_order_;
+    Request& request = requests_[place];
 
     chain_.clear();  // segments to pin, deepest first; the ancestors of a pinned segment are pinned
     int64_t pinned_pages = 0;
@@ -143,8 +139,8 @@ bool BatchPlanner::try_admit_next(Demand& demand) {
     const bool may = pinned_then + largest_own <= pages_.num_pages();
     const int32_t decoding = static_cast<int32_t>(std::min<int64_t>(running_.size(), max_batch_tokens_ - 1));
     const int32_t prefill_steps = (pinned_tokens + own_tokens) / (max_batch_tokens_ - decoding);
-    const auto steps = static_cast<int32_t>(std::min<int64_t>(int64_t{expected_steps(id, own_tokens)} + prefill_steps,
-                                                              std::numeric_limits<int32_t>::max()));
+    const auto steps = static_cast<int32_t>(std::min<int64_t>(
+        int64_t{expected_steps(request, own_tokens)} + prefill_steps, std::numeric_limits<int32_t>::max()));
     demand.forecast.add(own_pages, own_tokens, steps);
     if (running_.empty()) {
         assert(may);
@@ -167,10 +163,10 @@ bool BatchPlanner::try_admit_next(Demand& demand) {
         request.work->own.parent = request.parent;
         request.work->own.begin = request.own_begin;
     }
-    pages_.allocate(own_segment(id), own_pages, request.work->own.pages);
-    prefill_queue_.push_back(own_segment(id));
+    pages_.allocate(own_segment(place), own_pages, request.work->own.pages);
+    prefill_queue_.push_back(own_segment(place));
     request.status = Status::kPrefill;
-    running_.push_back(id);
+    running_.push_back(place);
     return true;
 }
 
@@ -228,29 +224,29 @@ int32_t BatchPlanner::open_lengths(SegmentId shared) {
 // The next `count` tokens of a segment become rows of the batch.
 void BatchPlanner::append_span(TokenBatch& batch, SegmentId segment, int32_t count) {
     StoredSegment& kv = stored(segment);
-    const bool shared = is_shared(segment);
-    const RequestId id = shared ? shared_[segment].owner_request : reader_of_own(segment);
-    Request& request = requests_[id];
+    Request* const request = is_shared(segment) ? nullptr : &requests_[reader_of_own(segment)];
+    const TokenId* const prompt = request ? request->prompt : shared_[segment].prompt;
+    const int32_t prompt_end = request ? request->prompt_length : shared_[segment].end;
     const int32_t begin = kv.begin + kv.num_stored;
     const int32_t end = begin + count;
     for (int32_t position = begin; position < end; ++position) {
         const int32_t offset = position - kv.begin;
-        const bool in_prompt = position < request.prompt_length;
-        batch.token_ids.push_back(in_prompt ? request.prompt[position]
-                                            : request.work->output[position - request.prompt_length]);
+        batch.token_ids.push_back(position < prompt_end ? prompt[position]
+                                                        : request->work->output[position - prompt_end]);
         batch.positions.push_back(position);
         batch.slots.push_back(int64_t{kv.pages[offset / page_size_]} * page_size_ + offset % page_size_);
     }
     kv.num_stored += count;
-    stats_.computed_prompt_tokens += std::max(std::min(end, request.prompt_length) - begin, 0);
-    if (!shared) {
-        int32_t& computed_end = request.computed_end;
+    stats_.computed_prompt_tokens += std::max(std::min(end, prompt_end) - begin, 0);
+    if (request) {
+        int32_t& computed_end = request->computed_end;
         stats_.recomputed_tokens += std::max(std::min(end, computed_end) - begin, 0);
-        stats_.recomputed_prompt_tokens += std::max(std::min({end, computed_end, request.prompt_length}) - begin, 0);
+        stats_.recomputed_prompt_tokens += std::max(std::min({end, computed_end, prompt_end}) - begin, 0);
         computed_end = std::max(computed_end, end);
-        if (end == request.num_tokens()) {
+        if (end == request->num_tokens()) {
             batch.logit_rows.push_back(batch.num_tokens() - 1);
-            batch.logit_request_ids.push_back(id);
+            batch.logit_request_ids.push_back(request->id);
+            awaited_.push_back(reader_of_own(segment));
         }
     }
 
@@ -306,11 +302,11 @@ std::vector<RequestId> BatchPlanner::commit(std::span<const TokenId> sampled, st
         const bool by_itself = !finished.empty() && finished[i];
         if (by_itself || num_output_tokens == request.max_output_tokens) {
             finish(awaited_[i], by_itself);
-            finished_requests.push_back(awaited_[i]);
+            finished_requests.push_back(request.id);
         }
     }
     if (!finished_requests.empty()) {
-        std::erase_if(running_, [&](RequestId r) { return requests_[r].status == Status::kFinished; });
+        std::erase_if(running_, [&](Place place) { return requests_[place].status == Status::kFinished; });
     }
     stats_.output_tokens += static_cast<int64_t>(awaited_.size());
     stats_.finished += static_cast<int64_t>(finished_requests.size());
@@ -319,15 +315,15 @@ std::vector<RequestId> BatchPlanner::commit(std::span<const TokenId> sampled, st
     return finished_requests;
 }
 
-void BatchPlanner::finish(RequestId id, bool by_itself) {
-    Request& request = requests_[id];
+void BatchPlanner::finish(Place place, bool by_itself) {
+    Request& request = requests_[place];
     request.status = Status::kFinished;
     if (by_itself) {
         for (int32_t group = request.lengths_id; group != kNone; group = lengths_[group].parent) {
             lengths_[group].outputs.end(request.num_output_tokens());
         }
     }
-    pages_.release(own_segment(id), request.work->own.pages);
+    pages_.release(own_segment(place), request.work->own.pages);
     for (SegmentId s = request.parent; s != kNone;) {
         const SegmentId parent = shared_[s].kv.parent;
         release(s);
@@ -341,8 +337,24 @@ PlannerStats BatchPlanner::stats() const {
     stats.used_pages = pages_.num_used();
     stats.peak_pages = pages_.peak_used();
     stats.running = static_cast<int64_t>(running_.size());
-    stats.waiting = static_cast<int64_t>(order_.size() - next_in_order_ + preempted_.size());
+    stats.waiting = num_waiting() + static_cast<int64_t>(preempted_.size());
     return stats;
+}
+
+std::vector<RequestId> BatchPlanner::order() const {
+    std::vector<RequestId> order;
+    order.reserve(requests_.size());
+    for (const Request& request : requests_) order.push_back(request.id);
+    return order;
+}
+
+std::span<const TokenId> BatchPlanner::output_tokens(RequestId request) const {
+    if (place_[request] == kNone || !requests_[place_[request]].work) return {};
+    return requests_[place_[request]].work->output;
+}
+
+int32_t BatchPlanner::num_cached_tokens(RequestId request) const {
+    return place_[request] == kNone ? 0 : requests_[place_[request]].num_cached_tokens;
 }
 
 }  // namespace batchllm

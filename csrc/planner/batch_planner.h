@@ -98,24 +98,24 @@ class BatchPlanner {
     // finishes at its max_output_tokens. Returns the requests that finished.
     std::vector<RequestId> commit(std::span<const TokenId> sampled, std::span<const uint8_t> finished);
 
-    RequestId num_requests() const { return static_cast<RequestId>(requests_.size()); }
-    const std::vector<RequestId>& order() const { return order_; }  // scheduled requests, first to start first
+    RequestId num_requests() const { return static_cast<RequestId>(place_.size()); }
+    std::vector<RequestId> order() const;  // scheduled requests, first to start first
     const std::vector<std::pair<RequestId, std::string>>& refused() const { return refused_; }
-    std::span<const TokenId> output_tokens(RequestId request) const {
-        const auto& work = requests_[request].work;
-        return work ? std::span<const TokenId>(work->output) : std::span<const TokenId>();
-    }
+    std::span<const TokenId> output_tokens(RequestId request) const;  // valid until the next call of commit()
 
     // Prompt tokens that others computed for a request; 0 before it starts. A shared segment is charged to its first
     // reader that starts. The sum is prompt_tokens less what was computed for the first time.
-    int32_t num_cached_tokens(RequestId request) const { return requests_[request].num_cached_tokens; }
+    int32_t num_cached_tokens(RequestId request) const;
     PlannerStats stats() const;
 
     // Recomputes every count, range, reader count and page owner from first principles; throws std::logic_error.
     void audit() const;
 
  private:
-    enum class Status : uint8_t { kWaiting, kPrefill, kDecode, kPreempted, kFinished, kRefused };
+    // Inside, requests stand in plan order, so that those that run together are neighbours in memory: a request is
+    // named by its place. Refused ones have none.
+    using Place = int32_t;
+    enum class Status : uint8_t { kWaiting, kPrefill, kDecode, kPreempted, kFinished };
 
     struct StoredSegment {  // shared or own
         SegmentId parent = kNone;
@@ -126,12 +126,12 @@ class BatchPlanner {
     };
     struct SharedSegment {
         StoredSegment kv;
-        int32_t end;              // position after its last token
-        RequestId owner_request;  // its prompt holds the tokens
-        int32_t num_holders;      // unfinished readers, and pinned segments that borrow its pages
-        SegmentId source;         // an older segment that begins with the same tokens, or kNone
-        bool borrows = false;     // its pages are the source's
-        int32_t lengths_id = 0;   // while pinned: the estimator of its group, or of the closest one above
+        const TokenId* prompt;   // of a request that holds its tokens
+        int32_t end;             // position after its last token
+        int32_t num_holders;     // unfinished readers, and pinned segments that borrow its pages
+        SegmentId source;        // an older segment that begins with the same tokens, or kNone
+        int32_t lengths_id = 0;  // while pinned: the estimator of its group, or of the closest one above
+        bool borrows = false;    // its pages are the source's
     };
     struct Work {  // of a request that started
         StoredSegment own;
@@ -139,6 +139,7 @@ class BatchPlanner {
     };
     struct Request {
         const TokenId* prompt;
+        RequestId id;
         int32_t prompt_length;
         int32_t max_output_tokens;
         int32_t expected_output_tokens;  // 0: unknown
@@ -164,8 +165,8 @@ class BatchPlanner {
     };
 
     // A SegmentId inside the planner: shared_ where it is >= 0, a request's own below kNone.
-    static SegmentId own_segment(RequestId request) { return kNone - 1 - request; }
-    static RequestId reader_of_own(SegmentId segment) { return kNone - 1 - segment; }
+    static SegmentId own_segment(Place request) { return kNone - 1 - request; }
+    static Place reader_of_own(SegmentId segment) { return kNone - 1 - segment; }
     static bool is_shared(SegmentId segment) { return segment >= 0; }
     StoredSegment& stored(SegmentId segment) {
         return is_shared(segment) ? shared_[segment].kv : requests_[reader_of_own(segment)].work->own;
@@ -175,12 +176,12 @@ class BatchPlanner {
     BorrowedSegments borrow(const Prompts& prompts, Segments segments, double reader_cost) const;
     std::vector<bool> detach_or_refuse(const Prompts& prompts, Segments& segments,
                                        std::span<const int32_t> max_output_tokens);
-    void forgo_sources_that_do_not_fit(RequestId first_request);
+    void forgo_sources_that_do_not_fit(Place first);
     int64_t held_pages(SegmentId shared) const;
 
     void schedule_decodes(TokenBatch& batch);
     void schedule_prefills(TokenBatch& batch);
-    bool make_room(RequestId request);
+    bool make_room(Place place);
     void preempt_youngest();
     Demand demand_of_running();
     bool try_admit_next(Demand& demand);
@@ -189,9 +190,9 @@ class BatchPlanner {
     void append_span(TokenBatch& batch, SegmentId segment, int32_t count);
     int32_t batch_segment(TokenBatch& batch, SegmentId segment);
     int32_t open_lengths(SegmentId shared);
-    int32_t expected_output(RequestId id);
-    int32_t expected_steps(RequestId id, int32_t num_own_tokens);
-    void finish(RequestId request, bool by_itself);
+    int32_t expected_output(const Request& request);
+    int32_t expected_steps(const Request& request, int32_t num_own_tokens);
+    void finish(Place place, bool by_itself);
 
     void audit_pages() const;
     void audit_queues() const;
@@ -206,6 +207,8 @@ class BatchPlanner {
     }
     int32_t num_tokens_of(const SharedSegment& shared) const { return shared.end - shared.kv.begin; }
     int64_t pages_for(int64_t num_tokens) const { return (num_tokens + page_size_ - 1) / page_size_; }
+    Place num_places() const { return static_cast<Place>(requests_.size()); }
+    int64_t num_waiting() const { return num_places() - next_in_order_; }  // those that never started
     SegmentId num_shared() const { return static_cast<SegmentId>(shared_.size()); }
     int64_t shared_pages(SegmentId shared) const { return pages_for(num_tokens_of(shared_[shared])); }
     int64_t largest_own_pages(const Request& request) const {  // nobody reads the K/V of the last token
@@ -217,9 +220,9 @@ class BatchPlanner {
     const int32_t max_running_requests_;
     const GroupOrder group_order_;
 
-    std::vector<RequestId> order_;
     std::vector<std::pair<RequestId, std::string>> refused_;
-    std::vector<Request> requests_;      // [num_requests]
+    std::vector<Place> place_;           // [num_requests]; kNone where refused
+    std::vector<Request> requests_;      // by place
     std::vector<SharedSegment> shared_;  // parents precede children
 
     PageAllocator pages_;
@@ -228,13 +231,13 @@ class BatchPlanner {
     std::vector<GroupLengths> lengths_;  // [0] is the job's; the others of pinned segments
     std::vector<int32_t> unused_lengths_;
 
-    size_t next_in_order_ = 0;             // the first request in order_ that never started
-    std::vector<RequestId> running_;       // oldest first
-    std::vector<RequestId> preempted_;     // a stack, oldest on top: all are younger than those that run
+    Place next_in_order_ = 0;              // the first request that never started
+    std::vector<Place> running_;           // oldest first
+    std::vector<Place> preempted_;         // a stack, oldest on top: all are younger than those that run
     std::deque<SegmentId> prefill_queue_;  // at most one own segment, the youngest running request's, at the back
 
     bool in_flight_ = false;
-    std::vector<RequestId> awaited_;            // logit_request_ids of the batch in flight
+    std::vector<Place> awaited_;                // the batch in flight samples a token of each
     TokenBatch::Size last_size_{};              // of the batch before
     std::vector<SegmentId> numbered_segments_;  // those with a batch_id
     std::vector<SegmentId> chain_;              // scratch

@@ -47,8 +47,7 @@ void BatchPlanner::audit_pages() const {
             expect(source.kv.begin == shared.kv.begin && source.end >= shared.end &&
                        std::equal(shared.kv.pages.begin(), shared.kv.pages.end(), source.kv.pages.begin()),
                    name + "reads the first pages of its source");
-            const TokenId* own = requests_[shared.owner_request].prompt;
-            expect(std::equal(own, own + shared.end, requests_[source.owner_request].prompt),
+            expect(std::equal(shared.prompt, shared.prompt + shared.end, source.prompt),
                    name + "has the tokens of its source");
             continue;
         }
@@ -56,37 +55,31 @@ void BatchPlanner::audit_pages() const {
         num_pinned += num_pages;
     }
     expect(num_pinned == num_pinned_pages_, "pinned pages are those of shared segments");
-    for (RequestId request = 0; request < num_requests(); ++request) {
-        if (!requests_[request].work) continue;
-        expect_owner(own_segment(request), requests_[request].work->own);
-        expect(requests_[request].work->own.batch_id == kNone, "an own segment has no number outside next_batch");
+    for (Place place = 0; place < num_places(); ++place) {
+        if (!requests_[place].work) continue;
+        expect_owner(own_segment(place), requests_[place].work->own);
+        expect(requests_[place].work->own.batch_id == kNone, "an own segment has no number outside next_batch");
     }
     expect(num_used == pages_.num_used(), "used pages are those that segments list");
 
     int64_t largest_own = 0;
-    for (RequestId request = 0; request < num_requests(); ++request) {
-        const Status status = requests_[request].status;
-        const std::string name = "request " + std::to_string(request) + ": ";
-        expect((requests_[request].work == nullptr) == (status == Status::kWaiting || status == Status::kRefused),
-               name + "has work once it started");
-        if (!requests_[request].work) continue;
-        const StoredSegment& own = requests_[request].work->own;
-        expect(own.parent == requests_[request].parent && own.begin == requests_[request].own_begin,
-               name + "its own part continues its chain");
-        if (status != Status::kPrefill && status != Status::kDecode) {
+    for (const Request& request : requests_) {
+        const std::string name = "request " + std::to_string(request.id) + ": ";
+        expect((request.work == nullptr) == (request.status == Status::kWaiting), name + "has work once it started");
+        if (!request.work) continue;
+        const StoredSegment& own = request.work->own;
+        expect(own.parent == request.parent && own.begin == request.own_begin, name + "its own part ends its chain");
+        if (request.status != Status::kFinished) largest_own = std::max(largest_own, largest_own_pages(request));
+        if (request.status != Status::kPrefill && request.status != Status::kDecode) {
             expect(own.pages.empty(), name + "holds pages only while it runs");
-            if (status == Status::kPreempted)
-                largest_own = std::max(largest_own, largest_own_pages(requests_[request]));
             continue;
         }
-        largest_own = std::max(largest_own, largest_own_pages(requests_[request]));
         const auto num_pages = static_cast<int64_t>(own.pages.size());
-        expect(num_pages <= largest_own_pages(requests_[request]), name + "grows no larger than planned");
-        const int64_t pending = requests_[request].num_tokens() - own.begin - own.num_stored;
-        if (status == Status::kPrefill) {
+        expect(num_pages <= largest_own_pages(request), name + "grows no larger than planned");
+        const int64_t pending = request.num_tokens() - own.begin - own.num_stored;
+        if (request.status == Status::kPrefill) {
             expect(pending >= 1, name + "is prefilled until nothing is pending");
-            expect(num_pages == pages_for(requests_[request].num_tokens() - own.begin),
-                   name + "holds its prompt's pages");
+            expect(num_pages == pages_for(request.num_tokens() - own.begin), name + "holds its prompt's pages");
         } else {
             expect(pending == (in_flight_ ? 0 : 1), name + "has one token to decode");
             expect(num_pages == pages_for(own.num_stored), name + "holds the pages of its tokens");
@@ -97,25 +90,23 @@ void BatchPlanner::audit_pages() const {
 
 // Running, preempted and waiting requests in plan order; the prefill queue root first.
 void BatchPlanner::audit_queues() const {
-    std::vector<int64_t> rank(num_requests(), -1);
-    for (size_t i = 0; i < order_.size(); ++i) {
-        expect(rank[order_[i]] < 0, "order names a request once");
-        rank[order_[i]] = static_cast<int64_t>(i);
+    std::vector<bool> is_refused(num_requests(), false);
+    for (const auto& [id, why] : refused_) is_refused[id] = true;
+    for (RequestId id = 0; id < num_requests(); ++id) {
+        expect(is_refused[id] == (place_[id] == kNone), "every request has a place or is refused");
+        expect(is_refused[id] || requests_[place_[id]].id == id, "a place holds the request that names it");
     }
-    for (RequestId request = 0; request < num_requests(); ++request) {
-        expect((rank[request] < 0) == (requests_[request].status == Status::kRefused), "order names all but refused");
+    for (Place place = 0; place < num_places(); ++place) {
+        const bool waits = requests_[place].status == Status::kWaiting;
+        expect(waits == (place >= next_in_order_), "requests start in order");
     }
-    for (size_t i = 0; i < order_.size(); ++i) {
-        const bool waits = requests_[order_[i]].status == Status::kWaiting;
-        expect(waits == (i >= next_in_order_), "requests start in order");
-    }
-    std::vector<RequestId> started = running_;
+    std::vector<Place> started = running_;
     started.insert(started.end(), preempted_.rbegin(), preempted_.rend());
     for (size_t i = 0; i < started.size(); ++i) {
         const Status status = requests_[started[i]].status;
         const bool runs = status == Status::kPrefill || status == Status::kDecode;
         expect(i < running_.size() ? runs : status == Status::kPreempted, "queues hold what their name says");
-        expect(i == 0 || rank[started[i - 1]] < rank[started[i]], "preempted requests are the youngest");
+        expect(i == 0 || started[i - 1] < started[i], "preempted requests are the youngest");
     }
     const auto is_live = [](const Request& request) {
         return request.status == Status::kPrefill || request.status == Status::kDecode ||
@@ -136,9 +127,9 @@ void BatchPlanner::audit_queues() const {
                    requests_[running_.back()].status == Status::kPrefill,
                "the last to be prefilled is the youngest request");
     }
-    for (const RequestId request : running_) {
-        if (requests_[request].status == Status::kPrefill) {
-            expect(queued.contains(own_segment(request)), "a request in prefill is queued");
+    for (const Place place : running_) {
+        if (requests_[place].status == Status::kPrefill) {
+            expect(queued.contains(own_segment(place)), "a request in prefill is queued");
         }
     }
     for (SegmentId s = 0; s < num_shared(); ++s) {
@@ -153,10 +144,9 @@ void BatchPlanner::audit_counts() const {
     std::vector<bool> has_started(num_shared(), false);
     int64_t num_finished = 0, num_output_tokens = 0, num_cached = 0;
     int64_t num_first_computed = 0, num_prompt_tokens_started = 0;
-    for (RequestId id = 0; id < num_requests(); ++id) {
-        const Request& request = requests_[id];
+    for (const Request& request : requests_) {
         const bool finished = request.status == Status::kFinished;
-        const bool started = finished || (request.status != Status::kWaiting && request.status != Status::kRefused);
+        const bool started = request.status != Status::kWaiting;
         num_finished += finished;
         num_output_tokens += request.num_output_tokens();
         num_cached += request.num_cached_tokens;

@@ -45,41 +45,41 @@ RequestId BatchPlanner::add_requests(const Prompts& prompts, Segments segments,
         own_tokens[request] = prompts.prompt_length(request) - forest.covered_tokens(request);
         expected[request] = known_output(request) > 0 ? known_output(request) : max_output_tokens[request];
     }
+    const std::vector<RequestId> order = group_order(forest, own_tokens, expected, group_order_);
+
     if (first_request == 0) {  // later ones are few: let the arrays double
-        order_.reserve(prompts.num_requests());
         shared_.reserve(forest.num_segments());
         requests_.reserve(prompts.num_requests());
+        place_.reserve(prompts.num_requests());
     }
-    for (const RequestId request : group_order(forest, own_tokens, expected, group_order_)) {
-        if (refused[request]) continue;
-        order_.push_back(first_request + request);
-        stats_.prompt_tokens += prompts.prompt_length(request);
-    }
-    stats_.num_requests += prompts.num_requests();
-
+    const auto in_planner = [&](SegmentId segment) { return segment == kNone ? kNone : first_segment + segment; };
     for (SegmentId segment = 0; segment < forest.num_segments(); ++segment) {
-        const SegmentId parent = forest.parent()[segment];
         shared_.push_back({
-            .kv = {.parent = parent == kNone ? kNone : first_segment + parent, .begin = forest.token_begin()[segment]},
+            .kv = {.parent = in_planner(forest.parent()[segment]), .begin = forest.token_begin()[segment]},
+            .prompt = prompts.row_data(forest.owner_request()[segment]),
             .end = forest.token_end()[segment],
-            .owner_request = first_request + forest.owner_request()[segment],
             .num_holders = forest.num_readers()[segment],
             .source = borrowed.source[segment],
         });
     }
-    for (RequestId request = 0; request < prompts.num_requests(); ++request) {
-        const SegmentId parent = forest.request_segment()[request];
+    const Place first = num_places();
+    place_.resize(first_request + prompts.num_requests(), kNone);
+    for (const RequestId request : order) {
+        if (refused[request]) continue;
+        place_[first_request + request] = num_places();
+        stats_.prompt_tokens += prompts.prompt_length(request);
         requests_.push_back({
             .prompt = prompts.row_data(request),
+            .id = first_request + request,
             .prompt_length = prompts.prompt_length(request),
             .max_output_tokens = max_output_tokens[request],
             .expected_output_tokens = known_output(request),
-            .parent = parent == kNone ? kNone : first_segment + parent,
+            .parent = in_planner(forest.request_segment()[request]),
             .own_begin = forest.covered_tokens(request),
-            .status = refused[request] ? Status::kRefused : Status::kWaiting,
         });
     }
-    forgo_sources_that_do_not_fit(first_request);
+    stats_.num_requests += prompts.num_requests();
+    forgo_sources_that_do_not_fit(first);
     return first_request;
 }
 
@@ -115,7 +115,7 @@ BorrowedSegments BatchPlanner::borrow(const Prompts& prompts, Segments segments,
     for (SegmentId s = 0; s < num_shared(); ++s) {
         const SharedSegment& shared = shared_[s];
         if (shared.num_holders == 0) continue;
-        live.push_back({s, shared.kv.parent, shared.kv.begin, shared.end, requests_[shared.owner_request].prompt});
+        live.push_back({s, shared.kv.parent, shared.kv.begin, shared.end, shared.prompt});
     }
     if (live.empty()) {
         std::vector<SegmentId> no_source(segments.num_segments(), kNone);
@@ -126,15 +126,14 @@ BorrowedSegments BatchPlanner::borrow(const Prompts& prompts, Segments segments,
 
 // A borrowed segment holds its whole source. Where the chain of a request would not fit the pool with all of its
 // sources, none of the chain borrows.
-void BatchPlanner::forgo_sources_that_do_not_fit(RequestId first_request) {
-    for (RequestId id = first_request; id < num_requests(); ++id) {
-        const Request& request = requests_[id];
-        int64_t needed = largest_own_pages(request);
-        for (SegmentId s = request.parent; s != kNone; s = shared_[s].kv.parent) {
+void BatchPlanner::forgo_sources_that_do_not_fit(Place first) {
+    for (auto request = requests_.begin() + first; request != requests_.end(); ++request) {
+        int64_t needed = largest_own_pages(*request);
+        for (SegmentId s = request->parent; s != kNone; s = shared_[s].kv.parent) {
             needed += held_pages(s);
         }
         if (needed <= pages_.num_pages()) continue;
-        for (SegmentId s = request.parent; s != kNone; s = shared_[s].kv.parent) shared_[s].source = kNone;
+        for (SegmentId s = request->parent; s != kNone; s = shared_[s].kv.parent) shared_[s].source = kNone;
     }
 }
 
