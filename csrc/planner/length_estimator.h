@@ -70,8 +70,7 @@ class LengthEstimator {
     }
 
     std::array<int32_t, LengthBins::kNumBins> reached_{}, ended_{};
-    std::array<double, LengthBins::kNumBins + 1>
-        survival_;  // [bin]: share of the outputs that come to its first length
+    std::array<double, LengthBins::kNumBins + 1> survival_;  // share of the outputs that come to a bin
     int64_t num_ended_ = 0;
     bool stale_ = true;
 };
