@@ -126,7 +126,7 @@ def measure(shape: tuple[int, int, int], options: argparse.Namespace) -> dict:
     }
     expected, _, max_score = attention_reference(inputs)
     for name, run in contestants.items():
-        assert_close(name, run(), expected, tolerance(inputs, max_score))
+        assert_close(name, run(), expected, tolerance(inputs, max_score, options.dtype))
     if torch is not None:
         contestants["torch_sdpa"] = TorchSdpa(inputs, options)
         error = np.abs(contestants["torch_sdpa"]() - expected).max()

@@ -14,6 +14,7 @@ std::vector<const Kernel*> find_kernels() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
         kernels.push_back(&kAvx512Kernel);
+        if (__builtin_cpu_supports("avx512bf16")) kernels.push_back(&kAvx512Bf16Kernel);
     }
 #endif
     return kernels;

@@ -33,8 +33,9 @@ struct Kernel {
 
 extern const Kernel kBaseKernel;  // any machine
 #ifdef BATCHLLM_X86_KERNELS
-extern const Kernel kAvx2Kernel;    // AVX2, FMA
-extern const Kernel kAvx512Kernel;  // AVX-512 F, BW, DQ, VL
+extern const Kernel kAvx2Kernel;        // AVX2, FMA
+extern const Kernel kAvx512Kernel;      // AVX-512 F, BW, DQ, VL
+extern const Kernel kAvx512Bf16Kernel;  // and BF16: dot products of bfloat16, of which only weights are rounded
 #endif
 
 }  // namespace batchllm

@@ -1,0 +1,12 @@
+#include <immintrin.h>
+
+#define KERNEL_NAME "avx512_bf16"
+#define KERNEL_NAMESPACE avx512_bf16
+#define KERNEL_OBJECT kAvx512Bf16Kernel
+#define KERNEL_VECTOR_BYTES 64
+#define KERNEL_BROADCASTS 8
+#define KERNEL_BLOCK_VECTORS 3
+#define KERNEL_ACCUMULATORS 16
+#define KERNEL_MAX_NARROW_ROWS 16
+#define KERNEL_BF16_DOT_PRODUCTS
+#include "attention/cpu/attention_kernel.inc"
