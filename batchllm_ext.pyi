@@ -413,6 +413,31 @@ def append_kv(k: Any, v: Any, slots: Any, k_pages: Any, v_pages: Any, *, num_thr
     On a GPU a slot outside the pages is no error, since the call would have to wait for it: its row is not written.
     """
 
+def rms_norm(x: Any, weight: Any, *, eps: float, out: Any, delta: Any | None = None, num_threads: int = 0) -> None:
+    """out = x / sqrt(mean(x^2) + eps) * weight over the last dimension; out may be x. With delta, x += delta before.
+
+    x, out, delta [num_rows, size] or [num_rows, num_heads, size], weight [size]; all float32 or all bfloat16. The sum
+    is rounded to x's type, all else is float32, rounded once.
+    """
+
+def rotate(x: Any, cos: Any, sin: Any, *, num_threads: int = 0) -> None:
+    """Rotary embedding in place, pairing element i with i + size / 2; in float32, rounded once.
+
+    x [num_rows, num_heads, size] float32 or bfloat16; cos, sin [num_rows, size / 2] float32.
+    """
+
+def silu_and_mul(gate_up: Any, *, out: Any, num_threads: int = 0) -> None:
+    """out = gate / (1 + exp(-gate)) * up; in float32, rounded once.
+
+    gate_up [num_rows, 2 size]: gate, then up; out [num_rows, size]; both float32 or both bfloat16.
+    """
+
+def argmax_and_lse(logits: Any, *, token_ids: Any, lse: Any, num_threads: int = 0) -> None:
+    """Of every row the index of the largest logit (the first of equals) and log(sum(exp(logits))).
+
+    logits [num_rows, vocab_size] float32 or bfloat16; written: token_ids int32 and lse float32, both [num_rows].
+    """
+
 def has_cuda() -> bool:
     """Whether this build has CUDA kernels; it says nothing of the machine."""
 

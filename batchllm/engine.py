@@ -174,7 +174,9 @@ class Engine:
             with clock("forward"):
                 logits = self.model.logits(hidden[rows])
             with clock("sample"):
-                tokens[rows], logprobs[rows] = job.sampler.sample(logits, request_ids[rows], num_output_tokens[rows])
+                tokens[rows], logprobs[rows] = job.sampler.sample(
+                    logits, request_ids[rows], num_output_tokens[rows], self.num_threads
+                )
         return tokens, logprobs
 
     def _stats(self, planner: ext.BatchPlanner, clock: PhaseClock) -> dict[str, Any]:

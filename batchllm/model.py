@@ -1,12 +1,14 @@
 """One decoder for the Llama family: Llama 2/3, Mistral, SmolLM2, Qwen2, Qwen3. Differences come from the config.
 
-T = tokens of the batch, Hq/Hkv = query/KV heads, D = head_dim. Matrix products are torch's.
+T = tokens of the batch, Hq/Hkv = query/KV heads, D = head_dim. Matrix products are torch's; what is between
+them is `batchllm_ext`'s.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -67,42 +69,40 @@ class Model:
         """Runs the batch, writes its K and V into the cache; returns the normed hidden states of the rows that
         sample, [len(batch.logit_rows), hidden_size]."""
         config = self.config
-        num_q, num_kv, eps = config.num_qo_heads, config.num_kv_heads, config.rms_norm_eps
+        num_q, num_kv, dim = config.num_qo_heads, config.num_kv_heads, config.head_dim
+        norm = partial(ext.rms_norm, eps=config.rms_norm_eps, num_threads=num_threads)
         x = F.embedding(_tensor(batch.token_ids), self.embedding)  # [T, hidden_size]
+        delta = None  # [T, hidden_size], what the last block adds to x; the next norm adds it
         cos, sin = self._rotation(_tensor(batch.positions))
-        attended = x.new_empty(len(x), num_q, config.head_dim)  # [T, Hq, D]
+        normed = torch.empty_like(x)
+        attended = x.new_empty(len(x), num_q, dim)  # [T, Hq, D]
+        activated = x.new_empty(len(x), config.intermediate_size)
         for layer, k_pages, v_pages in zip(self.layers, kv_cache.k_pages, kv_cache.v_pages, strict=True):
-            qkv = layer.qkv(rms_norm(x, layer.input_norm, eps)).view(len(x), num_q + 2 * num_kv, config.head_dim)
+            norm(x, layer.input_norm, out=normed, delta=delta)
+            qkv = layer.qkv(normed).view(len(x), num_q + 2 * num_kv, dim)
             q, k, v = qkv.split((num_q, num_kv, num_kv), dim=1)  # [T, Hq, D], [T, Hkv, D] twice
             if layer.q_norm is not None and layer.k_norm is not None:
-                q, k = rms_norm(q, layer.q_norm, eps), rms_norm(k, layer.k_norm, eps)
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+                norm(q, layer.q_norm, out=q)
+                norm(k, layer.k_norm, out=k)
+            ext.rotate(qkv[:, : num_q + num_kv], cos, sin, num_threads=num_threads)
             ext.append_kv(k, v, batch.slots, k_pages, v_pages, num_threads=num_threads)
             ext.attention(plan, q, k_pages, v_pages, out=attended, num_threads=num_threads)
-            x = x + layer.o(attended.view(len(x), -1))
-            gate, up = layer.gate_up(rms_norm(x, layer.post_norm, eps)).chunk(2, dim=-1)
-            x = x + layer.down(F.silu(gate).mul_(up))
-        return rms_norm(x[_tensor(batch.logit_rows)], self.norm, eps)
+            norm(x, layer.post_norm, out=normed, delta=layer.o(attended.view(len(x), -1)))
+            ext.silu_and_mul(layer.gate_up(normed), out=activated, num_threads=num_threads)
+            delta = layer.down(activated)
+        rows = _tensor(batch.logit_rows)
+        x = x[rows]
+        norm(x, self.norm, out=x, delta=None if delta is None else delta[rows])
+        return x
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[R, hidden_size] -> [R, vocab_size] float32."""
-        return F.linear(hidden, self.lm_head).float()
+        """[R, hidden_size] -> [R, vocab_size]."""
+        return F.linear(hidden, self.lm_head)
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of the rotary angles, each [T, 1, D / 2] float32."""
-        angles = torch.outer(positions.float(), self.inv_freq)[:, None, :]
+        """cos and sin of the rotary angles, each [T, D / 2] float32."""
+        angles = torch.outer(positions.float(), self.inv_freq)
         return angles.cos(), angles.sin()
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm over the last dimension."""
-    return F.rms_norm(x, (x.shape[-1],), weight, eps)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x [T, heads, D], pairing dimension i with i + D / 2; in float32, rounded once."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
 def _load_layer(reader: WeightReader, config: ModelConfig, prefix: str) -> Layer:

@@ -14,5 +14,6 @@ GroupOrder group_order_by_name(const std::string& name);  // ValueError where th
 void bind_planner(pybind11::module_& module);
 void bind_simulate(pybind11::module_& module);
 void bind_attention(pybind11::module_& module);
+void bind_ops(pybind11::module_& module);
 
 }  // namespace batchllm

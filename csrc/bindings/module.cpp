@@ -6,4 +6,5 @@ PYBIND11_MODULE(batchllm_ext, module) {
     batchllm::bind_planner(module);
     batchllm::bind_simulate(module);
     batchllm::bind_attention(module);
+    batchllm::bind_ops(module);
 }

@@ -23,11 +23,11 @@ class ForcedSampler:
     logits: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
     lengths: dict[int, int] = field(default_factory=dict)
 
-    def sample(self, logits, request_ids, num_output_tokens):
+    def sample(self, logits, request_ids, num_output_tokens, num_threads):
         places = list(zip(request_ids.tolist(), num_output_tokens.tolist(), strict=True))
         for row, place in enumerate(places):
             assert place not in self.logits, f"request {place[0]} sampled token {place[1]} twice"
-            self.logits[place] = logits[row].clone()
+            self.logits[place] = logits[row].float()
             self.lengths[place[0]] = place[1] + 1
         tokens = np.array([self.continuations[request][position] for request, position in places], np.int32)
         return tokens, np.zeros(len(places), np.float32)

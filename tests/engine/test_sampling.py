@@ -138,6 +138,19 @@ def test_a_row_depends_on_nothing_else_in_the_batch():
     np.testing.assert_array_equal(shuffled, np.take(together, order, axis=1))
 
 
+def test_bfloat16_logits_are_sampled_as_their_float32_values_and_in_slices_of_any_size(monkeypatch):
+    logits = random_logits(100).bfloat16()
+    params = [SamplingParams(temperature=i % 3, seed=i, min_tokens=i % 2, max_tokens=9) for i in range(100)]
+    logits[:, EOS] = 9.0  # the largest, wherever it is not banned
+    tokens, logprobs = sample(params, logits.float())
+    monkeypatch.setattr(sampling, "DRAWN_ROWS_AT_ONCE", 7)
+    sliced_tokens, sliced_logprobs = sample(params, logits)
+    assert sliced_tokens.tolist() == tokens.tolist()
+    np.testing.assert_allclose(sliced_logprobs, logprobs, atol=2e-6)
+    assert (tokens[::6] == EOS).all()
+    assert (tokens[1::2] != EOS).all()
+
+
 def test_sampling_a_part_of_the_requests_is_sampling_those():
     params = [SamplingParams(seed=i, top_k=5 * (i % 2)) for i in range(30)]
     logits, part = random_logits(30), np.array([29, 4, 11], np.int32)

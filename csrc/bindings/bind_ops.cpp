@@ -1,0 +1,156 @@
+#include <omp.h>
+
+#include <initializer_list>
+#include <optional>
+
+#include "bindings/bindings.h"
+#include "bindings/dlpack_tensor.h"
+#include "ops/row_ops.h"
+
+namespace py = pybind11;
+
+namespace batchllm {
+namespace {
+
+int32_t thread_count(int32_t num_threads) {
+    if (num_threads < 0) throw py::value_error("num_threads: expected at least 0, got " + std::to_string(num_threads));
+    return num_threads == 0 ? omp_get_max_threads() : num_threads;
+}
+
+// The element type of all of the tensors, whose rows must be contiguous.
+DType common_type(std::initializer_list<const Tensor*> tensors) {
+    const Tensor& first = **tensors.begin();
+    first.expect_type({ElementType::kFloat32, ElementType::kBFloat16});
+    for (const Tensor* tensor : tensors) {
+        tensor->expect_type({first.type()});
+        tensor->expect_unit_last_stride();
+    }
+    return first.type() == ElementType::kFloat32 ? DType::kFloat32 : DType::kBFloat16;
+}
+
+// [num_rows, num_heads, size], or [num_rows, size] for one head.
+HeadRows head_rows(const Tensor& tensor, Dim& num_rows, Dim& num_heads, Dim& size) {
+    if (tensor.num_dims() == 2 && (num_heads.size < 0 || num_heads.size == 1)) {
+        num_heads.set(1, tensor.name());
+        check_shape(tensor, {&num_rows, &size});
+        return {tensor.data(), tensor.stride(0), 0};
+    }
+    check_shape(tensor, {&num_rows, &num_heads, &size});
+    return {tensor.data(), tensor.stride(0), tensor.stride(1)};
+}
+
+void rms_norm_of(py::handle x_object, py::handle weight_object, double eps, py::handle out_object,
+                 py::handle delta_object, int32_t num_threads) {
+    const Tensor x("x", x_object), weight("weight", weight_object), out("out", out_object);
+    std::optional<Tensor> delta;
+    Dim num_rows{"num_rows"}, num_heads{"num_heads"}, size{"size"};
+    RmsNormParams params{};
+    params.x = head_rows(x, num_rows, num_heads, size);
+    params.out = head_rows(out, num_rows, num_heads, size);
+    check_shape(weight, {&size});
+    params.dtype = common_type({&x, &weight, &out});
+    out.expect_writable();
+    if (!delta_object.is_none()) {
+        delta.emplace("delta", delta_object);
+        params.delta = head_rows(*delta, num_rows, num_heads, size);
+        common_type({&x, &*delta});
+        x.expect_writable();
+    }
+    params.weight = weight.data();
+    params.num_heads = num_heads.size;
+    params.size = size.size;
+    params.eps = static_cast<float>(eps);
+    num_threads = thread_count(num_threads);
+    const py::gil_scoped_release release;
+    rms_norm(params, num_rows.size, num_threads);
+}
+
+void rotate_of(py::handle x_object, py::handle cos_object, py::handle sin_object, int32_t num_threads) {
+    const Tensor x("x", x_object), cos("cos", cos_object), sin("sin", sin_object);
+    Dim num_rows{"num_rows"}, num_heads{"num_heads"}, size{"size"}, half{"size / 2"};
+    check_shape(x, {&num_rows, &num_heads, &size});
+    if (size.size % 2 != 0) throw py::value_error("x: expected an even size, got " + std::to_string(size.size));
+    half.set(size.size / 2, "x");
+    for (const Tensor* tensor : {&cos, &sin}) {
+        check_shape(*tensor, {&num_rows, &half});
+        tensor->expect_type({ElementType::kFloat32});
+        tensor->expect_unit_last_stride();
+    }
+    const RotateParams params{
+        .dtype = common_type({&x}),
+        .x = {x.data(), x.stride(0), x.stride(1)},
+        .cos = static_cast<const float*>(cos.data()),
+        .sin = static_cast<const float*>(sin.data()),
+        .cos_stride = cos.stride(0),
+        .sin_stride = sin.stride(0),
+        .num_heads = num_heads.size,
+        .size = size.size,
+    };
+    x.expect_writable();
+    num_threads = thread_count(num_threads);
+    const py::gil_scoped_release release;
+    rotate(params, num_rows.size, num_threads);
+}
+
+void silu_and_mul_of(py::handle gate_up_object, py::handle out_object, int32_t num_threads) {
+    const Tensor gate_up("gate_up", gate_up_object), out("out", out_object);
+    Dim num_rows{"num_rows"}, size{"size"}, both{"2 size"};
+    check_shape(out, {&num_rows, &size});
+    both.set(2 * size.size, "out");
+    check_shape(gate_up, {&num_rows, &both});
+    const SiluAndMulParams params{
+        .dtype = common_type({&gate_up, &out}),
+        .gate_up = gate_up.data(),
+        .gate_up_stride = gate_up.stride(0),
+        .out = out.data(),
+        .out_stride = out.stride(0),
+        .size = size.size,
+    };
+    out.expect_writable();
+    num_threads = thread_count(num_threads);
+    const py::gil_scoped_release release;
+    silu_and_mul(params, num_rows.size, num_threads);
+}
+
+void argmax_and_lse_of(py::handle logits_object, py::handle token_ids_object, py::handle lse_object,
+                       int32_t num_threads) {
+    const Tensor logits("logits", logits_object), token_ids("token_ids", token_ids_object), lse("lse", lse_object);
+    Dim num_rows{"num_rows"}, vocab_size{"vocab_size"};
+    check_shape(logits, {&num_rows, &vocab_size});
+    check_shape(token_ids, {&num_rows});
+    check_shape(lse, {&num_rows});
+    if (vocab_size.size == 0) throw py::value_error("logits: expected at least 1 token, got 0");
+    token_ids.expect_type({ElementType::kInt32});
+    lse.expect_type({ElementType::kFloat32});
+    for (const Tensor* tensor : {&token_ids, &lse}) {
+        tensor->expect_unit_last_stride();
+        tensor->expect_writable();
+    }
+    const ArgmaxAndLseParams params{
+        .dtype = common_type({&logits}),
+        .logits = logits.data(),
+        .row_stride = logits.stride(0),
+        .vocab_size = vocab_size.size,
+        .token_ids = static_cast<int32_t*>(token_ids.data()),
+        .lse = static_cast<float*>(lse.data()),
+    };
+    num_threads = thread_count(num_threads);
+    const py::gil_scoped_release release;
+    argmax_and_lse(params, num_rows.size, num_threads);
+}
+
+}  // namespace
+
+void bind_ops(py::module_& module) {
+    module.def("rms_norm", &rms_norm_of, py::arg("x"), py::arg("weight"), py::kw_only(), py::arg("eps"), py::arg("out"),
+               py::arg("delta") = py::none(), py::arg("num_threads") = 0,
+               "Root-mean-square norm of every row; with delta, of x + delta, which x becomes.");
+    module.def("rotate", &rotate_of, py::arg("x"), py::arg("cos"), py::arg("sin"), py::kw_only(),
+               py::arg("num_threads") = 0, "Rotary embedding, in place.");
+    module.def("silu_and_mul", &silu_and_mul_of, py::arg("gate_up"), py::kw_only(), py::arg("out"),
+               py::arg("num_threads") = 0, "out = silu(gate) * up.");
+    module.def("argmax_and_lse", &argmax_and_lse_of, py::arg("logits"), py::kw_only(), py::arg("token_ids"),
+               py::arg("lse"), py::arg("num_threads") = 0, "The largest logit of every row and log(sum(exp(logits))).");
+}
+
+}  // namespace batchllm

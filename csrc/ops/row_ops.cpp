@@ -1,0 +1,53 @@
+#include "ops/row_ops.h"
+
+#include <algorithm>
+#include <string_view>
+
+#include "attention/cpu/cpu_isa.h"
+#include "ops/row_kernels.h"
+
+namespace batchllm {
+namespace {
+
+const RowKernels& select_row_kernels() {
+#ifdef BATCHLLM_X86_KERNELS
+    const std::string_view isa = selected_kernel().name;
+    if (isa.starts_with(kAvx512RowKernels.name)) return kAvx512RowKernels;  // avx512_bf16 has no others
+    if (isa == kAvx2RowKernels.name) return kAvx2RowKernels;
+#endif
+    return kBaseRowKernels;
+}
+
+// Cuts the rows into one run a thread; a thread is worth waking for some ten microseconds of work.
+template <typename Params>
+void run(void (*RowKernels::*kernel)(const Params&, int64_t, int64_t), const Params& params, int64_t num_rows,
+         int64_t row_size, int32_t num_threads) {
+    constexpr int64_t kElementsPerThread = 1 << 15;
+    static const RowKernels& kernels = select_row_kernels();
+    const int64_t useful_threads = (num_rows * row_size + kElementsPerThread - 1) / kElementsPerThread;
+    const int64_t num_runs = std::max<int64_t>(std::min<int64_t>({num_threads, useful_threads, num_rows}), 1);
+#pragma omp parallel for schedule(static) num_threads(num_runs)
+    for (int64_t i = 0; i < num_runs; ++i) {
+        (kernels.*kernel)(params, num_rows * i / num_runs, num_rows * (i + 1) / num_runs);
+    }
+}
+
+}  // namespace
+
+void rms_norm(const RmsNormParams& params, int64_t num_rows, int32_t num_threads) {
+    run(&RowKernels::rms_norm, params, num_rows, params.num_heads * params.size, num_threads);
+}
+
+void rotate(const RotateParams& params, int64_t num_rows, int32_t num_threads) {
+    run(&RowKernels::rotate, params, num_rows, params.num_heads * params.size, num_threads);
+}
+
+void silu_and_mul(const SiluAndMulParams& params, int64_t num_rows, int32_t num_threads) {
+    run(&RowKernels::silu_and_mul, params, num_rows, params.size, num_threads);
+}
+
+void argmax_and_lse(const ArgmaxAndLseParams& params, int64_t num_rows, int32_t num_threads) {
+    run(&RowKernels::argmax_and_lse, params, num_rows, params.vocab_size, num_threads);
+}
+
+}  // namespace batchllm
