@@ -199,7 +199,7 @@ class BatchPlanner:
         page_size: int = 16,
         max_batch_tokens: int = 1024,
         expected_output_tokens: Any = None,
-        order: str = "decode_first",
+        order: Literal["decode_first", "arrival", "blend"] = "decode_first",
         max_running_requests: int | None = None,
     ) -> None:
         """The pool, the size of a step, and the first requests, as add_requests() takes them.

@@ -13,7 +13,7 @@ namespace batchllm {
 constexpr int32_t kKeyTile = 64;         // keys that a kernel takes at a time
 constexpr int32_t kMinSplitKeys = 256;   // shorter items cost more to merge than they balance
 constexpr int32_t kMaxPackedRows = 256;  // query heads x tokens of one item: what a core's L2 holds
-constexpr int32_t kNarrowRows = 16;      // where kernels change from head_dim to rows in the vector lanes
+constexpr int32_t kNarrowRows = 16;      // where float32 kernels change from head_dim to rows in the vector lanes
 
 inline int32_t round_up(int32_t value, int32_t multiple) {
     return (value + multiple - 1) / multiple * multiple;

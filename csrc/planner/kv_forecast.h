@@ -29,6 +29,7 @@ class KvForecast {
         load.num_steps = std::max(load.num_steps, num_steps);
         last_bin_ = std::max(last_bin_, LengthBins::bin(num_steps));
     }
+    // The longest of its bin may stay too long, never too short.
     void remove(int64_t num_pages, int64_t num_tokens, int32_t num_steps) {
         change(-num_pages, -num_tokens, num_steps, -1);
     }
