@@ -83,6 +83,7 @@ class LLM:
         self.seed = seed
         with WeightReader(self.directory, torch_dtype) as reader:
             loaded = Model(self.config, reader)
+        loaded.pack_weights()
         if kv_cache_tokens is None:
             kv_cache_tokens = max(affordable_kv_tokens(self.config, torch_dtype), page_size)
         self._limits = RequestLimits(self.config.vocab_size, self.config.max_model_len, page_size, kv_cache_tokens)
@@ -192,7 +193,7 @@ class LLM:
         on_progress: Callable[[JobProgress], None] | None,
     ) -> Iterator[tuple[int, RequestOutput]]:
         if self._tokenizer.exists:
-            self.get_tokenizer()  # its loading belongs to no phase of the job
+            self._tokenizer.load_decoder()  # its loading belongs to no phase of the job
         start = time.perf_counter()
         tokenize_s, self._tokenizer.encode_s = self._tokenizer.encode_s, 0.0  # since the last job
         detokenize_s = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,18 +10,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+@dataclass
 class Linear:
-    """y = x weight^T + bias, for x of shape [rows, in_features].
+    """y = x weight^T + bias, for x of shape [rows, in_features]."""
 
-    oneDNN multiplies by a weight in a blocked layout of its own. `F.linear` brings it there in every call, which costs a
-    tenth of the product at hundreds of rows and a fifth at 64; here it is done once, and the weight as given is let go.
-    """
+    weight: Tensor  # [out_features, in_features]; an opaque oneDNN tensor once packed
+    bias: Tensor | None = None  # [out_features]
+    is_packed: bool = False
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.bias = bias  # [out_features]
-        self.is_packed = can_pack(weight.dtype)
-        # [out_features, in_features]; an opaque oneDNN tensor where packed.
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None) if self.is_packed else weight
+    def pack(self) -> None:
+        """Brings the weight into oneDNN's own layout, where `can_pack` allows it.
+
+        `F.linear` does that in every call, which costs a tenth of the product at hundreds of rows and a fifth at 64.
+        """
+        if not self.is_packed and can_pack(self.weight.dtype):
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, None)
+            self.is_packed = True
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.is_packed:

@@ -51,6 +51,13 @@ class Model:
         reader.finish()
         self.inv_freq = _inv_freq(config)
 
+    def pack_weights(self) -> None:
+        """Prepares the matrices for many products. The embedding stays as it is, also where it is the lm_head."""
+        for layer in self.layers:
+            for linear in (layer.qkv, layer.o, layer.gate_up, layer.down):
+                linear.pack()
+        self.lm_head.pack()
+
     @property
     def dtype(self) -> torch.dtype:
         return self.embedding.dtype

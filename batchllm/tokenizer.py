@@ -1,13 +1,16 @@
-"""The model's Hugging Face tokenizer: loaded on first use, because jobs of token ids may need none."""
+"""The model's Hugging Face tokenizer, loaded on first use: jobs of token ids only decode, which takes no transformers."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import tokenizers
 
 from batchllm.sampling_params import SamplingParams
 
@@ -23,6 +26,7 @@ class Tokenizer:
         self.load_s = 0.0
         self.encode_s = 0.0
         self._hugging_face: Any = None
+        self._decode: Callable[..., str] | None = None
 
     def hugging_face(self) -> Any:
         """The transformers tokenizer. Raises ValueError if it cannot be loaded."""
@@ -34,8 +38,34 @@ class Tokenizer:
                 self._hugging_face = AutoTokenizer.from_pretrained(self.directory)
             except Exception as error:
                 raise ValueError(f"{self.directory}: cannot load a tokenizer: {error}") from error
-            self.load_s = time.perf_counter() - start
+            self.load_s += time.perf_counter() - start
         return self._hugging_face
+
+    def load_decoder(self) -> None:
+        """Loads what turns token ids into text: the `tokenizers` tokenizer that transformers would wrap, without the
+        second and a half that transformers takes to import; the wrapped one where a directory has no tokenizer.json.
+        Raises ValueError if it cannot be loaded."""
+        if self._decode is not None:
+            return
+        path = self.directory / "tokenizer.json"
+        if not path.exists():
+            self._decode = partial(self.hugging_face().decode, clean_up_tokenization_spaces=False)
+            return
+        start = time.perf_counter()
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            tokenizer.add_special_tokens(self._special_tokens())
+        except Exception as error:
+            raise ValueError(f"{path}: cannot load a tokenizer: {error}") from error
+        self._decode = tokenizer.decode
+        self.load_s += time.perf_counter() - start
+
+    def _special_tokens(self) -> list[tokenizers.AddedToken]:
+        """Those that tokenizer_config.json names, which tokenizer.json may know as plain tokens."""
+        path = self.directory / "tokenizer_config.json"
+        config = json.loads(path.read_text()) if path.exists() else {}
+        tokens = config.get("added_tokens_decoder", {}).values()
+        return [tokenizers.AddedToken(token["content"], special=True) for token in tokens if token.get("special")]
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         tokenizer = self.hugging_face()
@@ -60,10 +90,9 @@ class Tokenizer:
         """Text of the tokens; empty where the model directory has no tokenizer."""
         if not self.exists:
             return ""
-        text: str = self.hugging_face().decode(
-            token_ids, skip_special_tokens=params.skip_special_tokens, clean_up_tokenization_spaces=False
-        )
-        return text
+        self.load_decoder()
+        assert self._decode is not None
+        return self._decode(token_ids, skip_special_tokens=params.skip_special_tokens)
 
 
 def _plain_message(place: int, message: Message) -> Message:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from batchllm.config import ModelConfig
+from batchllm.linear import Linear
 from batchllm.model import Model
 from batchllm.weights import WeightReader
 from tests.engine import tiny
@@ -29,9 +30,9 @@ def tensors_of(model: Model) -> list[torch.Tensor]:
         tensor
         for layer in model.layers
         for part in vars(layer).values()
-        for tensor in ([part] if isinstance(part, torch.Tensor) else vars(part).values() if part else [])
+        for tensor in ([part.weight, part.bias] if isinstance(part, Linear) else [part])
     ]
-    return [tensor for tensor in (model.embedding, model.norm, model.lm_head, *layers) if tensor is not None]
+    return [tensor for tensor in (model.embedding, model.norm, model.lm_head.weight, *layers) if tensor is not None]
 
 
 @pytest.fixture
@@ -60,12 +61,12 @@ def test_every_tensor_of_every_family_is_taken_as_it_is(tiny_model, family):
     directory = tiny_model(family)
     model, stored = load(directory), load_file(directory / "model.safetensors")
     assert sum(tensor.numel() for tensor in tensors_of(model)) == sum(
-        tensor.numel() for tensor in (*stored.values(), *([model.lm_head] if "tied" in family else []))
+        tensor.numel() for tensor in (*stored.values(), *([model.lm_head.weight] if "tied" in family else []))
     )
     assert torch.equal(model.layers[1].down.weight, stored["model.layers.1.mlp.down_proj.weight"])
     parts = [stored[f"model.layers.0.self_attn.{name}_proj.weight"] for name in "qkv"]
     assert torch.equal(model.layers[0].qkv.weight, torch.cat(parts))
-    assert (model.lm_head is model.embedding) == ("tied" in family)
+    assert (model.lm_head.weight is model.embedding) == ("tied" in family)
 
 
 def test_shards_equal_one_file(directory, sharded):
@@ -130,7 +131,7 @@ def test_what_no_decoder_needs_is_passed_over(tiny_model, tmp_path):
     inv_freq = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}
     rewrite(directory, {"lm_head.weight": torch.zeros(tiny.VOCAB_SIZE, 32), **inv_freq})
     model = load(directory)
-    assert model.lm_head is model.embedding
+    assert model.lm_head.weight is model.embedding
 
 
 @pytest.mark.parametrize(
