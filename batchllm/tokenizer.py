@@ -1,4 +1,4 @@
-"""The model's Hugging Face tokenizer, loaded on first use: jobs of token ids only decode, which takes no transformers."""
+"""The model's Hugging Face tokenizer, loaded on first use: jobs of token ids only decode, without transformers."""
 
 from __future__ import annotations
 
