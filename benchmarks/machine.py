@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
+QUIET_SHARE = 0.1  # of all CPUs: while others take less, times count
+SECONDS_TO_LISTEN = 0.5
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -56,7 +58,7 @@ def forget_peak_rss(tree: list[Process]) -> None:
 
 
 def peak_rss_bytes(tree: list[Process]) -> int:
-    """The peaks of all processes, added. File-backed pages, mostly the same libraries, count once: where they are most."""
+    """The peaks of all processes, added; of pages of files, mostly the same libraries, only those of the largest."""
     private, shared = 0, 0
     for process in tree:
         with suppress(OSError):
@@ -65,6 +67,25 @@ def peak_rss_bytes(tree: list[Process]) -> int:
             private += peak - file
             shared = max(shared, file)
     return private + shared
+
+
+def describe() -> str:
+    """The machine in a few words: its processor, with family and model, which tell generations apart, and its size."""
+    lines = (line.partition(":") for line in (PROC / "cpuinfo").read_text().splitlines())
+    cpu = {name.strip(): value.strip() for name, _, value in lines}
+    generation = f"family {cpu.get('cpu family', '?')}, model {cpu.get('model', '?')}"
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{cpu.get('model name', 'unknown CPU')} ({generation}), {os.cpu_count()} cores, {memory_gib:.0f} GiB"
+
+
+def wait_until_quiet(limit_s: float) -> None:
+    """Returns when others leave this machine alone, or when the limit has passed."""
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        with Meter() as meter:
+            time.sleep(SECONDS_TO_LISTEN)
+        if meter.foreign_share < QUIET_SHARE:
+            return
 
 
 class Meter:

@@ -29,15 +29,11 @@ class LlamaCpp(Contestant):
         if self.runner:
             self.runner.stdin.close()
             self.runner.wait()
-        directory, num_threads = self.options.directory, len(os.sched_getaffinity(0))
-        command = [
-            directory / "build/job_runner",
-            directory / "model.gguf",
-            num_threads,
-            self.options.wave,
-            kv_tokens or 0,
-        ]
-        self.runner = subprocess.Popen(map(str, command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        program, model = (str(self.options.directory / name) for name in ("build/job_runner", "model.gguf"))
+        numbers = (len(os.sched_getaffinity(0)), self.options.wave, kv_tokens or 0)
+        self.runner = subprocess.Popen(
+            [program, model, *map(str, numbers)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.prepare(WARM_UP)()
 
     def prepare(self, requests: list[Request]) -> Callable[[], tuple[Outputs, dict[str, Any]]]:
