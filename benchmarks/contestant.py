@@ -69,7 +69,7 @@ def run_job(contestant: Contestant, requests: list[Request]) -> dict[str, Any]:
     check_outputs(requests, outputs)
     output_tokens = sum(map(len, outputs))
     return {
-        "wall_s": round(meter.wall_s, 3),
+        "wall_s": round(meter.wall_s, 6),
         "requests": len(requests),
         "prompt_tokens": sum(len(request.prompt_token_ids) for request in requests),
         "output_tokens": output_tokens,
