@@ -21,7 +21,11 @@ class ContestantError(Exception):
 
 
 class ContestantProcess:
-    """Runs only within `ask`; stopped, none of its threads can spin or poll while others are measured."""
+    """Runs only within `ask`; stopped, none of its threads can spin or poll while others are measured.
+
+    It stays in our session: should we die without `close`, its group is an orphaned one with stopped members, and the
+    kernel ends those (SIGHUP).
+    """
 
     def __init__(self, name: str, command: str) -> None:
         self.name = name
@@ -32,7 +36,7 @@ class ContestantProcess:
             stdout=subprocess.PIPE,
             stderr=self.stderr,
             text=True,
-            start_new_session=True,
+            preexec_fn=os.setpgrp,
         )
 
     def ask(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:

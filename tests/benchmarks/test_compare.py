@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from benchmarks.compare import Contest, Job
 from benchmarks.contestant_process import ContestantError, ContestantProcess
 from tests.benchmarks import fake_contestant
 
+ROOT = Path(__file__).resolve().parents[2]
 CEILINGS = {f"gemm_gflops_m{rows}": 100.0 + rows for rows in (1, 16, 64, 256, 2048)} | {
     "lm_head_gflops": 90.0,
     "read_gb_per_s": 50.0,
@@ -35,6 +37,13 @@ def job(tmp_path: Path) -> Job:
 
 def contest(**commands: str) -> Contest:
     return Contest(commands, timeout_s=30, quiet_limit_s=0)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return state(pid) != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def state(pid: int) -> str:
@@ -85,8 +94,24 @@ def test_one_that_does_not_answer_is_ended(job: Job) -> None:
     with pytest.raises(ContestantError, match="slow: no answer in 0 s"):
         process.ask({"run": str(job.path)}, 0.2)
     assert time.monotonic() - start < 5
-    with pytest.raises(ProcessLookupError):
-        os.kill(process.process.pid, 0)
+    assert not is_alive(process.process.pid)
+
+
+def test_one_that_is_stopped_does_not_outlive_its_starter() -> None:
+    lines = [
+        "import os, signal",
+        "from benchmarks.contestant_process import ContestantProcess",
+        f"process = ContestantProcess('a', {fake('honest')!r})",
+        "process.ask({'load': None}, 30)",
+        "print(process.process.pid, flush=True)",
+        "os.kill(os.getpid(), signal.SIGKILL)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and is_alive(int(done.stdout)):
+        time.sleep(0.02)
+    assert not is_alive(int(done.stdout))
 
 
 def test_a_command_that_is_none_is_reported(job: Job) -> None:
