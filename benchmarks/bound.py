@@ -30,11 +30,9 @@ class Work:
         tokens = np.concatenate([np.array(request.prompt_token_ids, np.int32) for request in requests])
         trie = ext.PrefixTrie(tokens, indptr)
 
-        shared_end = np.zeros(len(requests), np.int64)  # by rank: where the deepest shared run ends
+        own_begin = np.zeros(len(requests), np.int64)  # by rank: where the deepest shared run ends
         for node in range(trie.num_nodes):  # parents come first
-            shared_end[trie.request_begin[node] : trie.request_end[node]] = trie.token_end[node]
-        own_begin = np.empty_like(shared_end)
-        own_begin[trie.order] = shared_end
+            own_begin[trie.request_begin[node] : trie.request_end[node]] = trie.token_end[node]
         context_end = num_tokens + max_tokens - 1  # the last output token is not fed back
         return cls(
             distinct_prompt_tokens=trie.num_tokens,
@@ -54,6 +52,7 @@ class Work:
 
 
 def pairs(begin: np.ndarray, end: np.ndarray) -> int:
-    """Keys that the rows at positions [begin, end) attend to, each to itself and all before it, over all ranges."""
+    """Keys that the rows at positions [begin, end) attend to, each to itself and all before it, over all ranges; the
+    sums over begins and over ends are apart, so the two may be in different orders."""
     begin, end = begin.astype(np.int64), end.astype(np.int64)
     return int((end * (end + 1) - begin * (begin + 1)).sum()) // 2

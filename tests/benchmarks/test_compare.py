@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,15 @@ def contest(**commands: str) -> Contest:
     return Contest(commands, timeout_s=30, quiet_limit_s=0)
 
 
+def within_seconds(limit_s: float, holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + limit_s
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
 def is_alive(pid: int) -> bool:
     try:
         return state(pid) != "Z"
@@ -61,10 +71,9 @@ def test_contestants_take_turns_in_an_order_that_rotates(job: Job) -> None:
 
 def test_a_contestant_is_stopped_when_it_is_not_its_turn(job: Job) -> None:
     process = ContestantProcess("a", fake("honest"))
-    process.ask({"load": None}, 30)
-    assert state(process.process.pid) == "T"
-    process.ask({"run": str(job.path)}, 30)
-    assert state(process.process.pid) == "T"
+    for message in ({"load": None}, {"run": str(job.path)}):
+        process.ask(message, 30)
+        assert within_seconds(1, lambda: state(process.process.pid) == "T")
     process.close()
     assert process.process.returncode == 0, "asked to end, it ends by itself"
 
@@ -108,10 +117,7 @@ def test_one_that_is_stopped_does_not_outlive_its_starter() -> None:
     ]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == -signal.SIGKILL
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and is_alive(int(done.stdout)):
-        time.sleep(0.02)
-    assert not is_alive(int(done.stdout))
+    assert within_seconds(5, lambda: not is_alive(int(done.stdout)))
 
 
 def test_a_command_that_is_none_is_reported(job: Job) -> None:
