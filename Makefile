@@ -1,11 +1,11 @@
-# make demo | test | check | format | sanitize | fuzz | clean. Everything happens in .venv, models/, out/ and build/.
+# make demo | test | check | format | sanitize | fuzz | peers | clean. Everything happens in .venv, models/, out/ and build/.
 PYTHON ?= python3
 BIN    := .venv/bin
 MODEL  := models/smollm2-135m-instruct
 JOB    := examples/documents.jsonl
 SOURCES := $(shell find csrc batchllm -type f) setup.py pyproject.toml CMakeLists.txt batchllm_ext.pyi
 
-.PHONY: help demo test test-cpp test-python sanitize fuzz check format clean
+.PHONY: help demo test test-cpp test-python sanitize fuzz peers check format clean
 
 help:
 	@sed -n 1p Makefile
@@ -66,7 +66,11 @@ FUZZ_SECONDS ?= 60
 fuzz: test-cpp
 	BATCHLLM_FUZZ_SECONDS=$(FUZZ_SECONDS) build/cpp/tests/test_planner -tc='*as long as one likes*'
 
-CPP_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
+# Other engines to be measured against: benchmarks/peers/README.md.
+peers: .venv/installed $(MODEL)/config.json
+	benchmarks/peers/install.sh
+
+CPP_FILES = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ W1  8 groups x 32   prefix 1,024  own 64   output 32
 W2  64 x 4          512           64       16
 W3  16 x 8          256 for all, then 512  own 48  output 4 to 64
 W4  64 x 1          no sharing    512      32
-W5  32 x 8          2,048         64       16   (meant for a KV pool of 16,384 tokens)
+W5  32 x 8          2,048         64       16   with a KV pool of 16,384 tokens
 """
 
 import argparse
@@ -29,6 +29,7 @@ class Workload:
     own: int
     output: tuple[int, int]  # inclusive
     system: int = 0
+    kv_tokens: int | None = None  # of the KV pool; None is one that holds the whole job
 
     def rows(self) -> list[dict]:
         """Rows of {prompt_token_ids, max_tokens, group}, shuffled."""
@@ -54,8 +55,15 @@ WORKLOADS = {
     "W2": Workload(seed=2, groups=64, readers=4, prefix=512, own=64, output=(16, 16)),
     "W3": Workload(seed=3, groups=16, readers=8, prefix=512, own=48, output=(4, 64), system=256),
     "W4": Workload(seed=4, groups=64, readers=1, prefix=0, own=512, output=(32, 32)),
-    "W5": Workload(seed=6, groups=32, readers=8, prefix=2048, own=64, output=(16, 16)),
+    "W5": Workload(seed=6, groups=32, readers=8, prefix=2048, own=64, output=(16, 16), kv_tokens=16384),
 }
+
+
+def write_workload(name: str, directory: Path) -> Path:
+    path = directory / f"{name}.jsonl"
+    with path.open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in WORKLOADS[name].rows())
+    return path
 
 
 def main() -> None:
@@ -67,10 +75,7 @@ def main() -> None:
         parser.error(f"no workload {unknown[0]}; there are {', '.join(WORKLOADS)}")
     options.directory.mkdir(parents=True, exist_ok=True)
     for name in options.names or WORKLOADS:
-        path = options.directory / f"{name}.jsonl"
-        with path.open("w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in WORKLOADS[name].rows())
-        print(path)
+        print(write_workload(name, options.directory))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,58 @@
+"""What a job takes at least: the arithmetic of each distinct prefix once, at the rate of matrix products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+import batchllm_ext as ext
+from batchllm.roofline import ModelShape
+from benchmarks.contestant import Request
+
+FLOP_PER_WEIGHT = 2  # a multiplication and an addition
+
+
+@dataclass(frozen=True)
+class Work:
+    """The rows of a job that somebody has to compute. No two outputs are taken to share anything."""
+
+    distinct_prompt_tokens: int
+    decode_tokens: int  # output tokens that are fed back: all but each request's last
+    output_tokens: int
+    attention_pairs: int  # of a row and a key that it attends to
+
+    @classmethod
+    def of(cls, requests: list[Request]) -> Work:
+        num_tokens = np.array([len(request.prompt_token_ids) for request in requests])
+        max_tokens = np.array([request.max_tokens for request in requests])
+        indptr = np.concatenate([[0], np.cumsum(num_tokens)]).astype(np.int64)
+        tokens = np.concatenate([np.array(request.prompt_token_ids, np.int32) for request in requests])
+        trie = ext.PrefixTrie(tokens, indptr)
+
+        own_begin = np.zeros(len(requests), np.int64)  # by rank: where the deepest shared run ends
+        for node in range(trie.num_nodes):  # parents come first
+            own_begin[trie.request_begin[node] : trie.request_end[node]] = trie.token_end[node]
+        context_end = num_tokens + max_tokens - 1  # the last output token is not fed back
+        return cls(
+            distinct_prompt_tokens=trie.num_tokens,
+            decode_tokens=int((max_tokens - 1).sum()),
+            output_tokens=int(max_tokens.sum()),
+            attention_pairs=pairs(trie.token_begin, trie.token_end) + pairs(own_begin, context_end),
+        )
+
+    def flop(self, shape: ModelShape) -> int:
+        rows = self.distinct_prompt_tokens + self.decode_tokens
+        linear = rows * shape.num_linear_parameters + self.output_tokens * shape.num_logit_parameters
+        attention = 2 * shape.num_qo_heads * shape.head_dim * shape.num_layers  # scores, and the mean of the values
+        return FLOP_PER_WEIGHT * (linear + self.attention_pairs * attention)
+
+    def bound_s(self, shape: ModelShape, gflop_per_s: float) -> float:
+        return self.flop(shape) / (gflop_per_s * 1e9)
+
+
+def pairs(begin: np.ndarray, end: np.ndarray) -> int:
+    """Keys that the rows at positions [begin, end) attend to, each to itself and all before it, over all ranges; the
+    sums over begins and over ends are apart, so the two may be in different orders."""
+    begin, end = begin.astype(np.int64), end.astype(np.int64)
+    return int((end * (end + 1) - begin * (begin + 1)).sum()) // 2

@@ -1,0 +1,87 @@
+"""What this machine can do: rates of matrix products of a model's shapes and of reading memory. Prints JSON.
+
+    python -m benchmarks.ceilings --model DIR
+
+Matrix products are torch's in bfloat16, of M rows and each of a layer's weights; a layer's rate weighs them by their
+arithmetic. Each time is the best of several.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn.functional import linear
+
+from batchllm.roofline import ModelShape
+
+LAYER_ROWS = (1, 16, 64, 256, 2048)
+LOGIT_ROWS = 256
+READ_BYTES = 256 << 20  # past any cache
+NUM_TIMES, SECONDS_A_TIME = 5, 0.05
+
+
+def layer_weights(shape: ModelShape) -> dict[str, tuple[int, int]]:
+    """(outputs, inputs) of a layer's matrix products."""
+    qo, kv = shape.num_qo_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    return {
+        "qkv": (qo + 2 * kv, shape.hidden_size),
+        "o": (shape.hidden_size, qo),
+        "gate_up": (2 * shape.intermediate_size, shape.hidden_size),
+        "down": (shape.hidden_size, shape.intermediate_size),
+    }
+
+
+def best_s(run: Callable[[], object]) -> float:
+    run()
+    start = time.perf_counter()
+    run()
+    repeats = max(1, round(SECONDS_A_TIME / (time.perf_counter() - start)))
+    times = []
+    for _ in range(NUM_TIMES):
+        start = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        times.append((time.perf_counter() - start) / repeats)
+    return min(times)
+
+
+def linear_s(rows: int, weight: tuple[int, int]) -> float:
+    outputs, inputs = weight
+    w = torch.randn(outputs, inputs).bfloat16()
+    x = torch.randn(rows, inputs).bfloat16()
+    return best_s(lambda: linear(x, w))
+
+
+def gflop(rows: int, weight: tuple[int, int]) -> float:
+    return 2 * rows * weight[0] * weight[1] / 1e9
+
+
+@torch.inference_mode()
+def measure(shape: ModelShape) -> dict[str, float]:
+    """{"gemm_gflops_m16": ..., "lm_head_gflops": ..., "read_gb_per_s": ...}"""
+    weights = layer_weights(shape).values()
+    ceilings = {}
+    for rows in LAYER_ROWS:
+        seconds = sum(linear_s(rows, weight) for weight in weights)
+        ceilings[f"gemm_gflops_m{rows}"] = sum(gflop(rows, weight) for weight in weights) / seconds
+    logits = (shape.vocab_size, shape.hidden_size)
+    ceilings["lm_head_gflops"] = gflop(LOGIT_ROWS, logits) / linear_s(LOGIT_ROWS, logits)
+    memory = torch.ones(READ_BYTES // 4)
+    ceilings["read_gb_per_s"] = READ_BYTES / best_s(memory.sum) / 1e9
+    return {name: round(value, 1) for name, value in ceilings.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="a directory with config.json")
+    options = parser.parse_args()
+    print(json.dumps(measure(ModelShape.from_config(options.model))))
+
+
+if __name__ == "__main__":
+    main()

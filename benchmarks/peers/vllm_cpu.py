@@ -1,0 +1,104 @@
+"""vLLM's CPU back end as a contestant: python -m benchmarks.peers.vllm_cpu --model DIR [--sort]
+
+Prefix caching is on and emptied before each job. tcmalloc and Intel's OpenMP are loaded before everything else, as
+vLLM's guide for CPUs advises.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contestant import WARM_UP, Contestant, Outputs, Request, serve
+
+CPUS = sorted(os.sched_getaffinity(0))
+SETTINGS = {
+    "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, CPUS)),
+    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+TCMALLOC = Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4")
+OPENMP = Path(sys.prefix) / "lib/libiomp5.so"
+
+
+class VllmCpu(Contestant):
+    engine = "vllm"
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        import vllm
+
+        self.vllm, self.version = vllm, vllm.__version__
+        self.variant = "sorted" if options.sort else "as submitted"
+        self.options = options
+        self.llm: Any = None
+
+    def load(self, kv_tokens: int | None) -> None:
+        if self.llm:
+            self.llm.llm_engine.engine_core.shutdown()
+        options = self.options
+        self.llm = self.vllm.LLM(
+            model=options.model,
+            dtype="bfloat16",
+            enable_prefix_caching=True,
+            block_size=options.block_size,
+            kv_cache_memory_bytes=options.kv_gib << 30,
+            num_gpu_blocks_override=kv_tokens // options.block_size if kv_tokens else None,
+            max_model_len=options.max_model_len,
+            max_num_batched_tokens=options.max_batch_tokens,
+            disable_log_stats=True,
+        )
+        self.prepare(WARM_UP)()
+
+    def prepare(self, requests: list[Request]) -> Callable[[], tuple[Outputs, dict[str, Any]]]:
+        # The cache is matched block by block in the order of arrival; sorted, what is shared arrives together.
+        key = (lambda index: requests[index].prompt_token_ids) if self.options.sort else None
+        order = sorted(range(len(requests)), key=key)
+        prompts = [{"prompt_token_ids": requests[index].prompt_token_ids} for index in order]
+        params = [
+            self.vllm.SamplingParams(
+                temperature=0, max_tokens=requests[index].max_tokens, ignore_eos=True, detokenize=False
+            )
+            for index in order
+        ]
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not empty its prefix cache")
+
+        def job() -> tuple[Outputs, dict[str, Any]]:
+            results = self.llm.generate(prompts, params, use_tqdm=False)
+            outputs: Outputs = [[] for _ in requests]
+            for index, result in zip(order, results, strict=True):
+                outputs[index] = list(result.outputs[0].token_ids)
+            cached = sum(result.num_cached_tokens or 0 for result in results)
+            return outputs, {"computed_prompt_tokens": sum(map(len, (p["prompt_token_ids"] for p in prompts))) - cached}
+
+        return job
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--sort", action="store_true", help="hand the requests over in the order of their tokens")
+    parser.add_argument("--kv-gib", type=int, default=4, help="of KV cache where a job names no number of tokens")
+    parser.add_argument("--block-size", type=int, default=128, help="tokens of a KV block")
+    parser.add_argument("--max-batch-tokens", type=int, default=2048)
+    parser.add_argument("--max-model-len", type=int, default=4096)
+    options = parser.parse_args()
+
+    preload = f"{TCMALLOC}:{OPENMP}"
+    if os.environ.get("LD_PRELOAD") != preload:
+        for library in (TCMALLOC, OPENMP):
+            if not library.exists():
+                sys.exit(f"{library} is missing; benchmarks/peers/README.md says where it comes from")
+        os.environ.update(SETTINGS, LD_PRELOAD=preload)
+        os.execv(sys.executable, sys.orig_argv)
+    serve(VllmCpu(options))
+
+
+if __name__ == "__main__":
+    main()

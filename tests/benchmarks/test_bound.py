@@ -1,0 +1,67 @@
+"""The work of a job, against counting its prefixes one by one."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from batchllm.roofline import ModelShape
+from benchmarks.bound import Work
+from benchmarks.contestant import Request
+
+TINY = ModelShape(
+    num_layers=2,
+    hidden_size=8,
+    intermediate_size=16,
+    vocab_size=32,
+    num_qo_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    num_parameters=0,  # nothing here depends on it, nor on the size of a value
+    value_bytes=2,
+)
+
+
+def random_job(seed: int) -> list[Request]:
+    rng = random.Random(seed)
+    prompts: list[list[int]] = [[rng.randint(0, 2)]]
+    for _ in range(rng.randint(0, 12)):
+        base = rng.choice(prompts)
+        prompts.append(base[: rng.randint(1, len(base))] + [rng.randint(0, 2) for _ in range(rng.randint(0, 6))])
+    return [Request(prompt, rng.randint(1, 4)) for prompt in prompts]
+
+
+def counted(requests: list[Request]) -> Work:
+    prefixes = {tuple(r.prompt_token_ids[: n + 1]) for r in requests for n in range(len(r.prompt_token_ids))}
+    decodes = [len(r.prompt_token_ids) + n for r in requests for n in range(1, r.max_tokens)]  # keys that each sees
+    return Work(
+        distinct_prompt_tokens=len(prefixes),
+        decode_tokens=len(decodes),
+        output_tokens=sum(request.max_tokens for request in requests),
+        attention_pairs=sum(map(len, prefixes)) + sum(decodes),
+    )
+
+
+def test_work_is_what_counting_every_prefix_gives() -> None:
+    num_sharing = 0
+    for seed in range(2000):
+        requests = random_job(seed)
+        work = Work.of(requests)
+        assert work == counted(requests), (seed, requests)
+        num_sharing += work.distinct_prompt_tokens < sum(len(request.prompt_token_ids) for request in requests)
+    assert num_sharing > 1000
+
+
+def test_the_order_of_requests_does_not_matter() -> None:
+    requests = random_job(7)
+    assert Work.of(requests) == Work.of(requests[::-1])
+
+
+def test_a_flop_is_counted_for_each_weight_and_each_pair() -> None:
+    layer = 8 * 16 + 8 * 8 + 3 * 8 * 16  # qkv, o, gate and up and down
+    work = Work(distinct_prompt_tokens=5, decode_tokens=3, output_tokens=4, attention_pairs=20)
+    linear = 2 * (8 * 2 * layer + 4 * 32 * 8)
+    attention = 20 * (2 * 4 + 2 * 4) * 2 * 2  # two products of head_dim 4, for 2 heads in 2 layers
+    assert work.flop(TINY) == linear + attention
+    assert work.bound_s(TINY, gflop_per_s=1e-6) == pytest.approx((linear + attention) / 1e3)

@@ -1,0 +1,52 @@
+"""What a stretch of time cost, as /proc tells it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+from benchmarks.machine import Meter, process_tree
+
+MIB = 1 << 20
+SPIN = "import time\nwhile time.process_time() < 0.3: pass"
+HOLD = f"x = bytearray({100 * MIB}); print(flush=True); input()"
+
+
+def test_cpu_time_of_children_is_not_foreign() -> None:
+    with Meter() as meter:
+        subprocess.run([sys.executable, "-c", SPIN], check=True)
+    assert meter.cpu_s > 0.25
+    assert meter.wall_s > 0.3
+    with Meter() as meter:
+        time.sleep(0.05)
+    assert meter.cpu_s < 0.05
+
+
+def test_the_peak_is_of_the_stretch_and_of_the_whole_tree() -> None:
+    with Meter() as before:
+        pass
+    with Meter() as own:
+        memory = bytearray(100 * MIB)
+        del memory
+    assert 80 * MIB < own.peak_rss_bytes - before.peak_rss_bytes < 120 * MIB
+    with (
+        subprocess.Popen([sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child,
+        Meter() as tree,
+    ):
+        assert child.stdin
+        assert child.stdout
+        child.stdout.readline()
+    assert 80 * MIB < tree.peak_rss_bytes - before.peak_rss_bytes < 140 * MIB, "the own peak is forgotten"
+
+
+def test_a_tree_starts_at_its_root_and_has_all_that_descends_from_it() -> None:
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {HOLD!r}])"
+    with subprocess.Popen([sys.executable, "-c", nested], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin
+        assert child.stdout
+        child.stdout.readline()
+        root, first, second, *others = process_tree(os.getpid())
+    assert (root.pid, first.pid, first.parent, second.parent) == (os.getpid(), child.pid, os.getpid(), child.pid)
+    assert others == []
