@@ -1,11 +1,11 @@
-# make demo | test | check | format | sanitize | fuzz | clean. Everything happens in .venv, models/, out/ and build/.
+# make demo | test | test-full | check | format | sanitize | fuzz | clean. Everything happens in .venv, models/, out/ and build/.
 PYTHON ?= python3
 BIN    := .venv/bin
 MODEL  := models/smollm2-135m-instruct
 JOB    := examples/documents.jsonl
 SOURCES := $(shell find csrc batchllm -type f) setup.py pyproject.toml CMakeLists.txt batchllm_ext.pyi
 
-.PHONY: help demo test test-cpp test-python sanitize fuzz check format clean
+.PHONY: help demo test test-full test-cpp test-python sanitize fuzz check format clean
 
 help:
 	@sed -n 1p Makefile
@@ -27,6 +27,10 @@ demo: .venv/installed $(MODEL)/config.json
 	$(BIN)/batchllm run $(JOB) -o out/answers_levels0.jsonl --model $(MODEL) --levels 0
 
 test: test-cpp test-python
+
+# And what takes minutes: every emulated kernel with threads in random order.
+test-full: test-cpp test-python
+	$(BIN)/python -m pytest -m full
 
 # doctest is one header. Where the system lacks it, Debian's package is unpacked into build/; nothing is installed.
 build/doctest/usr/include/doctest/doctest.h:
