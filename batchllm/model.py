@@ -17,16 +17,8 @@ from torch import Tensor
 import batchllm_ext as ext
 from batchllm.config import ModelConfig
 from batchllm.kv_cache import PagedKVCache
+from batchllm.linear import Linear
 from batchllm.weights import WeightReader
-
-
-@dataclass
-class Linear:
-    weight: Tensor  # [out_features, in_features]
-    bias: Tensor | None  # [out_features]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
 
 
 @dataclass
@@ -53,9 +45,9 @@ class Model:
         self.norm = reader.take("model.norm.weight", hidden)
         if config.tie_word_embeddings:
             reader.drop("lm_head.weight")
-            self.lm_head = self.embedding
+            self.lm_head = Linear(self.embedding)
         else:
-            self.lm_head = reader.take("lm_head.weight", config.vocab_size, hidden)
+            self.lm_head = Linear(reader.take("lm_head.weight", config.vocab_size, hidden))
         reader.finish()
         self.inv_freq = _inv_freq(config)
 
@@ -97,7 +89,7 @@ class Model:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, hidden_size] -> [R, vocab_size]."""
-        return F.linear(hidden, self.lm_head)
+        return self.lm_head(hidden)
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of the rotary angles, each [T, D / 2] float32."""
@@ -114,7 +106,7 @@ def _load_layer(reader: WeightReader, config: ModelConfig, prefix: str) -> Layer
         sizes = list(zip(names, out_features, strict=True))
         weight = torch.cat([reader.take(f"{prefix}{name}.weight", size, in_features) for name, size in sizes])
         if not bias:
-            return Linear(weight, None)
+            return Linear(weight)
         return Linear(weight, torch.cat([reader.take(f"{prefix}{name}.bias", size) for name, size in sizes]))
 
     qkv_names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")

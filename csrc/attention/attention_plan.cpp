@@ -9,7 +9,7 @@
 
 namespace batchllm {
 
-// Builds a plan in four passes: groups -> row tiles -> items -> slots.
+// Builds a plan in passes: groups -> row tiles -> items -> tasks and slots.
 class PlanBuilder {
  public:
     PlanBuilder(const AttentionBatch& batch, AttentionPlan& plan, Sharing sharing)
@@ -20,6 +20,7 @@ class PlanBuilder {
         }
         add_span_groups();
         split_tiles_into_items();
+        add_tasks();
         assign_slots();
         count_reads();
     }
@@ -27,7 +28,7 @@ class PlanBuilder {
  private:
     struct Tile {
         WorkItem item;  // rows in tile_rows_
-        double cost;    // of one KV head
+        double cost;    // of the longest task that it makes
     };
 
     bool is_shared(int32_t segment) const { return !readers_.empty() && is_shared_[segment]; }
@@ -128,14 +129,12 @@ class PlanBuilder {
         }
     }
 
-    // Cuts the group's rows into tiles of about equal height. A tile also ends where no row reads the next key, so
+    // Cuts the group's rows into tiles. A tile also ends where no row reads the next key, so
     // that every key of an item is visible to one of its rows.
     void add_tiles(int32_t piece_begin) {
         const int32_t num_rows = static_cast<int32_t>(group_rows_.size());
         const int32_t piece_end = static_cast<int32_t>(plan_.pieces_.size());
-        const int32_t max_rows = max_tile_rows(shape_.group_size());
-        const int32_t num_tiles = std::max(1, (num_rows + max_rows - 1) / max_rows);
-        const int32_t height = (num_rows + num_tiles - 1) / num_tiles;
+        const int32_t height = tile_rows(num_rows, shape_.group_size());
         int32_t end = 0;
         for (int32_t begin = 0; begin < num_rows; begin = end) {
             const int32_t kv_begin = group_rows_[begin].kv_begin;
@@ -147,18 +146,26 @@ class PlanBuilder {
             const int32_t row = static_cast<int32_t>(tile_rows_.size());
             tile_rows_.insert(tile_rows_.end(), group_rows_.begin() + begin, group_rows_.begin() + end);
             const WorkItem item{row, row + end - begin, piece_begin, piece_end, kv_begin, kv_end};
-            tiles_.push_back({item, cost_.item() + cost_.tile(end - begin, kv_end - kv_begin)});
+            tiles_.push_back({item, task_cost(item)});
         }
+    }
+
+    // A task is an item with few rows for all KV heads, or one with many for one.
+    int32_t heads_per_task(const WorkItem& item) const {
+        return cost_.is_narrow(item.row_end - item.row_begin) ? shape_.num_kv_heads : 1;
+    }
+    double task_cost(const WorkItem& item) const {
+        const double one_head = cost_.item() + cost_.tile(item.row_end - item.row_begin, item.kv_end - item.kv_begin);
+        return heads_per_task(item) * one_head;
     }
 
     // Splits the keys of tiles that would keep one thread busy while others have run out of work.
     void split_tiles_into_items() {
         constexpr double kItemsPerThread = 4.0;
         double total = 0.0;
-        for (const Tile& tile : tiles_) total += tile.cost * shape_.num_kv_heads;
+        for (const Tile& tile : tiles_) total += tile.cost * (shape_.num_kv_heads / heads_per_task(tile.item));
         const double limit = plan_.num_threads_ == 1 ? total : total / (kItemsPerThread * plan_.num_threads_);
 
-        std::vector<double> costs;
         plan_.rows_.reserve(tile_rows_.size());
         for (const Tile& tile : tiles_) {
             const int32_t num_keys = tile.item.kv_end - tile.item.kv_begin;
@@ -168,11 +175,8 @@ class PlanBuilder {
             for (int32_t begin = tile.item.kv_begin; begin < tile.item.kv_end; begin += keys_per_split) {
                 const int32_t end = std::min(begin + keys_per_split, tile.item.kv_end);
                 add_item(tile.item, begin, end);
-                const WorkItem& item = plan_.items_.back();
-                costs.push_back(cost_.item() + cost_.tile(item.row_end - item.row_begin, end - begin));
             }
         }
-        sort_longest_first(costs);
     }
 
     void add_item(const WorkItem& tile, int32_t kv_begin, int32_t kv_end) {
@@ -188,14 +192,20 @@ class PlanBuilder {
         plan_.max_item_rows_ = std::max(plan_.max_item_rows_, row_end - row_begin);
     }
 
-    void sort_longest_first(const std::vector<double>& costs) {
-        std::vector<int32_t> order(costs.size());
+    // Tasks of one item stay together: the second head finds the keys of the first nearby.
+    void add_tasks() {
+        const int32_t num_items = static_cast<int32_t>(plan_.items_.size());
+        std::vector<double> costs;
+        for (const WorkItem& item : plan_.items_) costs.push_back(task_cost(item));
+        std::vector<int32_t> order(num_items);
         std::iota(order.begin(), order.end(), 0);
         std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return costs[a] > costs[b]; });
-        std::vector<WorkItem> sorted;
-        sorted.reserve(order.size());
-        for (int32_t i : order) sorted.push_back(plan_.items_[i]);
-        plan_.items_ = std::move(sorted);
+        for (int32_t item : order) {
+            const int32_t num_heads = heads_per_task(plan_.items_[item]);
+            for (int32_t head = 0; head < shape_.num_kv_heads; head += num_heads) {
+                plan_.tasks_.push_back({item, head, head + num_heads});
+            }
+        }
     }
 
     // A row with one partial state writes its result; the others get neighbouring slots, in the order of plan.rows.

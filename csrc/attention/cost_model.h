@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 
 #include "attention/attention_batch.h"
 
@@ -12,7 +13,8 @@ namespace batchllm {
 
 constexpr int32_t kKeyTile = 64;         // keys that a kernel takes at a time
 constexpr int32_t kMinSplitKeys = 256;   // shorter items cost more to merge than they balance
-constexpr int32_t kMaxPackedRows = 256;  // query heads x tokens of one item: what a core's L2 holds
+constexpr int32_t kBlockRows = 48;        // rows that AVX-512 kernels multiply at a time (AVX2: 24)
+constexpr int32_t kMaxPackedRows = 240;  // query heads x tokens of one item, whole blocks: what a core's L2 holds
 constexpr int32_t kNarrowRows = 16;      // where float32 kernels change from head_dim to rows in the vector lanes
 
 inline int32_t round_up(int32_t value, int32_t multiple) {
@@ -24,6 +26,14 @@ inline int32_t max_tile_rows(int32_t group_size) {
     return std::max(1, kMaxPackedRows / group_size);
 }
 
+// The height of the tiles of `num_rows` query tokens: about equal, rounded up to whole blocks of packed rows.
+inline int32_t tile_rows(int32_t num_rows, int32_t group_size) {
+    const int32_t max_rows = max_tile_rows(group_size);
+    const int32_t num_tiles = std::max(1, (num_rows + max_rows - 1) / max_rows);
+    const int32_t whole_blocks = kBlockRows / std::gcd(kBlockRows, group_size);  // fewest tokens that fill blocks
+    return std::min(max_rows, round_up((num_rows + num_tiles - 1) / num_tiles, whole_blocks));
+}
+
 class CostModel {
  public:
     explicit CostModel(const AttentionShape& shape) : group_size_(shape.group_size()), scale_(shape.head_dim / 128.0) {}
@@ -31,11 +41,13 @@ class CostModel {
     // One item, apart from its keys.
     double item() const { return 800.0; }
 
+    // Whether so few query tokens stand in few enough rows for a kernel's narrow path.
+    bool is_narrow(int32_t num_rows) const { return num_rows * group_size_ <= kNarrowRows; }
+
     // `num_rows` query tokens (at most one tile) against `num_keys` keys.
     double tile(int32_t num_rows, int32_t num_keys) const {
         const double packed_rows = static_cast<double>(num_rows) * group_size_;
-        const bool is_narrow = packed_rows <= kNarrowRows;
-        return scale_ * num_keys * (is_narrow ? 10.0 + 3.5 * packed_rows : 40.0 + 2.75 * packed_rows);
+        return scale_ * num_keys * (is_narrow(num_rows) ? 10.0 + 3.5 * packed_rows : 40.0 + 2.75 * packed_rows);
     }
 
     // Any number of query tokens against the same keys.

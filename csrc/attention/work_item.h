@@ -44,6 +44,14 @@ struct WorkItem {
     int32_t kv_end;
 };
 
+// What a thread takes at a time: an item with few rows for all KV heads, whose keys lie side by side; one with many
+// rows for one head, whose keys stay in the caches.
+struct WorkTask {
+    int32_t item;
+    int32_t head_begin;
+    int32_t head_end;
+};
+
 // The partial states of one row, in the order in which they are merged. Rows that see nothing have none.
 struct MergeRow {
     int32_t token;

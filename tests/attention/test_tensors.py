@@ -7,6 +7,7 @@ import pytest
 
 import batchllm_ext
 from tests.cases import Case, decodes, prefix
+from tests.reference import assert_close, tolerance
 
 CASE = Case("tensors", decodes(prefix(40), [3, 4, 5]), num_qo_heads=4, num_kv_heads=2, head_dim=32)
 
@@ -62,9 +63,11 @@ def test_torch_in_torch_out(inputs, plan, dtype: str):
     )
     out, lse = batchllm_ext.attention(plan, q, k_pages, v_pages)
     assert (out.dtype, lse.dtype) == (q.dtype, torch.float32)
+    # bfloat16 dot products round the weights, and the output is rounded once.
     exact, exact_lse = batchllm_ext.attention(plan, q.float(), k_pages.float(), v_pages.float())
-    assert torch.equal(out, exact.to(q.dtype))
-    assert torch.equal(lse, exact_lse)
+    bound = tolerance(inputs, float(exact_lse.abs().max()), dtype)
+    assert_close("out", out.double().numpy(), exact.numpy(), bound + float((exact.to(q.dtype) - exact).abs().max()))
+    assert_close("lse", lse.numpy(), exact_lse.numpy(), 1e-5)
     arrays = {name: torch.from_numpy(array) for name, array in inputs.arrays.items()}
     assert batchllm_ext.plan_attention(**(inputs.plan_arguments | arrays)).num_rows == 3
 

@@ -82,10 +82,11 @@ void run_attention_cpu(const AttentionPlan& plan, const AttentionParams& params,
         .partial_lse = partial + num_states * shape.head_dim,
     };
     const int64_t scratch_size = std::max<int64_t>(
-        kernel.scratch_size(plan.max_item_rows() * shape.group_size(), shape.head_dim), shape.head_dim);
+        kernel.scratch_size(plan.max_item_rows() * shape.group_size(), shape.head_dim, shape.num_kv_heads), shape.head_dim);
     const std::span<const WorkItem> items = plan.items();
+    const std::span<const WorkTask> tasks = plan.tasks();
     const std::span<const MergeRow> merge_rows = plan.merge_rows();
-    const int64_t num_tasks = static_cast<int64_t>(items.size()) * shape.num_kv_heads;
+    const int64_t num_tasks = static_cast<int64_t>(tasks.size());
     const int64_t num_merges = static_cast<int64_t>(merge_rows.size());
     num_threads = static_cast<int32_t>(std::min<int64_t>(num_threads, std::max<int64_t>({num_tasks, num_merges, 1})));
 
@@ -93,9 +94,9 @@ void run_attention_cpu(const AttentionPlan& plan, const AttentionParams& params,
     {
         float* scratch = kernel_scratch.at_least(scratch_size);
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < num_tasks; ++task) {
-            const WorkItem& item = items[task / shape.num_kv_heads];
-            kernel.attend(args, item, static_cast<int32_t>(task % shape.num_kv_heads), scratch);
+        for (int64_t i = 0; i < num_tasks; ++i) {
+            const WorkTask& task = tasks[i];
+            kernel.attend(args, items[task.item], task.head_begin, task.head_end, scratch);
         }
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < num_merges; ++i) merge_row(args, merge_rows[i], scratch);

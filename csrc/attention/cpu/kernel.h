@@ -25,10 +25,12 @@ struct KernelArgs {
 
 struct Kernel {
     const char* name;
-    // Floats of 64-byte aligned scratch memory that one thread needs for items of at most `num_rows` packed rows.
-    int64_t (*scratch_size)(int32_t num_rows, int32_t head_dim);
-    // One item for one KV head: reads q, k_pages and v_pages; writes out and lse, or partial_out and partial_lse.
-    void (*attend)(const KernelArgs& args, const WorkItem& item, int32_t kv_head, float* scratch);
+    // Floats of 64-byte aligned scratch memory that one thread needs for items of at most `num_rows` packed rows and
+    // tasks of at most `num_heads` KV heads.
+    int64_t (*scratch_size)(int32_t num_rows, int32_t head_dim, int32_t num_heads);
+    // One item for the KV heads [head_begin, head_end): reads q, k_pages and v_pages; writes out and lse, or partial_out
+    // and partial_lse.
+    void (*attend)(const KernelArgs& args, const WorkItem& item, int32_t head_begin, int32_t head_end, float* scratch);
 };
 
 extern const Kernel kBaseKernel;  // any machine
