@@ -56,11 +56,17 @@ class Result:
     counts: Counts
 
 
+def build_directory() -> Path:
+    directory = Path(os.environ.get("BATCHLLM_SIMT_DIR", DEFAULT_DIRECTORY))
+    if not directory.exists():
+        pytest.fail(f"{directory} is missing: run `make test-cpp` (or `make test`)")
+    return directory
+
+
 @functools.cache
-def library(build: str) -> ctypes.CDLL:
-    path = Path(os.environ.get("BATCHLLM_SIMT_DIR", DEFAULT_DIRECTORY)) / f"libsimt_attention_{build}.so"
-    if not path.exists():
-        pytest.fail(f"{path} is missing: run `make test-cpp` (or `make test`)")
+def library(build: str | Path) -> ctypes.CDLL:
+    """One of BUILDS, or a file."""
+    path = build if isinstance(build, Path) else build_directory() / f"libsimt_attention_{build}.so"
     loaded = ctypes.CDLL(str(path))
     loaded.simt_attention.restype = ctypes.c_char_p
     return loaded
@@ -113,7 +119,7 @@ def attention(
     inputs: Inputs,
     *,
     dtype: str = "bfloat16",
-    build: str = "checked",
+    build: str | Path = "checked",
     order: str = "ascending",
     seed: int = 1,
     preempt_one_in: int = 0,

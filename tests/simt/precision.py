@@ -14,13 +14,22 @@ from tests.simt.backend import Result
 TORCH_TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+class Law:
+    """What the results for some inputs, rounded to dtype, must be."""
+
+    def __init__(self, inputs: Inputs, dtype: str):
+        self.out, self.lse, max_score = attention_reference(inputs)
+        torch_error = np.abs(torch_attention(inputs, dtype) - self.out).max(initial=0.0)
+        self.out_bound = 2.0 * torch_error + 1e-6  # where PyTorch is exact, so are the kernels but for their float32
+        self.lse_bound = 1e-5 * (1.0 + max_score / 8.0)
+
+    def check(self, result: Result) -> None:
+        assert_close("out", result.out, self.out, self.out_bound)
+        assert_close("lse", result.lse, self.lse, self.lse_bound)
+
+
 def check(inputs: Inputs, result: Result, dtype: str) -> None:
-    """`inputs` are rounded to dtype."""
-    out, lse, max_score = attention_reference(inputs)
-    torch_error = np.abs(torch_attention(inputs, dtype) - out).max(initial=0.0)
-    bound = 2.0 * torch_error + 1e-6  # where PyTorch is exact, so are the kernels but for their float32
-    assert_close("out", result.out, out, bound)
-    assert_close("lse", result.lse, lse, 1e-5 * (1.0 + max_score / 8.0))
+    Law(inputs, dtype).check(result)
 
 
 def torch_attention(inputs: Inputs, dtype: str) -> np.ndarray:

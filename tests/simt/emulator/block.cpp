@@ -26,9 +26,10 @@ void Block::start_threads() {
     const int num_threads = static_cast<int>(size.x * size.y * size.z);
     threads_.resize(num_threads);
     warps_.resize((num_threads + kWarpSize - 1) / kWarpSize);
+    const FiberStacks& stacks = FiberStacks::of(num_threads);
     for (int id = 0; id < num_threads; ++id) {
         Thread& thread = threads_[id];
-        thread.context = new_context(FiberStacks::instance().end(id), &Block::run_thread);
+        thread.context = new_context(stacks.end(id), &Block::run_thread);
         thread.id = id;
         thread.warp = id / kWarpSize;
         thread.lane = id % kWarpSize;

@@ -45,16 +45,17 @@ Context new_context(std::byte* stack_end, void (*entry)()) {
 
 std::byte* FiberStacks::memory_ = nullptr;
 
-FiberStacks& FiberStacks::instance() {
+FiberStacks& FiberStacks::of(int num_fibers) {
     static FiberStacks stacks;
+    for (int& i = stacks.num_guarded_; i < num_fibers; ++i) mprotect(memory_ + i * kPitch, kGuardBytes, PROT_NONE);
     return stacks;
 }
 
 FiberStacks::FiberStacks() {
-    void* memory = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* memory =
+        mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
     memory_ = static_cast<std::byte*>(memory);
-    for (size_t i = 0; i < kMaxThreads; ++i) mprotect(memory_ + i * kPitch, kGuardBytes, PROT_NONE);
 }
 
 }  // namespace simt
