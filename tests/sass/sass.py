@@ -126,6 +126,14 @@ def measure() -> dict[str, dict[str, int]]:
     return figures
 
 
+def merges_that_spill(architecture: str) -> list[str]:
+    with tempfile.TemporaryDirectory() as directory:
+        usage = run(tool("cuobjdump"), "-res-usage", compile_cubin(HERE / "merge.cu", architecture, Path(directory)))
+    stacks = re.findall(r"Function (\S+):\s+REG:\d+ STACK:(\d+)", usage)
+    assert len(stacks) == 2, usage
+    return [f"{name}: registers are spilled" for name, stack in stacks if int(stack)]
+
+
 def atoms_differ(architecture: str) -> list[str]:
     """Instructions where our PTX and CUTLASS's part. CUTLASS also gives the L2 cache a hint, which is left aside."""
     spec = importlib.util.find_spec("cutlass_library")
@@ -148,7 +156,8 @@ def main() -> None:
     parser.add_argument("--update", action="store_true", help="write bars.json")
     options = parser.parse_args()
     compiler = re.search(r"V([\d.]+)", run(tool("nvcc"), "--version"))[1]
-    failures = [f"{arch}: {line}" for arch in ARCHITECTURES for line in atoms_differ(arch)]
+    checks = (atoms_differ, merges_that_spill)
+    failures = [f"{arch}: {line}" for arch in ARCHITECTURES for check in checks for line in check(arch)]
     figures = measure()
     for kernel, figure in figures.items():
         print(kernel, " ".join(f"{name}={value}" for name, value in figure.items()))
