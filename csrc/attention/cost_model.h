@@ -13,9 +13,9 @@ namespace batchllm {
 
 constexpr int32_t kKeyTile = 64;         // keys that a kernel takes at a time
 constexpr int32_t kMinSplitKeys = 256;   // shorter items cost more to merge than they balance
-constexpr int32_t kBlockRows = 48;        // rows that AVX-512 kernels multiply at a time (AVX2: 24)
+constexpr int32_t kBlockRows = 48;       // rows that AVX-512 kernels multiply at a time (AVX2: 24)
 constexpr int32_t kMaxPackedRows = 240;  // query heads x tokens of one item, whole blocks: what a core's L2 holds
-constexpr int32_t kNarrowRows = 16;      // where float32 kernels change from head_dim to rows in the vector lanes
+constexpr int32_t kNarrowRows = 16;      // items of at most so many rows are memory-bound: a task takes all KV heads
 
 inline int32_t round_up(int32_t value, int32_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
@@ -41,13 +41,12 @@ class CostModel {
     // One item, apart from its keys.
     double item() const { return 800.0; }
 
-    // Whether so few query tokens stand in few enough rows for a kernel's narrow path.
     bool is_narrow(int32_t num_rows) const { return num_rows * group_size_ <= kNarrowRows; }
 
-    // `num_rows` query tokens (at most one tile) against `num_keys` keys.
+    // `num_rows` query tokens (at most one tile) against `num_keys` keys: loading a key, and multiplying it by each
+    // row.
     double tile(int32_t num_rows, int32_t num_keys) const {
-        const double packed_rows = static_cast<double>(num_rows) * group_size_;
-        return scale_ * num_keys * (is_narrow(num_rows) ? 10.0 + 3.5 * packed_rows : 40.0 + 2.75 * packed_rows);
+        return scale_ * num_keys * (9.0 + 2.9 * num_rows * group_size_);
     }
 
     // Any number of query tokens against the same keys.

@@ -5,9 +5,7 @@
 #include <memory>
 #include <new>
 
-#include "attention/bf16.h"
 #include "attention/cpu/cpu_isa.h"
-#include "attention/merge.h"
 
 namespace batchllm {
 namespace {
@@ -38,30 +36,6 @@ class Workspace {
 thread_local Workspace partial_states;  // of the calling thread
 thread_local Workspace kernel_scratch;  // of each OpenMP thread
 
-template <typename T>
-void merge_row(const KernelArgs& args, const MergeRow& row, T* out, float* memory) {
-    const OutputTensor& to = args.params.out;
-    const LseTensor& lse = args.params.lse;
-    for (int32_t head = 0; head < args.num_qo_heads; ++head) {
-        StateMerger merger(memory, args.head_dim);
-        for (int64_t slot = row.slot_begin; slot < row.slot_end; ++slot) {
-            const int64_t state = slot * args.num_qo_heads + head;
-            merger.add(args.partial_out + state * args.head_dim, args.partial_lse[state]);
-        }
-        if (args.params.sinks != nullptr) merger.add_sink(args.params.sinks[head]);
-        merger.write(out + row.token * to.token_stride + head * to.head_stride);
-        lse.data[row.token * lse.token_stride + head * lse.head_stride] = merger.lse();
-    }
-}
-
-void merge_row(const KernelArgs& args, const MergeRow& row, float* memory) {
-    if (args.params.out.dtype == DType::kFloat32) {
-        merge_row(args, row, static_cast<float*>(args.params.out.data), memory);
-    } else {
-        merge_row(args, row, static_cast<Bf16*>(args.params.out.data), memory);
-    }
-}
-
 }  // namespace
 
 void run_attention_cpu(const AttentionPlan& plan, const AttentionParams& params, int32_t num_threads) {
@@ -82,7 +56,8 @@ void run_attention_cpu(const AttentionPlan& plan, const AttentionParams& params,
         .partial_lse = partial + num_states * shape.head_dim,
     };
     const int64_t scratch_size = std::max<int64_t>(
-        kernel.scratch_size(plan.max_item_rows() * shape.group_size(), shape.head_dim, shape.num_kv_heads), shape.head_dim);
+        kernel.scratch_size(plan.max_item_rows() * shape.group_size(), shape.head_dim, shape.num_kv_heads),
+        shape.head_dim);
     const std::span<const WorkItem> items = plan.items();
     const std::span<const WorkTask> tasks = plan.tasks();
     const std::span<const MergeRow> merge_rows = plan.merge_rows();
@@ -99,7 +74,7 @@ void run_attention_cpu(const AttentionPlan& plan, const AttentionParams& params,
             kernel.attend(args, items[task.item], task.head_begin, task.head_end, scratch);
         }
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < num_merges; ++i) merge_row(args, merge_rows[i], scratch);
+        for (int64_t i = 0; i < num_merges; ++i) kernel.merge(args, merge_rows[i], scratch);
     }
 }
 
