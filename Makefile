@@ -1,11 +1,11 @@
-# make demo | test | check | format | sanitize | fuzz | peers | clean. Everything happens in .venv, models/, out/ and build/.
+# make demo | test | test-full | sass | check | format | sanitize | fuzz | peers | clean. All of it in .venv, models/, out/ and build/.
 PYTHON ?= python3
 BIN    := .venv/bin
 MODEL  := models/smollm2-135m-instruct
 JOB    := examples/documents.jsonl
 SOURCES := $(shell find csrc batchllm -type f) setup.py pyproject.toml CMakeLists.txt batchllm_ext.pyi
 
-.PHONY: help demo test test-cpp test-python sanitize fuzz peers check format clean
+.PHONY: help demo test test-full test-cpp test-python sass sanitize fuzz peers check format clean
 
 help:
 	@sed -n 1p Makefile
@@ -28,6 +28,10 @@ demo: .venv/installed $(MODEL)/config.json
 
 test: test-cpp test-python
 
+# And what takes minutes: every emulated kernel with threads in random order.
+test-full: test-cpp test-python
+	$(BIN)/python -m pytest -m full
+
 # doctest is one header. Where the system lacks it, Debian's package is unpacked into build/; nothing is installed.
 build/doctest/usr/include/doctest/doctest.h:
 	mkdir -p build/doctest
@@ -48,6 +52,15 @@ test-cpp: .venv/installed $(DOCTEST)
 
 test-python: .venv/installed $(MODEL)/config.json
 	$(BIN)/python -m pytest
+
+# What nvcc makes of the attention kernels, compared with tests/sass/bars.json; needs nvcc, no GPU.
+.venv/sass-installed: .venv/installed
+	$(BIN)/pip install -q --disable-pip-version-check nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps nvidia-cutlass
+	@touch $@
+
+sass: .venv/sass-installed
+	$(BIN)/python -m tests.sass.sass
 
 # The C++ tests again with assertions: under the address and undefined behaviour sanitizers, and the planner's under the
 # thread sanitizer (libgomp, which the attention kernels use, is not built for that one).

@@ -321,6 +321,14 @@ class AttentionPlan:
 
     @property
     def num_threads(self) -> int: ...
+    @property
+    def buffers(self) -> dict[str, Int32Array]:
+        """The plan as kernels take it, views into it: the structs of csrc/attention/work_item.h, a row each.
+
+        items [num_items, 6], rows [num_item_rows, 4], pieces [num_pieces, 4], page_ids [num_segment_pages],
+        merge_rows [num_merged_rows, 3].
+        """
+
     def explain(self, *, kv_dtype: Literal["float32", "bfloat16"] = "float32") -> dict[str, int]:
         """Items, bytes and FLOPs of one layer, and the bytes if every request read its keys for itself."""
 

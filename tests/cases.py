@@ -80,7 +80,7 @@ class Case:
     needle: str = ""  # "prefix", "own", "border": where the one key with a huge score is
     score_size: float = 1.0  # q is multiplied by it
     score_shift: float = 0.0  # every score is moved by it
-    layout: str = "plain"  # "strided", "unaligned", "heads_first": the memory behind the pages
+    layout: str = "plain"  # "strided", "padded", "unaligned", "heads_first": the memory behind the pages
 
     def __str__(self) -> str:
         return self.name
@@ -167,6 +167,11 @@ class Case:
         if self.layout == "strided":  # gaps behind every dimension
             memory = np.full(
                 (num_pages, self.page_size + 1, self.num_kv_heads + 2, self.head_dim + 3), poison, np.float32
+            )
+            return memory[:, : self.page_size, : self.num_kv_heads, : self.head_dim]
+        if self.layout == "padded":  # likewise, in multiples of 16 bytes of 16-bit elements
+            memory = np.full(
+                (num_pages, self.page_size + 1, self.num_kv_heads + 2, self.head_dim + 8), poison, np.float32
             )
             return memory[:, : self.page_size, : self.num_kv_heads, : self.head_dim]
         if self.layout == "unaligned":  # four bytes behind any vector's boundary
@@ -381,7 +386,7 @@ def attention_cases() -> list[Case]:
     add("scores_of_great_size", [*decodes(prefix(90), [5, 20, 60]), Request((), 40, 40)], score_size=300.0)
 
     # Memory.
-    for layout in ("strided", "unaligned", "heads_first"):
+    for layout in ("strided", "padded", "unaligned", "heads_first"):
         add(f"layout_{layout}", [*decodes(prefix(90), [5, 20]), Request(prefix(90), 30, 30)], layout=layout)
         add(
             f"layout_{layout}_head_dim_80",

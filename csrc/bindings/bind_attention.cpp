@@ -1,4 +1,5 @@
 #include <omp.h>
+#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <cmath>
@@ -359,6 +360,27 @@ py::dict explain(const AttentionPlan& plan, const std::string& kv_dtype) {
     return result;
 }
 
+// Structs of int32 as the rows of an array, a view into the plan.
+template <typename T>
+py::array_t<int32_t> int32_rows(std::span<const T> structs, py::handle plan) {
+    constexpr py::ssize_t kFields = sizeof(T) / sizeof(int32_t);
+    const auto num_rows = static_cast<py::ssize_t>(structs.size());
+    py::array_t<int32_t> rows({num_rows, kFields}, reinterpret_cast<const int32_t*>(structs.data()), plan);
+    rows.attr("flags").attr("writeable") = false;
+    return rows;
+}
+
+py::dict buffers(py::handle self) {
+    const auto& plan = self.cast<const AttentionPlan&>();
+    py::dict result;
+    result["items"] = int32_rows(plan.items(), self);
+    result["rows"] = int32_rows(plan.rows(), self);
+    result["pieces"] = int32_rows(plan.pieces(), self);
+    result["page_ids"] = int32_rows(plan.page_ids(), self).attr("reshape")(-1);
+    result["merge_rows"] = int32_rows(plan.merge_rows(), self);
+    return result;
+}
+
 std::string plan_text(const AttentionPlan& plan) {
     const AttentionShape& shape = plan.shape();
     const PlanStats& stats = plan.stats();
@@ -390,6 +412,7 @@ void bind_attention(py::module_& module) {
         .def_property_readonly("num_rows", &AttentionPlan::num_tokens)
         .def_property_readonly("num_partial_rows", &AttentionPlan::num_slots)
         .def_property_readonly("num_threads", &AttentionPlan::num_threads)
+        .def_property_readonly("buffers", &buffers, "The structs of work_item.h as int32 arrays, views into the plan.")
         .def("explain", &explain, py::kw_only(), py::arg("kv_dtype") = "float32",
              "Counts, bytes and FLOPs of one layer, against reading every key once per request.")
         .def("__str__", &plan_text);

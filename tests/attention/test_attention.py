@@ -216,6 +216,25 @@ def test_plan_explains_what_sharing_saves():
     assert shared["num_shared_segments"] == 1
 
 
+def test_buffers_are_what_the_plan_executes():
+    inputs = mixed_case().make_inputs()
+    plan = batchllm_ext.plan_attention(**inputs.plan_arguments, num_threads=2)
+    buffers = plan.buffers
+    rows, items = buffers["rows"], buffers["items"]
+    assert len(items) == plan.num_items
+    assert sorted(np.concatenate([np.arange(*item[:2]) for item in items])) == list(range(len(rows)))
+    assert (buffers["page_ids"] == inputs.arrays["segment_page_ids"]).all()
+    # Every row that is not written through has a slot of its own, inside the range of its token's merge.
+    slots = {int(token): (begin, end) for token, begin, end in buffers["merge_rows"]}
+    partial = rows[rows[:, 3] >= 0]
+    assert sorted(partial[:, 3]) == list(range(plan.num_partial_rows))
+    assert all(slots[int(token)][0] <= slot < slots[int(token)][1] for token, _, _, slot in partial)
+    with pytest.raises(ValueError, match="read-only"):
+        rows[0] = 0
+    del plan
+    assert len(items) == len(buffers["items"]) > 0  # they keep the plan alive
+
+
 def test_sharing_that_cannot_pay_is_left_out():
     """Two readers of one key: a partial state each would cost more than reading the key twice."""
     inputs = Case("short", decodes(prefix(1), [500, 500])).make_inputs()

@@ -1,0 +1,40 @@
+// What the attention kernel works on: plain structs in the device's memory.
+#pragma once
+
+#include <cstdint>
+
+#include "attention/attention_params.h"
+#include "attention/work_item.h"
+
+namespace batchllm::cuda {
+
+// What one block does for one KV head: rows of one work item, against those of its keys that they see.
+//
+// Query heads are packed as rows, token by token: packed row i of an item is query head i % group_size of the KV head,
+// of the item's token i / group_size.
+struct AttentionTile {
+    int32_t row_begin;     // into rows: the item's first
+    int32_t packed_begin;  // packed rows of the item; an empty range is nothing to do
+    int32_t packed_end;
+    int32_t piece_begin;  // into pieces; from there on they cover [kv_begin, kv_end)
+    int32_t kv_begin;
+    int32_t kv_end;
+
+    bool operator==(const AttentionTile&) const = default;
+};
+
+struct AttentionArgs {
+    const AttentionTile* tiles;  // [num_tiles]
+    const WorkRow* rows;
+    const KvPiece* pieces;
+    const int32_t* page_ids;
+    int32_t num_kv_heads;
+    int32_t group_size;  // query heads of one KV head
+    int32_t page_size;
+    // Every base and stride of q, k_pages, v_pages and out is a multiple of 16 bytes, and all have one type.
+    AttentionParams params;
+    float* partial_out;  // [num_slots, num_qo_heads, head_dim]
+    float* partial_lse;  // [num_slots, num_qo_heads], natural log
+};
+
+}  // namespace batchllm::cuda

@@ -1,0 +1,74 @@
+// Merges the partial states of each row of a plan, in the order of their slots, and gives the row its sink.
+//   item    kVector neighbouring elements of one head of one row; each computes the weights of its row and head anew
+//   reads   merge_rows, partial_out, partial_lse, sinks
+//   writes  out by every item, lse by the first of a head
+//   twin    cpu/attention_cpu.cpp::merge_row, same order, same formulas
+#pragma once
+
+#include <cstdint>
+
+#include "attention/attention_params.h"
+#include "attention/attention_state.h"
+#include "attention/bf16.h"
+#include "attention/half.h"
+#include "attention/host_device.h"
+#include "attention/work_item.h"
+
+namespace batchllm::cuda {
+
+template <typename T>
+struct MergeRowsWork {
+    static constexpr int kVector = 4;
+
+    struct alignas(16) PartialVector {
+        float values[kVector];
+    };
+    struct alignas(2 * kVector) OutVector {
+        T values[kVector];
+    };
+
+    const MergeRow* merge_rows;  // token -1: nothing to do
+    int32_t num_merge_rows;
+    int32_t num_qo_heads;
+    int32_t head_dim;          // a multiple of kVector
+    const float* partial_out;  // [num_slots, num_qo_heads, head_dim]
+    const float* partial_lse;  // [num_slots, num_qo_heads]
+    const float* sinks;        // [num_qo_heads], or null
+    OutputTensor out;          // of T
+    LseTensor lse;
+
+    BATCHLLM_HOST_DEVICE int64_t num_items() const {
+        return int64_t{num_merge_rows} * num_qo_heads * (head_dim / kVector);
+    }
+
+    BATCHLLM_HOST_DEVICE void operator()(int64_t item) const {
+        const int vectors = head_dim / kVector;
+        const int d = static_cast<int>(item % vectors) * kVector;
+        const int head = static_cast<int>(item / vectors % num_qo_heads);
+        const MergeRow row = merge_rows[item / vectors / num_qo_heads];
+        if (row.token < 0) return;
+        PartialVector merged{};
+        float merged_lse = -INFINITY;
+        for (int64_t slot = row.slot_begin; slot < row.slot_end; ++slot) {
+            const int64_t state = slot * num_qo_heads + head;
+            const MergeWeights weights = merge_weights(merged_lse, partial_lse[state]);
+            const auto part = *reinterpret_cast<const PartialVector*>(partial_out + state * head_dim + d);
+            merged_lse = weights.lse;
+            for (int i = 0; i < kVector; ++i) {
+                merged.values[i] = merge_out(weights, merged.values[i], part.values[i]);
+            }
+        }
+        if (sinks != nullptr) {  // a key with v = 0
+            const MergeWeights weights = merge_weights(merged_lse, sinks[head]);
+            merged_lse = weights.lse;
+            for (int i = 0; i < kVector; ++i) merged.values[i] = merge_out(weights, merged.values[i], 0.0f);
+        }
+        OutVector result;
+        for (int i = 0; i < kVector; ++i) result.values[i] = from_float<T>(merged.values[i]);
+        T* to = static_cast<T*>(out.data) + row.token * out.token_stride + head * out.head_stride + d;
+        *reinterpret_cast<OutVector*>(to) = result;
+        if (d == 0) lse.data[row.token * lse.token_stride + head * lse.head_stride] = merged_lse;
+    }
+};
+
+}  // namespace batchllm::cuda

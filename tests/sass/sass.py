@@ -1,0 +1,181 @@
+"""What nvcc makes of the attention kernels, without a GPU: registers, spills, instructions and occupancy of each,
+compared with bars.json; and the inline PTX, compared with CUTLASS's.
+
+    make sass                                  compares, and fails where a figure has changed
+    python -m tests.sass.sass --update         writes the figures anew
+
+Needs nvcc, and from PyPI nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm and nvidia-cutlass (headers only).
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+BARS = HERE / "bars.json"
+ARCHITECTURES = ("sm_80", "sm_90a")
+HEAD_DIMS = (64, 96, 128, 256)
+
+# Of a multiprocessor. A warp takes registers in units of 256, a block 1 KiB of shared memory beside its own.
+REGISTERS = 65536
+SHARED_BYTES = {"sm_80": 164 * 1024, "sm_90a": 228 * 1024}
+THREADS = 128
+
+COUNTED = {
+    "HMMA": "HMMA",
+    "LDSM": "LDSM",
+    "LDGSTS_16_bytes": r"LDGSTS\.E\S*\.128",
+    "LDGSTS": "LDGSTS",
+    "STG_16_bytes": r"STG\.E\S*\.128",
+    "STG": "STG",
+    "local_memory": "(LDL|STL)",
+}
+
+
+def tool(name: str) -> str:
+    beside = Path(sysconfig.get_paths()["purelib"]) / "nvidia" / "cu13" / "bin" / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        sys.exit(f"{name} is missing: pip install nvidia-cuda-{name}" if name != "nvcc" else "nvcc is not on PATH")
+    return found
+
+
+def run(*command: str | Path) -> str:
+    # cuobjdump looks for nvdisasm on PATH.
+    path = f"{Path(tool('cuobjdump')).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, env={**os.environ, "PATH": path}
+    )
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
+
+
+def compile_cubin(source: Path, architecture: str, directory: Path, *options: str | Path) -> Path:
+    cubin = directory / f"{source.stem}.cubin"
+    run(tool("nvcc"), "-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-I{ROOT / 'csrc'}", f"-arch={architecture}",
+        *options, "-cubin", source, "-o", cubin)  # fmt: skip
+    return cubin
+
+
+def disassemble(cubin: Path) -> dict[str, list[str]]:
+    """The instructions of each kernel."""
+    functions: dict[str, list[str]] = collections.defaultdict(list)
+    name = ""
+    for line in run(tool("cuobjdump"), "-sass", cubin).splitlines():
+        if found := re.search(r"Function : (\S+)", line):
+            name = found[1]
+        elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*?;)", line):
+            functions[name].append(found[1])
+    return functions
+
+
+def shared_bytes(head_dim: int) -> int:
+    """kSharedBytes of tile_shape.h, asked of the host's compiler."""
+    with tempfile.TemporaryDirectory() as directory:
+        source = Path(directory) / "shared.cpp"
+        source.write_text(
+            '#include <cstdio>\n#include "attention/cuda/tile_shape.h"\n'
+            f'int main() {{ std::printf("%d", batchllm::cuda::kSharedBytes<{head_dim}>); }}\n'
+        )
+        run("c++", "-std=c++20", f"-I{ROOT / 'csrc'}", source, "-o", source.with_suffix(""))
+        return int(run(source.with_suffix("")))
+
+
+def blocks_per_multiprocessor(registers: int, shared: int, architecture: str) -> int:
+    per_warp = -(-registers * 32 // 256) * 256
+    return min(REGISTERS // (per_warp * THREADS // 32), SHARED_BYTES[architecture] // (shared + 1024))
+
+
+def measure() -> dict[str, dict[str, int]]:
+    figures = {}
+    for head_dim in HEAD_DIMS:
+        shared = shared_bytes(head_dim)
+        for architecture in ARCHITECTURES:
+            with tempfile.TemporaryDirectory() as directory:
+                cubin = compile_cubin(HERE / "attention.cu", architecture, Path(directory), f"-DHEAD_DIM={head_dim}")
+                usage = run(tool("cuobjdump"), "-res-usage", cubin)
+                functions = disassemble(cubin)
+            for name, instructions in functions.items():
+                resources = re.search(rf"Function {name}:\s+REG:(\d+) STACK:(\d+)", usage)
+                registers, stack = int(resources[1]), int(resources[2])
+                counts = {
+                    what: sum(bool(re.search(rf"(^|\s){pattern}\b", line)) for line in instructions)
+                    for what, pattern in COUNTED.items()
+                }
+                element = "bfloat16" if "Bf16" in name else "float16"
+                figures[f"{architecture} head_dim {head_dim} {element}"] = {
+                    "registers": registers,
+                    "stack_bytes": stack,
+                    "shared_bytes": shared,
+                    "blocks_per_multiprocessor": blocks_per_multiprocessor(registers, shared, architecture),
+                    **counts,
+                }
+    return figures
+
+
+def merges_that_spill(architecture: str) -> list[str]:
+    with tempfile.TemporaryDirectory() as directory:
+        usage = run(tool("cuobjdump"), "-res-usage", compile_cubin(HERE / "merge.cu", architecture, Path(directory)))
+    stacks = re.findall(r"Function (\S+):\s+REG:\d+ STACK:(\d+)", usage)
+    assert len(stacks) == 2, usage
+    return [f"{name}: registers are spilled" for name, stack in stacks if int(stack)]
+
+
+def atoms_differ(architecture: str) -> list[str]:
+    """Instructions where our PTX and CUTLASS's part. CUTLASS also gives the L2 cache a hint, which is left aside."""
+    spec = importlib.util.find_spec("cutlass_library")
+    if spec is None:
+        sys.exit("cutlass_library is missing: pip install --no-deps nvidia-cutlass")
+    include = Path(spec.submodule_search_locations[0]) / "source" / "include"
+    listings = []
+    for source in ("atoms.cu", "atoms_cutlass.cu"):
+        with tempfile.TemporaryDirectory() as directory:
+            cubin = compile_cubin(HERE / source, architecture, Path(directory), f"-I{include}")
+            listings.append([line.replace(".LTC128B", "") for line in disassemble(cubin)["atoms"]])
+    ours, theirs = listings
+    if len(ours) != len(theirs):
+        return [f"{len(ours)} instructions, CUTLASS has {len(theirs)}"]
+    return [f"{a}  CUTLASS: {b}" for a, b in zip(ours, theirs, strict=True) if a != b]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--update", action="store_true", help="write bars.json")
+    options = parser.parse_args()
+    compiler = re.search(r"V([\d.]+)", run(tool("nvcc"), "--version"))[1]
+    checks = (atoms_differ, merges_that_spill)
+    failures = [f"{arch}: {line}" for arch in ARCHITECTURES for check in checks for line in check(arch)]
+    figures = measure()
+    for kernel, figure in figures.items():
+        print(kernel, " ".join(f"{name}={value}" for name, value in figure.items()))
+        if figure["stack_bytes"] or figure["local_memory"]:
+            failures.append(f"{kernel}: registers are spilled")
+        if figure["LDGSTS"] != figure["LDGSTS_16_bytes"]:
+            failures.append(f"{kernel}: an asynchronous copy of less than 16 bytes")
+    if options.update:
+        BARS.write_text(json.dumps({"nvcc": compiler, "kernels": figures}, indent=1) + "\n")
+    bars = json.loads(BARS.read_text())
+    if bars["nvcc"] != compiler:
+        print(f"bars.json is of nvcc {bars['nvcc']}, this is {compiler}: figures are not compared")
+    elif bars["kernels"] != figures:
+        changed = [kernel for kernel in figures if bars["kernels"].get(kernel) != figures[kernel]]
+        failures.append(f"figures differ from bars.json: {', '.join(changed)}")
+    print("\n".join(failures) or "all bars hold; the inline PTX gives CUTLASS's instructions")
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()

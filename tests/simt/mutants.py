@@ -1,0 +1,158 @@
+"""Mistakes that somebody could make in the CUDA kernels: each one, put in, must be caught by the emulated cases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TILE = "csrc/attention/cuda/tile_attention.cuh"
+SHAPE = "csrc/attention/cuda/tile_shape.h"
+KERNEL = "csrc/attention/cuda/attention_kernel.cuh"
+TILES = "csrc/attention/cuda/attention_tiles.cpp"
+MERGE = "csrc/attention/cuda/merge_rows_thread.h"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: str
+    original: str  # stands in the file once
+    mutated: str
+    build: str = "fast"  # the one that must catch it
+
+    def __str__(self) -> str:
+        return self.name
+
+
+MUTANTS = [
+    # Order of threads and copies.
+    Mutant(
+        "slots_are_read_before_they_are_found",
+        TILE,
+        "start_state();\n        __syncthreads();",
+        "start_state();",
+        "checked",
+    ),
+    Mutant(
+        "no_barrier_behind_the_wait",
+        TILE,
+        "wait_for_copies<0>();\n            __syncthreads();",
+        "wait_for_copies<0>();",
+        "checked",
+    ),
+    Mutant("no_wait", TILE, "wait_for_copies<0>();", "wait_for_copies<1>();", "checked"),
+    Mutant("next_keys_overwrite_these", TILE, "load_keys(1 - stage)", "load_keys(stage)", "checked"),
+    Mutant(
+        "states_overwrite_keys_in_use",
+        TILE,
+        "__syncthreads();  // the states take the place of the keys",
+        "",
+        "checked",
+    ),
+    Mutant(
+        "states_are_read_before_they_are_staged",
+        TILE,
+        "stage_states();\n        __syncthreads();",
+        "stage_states();",
+        "checked",
+    ),
+    Mutant(
+        "a_warp_barrier_for_a_block_barrier",
+        TILE,
+        "stage_states();\n        __syncthreads();",
+        "stage_states();\n        __syncwarp();",
+        "checked",
+    ),
+    Mutant("the_slots_of_the_wrong_stage", TILE, "slots(stage)[thread_] = slot", "slots(1 - stage)[thread_] = slot"),
+    # Rows.
+    Mutant("rows_behind_the_last_are_read", TILE, "min(row, num_rows() - 1)", "row"),
+    Mutant(
+        "heads_in_the_place_of_tokens", TILE, "packed_row(row) % args_.group_size", "packed_row(row) / args_.group_size"
+    ),
+    Mutant("the_item's_first_rows_in_every_tile", TILE, "return tile_.packed_begin + min", "return min"),
+    Mutant(
+        "queries_in_the_wrong_half",
+        TILE,
+        "element(query(), row, dims, lane_ / 16)",
+        "element(query(), row, dims, lane_ / 8 % 2)",
+    ),
+    Mutant("rows_i_and_i_plus_8_are_one", TILE, "lane_ / 4 + 8 * i;", "lane_ / 4;"),
+    # Keys.
+    Mutant("pieces_are_not_followed", TILE, "while (piece_->position_end <= position) ++piece_;", ""),
+    Mutant("a_slot_of_another_page", TILE, "piece_->first_page + slot / args_.page_size", "piece_->first_page"),
+    Mutant("keys_behind_the_last_are_loaded", TILE, "if (position >= tile_.kv_end) return {-1, 0};", ""),
+    Mutant("keys_in_the_wrong_half", TILE, "dims, lane_ / 8 % 2)", "dims, lane_ / 16)"),
+    Mutant("values_are_not_transposed", TILE, "load_matrices_transposed(v", "load_matrices(v"),
+    Mutant(
+        "all_warps_take_the_first_keys",
+        TILE,
+        "const int key = key_warp_ * Shape::kWarpKeys + key_block * 16 + lane_ % 16;",
+        "const int key = key_block * 16 + lane_ % 16;",
+    ),
+    # Masks.
+    Mutant("a_key_too_many", TILE, "at >= rows[i].kv_end", "at > rows[i].kv_end"),
+    Mutant("a_key_too_few", TILE, "at < rows[i].kv_begin", "at <= rows[i].kv_begin"),
+    Mutant("the_last_keys_are_not_masked", TILE, "position_end > visible_.all_end", "position_end > visible_.any_end"),
+    Mutant("the_first_keys_are_not_masked", TILE, "position < visible_.all_begin", "position < visible_.any_begin"),
+    Mutant(
+        "keys_that_some_rows_see_are_left_out", TILE, "position >= visible_.any_end", "position >= visible_.all_end"
+    ),
+    Mutant("bounds_of_some_lanes_only", TILE, "lanes = 4; lanes < 32", "lanes = 4; lanes < 16"),
+    Mutant("columns_of_a_pair_are_one", TILE, "lane_ % 4 * 2 + i % 2;", "lane_ % 4 * 2;"),
+    # Softmax.
+    Mutant("the_empty_maximum_is_subtracted", TILE, "new_max[i] == -INFINITY ? 0.0f : new_max[i]", "new_max[i]"),
+    Mutant(
+        "the_maximum_of_half_a_row",
+        TILE,
+        "new_max[i] = fmaxf(new_max[i], __shfl_xor_sync(kAllLanes, new_max[i], 2));",
+        "",
+    ),
+    Mutant("the_sum_of_half_a_row", TILE, "sum += __shfl_xor_sync(kAllLanes, sum, 2);", ""),
+    Mutant("old_values_are_not_scaled", TILE, "*= factor[i / 2 % 2];", "*= 1.0f;"),
+    Mutant("old_values_are_scaled_by_the_other_row", TILE, "*= factor[i / 2 % 2];", "*= factor[i / 4];"),
+    Mutant("old_sums_are_not_scaled", TILE, "sum_[block][i] *= factor[i];", ""),
+    Mutant(
+        "weights_in_the_wrong_order",
+        TILE,
+        "pack<T>(w[i / 2][i % 2 * 2], w[i / 2][i % 2 * 2 + 1])",
+        "pack<T>(w[i % 2][i / 2 * 2], w[i % 2][i / 2 * 2 + 1])",
+    ),
+    Mutant("the_cap_without_its_factor", TILE, "2.0f * kLog2E / soft_cap", "kLog2E / soft_cap"),
+    # States.
+    Mutant(
+        "warps_count_alike",
+        TILE,
+        "const float weight = exp2_approx(state_max(warp, row) - zero_point);",
+        "const float weight = 1.0f;",
+    ),
+    Mutant("lse_in_base_2", TILE, "(max_score + log2f(sum)) * kLn2OfLog2", "(max_score + log2f(sum))"),
+    Mutant("a_sink_in_every_partial_state", TILE, "&& work.slot == kWriteThrough", ""),
+    Mutant("no_sink", TILE, "float sum = exp2_approx(sink - zero_point);", "float sum = 0.0f;"),
+    Mutant("an_empty_row_is_divided_by_zero", MERGE, "float merged_lse = -INFINITY;", "float merged_lse = 0.0f;"),
+    Mutant("the_last_state_is_not_merged", MERGE, "slot < row.slot_end", "slot < row.slot_end - 1"),
+    Mutant("merged_rows_without_their_sink", MERGE, "if (sinks != nullptr)", "if (false)"),
+    # Tiles.
+    Mutant("the_keys_of_the_first_row", TILES, "tile.kv_end = std::max(tile.kv_end, row.kv_end);", ""),
+    Mutant(
+        "a_tile_without_its_last_token",
+        TILES,
+        "(end - 1) / group_size - begin / group_size + 1",
+        "(end - 1) / group_size - begin / group_size",
+    ),
+    Mutant(
+        "small_tiles_are_too_small", KERNEL, "num_rows <= Shapes::Small::kRows", "num_rows <= 2 * Shapes::Small::kRows"
+    ),
+    Mutant(
+        "no_swizzle",
+        SHAPE,
+        "static constexpr int key(int row) { return kGroup == 8 ? row & 7 : row >> 1 & 3; }",
+        "static constexpr int key(int) { return 0; }",
+    ),
+]
+
+# A few for every test run: one of each kind.
+QUICK = [
+    mutant
+    for mutant in MUTANTS
+    if mutant.name
+    in ("no_barrier_behind_the_wait", "no_wait", "rows_behind_the_last_are_read", "a_key_too_many", "no_swizzle")
+]

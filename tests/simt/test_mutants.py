@@ -1,0 +1,95 @@
+"""The emulated cases fail where a kernel is wrong, and where it is only slow (bank conflicts)."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cases import ATTENTION_CASES, Case, Inputs, Request, decodes, heads, prefix
+from tests.simt.backend import attention, build_directory, rounded
+from tests.simt.mutants import MUTANTS, QUICK, Mutant
+from tests.simt.precision import Law
+
+ROOT = Path(__file__).resolve().parents[2]
+HEADERS = ROOT / "csrc" / "attention" / "cuda"
+CHECKED_OPTIONS = ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"]
+
+# Small ones of head_dim 64, the only one that mutants are compiled for; each kind of mistake shows in one of them.
+NAMES = (
+    "prefix_decode tree page_size_2 group_size_3 rows_17 rows_65 rows_129 window_40 window_with_gap soft_cap sinks "
+    "sinks_window_soft_cap rows_that_see_nothing needle_border window_behind_the_first_tile_10 scores_far_below_zero "
+    "rows_inside_the_prefix"
+)
+CASES = [
+    *(case for case in ATTENTION_CASES if case.name in NAMES.split()),
+    Case("a_tile_of_keys_that_the_last_rows_of_a_warp_see", [Request((), 140, 57)], **heads(1, 1)),
+    Case("tile_of_128", [*decodes(prefix(100), [5] * 20), Request((), 150, 150)], **heads(8, 1)),
+]
+
+
+@pytest.fixture(scope="module")
+def inputs() -> list[tuple[Inputs, Law]]:
+    all_inputs = [rounded(case.make_inputs(), "bfloat16") for case in CASES]
+    return [(inputs, Law(inputs, "bfloat16")) for inputs in all_inputs]
+
+
+def compile_mutant(mutant: Mutant | None, build: str, directory: Path) -> Path:
+    """The kernels with one mistake, for bfloat16 and head_dim 64, as a library."""
+    sources = {path.name: path.read_text() for path in HEADERS.iterdir() if path.suffix in (".h", ".cuh", ".cpp")}
+    if mutant is not None:
+        name = Path(mutant.file).name
+        assert sources[name].count(mutant.original) == 1, (
+            f"{mutant}: stands {sources[name].count(mutant.original)} times"
+        )
+        sources[name] = sources[name].replace(mutant.original, mutant.mutated)
+    unit = (ROOT / "tests" / "simt" / "attention_kernels.cpp").read_text()
+    for head_dim in (96, 128, 256):
+        unit = unit.replace(f"        case {head_dim}:\n            return run<T, {head_dim}>(call);\n", "")
+    unit = unit.replace("call.type == ElementType::kBf16 ? run<Bf16>(call) : run<Half>(call);", "run<Bf16>(call);")
+    copies = directory / "attention" / "cuda"
+    copies.mkdir(parents=True)
+    for name, text in sources.items():
+        (copies / name).write_text(text)
+    (directory / "kernels.cpp").write_text(unit)
+
+    built = build_directory()
+    compile_options = ["-std=c++20", "-O1", "-g1", "-w", "-fPIC", "-fvisibility=hidden"]
+    includes = [f"-I{directory}", f"-I{ROOT / 'tests'}", f"-I{ROOT / 'csrc'}"]
+    kernels, tiles, result = directory / "kernels.o", directory / "tiles.o", directory / f"{mutant}.so"
+    command = ["c++", *compile_options, *includes, "-c"]
+    options = CHECKED_OPTIONS if build == "checked" else []
+    subprocess.run([*command, *options, directory / "kernels.cpp", "-o", kernels], check=True)
+    subprocess.run([*command, copies / "attention_tiles.cpp", "-o", tiles], check=True)
+    objects = [kernels, tiles, built / f"CMakeFiles/simt_attention_{build}.dir/attention_library.cpp.o"]
+    link_options = ["-shared", "-Wl,-Bsymbolic,--exclude-libs,ALL", "-ldl"]
+    subprocess.run(["c++", *objects, built / "libsimt_emulator.a", *link_options, "-o", result], check=True)
+    return result
+
+
+def first_failure(library: Path, inputs: list[tuple[Inputs, Law]]) -> str:
+    for case_inputs, law in inputs:
+        for order in ("ascending", "descending"):
+            try:
+                result = attention(case_inputs, build=library, order=order, share="always", num_threads=2)
+                law.check(result)
+            except AssertionError as failure:
+                return f"{case_inputs.case}: {failure}"
+            if result.counts.bank_conflicts:
+                return f"{case_inputs.case}: {result.counts.bank_conflicts} bank conflicts"
+    return ""
+
+
+def test_kernels_without_a_mistake_pass(inputs: list[tuple[Inputs, Law]], tmp_path: Path):
+    for build in ("fast", "checked"):
+        assert first_failure(compile_mutant(None, build, tmp_path / build), inputs) == ""
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [mutant if mutant in QUICK else pytest.param(mutant, marks=pytest.mark.full) for mutant in MUTANTS],
+    ids=str,
+)
+def test_a_mistake_is_caught(mutant: Mutant, inputs: list[tuple[Inputs, Law]], tmp_path: Path):
+    assert first_failure(compile_mutant(mutant, mutant.build, tmp_path), inputs)
