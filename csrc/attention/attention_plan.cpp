@@ -20,6 +20,7 @@ class PlanBuilder {
         }
         add_span_groups();
         split_tiles_into_items();
+        sort_longest_first();
         add_tasks();
         assign_slots();
         count_reads();
@@ -192,15 +193,21 @@ class PlanBuilder {
         plan_.max_item_rows_ = std::max(plan_.max_item_rows_, row_end - row_begin);
     }
 
-    // Tasks of one item stay together: the second head finds the keys of the first nearby.
-    void add_tasks() {
-        const int32_t num_items = static_cast<int32_t>(plan_.items_.size());
+    void sort_longest_first() {
+        std::vector<int32_t> order(plan_.items_.size());
+        std::iota(order.begin(), order.end(), 0);
         std::vector<double> costs;
         for (const WorkItem& item : plan_.items_) costs.push_back(task_cost(item));
-        std::vector<int32_t> order(num_items);
-        std::iota(order.begin(), order.end(), 0);
         std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return costs[a] > costs[b]; });
-        for (int32_t item : order) {
+        std::vector<WorkItem> sorted;
+        sorted.reserve(order.size());
+        for (int32_t i : order) sorted.push_back(plan_.items_[i]);
+        plan_.items_ = std::move(sorted);
+    }
+
+    // Tasks of one item stay together: the second head finds the keys of the first nearby.
+    void add_tasks() {
+        for (int32_t item = 0; item < static_cast<int32_t>(plan_.items_.size()); ++item) {
             const int32_t num_heads = heads_per_task(plan_.items_[item]);
             for (int32_t head = 0; head < shape_.num_kv_heads; head += num_heads) {
                 plan_.tasks_.push_back({item, head, head + num_heads});

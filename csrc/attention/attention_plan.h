@@ -42,8 +42,8 @@ class AttentionPlan {
     int32_t max_page_id() const { return max_page_id_; }      // -1: no pages
     int32_t max_item_rows() const { return max_item_rows_; }  // query tokens of the widest item
 
-    std::span<const WorkItem> items() const { return items_; }
-    std::span<const WorkTask> tasks() const { return tasks_; }  // every item for every KV head; longest first
+    std::span<const WorkItem> items() const { return items_; }  // longest first
+    std::span<const WorkTask> tasks() const { return tasks_; }  // every item for every KV head, in the items' order
     std::span<const WorkRow> rows() const { return rows_; }
     std::span<const KvPiece> pieces() const { return pieces_; }
     std::span<const int32_t> page_ids() const { return page_ids_; }

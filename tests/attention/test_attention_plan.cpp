@@ -191,11 +191,23 @@ TEST_CASE("a prefill chunk reads no tile of keys behind its rows") {
     batch.add_span({batch.add_segment(0, 1024)}, 0, 1024);
     const AttentionShape shape{.num_qo_heads = 4, .num_kv_heads = 1, .head_dim = 64, .page_size = batch.page_size};
     const AttentionPlan plan(batch.view(), shape, 1, Sharing::kWhereItPays);
-    CHECK(plan.items().size() == 16);  // 64 tokens x 4 heads each
-    int32_t end = 1024;
-    for (const WorkItem& item : plan.items()) {
-        CHECK(item.kv_end == end);
-        end -= 64;
+    CHECK(plan.items().size() == 18);  // 60 tokens x 4 heads each, whole blocks of rows; the last 4 tokens
+    for (const WorkItem& item : plan.items()) CHECK(item.kv_end == plan.rows()[item.row_end - 1].kv_end);
+}
+
+TEST_CASE("tasks are every item for every KV head, once") {
+    for (uint32_t seed = 0; seed < 20; ++seed) {
+        CAPTURE(seed);
+        std::mt19937 random(seed);
+        const OwnedBatch batch = random_batch(random);
+        const AttentionShape shape{.num_qo_heads = 12, .num_kv_heads = 3, .head_dim = 64, .page_size = batch.page_size};
+        const AttentionPlan plan(batch.view(), shape, 2, Sharing::kAlways);
+        std::map<std::pair<int32_t, int32_t>, int> times;  // (item, head)
+        for (const WorkTask& task : plan.tasks()) {
+            for (int32_t head = task.head_begin; head < task.head_end; ++head) ++times[{task.item, head}];
+        }
+        CHECK(times.size() == 3 * plan.items().size());
+        for (const auto& [item_and_head, count] : times) CHECK(count == 1);
     }
 }
 
