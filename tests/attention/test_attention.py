@@ -30,6 +30,15 @@ def check(inputs: Inputs, out: np.ndarray, lse: np.ndarray, dtype: str = "float3
     assert_close("lse", lse, expected_lse, 1e-5 * (1.0 + max_score / 8.0))
 
 
+def in_bf16(inputs: Inputs) -> tuple[Inputs, tuple[np.ndarray, ...]]:
+    """The inputs as bfloat16 holds them, and the tensors in it."""
+    tensors = tuple(to_bf16(x) for x in (inputs.q, inputs.k_pages, inputs.v_pages))
+    inputs.q = from_bf16(tensors[0])
+    inputs.segment_k = [from_bf16(to_bf16(k)) for k in inputs.segment_k]
+    inputs.segment_v = [from_bf16(to_bf16(v)) for v in inputs.segment_v]
+    return inputs, tensors
+
+
 @pytest.mark.parametrize("share", [True, "always", False], ids=["shared", "always_shared", "per_request"])
 @pytest.mark.parametrize("case", ATTENTION_CASES, ids=str)
 def test_attention_matches_reference(case: Case, share: bool | str):
@@ -64,11 +73,7 @@ def test_native_reference_matches_reference(case: Case):
 def test_bfloat16_inputs_are_computed_in_float32_but_for_the_weights(case: Case):
     """Rounded inputs obey the law of float32, of which bfloat16 dot products take weights that are rounded to bfloat16;
     an output in bfloat16 is the float32 one, rounded once."""
-    inputs = case.make_inputs()
-    bits = tuple(to_bf16(x) for x in (inputs.q, inputs.k_pages, inputs.v_pages))
-    inputs.q = from_bf16(to_bf16(inputs.q))
-    inputs.segment_k = [from_bf16(to_bf16(k)) for k in inputs.segment_k]
-    inputs.segment_v = [from_bf16(to_bf16(v)) for v in inputs.segment_v]
+    inputs, bits = in_bf16(case.make_inputs())
     out, lse = run(inputs, tensors=bits, dtype="bfloat16")
     check(inputs, out, lse, "bfloat16")
     rounded = np.full(inputs.q.shape, 0x7FC0, np.uint16)
@@ -166,6 +171,35 @@ def test_memory_of_an_earlier_call_is_never_read():
         assert np.isnan(run(dirty)[0]).all()
         inputs = case.make_inputs()
         check(inputs, *run(inputs))
+
+
+@pytest.mark.parametrize(
+    "readers", [1, 2, 3, 4, 5, 7, 8, 12, 13, 15, 16, 17, 24, 25, 26, 32, 33, 38, 39, 41, 48, 49, 97]
+)
+@pytest.mark.parametrize("head_dim", [64, 80, 128])
+def test_every_number_of_rows_in_bfloat16(readers: int, head_dim: int):
+    """Paths, blocks and register tiles change with the number of rows; keys end anywhere in a tile."""
+    case = Case("rows", decodes(prefix(131 + readers), [1 + i % 3 for i in range(readers)]), 3, 3, head_dim=head_dim)
+    inputs, tensors = in_bf16(case.make_inputs())
+    for share in ("always", False):
+        check(inputs, *run(inputs, share=share, tensors=tensors, dtype="bfloat16"), "bfloat16")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("readers", [2, 24])
+def test_denormal_inputs_are_as_good_as_zeros(dtype: str, readers: int):
+    """Dot products of bfloat16 flush them, which no tolerance can see; they must not become anything else."""
+    inputs = Case("denormals", decodes(prefix(90), [5] * readers)).make_inputs()
+    for tensor in (inputs.k_pages, inputs.v_pages):
+        tensor[:, :, :, ::3] *= np.float32(1e-40)
+    for segments in (inputs.segment_k, inputs.segment_v):
+        for segment in segments:
+            segment[:, :, ::3] *= np.float32(1e-40)
+    tensors = (inputs.q, inputs.k_pages, inputs.v_pages)
+    if dtype == "bfloat16":
+        inputs, tensors = in_bf16(inputs)
+    for share in ("always", False):
+        check(inputs, *run(inputs, share=share, tensors=tensors, dtype=dtype), dtype)
 
 
 def test_a_plan_serves_many_layers():

@@ -7,6 +7,6 @@
 #define KERNEL_BROADCASTS 8
 #define KERNEL_BLOCK_VECTORS 3
 #define KERNEL_ACCUMULATORS 16
-#define KERNEL_MAX_NARROW_ROWS 40
+#define KERNEL_MAX_NARROW_ROWS 16
 #define KERNEL_BF16_DOT_PRODUCTS
 #include "attention/cpu/attention_kernel.inc"
