@@ -49,6 +49,10 @@ def within_seconds(limit_s: float, holds: Callable[[], bool]) -> bool:
     return True
 
 
+def is_stopped(pid: int) -> bool:
+    return state(pid) == "T"
+
+
 def is_alive(pid: int) -> bool:
     try:
         return state(pid) != "Z"
@@ -73,7 +77,7 @@ def test_a_contestant_is_stopped_when_it_is_not_its_turn(job: Job) -> None:
     process = ContestantProcess("a", fake("honest"))
     for message in ({"load": None}, {"run": str(job.path)}):
         process.ask(message, 30)
-        assert within_seconds(1, lambda: state(process.process.pid) == "T")
+        assert within_seconds(1, lambda: is_stopped(process.process.pid))
     process.close()
     assert process.process.returncode == 0, "asked to end, it ends by itself"
 
@@ -110,9 +114,11 @@ def test_one_that_is_stopped_does_not_outlive_its_starter() -> None:
     lines = [
         "import os, signal",
         "from benchmarks.contestant_process import ContestantProcess",
+        "from tests.benchmarks.test_compare import is_stopped, within_seconds",
         f"process = ContestantProcess('a', {fake('honest')!r})",
         "process.ask({'load': None}, 30)",
         "print(process.process.pid, flush=True)",
+        "assert within_seconds(1, lambda: is_stopped(process.process.pid))",
         "os.kill(os.getpid(), signal.SIGKILL)",
     ]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, cwd=ROOT)

@@ -88,7 +88,7 @@ def test_empty_tiles_are_inert():
 
 
 def test_keys_that_no_row_of_a_tile_sees_are_not_read():
-    """A prefill of 200 rows in tiles of 128, 32 keys at a time: of each tile of rows only the keys up to its last one."""
+    """200 rows in tiles of 128, 32 keys at a time: of each tile of rows only the keys up to its last one."""
     case = Case("prefill", [Request((), 200, 200)], head_dim=64, **heads(1, 1))
     counts = attention(rounded(case.make_inputs(), "bfloat16"), build="fast", num_threads=1).counts
     row_copies = 2 * 128 * 64 // 8
