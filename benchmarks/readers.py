@@ -2,7 +2,7 @@
 
     python -m benchmarks.readers -o docs/results
 
-One layer of one decode step in bfloat16, without own parts: for each prefix and number of readers the plan that
+One layer of one decode step in bfloat16. The prefix part alone: for each prefix and number of readers the plan that
 shares and the one that does not take turns. KV lies in as many copies as it takes to leave the L3 cache, so that each
 call finds it in memory, as a forward pass does. Next to them: the rate of torch's bfloat16 product at the shapes of a
 layer (ceilings.py) and of reading memory, in the same run. The own part is measured where its KV is at least four
@@ -40,24 +40,22 @@ GEMM_ROWS = 2048
 
 
 class Decode:
-    """`readers` decodes on a shared prefix, or, with `prefix` 0, each on `own` tokens of its own; their own part is
-    otherwise the one token that decodes."""
+    """`readers` decodes, all on one prefix and nothing else, or, with `prefix` 0, each on `own` tokens of its own."""
 
     def __init__(self, prefix: int, readers: int, own: int, shape: ModelShape) -> None:
         pages_of_prefix, pages_of_own = -(-prefix // PAGE_SIZE), -(-own // PAGE_SIZE)
         num_pages = pages_of_prefix + readers * pages_of_own
-        shared = [0] if prefix else []
-        segments = [(0, prefix, pages_of_prefix)] * len(shared) + [(prefix, own, pages_of_own)] * readers
-        chains = [[*shared, len(shared) + i] for i in range(readers)]
+        segments = [(prefix, pages_of_prefix)] if prefix else [(own, pages_of_own)] * readers
+        links = [0] * readers if prefix else range(readers)
         self.plan_arguments: dict[str, Any] = {
             "span_indptr": np.arange(readers + 1, dtype=np.int32),
             "span_begin": np.full(readers, prefix + own - 1, np.int32),
-            "link_indptr": np.arange(readers + 1, dtype=np.int32) * len(chains[0]),
-            "link_segment": np.array(chains, np.int32).reshape(-1),
-            "segment_page_indptr": np.cumsum([0, *(pages for _, _, pages in segments)]).astype(np.int32),
+            "link_indptr": np.arange(readers + 1, dtype=np.int32),
+            "link_segment": np.array(links, np.int32),
+            "segment_page_indptr": np.cumsum([0, *(pages for _, pages in segments)]).astype(np.int32),
             "segment_page_ids": np.arange(num_pages, dtype=np.int32),
-            "segment_begin": np.array([begin for begin, _, _ in segments], np.int32),
-            "segment_num_tokens": np.array([tokens for _, tokens, _ in segments], np.int32),
+            "segment_begin": np.zeros(len(segments), np.int32),
+            "segment_num_tokens": np.array([tokens for tokens, _ in segments], np.int32),
             "num_qo_heads": shape.num_qo_heads,
             "num_kv_heads": shape.num_kv_heads,
             "head_dim": shape.head_dim,
@@ -100,10 +98,10 @@ def measure(shape: ModelShape, threads: int, seconds: float) -> list[dict[str, f
     rows = []
     for prefix in PREFIXES:
         for readers in READERS:
-            decode = Decode(prefix, readers, 1, shape)
+            decode = Decode(prefix, readers, 0, shape)
             shared, alone = decode.seconds(threads, (True, False), seconds)
-            flop = 4 * shape.num_qo_heads * shape.head_dim * readers * (prefix + 1)
-            kv_bytes = 4 * shape.num_kv_heads * shape.head_dim * (prefix + readers)
+            flop = 4 * shape.num_qo_heads * shape.head_dim * readers * prefix
+            kv_bytes = 4 * shape.num_kv_heads * shape.head_dim * prefix
             rows.append(row("prefix", prefix, readers, shared, alone, flop, kv_bytes, ceilings))
             print_row(rows[-1])
     decode = Decode(0, OWN_READERS, OWN_TOKENS, shape)
