@@ -85,7 +85,7 @@ class Standing:
             "from - to": f"{min(seconds):.2f} - {max(seconds):.2f}",
             "ratio": f"{self.ratio():.3f}",
             "ratio by round": " ".join(f"{ratio:.3f}" for ratio in self.round_ratios()),
-            "bound / s": f"{100 * self.bound_share():.0f} %",
+            "of bound": f"{100 * self.bound_share():.0f} %",
             "computed": number(last["computed_prompt_tokens"]),
             "same first": f"{100 * last['same_first_tokens']:.0f} %" if last["same_first_tokens"] != "" else "",
             "RSS GiB": f"{max(row['peak_rss_gib'] for row in self.runs):.2f}",
@@ -159,13 +159,13 @@ def by_job(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def page(jobs: dict[str, list[Row]]) -> str:
-    contestants = {}
-    for row in (row for job in jobs.values() for row in job):
-        names = ("contestant", "engine", "version", "variant", "dtype")
-        contestants[tuple(row[name] for name in names)] = {name: str(row[name]) for name in names}
+    names = ("contestant", "engine", "version", "variant", "dtype")
+    contestants = dict.fromkeys(tuple(str(row[name]) for name in names) for job in jobs.values() for row in job)
     workloads = "\n".join(f"## {name}\n\n{job_report(job)}" for name, job in jobs.items())
     template = Template(TEMPLATE.read_text())
-    return template.substitute(workloads=workloads, contestants=table(list(contestants.values())))
+    return template.substitute(
+        workloads=workloads, contestants=table([dict(zip(names, c, strict=True)) for c in contestants])
+    )
 
 
 def plot(jobs: dict[str, list[Row]], path: Path) -> None:

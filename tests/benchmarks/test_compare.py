@@ -151,7 +151,7 @@ def test_arguments_that_name_nothing_are_refused(tmp_path: Path) -> None:
 def run(contestant: str, number: int, wall_s: float, *, workload: str = "W1", foreign: float = 0.0) -> dict:
     row = dict.fromkeys(compare_report.COLUMNS, "") | CEILINGS
     counts = {"requests": 2, "prompt_tokens": 8, "distinct_prompt_tokens": 6, "output_tokens": 4, "peak_rss_gib": 0.5}
-    identity = {"workload": workload, "contestant": contestant, "round": number, "wall_s": wall_s}
+    identity = {"workload": workload, "contestant": contestant, "version": "11434", "round": number, "wall_s": wall_s}
     return row | counts | identity | {"bound_s": 1.0, "foreign_share": foreign, "machine": "a machine"}
 
 
@@ -178,6 +178,7 @@ def test_the_results_keep_the_rows_of_other_jobs(tmp_path: Path) -> None:
     assert [(row["workload"], row["contestant"], row["wall_s"]) for row in rows] == [("W1", "a", 5), ("W2", "a", 7)]
     page = (tmp_path / "engines.md").read_text()
     assert page.index("## W1") < page.index("## W2") < page.index("## Contestants")
+    assert page.split("## Contestants")[1].count("11434") == 1, "the version is one, written or read"
     assert (tmp_path / "engines.png").stat().st_size > 0
 
 
