@@ -16,16 +16,18 @@ class Linear:
 
     weight: Tensor  # [out_features, in_features]; an opaque oneDNN tensor once packed
     bias: Tensor | None = None  # [out_features]
-    is_packed: bool = False
+
+    @property
+    def is_packed(self) -> bool:
+        return bool(self.weight.is_mkldnn)
 
     def pack(self) -> None:
         """Brings the weight into oneDNN's own layout, where `can_pack` allows it.
 
-        `F.linear` does that in every call, which costs a tenth of the product at hundreds of rows and a fifth at 64.
+        `F.linear` does that in every call, which costs the more of the product the fewer rows it has.
         """
         if not self.is_packed and can_pack(self.weight.dtype):
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, None)
-            self.is_packed = True
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.is_packed:
