@@ -135,6 +135,10 @@ class TokenBatch:
     def num_decode_tokens(self) -> int: ...
     @property
     def num_prefill_tokens(self) -> int: ...
+    def logit_batch(self) -> TokenBatch:
+        """The rows that sample a token, as a batch over the same segments, one span each: what is left to compute
+        once the last layer's K and V are written."""
+
     @property
     def token_ids(self) -> Int32Array:
         """[num_tokens]"""
@@ -149,7 +153,7 @@ class TokenBatch:
 
     @property
     def logit_rows(self) -> Int32Array:
-        """[num_logits] rows that sample a token."""
+        """[num_logits] rows that sample a token, in ascending order; each is the last of its span."""
 
     @property
     def logit_request_ids(self) -> Int32Array:

@@ -87,9 +87,9 @@ class Engine:
                 batch = planner.next_batch()
                 if batch is None:
                     break
-                plan = self._plan_attention(batch)
+                plan, logit_plan = self._plan_attention(batch), self._plan_attention(batch.logit_batch())
             with clock("forward"):
-                hidden = self.model.forward(batch, plan, kv_cache, self.num_threads)
+                hidden = self.model.forward(batch, plan, logit_plan, kv_cache, self.num_threads)
             ids = batch.logit_request_ids
             sampled, step_logprobs = self._sample(job, hidden, ids, num_output_tokens[ids], clock)
             with clock("sample"):

@@ -63,10 +63,16 @@ class Model:
         return self.embedding.dtype
 
     def forward(
-        self, batch: ext.TokenBatch, plan: ext.AttentionPlan, kv_cache: PagedKVCache, num_threads: int
+        self,
+        batch: ext.TokenBatch,
+        plan: ext.AttentionPlan,
+        logit_plan: ext.AttentionPlan,
+        kv_cache: PagedKVCache,
+        num_threads: int,
     ) -> Tensor:
         """Runs the batch, writes its K and V into the cache; returns the normed hidden states of the rows that
-        sample, [len(batch.logit_rows), hidden_size]."""
+        sample, [len(batch.logit_rows), hidden_size]. `logit_plan` is that of `batch.logit_batch()`: nobody reads the
+        other rows of the last layer but their K and V, so they end there."""
         config = self.config
         num_q, num_kv, dim = config.num_qo_heads, config.num_kv_heads, config.head_dim
         norm = partial(ext.rms_norm, eps=config.rms_norm_eps, num_threads=num_threads)
@@ -85,13 +91,15 @@ class Model:
                 norm(k, layer.k_norm, out=k)
             ext.rotate(qkv[:, : num_q + num_kv], cos, sin, num_threads=num_threads)
             ext.append_kv(k, v, batch.slots, k_pages, v_pages, num_threads=num_threads)
+            if layer is self.layers[-1] and batch.num_tokens > len(batch.logit_rows):
+                rows, plan = _tensor(batch.logit_rows), logit_plan
+                x, q = x[rows], q[rows]
+                normed, attended, activated = (buffer[: len(rows)] for buffer in (normed, attended, activated))
             ext.attention(plan, q, k_pages, v_pages, out=attended, num_threads=num_threads)
-            norm(x, layer.post_norm, out=normed, delta=layer.o(attended.view(len(x), -1)))
+            norm(x, layer.post_norm, out=normed, delta=layer.o(attended.flatten(1)))
             ext.silu_and_mul(layer.gate_up(normed), out=activated, num_threads=num_threads)
             delta = layer.down(activated)
-        rows = _tensor(batch.logit_rows)
-        x = x[rows]
-        norm(x, self.norm, out=x, delta=None if delta is None else delta[rows])
+        norm(x, self.norm, out=x, delta=delta)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:

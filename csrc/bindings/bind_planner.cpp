@@ -136,10 +136,13 @@ void bind_token_batch(py::module_& module) {
     batch.def_property_readonly("num_spans", &TokenBatch::num_spans);
     batch.def_readonly("num_decode_tokens", &TokenBatch::num_decode_tokens);
     batch.def_property_readonly("num_prefill_tokens", &TokenBatch::num_prefill_tokens);
+    batch.def("logit_batch", &TokenBatch::logit_batch,
+              "The rows whose logits are sampled, as a batch over the same segments: what is left to compute once the "
+              "last layer's K and V are written.");
     def_array(batch, "token_ids", &TokenBatch::token_ids, "[num_tokens]");
     def_array(batch, "positions", &TokenBatch::positions, "[num_tokens]");
     def_array(batch, "slots", &TokenBatch::slots, "[num_tokens] page_id * page_size + offset of the row's K/V");
-    def_array(batch, "logit_rows", &TokenBatch::logit_rows, "rows whose logits are sampled");
+    def_array(batch, "logit_rows", &TokenBatch::logit_rows, "rows whose logits are sampled, the last of their spans");
     def_array(batch, "logit_request_ids", &TokenBatch::logit_request_ids);
     def_array(batch, "span_indptr", &TokenBatch::span_indptr);
     def_array(batch, "span_begin", &TokenBatch::span_begin, "position of a span's first row");

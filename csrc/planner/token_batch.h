@@ -46,13 +46,17 @@ struct TokenBatch {
     int32_t num_segments() const { return static_cast<int32_t>(segment_begin.size()); }
     int32_t num_prefill_tokens() const { return num_tokens() - num_decode_tokens; }
 
+    // The rows whose logits are sampled, as a batch over the same segments: what is left to compute once the last
+    // layer's K and V are written.
+    TokenBatch logit_batch() const;
+
     int32_t num_decode_tokens = 0;  // decodes are the first rows
 
     std::vector<TokenId> token_ids;  // [num_tokens]
     std::vector<int32_t> positions;  // [num_tokens]
     std::vector<int64_t> slots;      // [num_tokens]: page_id * page_size + offset where the row's K/V goes
 
-    std::vector<int32_t> logit_rows;           // [num_logits]: rows whose logits are sampled
+    std::vector<int32_t> logit_rows;           // [num_logits]: rows whose logits are sampled, the last of their spans
     std::vector<RequestId> logit_request_ids;  // [num_logits]: the request that each of them continues
 
     std::vector<int32_t> span_indptr = {0};  // [num_spans + 1]

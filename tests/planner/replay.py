@@ -133,6 +133,7 @@ def replay(
         if audit:
             planner.audit()
         result.batches.append(batch)
+        assert batch.num_tokens >= 1
         check_shape_of(batch, page_size, max_batch_tokens)
         store.write(batch)
         logits = dict(zip(batch.logit_rows.tolist(), batch.logit_request_ids.tolist(), strict=True))
@@ -145,6 +146,7 @@ def replay(
                     request = logits[row]
                     expected = [*prompts[request], *result.outputs[request]]
                     assert context == expected, f"request {request} reads another context"
+        check_logit_batch(batch, store)
         sampled, finished = [], []
         for request in batch.logit_request_ids.tolist():
             output = result.outputs[request]
@@ -159,8 +161,22 @@ def replay(
     return result
 
 
+def check_logit_batch(batch: ext.TokenBatch, store: TokenStore) -> None:
+    """Its spans are the rows that sample, one each, and read what they read in the whole batch."""
+    logit_batch = batch.logit_batch()
+    check_shape_of(logit_batch, store.page_size, None)
+    for name in ("token_ids", "positions", "slots"):
+        assert np.array_equal(getattr(logit_batch, name), getattr(batch, name)[batch.logit_rows])
+    assert np.array_equal(logit_batch.logit_rows, np.arange(len(batch.logit_rows)))
+    assert np.array_equal(logit_batch.logit_request_ids, batch.logit_request_ids)
+    assert logit_batch.num_decode_tokens == (batch.logit_rows < batch.num_decode_tokens).sum()
+    links_of_row = {rows.stop - 1: links for rows, _, links in spans_of(batch)}
+    for row, (_, _, links) in zip(batch.logit_rows.tolist(), spans_of(logit_batch), strict=True):
+        assert links == links_of_row[row]
+        store.read_row(logit_batch, links, int(batch.positions[row]))
+
+
 def check_shape_of(batch: ext.TokenBatch, page_size: int, max_batch_tokens: int | None) -> None:
-    assert batch.num_tokens >= 1
     assert batch.num_tokens == batch.num_decode_tokens + batch.num_prefill_tokens
     if max_batch_tokens is not None:
         assert batch.num_tokens <= max_batch_tokens, "over the budget"
