@@ -1,6 +1,7 @@
 #include "attention/attention_plan.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 #include <stdexcept>
 #include <tuple>
@@ -151,33 +152,54 @@ class PlanBuilder {
         }
     }
 
+    bool is_narrow(const WorkItem& item) const { return cost_.is_narrow(item.row_end - item.row_begin); }
+
     // A task is an item with few rows for all KV heads, or one with many for one.
     int32_t heads_per_task(const WorkItem& item) const {
-        return cost_.is_narrow(item.row_end - item.row_begin) ? shape_.num_kv_heads : 1;
+        return is_narrow(item) ? shape_.num_kv_heads : 1;
     }
     double task_cost(const WorkItem& item) const {
         const double one_head = cost_.item() + cost_.tile(item.row_end - item.row_begin, item.kv_end - item.kv_begin);
         return heads_per_task(item) * one_head;
     }
 
+    int32_t tasks_per_item(const WorkItem& item) const { return shape_.num_kv_heads / heads_per_task(item); }
+
     // Splits the keys of tiles that would keep one thread busy while others have run out of work.
     void split_tiles_into_items() {
         constexpr double kItemsPerThread = 4.0;
         double total = 0.0;
-        for (const Tile& tile : tiles_) total += tile.cost * (shape_.num_kv_heads / heads_per_task(tile.item));
-        const double limit = plan_.num_threads_ == 1 ? total : total / (kItemsPerThread * plan_.num_threads_);
+        for (const Tile& tile : tiles_) total += tile.cost * tasks_per_item(tile.item);
+        max_task_cost_ = plan_.num_threads_ == 1 ? total : total / (kItemsPerThread * plan_.num_threads_);
 
         plan_.rows_.reserve(tile_rows_.size());
         for (const Tile& tile : tiles_) {
             const int32_t num_keys = tile.item.kv_end - tile.item.kv_begin;
-            const int32_t most = std::max(1, num_keys / kMinSplitKeys);
-            const int32_t num_splits = tile.cost <= limit ? 1 : std::min<int32_t>(most, std::ceil(tile.cost / limit));
-            const int32_t keys_per_split = round_up((num_keys + num_splits - 1) / num_splits, kKeyTile);
+            const int32_t keys_per_split = round_up(ceil_div(num_keys, num_splits(tile)), kKeyTile);
             for (int32_t begin = tile.item.kv_begin; begin < tile.item.kv_end; begin += keys_per_split) {
                 const int32_t end = std::min(begin + keys_per_split, tile.item.kv_end);
                 add_item(tile.item, begin, end);
             }
         }
+    }
+
+    // Into how many a tile is split whose tasks are too long: the number with which they would end first if
+    // threads had nothing else. Nine tasks on two threads take as long as ten, and the thread that is disturbed keeps
+    // the others waiting for a part of its last task.
+    int32_t num_splits(const Tile& tile) const {
+        const int32_t num_keys = tile.item.kv_end - tile.item.kv_begin;
+        const int32_t most = std::max(1, num_keys / kMinSplitKeys);
+        constexpr double kPartOfLastTask = 0.25;
+        const int32_t num_heads = heads_per_task(tile.item);
+        const double cost_of_split = cost_.item() + cost_.partial_states(tile.item.row_end - tile.item.row_begin);
+        int32_t best = 1;
+        double best_time = std::numeric_limits<double>::infinity();
+        for (int32_t splits = 1; tile.cost > max_task_cost_ && splits <= std::min<double>(most, 2 * tile.cost / max_task_cost_); ++splits) {
+            const int32_t rounds = ceil_div(splits * shape_.num_kv_heads / num_heads, plan_.num_threads_);
+            const double time = (rounds + kPartOfLastTask) * (tile.cost / splits + num_heads * cost_of_split);
+            if (time < best_time) best = splits, best_time = time;
+        }
+        return best;
     }
 
     void add_item(const WorkItem& tile, int32_t kv_begin, int32_t kv_end) {
@@ -205,12 +227,22 @@ class PlanBuilder {
         plan_.items_ = std::move(sorted);
     }
 
-    // Tasks of one item stay together: the second head finds the keys of the first nearby.
+    // Tasks of one item stay together: the second head finds the keys of the first nearby. Short items become one task.
     void add_tasks() {
-        for (int32_t item = 0; item < static_cast<int32_t>(plan_.items_.size()); ++item) {
-            const int32_t num_heads = heads_per_task(plan_.items_[item]);
+        constexpr double kShortTasks = 4.0;  // of them take as long as the longest task
+        const int32_t num_items = static_cast<int32_t>(plan_.items_.size());
+        int32_t end = 0;
+        for (int32_t begin = 0; begin < num_items; begin = end) {
+            end = begin + 1;
+            const int32_t num_heads = heads_per_task(plan_.items_[begin]);
+            double cost = task_cost(plan_.items_[begin]);
+            while (is_narrow(plan_.items_[begin]) && end < num_items && is_narrow(plan_.items_[end])) {
+                cost += task_cost(plan_.items_[end]);
+                if (cost > max_task_cost_ / kShortTasks) break;
+                ++end;
+            }
             for (int32_t head = 0; head < shape_.num_kv_heads; head += num_heads) {
-                plan_.tasks_.push_back({item, head, head + num_heads});
+                plan_.tasks_.push_back({begin, end, head, head + num_heads});
             }
         }
     }
@@ -259,6 +291,7 @@ class PlanBuilder {
     std::vector<WorkRow> group_rows_;
     std::vector<WorkRow> tile_rows_;
     std::vector<Tile> tiles_;
+    double max_task_cost_ = 0.0;
 };
 
 AttentionPlan::AttentionPlan(const AttentionBatch& batch, const AttentionShape& shape, int32_t num_threads,

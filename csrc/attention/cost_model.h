@@ -17,6 +17,10 @@ constexpr int32_t kBlockRows = 48;       // rows that AVX-512 kernels multiply a
 constexpr int32_t kMaxPackedRows = 240;  // query heads x tokens of one item, whole blocks: what a core's L2 holds
 constexpr int32_t kNarrowRows = 16;      // items of at most so many rows are memory-bound: a task takes all KV heads
 
+inline int32_t ceil_div(int32_t value, int32_t divisor) {
+    return (value + divisor - 1) / divisor;
+}
+
 inline int32_t round_up(int32_t value, int32_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }

@@ -44,10 +44,12 @@ struct WorkItem {
     int32_t kv_end;
 };
 
-// What a thread takes at a time: an item with few rows for all KV heads, whose keys lie side by side; one with many
-// rows for one head, whose keys stay in the caches.
+// What a thread takes at a time: items with few rows for all KV heads, whose keys lie side by side; or one with many
+// rows for one head, whose keys stay in the caches. Short items come several at a time, so that the first keys of one
+// are asked for while the one before is computed.
 struct WorkTask {
-    int32_t item;
+    int32_t item_begin;
+    int32_t item_end;
     int32_t head_begin;
     int32_t head_end;
 };

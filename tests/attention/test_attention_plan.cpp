@@ -204,7 +204,9 @@ TEST_CASE("tasks are every item for every KV head, once") {
         const AttentionPlan plan(batch.view(), shape, 2, Sharing::kAlways);
         std::map<std::pair<int32_t, int32_t>, int> times;  // (item, head)
         for (const WorkTask& task : plan.tasks()) {
-            for (int32_t head = task.head_begin; head < task.head_end; ++head) ++times[{task.item, head}];
+            for (int32_t item = task.item_begin; item < task.item_end; ++item) {
+                for (int32_t head = task.head_begin; head < task.head_end; ++head) ++times[{item, head}];
+            }
         }
         CHECK(times.size() == 3 * plan.items().size());
         for (const auto& [item_and_head, count] : times) CHECK(count == 1);

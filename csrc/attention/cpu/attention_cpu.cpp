@@ -71,7 +71,8 @@ void run_attention_cpu(const AttentionPlan& plan, const AttentionParams& params,
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < num_tasks; ++i) {
             const WorkTask& task = tasks[i];
-            kernel.attend(args, items[task.item], task.head_begin, task.head_end, scratch);
+            const WorkItem* first = items.data() + task.item_begin;
+            kernel.attend(args, first, task.item_end - task.item_begin, task.head_begin, task.head_end, scratch);
         }
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < num_merges; ++i) kernel.merge(args, merge_rows[i], scratch);

@@ -28,9 +28,10 @@ struct Kernel {
     // Floats of 64-byte aligned scratch memory that one thread needs for items of at most `num_rows` packed rows and
     // tasks of at most `num_heads` KV heads.
     int64_t (*scratch_size)(int32_t num_rows, int32_t head_dim, int32_t num_heads);
-    // One item for the KV heads [head_begin, head_end): reads q, k_pages and v_pages; writes out and lse, or
+    // A task, items for the KV heads [head_begin, head_end): reads q, k_pages and v_pages; writes out and lse, or
     // partial_out and partial_lse.
-    void (*attend)(const KernelArgs& args, const WorkItem& item, int32_t head_begin, int32_t head_end, float* scratch);
+    void (*attend)(const KernelArgs& args, const WorkItem* items, int32_t num_items, int32_t head_begin,
+                   int32_t head_end, float* scratch);
     // The partial states of one row to out and lse; `scratch` holds head_dim floats.
     void (*merge)(const KernelArgs& args, const MergeRow& row, float* scratch);
 };
