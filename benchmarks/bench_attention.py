@@ -1,10 +1,14 @@
-"""Attention on shared prefixes: shared against per request in the same kernel, and against torch's SDPA.
+"""Attention on shared prefixes: shared against per request in the same kernel, and against torch's SDPA and
+FlexAttention.
 
     python benchmarks/bench_attention.py --json
 
 Every shape is one layer of one decode step: `readers` requests with a common prefix and `own` tokens each. Results are
 checked first, then the contestants take turns (A B C B C A ...), and the median of their times counts. Ceilings are
 measured in the same run: float32 and bfloat16 matrix products (torch) and reading memory.
+
+--flex adds FlexAttention. It is compiled for each shape, which takes half a minute, and brings OpenMP threads of its
+own, which wait busily while others have their turn: what the others take is measured without it.
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ SHAPES = [
     (4096, 16, 256),
 ]
 QUICK_SHAPES = [(256, 8, 64), (1024, 16, 64)]
+OURS = ("shared", "per_request")
 
 
 def make_case(shape: tuple[int, int, int], options: argparse.Namespace) -> Case:
@@ -96,6 +101,40 @@ class TorchSdpa:
         return out.flatten(1, 2).float().numpy()
 
 
+class TorchFlexAttention:
+    """flex_attention over the prefix once and the own parts one after another; the mask says whose they are."""
+
+    def __init__(self, inputs: Inputs, options: argparse.Namespace):
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        segments = sorted({link for span in inputs.spans for link in span.links if inputs.segments[link].num_tokens})
+        num_readers = len(inputs.spans)
+        sees = torch.zeros(num_readers, len(segments), dtype=torch.bool)
+        for reader, span in enumerate(inputs.spans):
+            sees[reader, [segments.index(link) for link in span.links if link in segments]] = True
+        num_tokens = torch.tensor([len(inputs.segment_k[segment]) for segment in segments])
+        segment_of_key = torch.arange(len(segments)).repeat_interleave(num_tokens)
+
+        def mask(batch: object, head: object, reader: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+            return sees[reader, segment_of_key[key]]
+
+        dtype = getattr(torch, options.dtype)
+
+        def heads_first(rows: np.ndarray) -> torch.Tensor:  # [1, num_heads, num_rows, head_dim]
+            return torch.from_numpy(rows).to(dtype).transpose(0, 1)[None].contiguous()
+
+        self.q = heads_first(inputs.q)
+        self.k = heads_first(np.concatenate([inputs.segment_k[segment] for segment in segments]))
+        self.v = heads_first(np.concatenate([inputs.segment_v[segment] for segment in segments]))
+        self.mask = create_block_mask(mask, None, None, num_readers, len(segment_of_key), device="cpu")
+        self.attend = torch.compile(flex_attention, dynamic=False)
+
+    @torch.inference_mode()
+    def __call__(self) -> np.ndarray:
+        out = self.attend(self.q, self.k, self.v, block_mask=self.mask, enable_gqa=True)
+        return out[0].transpose(0, 1).float().numpy()
+
+
 def take_turns(contestants: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in contestants}
     order = list(contestants)
@@ -129,12 +168,16 @@ def measure(shape: tuple[int, int, int], options: argparse.Namespace) -> dict:
         assert_close(name, run(), expected, tolerance(inputs, max_score, options.dtype))
     if torch is not None:
         contestants["torch_sdpa"] = TorchSdpa(inputs, options)
-        error = np.abs(contestants["torch_sdpa"]() - expected).max()
-        assert error < 0.05, f"torch_sdpa: error {error}"
+        if options.flex:
+            torch.compiler.reset()
+            contestants["torch_flex"] = TorchFlexAttention(inputs, options)
+        for name in contestants.keys() - set(OURS):
+            error = np.abs(contestants[name]() - expected).max()
+            assert error < 0.05, f"{name}: error {error}"
 
     seconds = take_turns(contestants, options.seconds)
     result: dict = {"prefix": shape[0], "readers": shape[1], "own": shape[2]}
-    for name in ("shared", "per_request"):
+    for name in OURS:
         explained = contestants[name].plan.explain(kv_dtype=options.dtype)
         result[name] = {
             "us": seconds[name] * 1e6,
@@ -142,9 +185,9 @@ def measure(shape: tuple[int, int, int], options: argparse.Namespace) -> dict:
             "kv_gb_per_s": explained["kv_bytes_read"] / seconds[name] / 1e9,
         }
     result["shared_vs_per_request"] = seconds["per_request"] / seconds["shared"]
-    if torch is not None:
-        result["torch_sdpa"] = {"us": seconds["torch_sdpa"] * 1e6}
-        result["shared_vs_torch_sdpa"] = seconds["torch_sdpa"] / seconds["shared"]
+    for name in [name for name in contestants if name not in OURS]:
+        result[name] = {"us": seconds[name] * 1e6}
+        result[f"shared_vs_{name}"] = seconds[name] / seconds["shared"]
     return result
 
 
@@ -169,6 +212,7 @@ def main() -> None:
     parser.add_argument("--num-kv-heads", type=int, default=8)
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each shape")
+    parser.add_argument("--flex", action="store_true", help="with torch's FlexAttention")
     parser.add_argument("--quick", action="store_true", help="two shapes only")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
@@ -191,12 +235,12 @@ def main() -> None:
 
 def print_shape(shape: dict) -> None:
     line = f"prefix {shape['prefix']:5} readers {shape['readers']:3} own {shape['own']:4}:"
-    for name in ("shared", "per_request"):
+    for name in OURS:
         ours = shape[name]
         line += f"  {name} {ours['us']:8.0f} us {ours['gflops']:6.1f} GFLOP/s {ours['kv_gb_per_s']:5.1f} GB/s"
     line += f"  {shape['shared_vs_per_request']:.2f}x"
-    if "torch_sdpa" in shape:
-        line += f"  torch_sdpa {shape['torch_sdpa']['us']:8.0f} us {shape['shared_vs_torch_sdpa']:.2f}x"
+    for name in [name for name in shape if name.startswith("torch_")]:
+        line += f"  {name} {shape[name]['us']:8.0f} us {shape[f'shared_vs_{name}']:.2f}x"
     print(line, flush=True)
 
 
