@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,9 @@ class Contest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self.running.values():
-            process.close()
+        with ExitStack() as stack:  # all of them, also where one cannot be closed
+            for process in self.running.values():
+                stack.callback(process.close)
 
     def load(self, job: Job) -> None:
         for name, command in self.commands.items():

@@ -46,11 +46,13 @@ class ContestantProcess:
         self.signal(signal.SIGCONT)
         timer.start()
         line = ""
-        with suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps(message) + "\n")
-            self.process.stdin.flush()
-            line = self.process.stdout.readline()
-        timer.cancel()
+        try:
+            with suppress(BrokenPipeError):
+                self.process.stdin.write(json.dumps(message) + "\n")
+                self.process.stdin.flush()
+                line = self.process.stdout.readline()
+        finally:
+            timer.cancel()  # the interpreter would wait for it at its end
         self.signal(signal.SIGSTOP)
         if line:
             return json.loads(line)

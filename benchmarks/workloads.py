@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the benchmark jobs W1 to W5: random token ids with known sharing, shuffled, exact output lengths.
+"""Writes the benchmark jobs: random token ids with known sharing, shuffled, exact output lengths.
 
     python benchmarks/workloads.py DIR [W1 W2 ...]
 
@@ -8,6 +8,7 @@ W2  64 x 4          512           64       16
 W3  16 x 8          256 for all, then 512  own 48  output 4 to 64
 W4  64 x 1          no sharing    512      32
 W5  32 x 8          2,048         64       16   with a KV pool of 16,384 tokens
+W1x2  W1 with 16 groups: twice the work
 """
 
 import argparse
@@ -56,6 +57,7 @@ WORKLOADS = {
     "W3": Workload(seed=3, groups=16, readers=8, prefix=512, own=48, output=(4, 64), system=256),
     "W4": Workload(seed=4, groups=64, readers=1, prefix=0, own=512, output=(32, 32)),
     "W5": Workload(seed=6, groups=32, readers=8, prefix=2048, own=64, output=(16, 16), kv_tokens=16384),
+    "W1x2": Workload(seed=1, groups=16, readers=32, prefix=1024, own=64, output=(32, 32)),
 }
 
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "attention/cuda/cuda.h"
 
@@ -50,15 +51,28 @@ ElementType element_type(const char* format, int64_t bytes) {
     return ElementType::kOther;
 }
 
-// The fast way of libraries that have it (torch since 2.10), else null. Tensors that require gradients are left to
-// __dlpack__, which refuses them.
-dlpack::DLManagedTensorVersioned* export_directly(py::handle object) {
-    const py::object capsule = py::getattr(py::type::handle_of(object), "__dlpack_c_exchange_api__", py::none());
+const dlpack::DLPackExchangeApi* exchange_api_of(py::handle type) {
+    const py::object capsule = py::getattr(type, "__dlpack_c_exchange_api__", py::none());
     if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return nullptr;
     const auto* api =
         static_cast<dlpack::DLPackExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-    if (api->version.major != 1) return nullptr;
-    if (py::getattr(object, "requires_grad", py::none()).is(py::bool_(true))) return nullptr;
+    return api->version.major == 1 ? api : nullptr;
+}
+
+// The fast way of libraries that have it (torch since 2.10), else null. Tensors that require gradients are left to
+// __dlpack__, which refuses them. Ten tensors a layer come this way, nearly always of the type of the one before, so
+// what that type offers is remembered. The GIL guards it.
+dlpack::DLManagedTensorVersioned* export_directly(py::handle object) {
+    static PyObject* const requires_grad = PyUnicode_InternFromString("requires_grad");
+    static PyObject* last_type = nullptr;  // a reference: its address is nobody else's
+    static const dlpack::DLPackExchangeApi* api = nullptr;
+    const py::handle type = py::type::handle_of(object);
+    if (type.ptr() != last_type) {
+        api = exchange_api_of(type);
+        Py_XDECREF(std::exchange(last_type, type.inc_ref().ptr()));
+    }
+    if (api == nullptr) return nullptr;
+    if (py::getattr(object, requires_grad, py::none()).is(py::bool_(true))) return nullptr;
     dlpack::DLManagedTensorVersioned* managed = nullptr;
     if (api->managed_tensor_from_py_object_no_sync(object.ptr(), &managed) == 0) return managed;
     PyErr_Clear();

@@ -213,6 +213,37 @@ TEST_CASE("tasks are every item for every KV head, once") {
     }
 }
 
+TEST_CASE("the tasks of one long tile are a round of the threads, or several") {
+    OwnedBatch batch;
+    const int32_t prefix = batch.add_segment(0, 8192);
+    for (int32_t reader = 0; reader < 64; ++reader) batch.add_span({prefix}, 8191, 1);
+    const AttentionShape shape{.num_qo_heads = 9, .num_kv_heads = 3, .head_dim = 64, .page_size = batch.page_size};
+    for (const int32_t num_threads : {2, 3, 4, 8}) {
+        CAPTURE(num_threads);
+        const AttentionPlan plan(batch.view(), shape, num_threads, Sharing::kAlways);
+        CHECK(plan.tasks().size() > num_threads);
+        CHECK(plan.tasks().size() % num_threads == 0);
+        audit(plan);
+    }
+}
+
+TEST_CASE("short items come several to a task, a long one has tasks of its own") {
+    OwnedBatch batch;
+    const int32_t prefix = batch.add_segment(0, 1024);
+    for (int32_t reader = 0; reader < 256; ++reader) batch.add_span({prefix, batch.add_segment(1024, 80)}, 1103, 1);
+    const AttentionShape shape{.num_qo_heads = 9, .num_kv_heads = 3, .head_dim = 64, .page_size = batch.page_size};
+    const AttentionPlan plan(batch.view(), shape, 2, Sharing::kAlways);
+    int32_t num_short_tasks = 0;
+    for (const WorkTask& task : plan.tasks()) {
+        const WorkItem& item = plan.items()[task.item_begin];
+        const bool is_short = item.row_end - item.row_begin == 1;
+        num_short_tasks += is_short;
+        if (!is_short) CHECK(task.item_end - task.item_begin == 1);
+    }
+    CHECK(num_short_tasks >= 16);  // so that no thread waits long for the other's last
+    CHECK(num_short_tasks <= 256 / 4);
+}
+
 TEST_CASE("rows with a gap between their windows share no item") {
     OwnedBatch batch;
     const int32_t prefix = batch.add_segment(0, 400);
