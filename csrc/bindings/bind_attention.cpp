@@ -2,11 +2,13 @@
 
 #include <cmath>
 #include <optional>
+#include <variant>
 
 #include "attention/attention.h"
 #include "attention/cpu/attention_ref.h"
 #include "attention/cpu/cpu_isa.h"
 #include "attention/cuda/cuda.h"
+#include "attention/cuda/plan_layout.h"
 #include "bindings/batch_arrays.h"
 #include "bindings/bindings.h"
 #include "bindings/float_tensor.h"
@@ -31,12 +33,23 @@ class AttentionTensors {
     Dim num_tokens{"num_tokens"}, num_qo_heads{"num_qo_heads"}, head_dim{"head_dim"};
     Dim num_pages{"num_pages"}, page_size{"page_size"}, num_kv_heads{"num_kv_heads"};
 
-    AttentionTensors(py::handle q, py::handle k_pages, py::handle v_pages, AttentionOptions options)
-        : options_(std::move(options)),
-          q_("q", q, options_.dtype),
-          k_pages_("k_pages", k_pages, options_.dtype),
-          v_pages_("v_pages", v_pages, options_.dtype),
+    AttentionTensors(py::handle q, py::handle k_pages, py::handle v_pages, AttentionOptions options,
+                     Where where = Where::kCpu)
+        : where_(where),
+          options_(std::move(options)),
+          q_("q", q, options_.dtype, where),
+          k_pages_("k_pages", k_pages, options_.dtype, where),
+          v_pages_("v_pages", v_pages, options_.dtype, where),
           q_object_(q) {}
+
+    // The sizes that a plan gives.
+    void expect(const AttentionShape& shape, int64_t num_rows) {
+        num_tokens.set(num_rows, "the plan");
+        num_qo_heads.set(shape.num_qo_heads, "the plan");
+        num_kv_heads.set(shape.num_kv_heads, "the plan");
+        head_dim.set(shape.head_dim, "the plan");
+        page_size.set(shape.page_size, "the plan");
+    }
 
     AttentionParams check() {
         check_shape(q_, {&num_tokens, &num_qo_heads, &head_dim});
@@ -50,17 +63,18 @@ class AttentionTensors {
         if (options_.lse.is_none()) {
             options_.lse = new_output("lse", q_object_, NewType::kFloat32, {num_tokens.size, num_qo_heads.size});
         }
-        out_.emplace("out", options_.out, options_.dtype);
+        out_.emplace("out", options_.out, options_.dtype, where_);
         out_->expect_writable();
         check_shape(*out_, {&num_tokens, &num_qo_heads, &head_dim});
-        lse_.emplace("lse", options_.lse);
+        lse_.emplace("lse", options_.lse, where_);
         lse_->expect_type({ElementType::kFloat32});
         lse_->expect_writable();
         check_shape(*lse_, {&num_tokens, &num_qo_heads});
         if (!options_.sinks.is_none()) {
-            sinks_.emplace("sinks", options_.sinks, std::nullopt);
+            sinks_.emplace("sinks", options_.sinks, where_);
             sinks_->expect_type({ElementType::kFloat32});
             check_shape(*sinks_, {&num_qo_heads});
+            sinks_->expect_unit_last_stride();
         }
         const double scale = options_.softmax_scale.value_or(1.0 / std::sqrt(static_cast<double>(head_dim.size)));
         if (!std::isfinite(scale)) throw py::value_error("softmax_scale: expected a finite number");
@@ -80,6 +94,19 @@ class AttentionTensors {
         };
     }
 
+    // What the kernels of a GPU ask for beyond that.
+    void check_for_gpu(const Tensor& plan_buffer) const {
+        q_.expect_device_of(plan_buffer);
+        for (const Tensor* tensor : {&k_pages_, &v_pages_, &*out_}) {
+            tensor->expect_type({q_.type()});
+            tensor->expect_device_of(q_);
+        }
+        lse_->expect_device_of(q_);
+        if (sinks_) sinks_->expect_device_of(q_);
+        constexpr int64_t kVectorBytes = 16;
+        for (const Tensor* tensor : {&q_, &k_pages_, &v_pages_, &*out_}) tensor->expect_aligned(kVectorBytes);
+    }
+
     void check_page_ids(std::span<const int32_t> page_ids, int32_t max_page_id) const {
         if (max_page_id < num_pages.size) return;
         size_t index = 0;
@@ -92,22 +119,64 @@ class AttentionTensors {
     py::tuple results() const { return py::make_tuple(options_.out, options_.lse); }
 
  private:
+    Where where_;
     AttentionOptions options_;
     FloatTensor q_, k_pages_, v_pages_;
     py::handle q_object_;
-    std::optional<FloatTensor> out_, sinks_;
-    std::optional<Tensor> lse_;
+    std::optional<FloatTensor> out_;
+    std::optional<Tensor> lse_, sinks_;
 };
+
+// A packed plan in a GPU's memory, and the memory of its partial states.
+class DevicePlan {
+ public:
+    DevicePlan(const cuda::PlanLayout& layout, py::handle buffer, py::handle workspace)
+        : layout_(layout), buffer_("buffer", buffer, Where::kCuda), workspace_("workspace", workspace, Where::kCuda) {
+        int32_array(buffer_);  // one dimension, contiguous
+        workspace_.expect_type({ElementType::kFloat32});
+        workspace_.expect_device_of(buffer_);
+        workspace_.expect_writable();
+        Dim num_ints{"num_ints", layout.num_ints(), "the layout"}, num_floats{"num_floats"};
+        check_shape(buffer_, {&num_ints});
+        check_shape(workspace_, {&num_floats});
+        workspace_.expect_unit_last_stride();
+        if (num_floats.size < layout.num_workspace_floats()) {
+            throw py::value_error("workspace: expected at least " + std::to_string(layout.num_workspace_floats()) +
+                                  " elements, got " + std::to_string(num_floats.size));
+        }
+    }
+
+    const cuda::PlanLayout& layout() const { return layout_; }
+    const Tensor& buffer() const { return buffer_; }
+    cuda::AttentionCall call(const AttentionParams& params) const {
+        auto* const partial_out = static_cast<float*>(workspace_.data());
+        return layout_.call(layout_.arrays(static_cast<const int32_t*>(buffer_.data())), params, partial_out,
+                            partial_out + layout_.num_partial_outs());
+    }
+
+ private:
+    const cuda::PlanLayout layout_;
+    Tensor buffer_, workspace_;
+};
+
+py::tuple attention_on_gpu(const DevicePlan& plan, py::handle q, py::handle k_pages, py::handle v_pages,
+                           AttentionOptions options, uintptr_t stream) {
+    AttentionTensors tensors(q, k_pages, v_pages, std::move(options), Where::kCuda);
+    tensors.expect(plan.layout().shape(), plan.layout().sizes().num_rows);
+    tensors.num_pages.set(plan.layout().num_pages(), "the plan");
+    const AttentionParams params = tensors.check();
+    tensors.check_for_gpu(plan.buffer());
+    if constexpr (cuda::kIsBuilt) {  // without it, no DevicePlan can be made
+        const py::gil_scoped_release release;
+        cuda::attention(plan.call(params), {plan.buffer().device_id(), stream});
+    }
+    return tensors.results();
+}
 
 py::tuple attention(const AttentionPlan& plan, py::handle q, py::handle k_pages, py::handle v_pages,
                     AttentionOptions options, int32_t num_threads) {
     AttentionTensors tensors(q, k_pages, v_pages, std::move(options));
-    const AttentionShape& shape = plan.shape();
-    tensors.num_tokens.set(plan.num_tokens(), "the plan");
-    tensors.num_qo_heads.set(shape.num_qo_heads, "the plan");
-    tensors.num_kv_heads.set(shape.num_kv_heads, "the plan");
-    tensors.head_dim.set(shape.head_dim, "the plan");
-    tensors.page_size.set(shape.page_size, "the plan");
+    tensors.expect(plan.shape(), plan.num_tokens());
     const AttentionParams params = tensors.check();
     tensors.check_page_ids(plan.page_ids(), plan.max_page_id());
     num_threads = thread_count(num_threads, plan.num_threads());
@@ -148,18 +217,26 @@ void bind_attention(py::module_& module) {
     using Object = const py::object&;
     const py::object none = py::none();
 
+    py::class_<DevicePlan>(module, "DevicePlan", "A packed plan in a GPU's memory, which attention() takes.")
+        .def(py::init<const cuda::PlanLayout&, py::handle, py::handle>(), py::arg("layout"), py::arg("buffer"),
+             py::arg("workspace"));
+
     module.def(
         "attention",
-        [](const AttentionPlan& plan, Object q, Object k_pages, Object v_pages, py::object out, py::object lse,
-           std::optional<double> softmax_scale, double soft_cap, py::object sinks, std::optional<std::string> dtype,
-           int32_t num_threads) {
-            return attention(plan, q, k_pages, v_pages,
-                             {std::move(out), std::move(lse), softmax_scale, soft_cap, std::move(sinks), dtype},
+        [](const std::variant<const AttentionPlan*, const DevicePlan*>& plan, Object q, Object k_pages, Object v_pages,
+           py::object out, py::object lse, std::optional<double> softmax_scale, double soft_cap, py::object sinks,
+           std::optional<std::string> dtype, int32_t num_threads, uintptr_t stream) {
+            AttentionOptions options{std::move(out), std::move(lse), softmax_scale, soft_cap, std::move(sinks), dtype};
+            if (const auto* const on_gpu = std::get_if<const DevicePlan*>(&plan)) {
+                return attention_on_gpu(**on_gpu, q, k_pages, v_pages, std::move(options), stream);
+            }
+            return attention(*std::get<const AttentionPlan*>(plan), q, k_pages, v_pages, std::move(options),
                              num_threads);
         },
         py::arg("plan"), py::arg("q"), py::arg("k_pages"), py::arg("v_pages"), py::kw_only(), py::arg("out") = none,
         py::arg("lse") = none, py::arg("softmax_scale") = none, py::arg("soft_cap") = 0.0, py::arg("sinks") = none,
-        py::arg("dtype") = none, py::arg("num_threads") = 0, "Attention of one layer; returns (out, lse).");
+        py::arg("dtype") = none, py::arg("num_threads") = 0, py::arg("stream") = 0,
+        "Attention of one layer; returns (out, lse).");
 
     module.def(
         "attention_ref",

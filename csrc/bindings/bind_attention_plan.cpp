@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "attention/attention_plan.h"
+#include "attention/cuda/plan_layout.h"
 #include "bindings/batch_arrays.h"
 #include "bindings/bindings.h"
 
@@ -84,6 +85,42 @@ std::string plan_text(const AttentionPlan& plan) {
     return text;
 }
 
+// --- plans in a GPU's memory
+
+py::dict size_dict(const cuda::PlanSizes& sizes) {
+    py::dict result;
+    for (const auto& [name, member] : cuda::kNamedSizes) result[name] = sizes.*member;
+    return result;
+}
+
+cuda::PlanSizes sizes_of(const AttentionPlan& plan) {
+    return cuda::plan_sizes(cuda::plan_arrays(plan), plan.shape());
+}
+
+cuda::PlanLayout new_layout(const AttentionPlan& plan, int64_t num_pages, const py::kwargs& at_least) {
+    cuda::PlanSizes sizes = sizes_of(plan);
+    for (const auto& [key, value] : at_least) {
+        const auto name = key.cast<std::string>();
+        const auto* const size = std::ranges::find(cuda::kNamedSizes, name, &cuda::NamedSize::name);
+        if (size == std::end(cuda::kNamedSizes))
+            throw py::type_error(name + ": expected a name of AttentionPlan.sizes");
+        sizes.*size->member = std::max(sizes.*size->member, value.cast<int32_t>());
+    }
+    return {plan.shape(), sizes, num_pages};
+}
+
+void pack(const cuda::PlanLayout& layout, const AttentionPlan& plan, py::handle buffer_object) {
+    if (plan.shape() != layout.shape()) {
+        throw py::value_error("plan: expected the heads, head_dim, page_size and window_left of the layout");
+    }
+    const Tensor buffer("buffer", buffer_object);
+    int32_array(buffer);  // one dimension, contiguous
+    buffer.expect_writable();
+    Dim num_ints{"num_ints", layout.num_ints(), "the layout"};
+    check_shape(buffer, {&num_ints});
+    layout.pack(cuda::plan_arrays(plan), {static_cast<int32_t*>(buffer.data()), static_cast<size_t>(num_ints.size)});
+}
+
 }  // namespace
 
 void bind_attention_plan(py::module_& module) {
@@ -97,7 +134,23 @@ void bind_attention_plan(py::module_& module) {
         .def_property_readonly("buffers", &buffers, "The structs of work_item.h as int32 arrays, views into the plan.")
         .def("explain", &explain, py::kw_only(), py::arg("kv_dtype") = "float32",
              "Counts, bytes and FLOPs of one layer, against reading every key once per request.")
+        .def_property_readonly(
+            "sizes", [](const AttentionPlan& plan) { return size_dict(sizes_of(plan)); },
+            "What a PlanLayout must have room for.")
         .def("__str__", &plan_text);
+
+    py::class_<cuda::PlanLayout>(module, "PlanLayout", "Room for plans in one buffer of int32 that a GPU reads.")
+        .def(py::init(&new_layout), py::arg("plan"), py::arg("num_pages"))
+        .def_property_readonly("sizes", [](const cuda::PlanLayout& layout) { return size_dict(layout.sizes()); })
+        .def_property_readonly("num_ints", &cuda::PlanLayout::num_ints)
+        .def_property_readonly("num_workspace_floats", &cuda::PlanLayout::num_workspace_floats)
+        .def(
+            "has_room_for",
+            [](const cuda::PlanLayout& layout, const AttentionPlan& plan) {
+                return layout.has_room_for(sizes_of(plan));
+            },
+            py::arg("plan"))
+        .def("pack", &pack, py::arg("plan"), py::arg("buffer"), "Writes a plan into memory of the host.");
 
     module.def(
         "plan_attention",

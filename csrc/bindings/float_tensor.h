@@ -19,10 +19,17 @@ class FloatTensor : public Tensor {
             throw pybind11::value_error("dtype: expected \"float32\" or \"bfloat16\", got \"" + *dtype + "\"");
         }
         if (dtype == "bfloat16") reinterpret_uint16_as_bfloat16();
-        expect_type({ElementType::kFloat32, ElementType::kBFloat16});
+        if (where == Where::kCuda) {
+            expect_type({ElementType::kBFloat16, ElementType::kFloat16});
+        } else {
+            expect_type({ElementType::kFloat32, ElementType::kBFloat16});
+        }
         if (num_dims() > 0) expect_unit_last_stride();
     }
-    DType dtype() const { return type() == ElementType::kFloat32 ? DType::kFloat32 : DType::kBFloat16; }
+    DType dtype() const {
+        if (type() == ElementType::kFloat32) return DType::kFloat32;
+        return type() == ElementType::kBFloat16 ? DType::kBFloat16 : DType::kFloat16;
+    }
 };
 
 }  // namespace batchllm
