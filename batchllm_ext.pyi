@@ -348,8 +348,8 @@ class PlanLayout:
 
     def __init__(self, plan: AttentionPlan, num_pages: int, **kwargs: int) -> None:
         """For plans of the heads of `plan`, with room for it and for the sizes of kwargs, by the names
-        of AttentionPlan.sizes. num_pages: of k_pages and v_pages. ValueError for a head_dim that no kernel is compiled
-        for: 64, 96, 128 and 256 are.
+        of AttentionPlan.sizes. num_pages: of k_pages and v_pages. ValueError for a head_dim that is none of
+        gpu_head_dims().
         """
 
     @property
@@ -496,6 +496,9 @@ def argmax_and_lse(logits: Any, *, token_ids: Any, lse: Any, num_threads: int = 
 
 def has_cuda() -> bool:
     """Whether this build has CUDA kernels; it says nothing of the machine."""
+
+def gpu_head_dims() -> list[int]:
+    """What head_dims attention on a GPU is compiled for, in builds that have it."""
 
 def cpu_isa() -> str:
     """The instruction set of the CPU kernel in use; BATCHLLM_ISA chooses another."""

@@ -9,6 +9,7 @@
 #include "attention/cpu/cpu_isa.h"
 #include "attention/cuda/cuda.h"
 #include "attention/cuda/plan_layout.h"
+#include "attention/cuda/tile_shape.h"
 #include "bindings/batch_arrays.h"
 #include "bindings/bindings.h"
 #include "bindings/float_tensor.h"
@@ -258,6 +259,9 @@ void bind_attention(py::module_& module) {
         "attention() in float64 and plain loops, without a plan.");
 
     module.def("has_cuda", [] { return cuda::kIsBuilt; }, "Whether this build has CUDA kernels.");
+    module.def(
+        "gpu_head_dims", [] { return std::vector<int>(std::begin(cuda::kHeadDims), std::end(cuda::kHeadDims)); },
+        "What head_dims attention on a GPU is compiled for.");
     module.def("cpu_isa", [] { return selected_kernel().name; }, "The instruction set of the CPU kernel in use.");
     module.def(
         "cpu_isas",

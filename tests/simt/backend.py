@@ -18,7 +18,7 @@ import batchllm_ext
 from tests.cases import Case, Inputs
 from tests.reference import from_bf16, to_bf16
 
-HEAD_DIMS = (64, 96, 128, 256)
+HEAD_DIMS = batchllm_ext.gpu_head_dims()
 ORDERS = ("ascending", "descending", "random")
 BUILDS = ("fast", "checked")
 
