@@ -339,7 +339,9 @@ class AttentionPlan:
         num_merged_rows, num_partial_rows."""
 
     def explain(self, *, kv_dtype: Literal["float32", "bfloat16"] = "float32") -> dict[str, int]:
-        """Items, bytes and FLOPs of one layer, and the bytes if every request read its keys for itself."""
+        """Items, bytes and FLOPs of one layer, and the bytes if every request read its keys for itself;
+        batchllm.roofline.explain_attention() makes times of them.
+        """
 
 class PlanLayout:
     """Room for plans in one buffer of int32 that a GPU reads. A plan's arrays stand in it at places that depend on the

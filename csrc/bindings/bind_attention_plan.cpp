@@ -34,6 +34,9 @@ py::dict explain(const AttentionPlan& plan, const std::string& kv_dtype) {
     result["num_partial_rows"] = plan.num_slots();
     result["num_merged_rows"] = plan.merge_rows().size();
     result["num_shared_segments"] = stats.num_shared_segments;
+    result["num_levels"] = stats.num_levels;
+    result["num_qo_heads"] = shape.num_qo_heads;
+    result["head_dim"] = shape.head_dim;
     result["kv_tokens_read"] = stats.kv_tokens_read;
     result["kv_bytes_read"] = stats.kv_tokens_read * key_bytes;
     result["per_request_kv_tokens_read"] = stats.per_request_kv_tokens_read;
