@@ -11,6 +11,8 @@ from tests.cases import Inputs
 from tests.simt.backend import to_bits
 from tests.simt.precision import TORCH_TYPES
 
+NUM_MULTIPROCESSORS = 108  # what plans are balanced for: an A100's
+
 
 def current_stream() -> int:
     if not (batchllm_ext.has_cuda() and torch.cuda.is_available()):
@@ -27,13 +29,19 @@ def on_gpu(values: np.ndarray, dtype: str) -> torch.Tensor:
     return torch.from_numpy(memory.view(np.int16)).cuda().view(TORCH_TYPES[dtype]).as_strided(bits.shape, strides)
 
 
+def plan_for_gpu(inputs: Inputs, **options) -> batchllm_ext.AttentionPlan:
+    return batchllm_ext.plan_attention(**inputs.plan_arguments, num_threads=NUM_MULTIPROCESSORS, **options)
+
+
 class GpuAttention:
     """attention() over one layout, whose plans and inputs may change between calls."""
 
-    def __init__(self, inputs: Inputs, dtype: str, **room: int):
+    def __init__(self, inputs: Inputs, dtype: str, plan: batchllm_ext.AttentionPlan, spare: int = 0):
+        """`plan` is the largest; `spare` is room behind each of its arrays."""
         case = inputs.case
+        room = {name: size + spare for name, size in plan.sizes.items()}
         self.dtype, self.options = dtype, inputs.options
-        self.layout = batchllm_ext.PlanLayout(self.plan(inputs), len(inputs.k_pages), **room)
+        self.layout = batchllm_ext.PlanLayout(plan, len(inputs.k_pages), **room)
         self.buffer = torch.empty(self.layout.num_ints, dtype=torch.int32, device="cuda")
         workspace = torch.full((self.layout.num_workspace_floats,), torch.nan, device="cuda")
         self.device_plan = batchllm_ext.DevicePlan(self.layout, self.buffer, workspace)
@@ -45,13 +53,10 @@ class GpuAttention:
         if inputs.sinks is not None:
             self.options["sinks"] = torch.from_numpy(inputs.sinks).cuda()
 
-    def plan(self, inputs: Inputs, **options) -> batchllm_ext.AttentionPlan:
-        return batchllm_ext.plan_attention(**inputs.plan_arguments, num_threads=8, **options)
-
-    def upload(self, inputs: Inputs, **options) -> None:
+    def upload(self, inputs: Inputs, plan: batchllm_ext.AttentionPlan) -> None:
         """Into the memory that the calls read."""
         packed = np.full(self.layout.num_ints, 0x7F7F7F7F, np.int32)  # what is behind the plan leads nowhere
-        self.layout.pack(self.plan(inputs, **options), packed)
+        self.layout.pack(plan, packed)
         self.buffer.copy_(torch.from_numpy(packed))
         self.q[: len(inputs.q)] = on_gpu(inputs.q, self.dtype)
         for pages, values in ((self.k_pages, inputs.k_pages), (self.v_pages, inputs.v_pages)):

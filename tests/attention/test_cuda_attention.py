@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.cases import ATTENTION_CASES, Case, Inputs, Request, decodes, prefix
-from tests.gpu import GpuAttention, current_stream
+from tests.gpu import GpuAttention, current_stream, plan_for_gpu
 from tests.simt.backend import Result, rounded, supports
 from tests.simt.generated import generated_case
 from tests.simt.precision import check
@@ -16,14 +16,13 @@ from tests.simt.precision import check
 pytestmark = pytest.mark.gpu
 
 CASES = [case for case in ATTENTION_CASES if supports(case)]
-ROOM = ("num_tiles", "num_item_rows", "num_pieces", "num_page_ids", "num_merged_rows", "num_partial_rows")
 
 
 def run_once(inputs: Inputs, dtype: str, **plan_options) -> Result:
     current_stream()
-    room = dict.fromkeys(ROOM, 500)  # of which a part stays empty
-    attention = GpuAttention(inputs, dtype, **room)
-    attention.upload(inputs, **plan_options)
+    plan = plan_for_gpu(inputs, **plan_options)
+    attention = GpuAttention(inputs, dtype, plan, spare=7)
+    attention.upload(inputs, plan)
     attention.run()
     return Result(*attention.results(len(inputs.q)), counts=None)
 
@@ -55,16 +54,17 @@ def test_a_graph_is_replayed_with_other_plans():
         for name in ("k_pages", "v_pages"):
             pages = getattr(inputs, name)
             setattr(inputs, name, pages[[*range(len(pages)), *[len(pages) - 1] * (num_pages - len(pages))]])
-    attention = GpuAttention(all_inputs[0], "bfloat16", num_rows=len(all_inputs[0].q) + 3)
-    attention.upload(all_inputs[0], share="always")
+    plans = [plan_for_gpu(inputs, share="always") for inputs in all_inputs]
+    attention = GpuAttention(all_inputs[0], "bfloat16", plans[0], spare=3)
+    attention.upload(all_inputs[0], plans[0])
     attention.run()  # what a kernel needs once is there before the capture
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         attention.run()
-    for inputs in all_inputs:
+    for inputs, plan in zip(all_inputs, plans, strict=True):
         attention.out.fill_(torch.nan)
-        attention.upload(inputs, share="always")
+        attention.upload(inputs, plan)
         graph.replay()
         check(inputs, Result(*attention.results(len(inputs.q)), counts=None), "bfloat16")
         assert attention.out[len(inputs.q) :].isnan().all(), "rows that the plan does not have are not written"
