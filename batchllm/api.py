@@ -28,6 +28,7 @@ from batchllm.weights import WeightReader
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DEFAULT_MAX_BATCH_TOKENS = 1024
+MIN_COMPUTE_CAPABILITY = (8, 0)  # what the kernels are compiled for
 
 
 class LLM:
@@ -323,6 +324,8 @@ def _torch_device(device: str) -> torch.device:
         raise ValueError(f"device: 'cuda' needs a GPU, and torch {torch.__version__} finds none")
     if not ext.has_cuda():
         raise ValueError("device: 'cuda' needs batchllm_ext built with BATCHLLM_CUDA=ON")
+    if (capability := torch.cuda.get_device_capability()) < MIN_COMPUTE_CAPABILITY:
+        raise ValueError(f"device: 'cuda' needs a GPU of compute capability 8.0 or later, got {capability}")
     return torch.device("cuda", torch.cuda.current_device())
 
 

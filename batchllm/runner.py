@@ -90,7 +90,7 @@ class GpuRunner:
         logit_plan: ext.AttentionPlan | None,
         kv_cache: PagedKVCache,
     ) -> Tensor:
-        """As CpuRunner.forward. What it returns is overwritten by a later step."""
+        """As CpuRunner.forward, but it returns before the GPU is done. A later step overwrites what it returns."""
         if logit_plan is not None:
             num_pages = kv_cache.num_pages
             layout = StepLayout(ext.PlanLayout(plan, num_pages), ext.PlanLayout(logit_plan, num_pages))

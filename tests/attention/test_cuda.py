@@ -23,7 +23,11 @@ class OnGpu:
     def __init__(self, array: np.ndarray, device_id: int = 0):
         self.array, self.device_id = array, device_id
 
-    def __dlpack__(self, **options):
+    def __dlpack_device__(self):
+        return 2, self.device_id
+
+    def __dlpack__(self, *, stream: int):
+        assert stream == -1  # the producer is asked to wait for nothing, which a CUDA graph could not capture
         capsule = self.array.__dlpack__()  # a DLManagedTensor: data pointer, device_type, device_id
         pointer = ctypes.pythonapi.PyCapsule_GetPointer
         pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]

@@ -73,6 +73,10 @@ def test_a_gpu_that_is_not_there_is_refused(tiny_dir, monkeypatch):
     with pytest.raises(ValueError, match=r"^device: 'cuda' needs batchllm_ext built with BATCHLLM_CUDA=ON$"):
         LLM(tiny_dir, device="cuda")
     monkeypatch.setattr(batchllm_ext, "has_cuda", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    with pytest.raises(ValueError, match=r"^device: 'cuda' needs a GPU of compute .* or later, got \(7, 5\)$"):
+        LLM(tiny_dir, device="cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     with pytest.raises(ValueError, match=r"^dtype: expected 'auto' or 'bfloat16' on a GPU, got 'float32'$"):
         LLM(tiny_dir, device="cuda", dtype="float32")
     with pytest.raises(ValueError, match=f"^{tiny_dir}: head_dim is 8, and attention on a GPU is compiled for 64, 96,"):
