@@ -1,11 +1,11 @@
-# make demo | test | test-full | sass | check | format | sanitize | fuzz | peers | clean. All of it in .venv, models/, out/ and build/.
+# make demo | test | test-full | test-gpu | sass | check | format | sanitize | fuzz | peers | clean. All of it in .venv, models/, out/ and build/.
 PYTHON ?= python3
 BIN    := .venv/bin
 MODEL  := models/smollm2-135m-instruct
 JOB    := examples/documents.jsonl
 SOURCES := $(shell find csrc batchllm -type f) setup.py pyproject.toml CMakeLists.txt batchllm_ext.pyi
 
-.PHONY: help demo test test-full test-cpp test-python sass sanitize fuzz peers check format clean
+.PHONY: help demo test test-full test-gpu test-cpp test-python sass sanitize fuzz peers check format clean
 
 help:
 	@sed -n 1p Makefile
@@ -31,6 +31,11 @@ test: test-cpp test-python
 # And what takes minutes: every emulated kernel with threads in random order.
 test-full: test-cpp test-python
 	$(BIN)/python -m pytest -m full
+
+# What only a GPU can show; the kernels under compute-sanitizer, too, where it is on PATH.
+test-gpu: .venv/installed $(MODEL)/config.json
+	$(BIN)/python -m pytest -m gpu
+	! command -v compute-sanitizer || compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest -m gpu tests/attention
 
 # doctest is one header. Where the system lacks it, Debian's package is unpacked into build/; nothing is installed.
 build/doctest/usr/include/doctest/doctest.h:

@@ -333,8 +333,49 @@ class AttentionPlan:
         merge_rows [num_merged_rows, 3].
         """
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What a PlanLayout must have room for: num_rows, num_tiles, num_item_rows, num_pieces, num_page_ids,
+        num_merged_rows, num_partial_rows."""
+
     def explain(self, *, kv_dtype: Literal["float32", "bfloat16"] = "float32") -> dict[str, int]:
-        """Items, bytes and FLOPs of one layer, and the bytes if every request read its keys for itself."""
+        """Items, bytes and FLOPs of one layer, and the bytes if every request read its keys for itself;
+        batchllm.roofline.explain_attention() makes times of them.
+        """
+
+class PlanLayout:
+    """Room for plans in one buffer of int32 that a GPU reads. A plan's arrays stand in it at places that depend on the
+    layout only, and what is behind a smaller plan is nothing to do: a CUDA graph may be replayed with another plan.
+    """
+
+    def __init__(self, plan: AttentionPlan, num_pages: int, **kwargs: int) -> None:
+        """For plans of the heads of `plan`, with room for it and for the sizes of kwargs, by the names
+        of AttentionPlan.sizes. num_pages: of k_pages and v_pages. ValueError for a head_dim that is none of
+        gpu_head_dims().
+        """
+
+    @property
+    def sizes(self) -> dict[str, int]: ...
+    @property
+    def num_ints(self) -> int:
+        """int32 elements of the buffer."""
+
+    @property
+    def num_workspace_floats(self) -> int:
+        """float32 elements of the memory for partial states."""
+
+    def has_room_for(self, plan: AttentionPlan) -> bool: ...
+    def pack(self, plan: AttentionPlan, buffer: Any) -> None:
+        """Writes the plan into buffer, int32 [num_ints] in the host's memory. ValueError, naming the size or the page
+        id, for a plan that there is no room for."""
+
+class DevicePlan:
+    """A packed plan in a GPU's memory: what attention() on CUDA tensors takes. Keeps both tensors alive."""
+
+    def __init__(self, layout: PlanLayout, buffer: Any, workspace: Any) -> None:
+        """buffer: int32 [layout.num_ints], a copy of what layout.pack() wrote, on the stream of attention() or before.
+        workspace: float32 of at least layout.num_workspace_floats elements, for one call at a time. Both on one GPU.
+        """
 
 def plan_attention(
     span_indptr: Any,
@@ -362,7 +403,7 @@ def plan_attention(
     """
 
 def attention(
-    plan: AttentionPlan,
+    plan: AttentionPlan | DevicePlan,
     q: Any,
     k_pages: Any,
     v_pages: Any,
@@ -374,6 +415,7 @@ def attention(
     sinks: Any = None,
     dtype: str | None = None,
     num_threads: int = 0,
+    stream: int = 0,
 ) -> tuple[Any, Any]:
     """Attention of one layer; returns (out, lse).
 
@@ -382,6 +424,10 @@ def attention(
     softmax_scale: 1 / sqrt(head_dim) by default. soft_cap: cap * tanh(score / cap), before the mask; 0 is off.
     sinks: float32 [num_qo_heads], scores of one more key with v = 0.
     dtype: "bfloat16" where NumPy uint16 arrays hold it. Outputs that are not given are made by q's library.
+
+    With a DevicePlan: CUDA tensors, bfloat16 or float16 all of them, whose memory and strides are multiples of 16
+    bytes; num_tokens is the layout's num_rows, and rows that the plan does not have are not written. The work is put on
+    `stream`, a cudaStream_t, and nothing is waited for: a CUDA graph may capture the call if it is given out and lse.
     """
 
 def attention_ref(
@@ -452,6 +498,9 @@ def argmax_and_lse(logits: Any, *, token_ids: Any, lse: Any, num_threads: int = 
 
 def has_cuda() -> bool:
     """Whether this build has CUDA kernels; it says nothing of the machine."""
+
+def gpu_head_dims() -> list[int]:
+    """What head_dims attention on a GPU is compiled for, in builds that have it."""
 
 def cpu_isa() -> str:
     """The instruction set of the CPU kernel in use; BATCHLLM_ISA chooses another."""

@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import batchllm_ext as ext
 from batchllm.config import ModelConfig, resolve_model
 from batchllm.engine import Engine, Finished, Job
 from batchllm.kv_cache import affordable_kv_tokens
 from batchllm.model import Model
+from batchllm.ops import GpuOps
 from batchllm.outputs import CompletionOutput, JobProgress, RequestOutput
 from batchllm.prompts import Prompt, RequestLimits, params_list, parse_prompt, prompt_list
+from batchllm.runner import CpuRunner, Gpu, GpuRunner, Runner
 from batchllm.sampling import Sampler, stream_seed
 from batchllm.sampling_params import MAX_INT32, SamplingParams
 from batchllm.stopping import StopStringWatcher
@@ -25,14 +28,16 @@ from batchllm.weights import WeightReader
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DEFAULT_MAX_BATCH_TOKENS = 1024
+MIN_COMPUTE_CAPABILITY = (8, 0)  # what the kernels are compiled for
 
 
 class LLM:
     """A Hugging Face causal language model that answers whole jobs, computing each shared prefix once.
 
     model: a directory with config.json and safetensors, or a hub id.
-    dtype: "float32", "bfloat16", or "auto": bfloat16 where the CPU has bf16 dot products, else float32.
-    device: "auto" or "cpu".
+    dtype: "float32", "bfloat16", or "auto": bfloat16 where the CPU has bf16 dot products, else float32. A GPU takes
+        bfloat16 only.
+    device: "auto" and "cpu" are the CPU; "cuda" is torch's current GPU, for models of head_dim 64, 96, 128 or 256.
     levels: depth of prefix sharing: None any, 1 a single level, 0 none.
     page_size: tokens of a KV page.
     kv_cache_tokens: size of the KV pool; None takes what the job needs, within the memory available.
@@ -57,9 +62,8 @@ class LLM:
         seed: int = 0,
     ) -> None:
         start = time.perf_counter()
-        torch_dtype = _torch_dtype(dtype)
-        if device not in ("auto", "cpu"):
-            raise ValueError(f"device: expected 'auto' or 'cpu' (this build runs models on the CPU), got {device!r}")
+        torch_device = _torch_device(device)
+        torch_dtype = _torch_dtype(dtype, torch_device)
         if not (levels is None or (type(levels) is int and levels in (0, 1))):
             raise ValueError(f"levels: expected None, 0 or 1, got {levels!r}")
         _check_positive("page_size", page_size)
@@ -81,20 +85,25 @@ class LLM:
         if type(seed) is not int:
             raise ValueError(f"seed: expected an integer, got {seed!r}")
         self.seed = seed
-        with WeightReader(self.directory, torch_dtype) as reader:
+        if torch_device.type == "cuda" and self.config.head_dim not in ext.gpu_head_dims():
+            raise ValueError(
+                f"{self.directory}: head_dim is {self.config.head_dim}, and attention on a GPU is compiled for "
+                f"{', '.join(map(str, ext.gpu_head_dims()))}"
+            )
+        with WeightReader(self.directory, torch_dtype, torch_device) as reader:
             loaded = Model(self.config, reader)
         loaded.pack_weights()
         if kv_cache_tokens is None:
-            kv_cache_tokens = max(affordable_kv_tokens(self.config, torch_dtype), page_size)
+            kv_cache_tokens = max(affordable_kv_tokens(self.config, torch_dtype, torch_device), page_size)
         self._limits = RequestLimits(self.config.vocab_size, self.config.max_model_len, page_size, kv_cache_tokens)
         self._num_jobs = 0
         self._engine = Engine(
             model=loaded,
+            runner=_runner(loaded),
             levels=levels,
             page_size=page_size,
             kv_cache_tokens=kv_cache_tokens,
             max_batch_tokens=max_batch_tokens or DEFAULT_MAX_BATCH_TOKENS,
-            num_threads=torch.get_num_threads(),
         )
         self._load_s = time.perf_counter() - start
         self.stats: dict[str, Any] = {}
@@ -306,7 +315,31 @@ class LLM:
         return [next(encoded) if ids is None else ids for _, ids in parsed], texts
 
 
-def _torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
+def _torch_device(device: str) -> torch.device:
+    if device in ("auto", "cpu"):
+        return torch.device("cpu")
+    if device != "cuda":
+        raise ValueError(f"device: expected 'auto', 'cpu' or 'cuda', got {device!r}")
+    if not torch.cuda.is_available():
+        raise ValueError(f"device: 'cuda' needs a GPU, and torch {torch.__version__} finds none")
+    if not ext.has_cuda():
+        raise ValueError("device: 'cuda' needs batchllm_ext built with BATCHLLM_CUDA=ON")
+    if (capability := torch.cuda.get_device_capability()) < MIN_COMPUTE_CAPABILITY:
+        raise ValueError(f"device: 'cuda' needs a GPU of compute capability 8.0 or later, got {capability}")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _runner(model: Model) -> Runner:
+    if model.device.type == "cuda":
+        return GpuRunner(model, Gpu(), GpuOps())
+    return CpuRunner(model, torch.get_num_threads())
+
+
+def _torch_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    if device.type == "cuda":
+        if dtype not in ("auto", "bfloat16", torch.bfloat16):
+            raise ValueError(f"dtype: expected 'auto' or 'bfloat16' on a GPU, got {dtype!r}")
+        return torch.bfloat16
     if dtype == "auto":
         return torch.bfloat16 if _cpu_has_bf16_dot() else torch.float32
     for name, torch_dtype in DTYPES.items():

@@ -30,6 +30,12 @@ class Dtype(str, Enum):
     bfloat16 = "bfloat16"
 
 
+class RunDevice(str, Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 class Levels(str, Enum):
     auto = "auto"
     none = "0"
@@ -88,6 +94,7 @@ def run(
         Levels, typer.Option(help="Depth of prefix sharing: any (auto), a single level (1), none (0).")
     ] = Levels.auto,
     dtype: Annotated[Dtype, typer.Option(help="auto: bfloat16 where the CPU multiplies it.")] = Dtype.auto,
+    device: Annotated[RunDevice, typer.Option(help="auto: the CPU. cuda has not run on a GPU yet.")] = RunDevice.auto,
     kv_cache_tokens: Annotated[
         int | None, typer.Option(min=1, help="Size of the KV pool.", show_default="what fits in memory")
     ] = None,
@@ -123,6 +130,7 @@ def run(
         return LLM(
             model,
             dtype=dtype.value,
+            device=device.value,
             levels=None if levels is Levels.auto else int(levels.value),
             page_size=page_size,
             kv_cache_tokens=kv_cache_tokens,

@@ -16,6 +16,7 @@ import batchllm_ext as ext
 from batchllm.kv_cache import PagedKVCache
 from batchllm.model import Model
 from batchllm.outputs import JobProgress
+from batchllm.runner import Runner
 from batchllm.sampling import ROWS_AT_ONCE, Sampler
 from batchllm.simulate import READER_COST_TOKENS
 from batchllm.stopping import StopStringWatcher
@@ -49,11 +50,11 @@ class Finished:
 @dataclass
 class Engine:
     model: Model
+    runner: Runner
     levels: int | None
     page_size: int
     kv_cache_tokens: int  # at most; a job gets a pool of what it needs
     max_batch_tokens: int
-    num_threads: int
     kv_cache: PagedKVCache | None = None
     stats: dict[str, Any] = field(default_factory=dict)
 
@@ -87,9 +88,11 @@ class Engine:
                 batch = planner.next_batch()
                 if batch is None:
                     break
-                plan, logit_plan = self._plan_attention(batch), self._plan_attention(batch.logit_batch())
+                plan = self._plan_attention(batch)
+                all_sample = len(batch.logit_rows) == batch.num_tokens
+                logit_plan = None if all_sample else self._plan_attention(batch.logit_batch())
             with clock("forward"):
-                hidden = self.model.forward(batch, plan, logit_plan, kv_cache, self.num_threads)
+                hidden = self.runner.forward(batch, plan, logit_plan, kv_cache)
             ids = batch.logit_request_ids
             sampled, step_logprobs = self._sample(job, hidden, ids, num_output_tokens[ids], clock)
             with clock("sample"):
@@ -141,7 +144,8 @@ class Engine:
         num_pages = min(needed_pages, self.kv_cache_tokens // self.page_size)
         if self.kv_cache is None or self.kv_cache.num_pages < num_pages:
             self.kv_cache = None  # give the old pool back first
-            self.kv_cache = PagedKVCache.allocate(self.model.config, num_pages, self.page_size, self.model.dtype)
+            model = self.model
+            self.kv_cache = PagedKVCache.allocate(model.config, num_pages, self.page_size, model.dtype, model.device)
         return self.kv_cache
 
     def _plan_attention(self, batch: ext.TokenBatch) -> ext.AttentionPlan:
@@ -159,7 +163,7 @@ class Engine:
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             page_size=self.page_size,
-            num_threads=self.num_threads,
+            num_threads=self.runner.plan_threads,
         )
 
     def _sample(
@@ -175,7 +179,7 @@ class Engine:
                 logits = self.model.logits(hidden[rows])
             with clock("sample"):
                 tokens[rows], logprobs[rows] = job.sampler.sample(
-                    logits, request_ids[rows], num_output_tokens[rows], self.num_threads
+                    logits, request_ids[rows], num_output_tokens[rows], self.runner.ops
                 )
         return tokens, logprobs
 

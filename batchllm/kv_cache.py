@@ -13,7 +13,7 @@ from batchllm.config import ModelConfig
 POOL_SHARE = 0.75
 
 
-@dataclass
+@dataclass(eq=False)  # a pool is itself only
 class PagedKVCache:
     """KV pages of all layers. Pages are touched (and so become resident) only when tokens are written to them.
 
@@ -26,11 +26,18 @@ class PagedKVCache:
     page_size: int
 
     @classmethod
-    def allocate(cls, config: ModelConfig, num_pages: int, page_size: int, dtype: torch.dtype) -> PagedKVCache:
+    def allocate(
+        cls,
+        config: ModelConfig,
+        num_pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> PagedKVCache:
         """Raises MemoryError, with the size asked for, where the machine refuses it."""
         shape = (config.num_layers, 2, num_pages, page_size, config.num_kv_heads, config.head_dim)
         try:
-            pages = torch.empty(shape, dtype=dtype)
+            pages = torch.empty(shape, dtype=dtype, device=device)
         except RuntimeError as error:
             size = num_pages * page_size * kv_bytes_per_token(config, dtype)
             raise MemoryError(
@@ -43,9 +50,10 @@ def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
 
 
-def affordable_kv_tokens(config: ModelConfig, dtype: torch.dtype) -> int:
+def affordable_kv_tokens(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:
     """The largest pool that the memory available now can hold beside everything else."""
-    return int(POOL_SHARE * available_memory_bytes()) // kv_bytes_per_token(config, dtype)
+    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
+    return int(POOL_SHARE * available) // kv_bytes_per_token(config, dtype)
 
 
 def available_memory_bytes(root: Path = Path("/")) -> int:

@@ -22,11 +22,11 @@ class Linear:
         return bool(self.weight.is_mkldnn)
 
     def pack(self) -> None:
-        """Brings the weight into oneDNN's own layout, where `can_pack` allows it.
+        """Brings the weight of a CPU into oneDNN's own layout, where `can_pack` allows it.
 
         `F.linear` does that in every call, which costs the more of the product the fewer rows it has.
         """
-        if not self.is_packed and can_pack(self.weight.dtype):
+        if not self.is_packed and self.weight.is_cpu and can_pack(self.weight.dtype):
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, None)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """One decoder for the Llama family: Llama 2/3, Mistral, SmolLM2, Qwen2, Qwen3. Differences come from the config.
 
 T = tokens of the batch, Hq/Hkv = query/KV heads, D = head_dim. Matrix products are torch's; what is between
-them is `batchllm_ext`'s.
+them is of the device's `Ops`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import batchllm_ext as ext
 from batchllm.config import ModelConfig
 from batchllm.kv_cache import PagedKVCache
 from batchllm.linear import Linear
+from batchllm.ops import Ops
+from batchllm.step import Step
 from batchllm.weights import WeightReader
 
 
@@ -49,7 +50,7 @@ class Model:
         else:
             self.lm_head = Linear(reader.take("lm_head.weight", config.vocab_size, hidden))
         reader.finish()
-        self.inv_freq = _inv_freq(config)
+        self.inv_freq = _inv_freq(config).to(self.embedding.device)
 
     def pack_weights(self) -> None:
         """Prepares the matrices for many products. The embedding stays as it is, also where it is the lm_head."""
@@ -62,23 +63,25 @@ class Model:
     def dtype(self) -> torch.dtype:
         return self.embedding.dtype
 
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
     def forward(
         self,
-        batch: ext.TokenBatch,
-        plan: ext.AttentionPlan,
-        logit_plan: ext.AttentionPlan,
+        step: Step,
         kv_cache: PagedKVCache,
-        num_threads: int,
+        ops: Ops,
     ) -> Tensor:
-        """Runs the batch, writes its K and V into the cache; returns the normed hidden states of the rows that
-        sample, [len(batch.logit_rows), hidden_size]. `logit_plan` is that of `batch.logit_batch()`: nobody reads the
-        other rows of the last layer but their K and V, so they end there."""
+        """Runs the step, writes its K and V into the cache; returns the normed hidden states of the rows that sample,
+        [R, hidden_size]. Nobody reads the other rows of the last layer but their K and V, so they end there."""
         config = self.config
         num_q, num_kv, dim = config.num_qo_heads, config.num_kv_heads, config.head_dim
-        norm = partial(ext.rms_norm, eps=config.rms_norm_eps, num_threads=num_threads)
-        x = F.embedding(_tensor(batch.token_ids), self.embedding)  # [T, hidden_size]
+        norm = partial(ops.rms_norm, eps=config.rms_norm_eps)
+        plan = step.plan
+        x = F.embedding(step.token_ids, self.embedding)  # [T, hidden_size]
         delta = None  # [T, hidden_size], what the last block adds to x; the next norm adds it
-        cos, sin = self._rotation(_tensor(batch.positions))
+        cos, sin = self._rotation(step.positions)
         normed = torch.empty_like(x)
         attended = x.new_empty(len(x), num_q, dim)  # [T, Hq, D]
         activated = x.new_empty(len(x), config.intermediate_size)
@@ -89,15 +92,15 @@ class Model:
             if layer.q_norm is not None and layer.k_norm is not None:
                 norm(q, layer.q_norm, out=q)
                 norm(k, layer.k_norm, out=k)
-            ext.rotate(qkv[:, : num_q + num_kv], cos, sin, num_threads=num_threads)
-            ext.append_kv(k, v, batch.slots, k_pages, v_pages, num_threads=num_threads)
-            if layer is self.layers[-1] and batch.num_tokens > len(batch.logit_rows):
-                rows, plan = _tensor(batch.logit_rows), logit_plan
+            ops.rotate(qkv[:, : num_q + num_kv], cos, sin)
+            ops.append_kv(k, v, step.slots, k_pages, v_pages)
+            if layer is self.layers[-1] and step.logit_rows is not None:
+                rows, plan = step.logit_rows, step.logit_plan
                 x, q = x[rows], q[rows]
                 normed, attended, activated = (buffer[: len(rows)] for buffer in (normed, attended, activated))
-            ext.attention(plan, q, k_pages, v_pages, out=attended, num_threads=num_threads)
+            ops.attention(plan, q, k_pages, v_pages, out=attended)
             norm(x, layer.post_norm, out=normed, delta=layer.o(attended.flatten(1)))
-            ext.silu_and_mul(layer.gate_up(normed), out=activated, num_threads=num_threads)
+            ops.silu_and_mul(layer.gate_up(normed), out=activated)
             delta = layer.down(activated)
         norm(x, self.norm, out=x, delta=delta)
         return x
@@ -151,8 +154,3 @@ def _inv_freq(config: ModelConfig) -> Tensor:
         kept = ((turns - low) / (high - low)).clamp(0, 1)
         inv_freq = inv_freq * kept + inv_freq / scaling["factor"] * (1 - kept)
     return inv_freq
-
-
-def _tensor(array: object) -> Tensor:
-    """A torch copy of a read-only int array of the batch."""
-    return torch.tensor(array)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import batchllm_ext as ext
+from batchllm.ops import CpuOps, Ops
 from batchllm.sampling_params import SamplingParams
 
 # Rows of logits that are alive at once: a vocabulary of 128,000 in bfloat16 is 0.25 MB a row. Fewer rows would read
 # the output embedding, the largest matrix, more often.
 ROWS_AT_ONCE = 256
 DRAWN_ROWS_AT_ONCE = 64  # of these; each takes some 30 bytes a token of the vocabulary while it is drawn
+DEFAULT_OPS = CpuOps()
 NUM_CANDIDATES = 1024  # tokens that top-k and top-p look at before they sort the whole vocabulary
 
 
@@ -47,30 +49,29 @@ class Sampler:
         )
 
     def sample(
-        self, logits: Tensor, request_ids: np.ndarray, num_output_tokens: np.ndarray, num_threads: int = 0
+        self, logits: Tensor, request_ids: np.ndarray, num_output_tokens: np.ndarray, ops: Ops = DEFAULT_OPS
     ) -> tuple[np.ndarray, np.ndarray]:
         """The next token of each row and its log-probability under the model (before temperature and filters).
 
-        logits float32 or bfloat16 [R, vocab_size] (changed in place); request_ids, num_output_tokens int32 [R];
-        num_threads of 0 is OpenMP's number. Returns int32 [R] and float32 [R].
+        logits float32 or bfloat16 [R, vocab_size] (changed in place), on the device that ops is for; request_ids,
+        num_output_tokens int32 [R]. Returns int32 [R] and float32 [R].
         """
         self._ban_early_stops(logits, request_ids, num_output_tokens)
-        tokens = torch.empty(len(logits), dtype=torch.int32)
-        lse = torch.empty(len(logits))  # of each row: log of the sum of its exponentials
-        ext.argmax_and_lse(logits, token_ids=tokens, lse=lse, num_threads=num_threads)
+        tokens, lse = ops.argmax_and_lse(logits)
+        on_device = partial(torch.as_tensor, device=logits.device)
         drawn = np.flatnonzero(self.temperature[request_ids] > 0)
         for begin in range(0, len(drawn), DRAWN_ROWS_AT_ONCE):
             places = drawn[begin : begin + DRAWN_ROWS_AT_ONCE]
-            ids, rows = request_ids[places], torch.from_numpy(places)
+            ids, rows = request_ids[places], on_device(places)
             tokens[rows] = draw(
                 logits[rows].float(),
-                torch.from_numpy(self.temperature[ids]),
-                torch.from_numpy(self.top_k[ids]),
-                torch.from_numpy(self.top_p[ids]),
-                torch.from_numpy(uniform_draws(self.seed[ids], num_output_tokens[places])),
+                on_device(self.temperature[ids]),
+                on_device(self.top_k[ids]),
+                on_device(self.top_p[ids]),
+                on_device(uniform_draws(self.seed[ids], num_output_tokens[places])),
             ).int()
         logprobs = logits.gather(1, tokens.long()[:, None])[:, 0].float() - lse
-        return tokens.numpy(), logprobs.numpy()
+        return tokens.cpu().numpy(), logprobs.cpu().numpy()
 
     def ends(self, tokens: np.ndarray, request_ids: np.ndarray) -> np.ndarray:
         """bool [R]: the token is one that ends its request."""
@@ -82,7 +83,8 @@ class Sampler:
 
     def _ban_early_stops(self, logits: Tensor, request_ids: np.ndarray, num_output_tokens: np.ndarray) -> None:
         for row in np.flatnonzero(num_output_tokens < self.min_tokens[request_ids]):
-            logits[row, torch.from_numpy(self.stop_sets[self.stop_set[request_ids[row]]])] = -torch.inf
+            banned = self.stop_sets[self.stop_set[request_ids[row]]]
+            logits[row, torch.as_tensor(banned, device=logits.device)] = -torch.inf
 
 
 def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
@@ -133,7 +135,7 @@ def _cut(ordered: Tensor, top_k: Tensor, top_p: Tensor, total: Tensor) -> tuple[
     """
     num_candidates = ordered.shape[1]
     mass = ordered.double().cumsum(dim=-1)
-    allowed = torch.arange(num_candidates) < top_k[:, None]
+    allowed = torch.arange(num_candidates, device=ordered.device) < top_k[:, None]
     whole = torch.where(top_k <= num_candidates, (ordered.double() * allowed).sum(dim=-1), total)
     allowed &= (top_p[:, None] >= 1) | (mass - ordered < top_p.double()[:, None] * whole[:, None])
     last = (allowed.sum(dim=-1, keepdim=True) - 1).clamp_(min=0)

@@ -22,9 +22,10 @@ class WeightReader:
     announce would otherwise be dropped in silence.
     """
 
-    def __init__(self, directory: Path, dtype: torch.dtype) -> None:
+    def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         self.directory = directory
         self.dtype = dtype
+        self.device = device
         self._files = ExitStack()
         self._handles: dict[str, safe_open] = {}
         self._file_of = _tensor_files(directory)
@@ -34,7 +35,7 @@ class WeightReader:
         return name in self._file_of
 
     def take(self, name: str, *shape: int) -> torch.Tensor:
-        """A copy of tensor `name`, [*shape], in `self.dtype`."""
+        """A copy of tensor `name`, [*shape], in `self.dtype` on `self.device`."""
         if name not in self._file_of:
             raise ValueError(f"{self.directory}: tensor {name} is missing")
         file = self._file_of[name]
@@ -52,7 +53,7 @@ class WeightReader:
         if not tensor.is_floating_point() or tensor.element_size() < 2:
             raise ValueError(f"{self.directory / file}: tensor {name}: dtype {tensor.dtype} is not supported")
         self._left.discard(name)
-        return torch.empty(shape, dtype=self.dtype).copy_(tensor)
+        return torch.empty(shape, dtype=self.dtype, device=self.device).copy_(tensor)
 
     def drop(self, name: str) -> None:
         """Marks a tensor as known but not needed (the stored copy of a tied lm_head)."""

@@ -9,6 +9,8 @@ measured in the same run: float32 and bfloat16 matrix products (torch) and readi
 
 --flex adds FlexAttention. It is compiled for each shape, which takes half a minute, and brings OpenMP threads of its
 own, which wait busily while others have their turn: what the others take is measured without it.
+
+--device cuda runs the same shapes on a GPU, in bfloat16, against what is installed (attention_cuda.py).
 """
 
 from __future__ import annotations
@@ -204,8 +206,23 @@ def ceilings(options: argparse.Namespace) -> dict:
     return result
 
 
+def main_on_gpu(options: argparse.Namespace) -> None:
+    from benchmarks import attention_cuda
+
+    report = {"device": torch.cuda.get_device_name(), **vars(options), "shapes": []}
+    for shape in QUICK_SHAPES if options.quick else SHAPES:
+        case = make_case(shape, options)
+        result = attention_cuda.measure(case.make_inputs(poison=0.0), options)
+        report["shapes"].append({"prefix": shape[0], "readers": shape[1], "own": shape[2], **result})
+        if not options.json:
+            attention_cuda.print_shape(case.name, result)
+    if options.json:
+        print(json.dumps(report))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="0: all")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--num-qo-heads", type=int, default=32)
@@ -213,9 +230,14 @@ def main() -> None:
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each shape")
     parser.add_argument("--flex", action="store_true", help="with torch's FlexAttention")
+    parser.add_argument("--repeats", type=int, default=50, help="calls of each contestant on a GPU")
     parser.add_argument("--quick", action="store_true", help="two shapes only")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
+    if options.device == "cuda":
+        if torch is None or not torch.cuda.is_available():
+            parser.error("--device cuda: torch finds no GPU")
+        return main_on_gpu(options)
     if torch is not None and options.threads:
         torch.set_num_threads(options.threads)
 

@@ -24,8 +24,9 @@ def api(source: str) -> dict[str, str]:
                 found[prefix + node.name] = "property" if is_property else parameters(node.args)
 
     def parameters(args: ast.arguments) -> str:
-        for arg in [*args.args, *args.kwonlyargs]:
-            arg.annotation = None
+        for arg in [*args.args, *args.kwonlyargs, args.kwarg]:
+            if arg is not None:
+                arg.annotation = None
         return ast.unparse(args)
 
     visit(ast.parse(source).body, "")

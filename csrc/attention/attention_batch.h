@@ -48,6 +48,8 @@ struct AttentionShape {
     int32_t page_size;
     int32_t window_left = -1;  // positions before its own that a row still sees; -1: all
 
+    bool operator==(const AttentionShape&) const = default;
+
     int32_t group_size() const { return num_qo_heads / num_kv_heads; }  // query heads of one KV head
     void validate() const;                                              // throws std::invalid_argument
 

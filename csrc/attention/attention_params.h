@@ -5,7 +5,7 @@
 
 namespace batchllm {
 
-enum class DType : uint8_t { kFloat32, kBFloat16 };
+enum class DType : uint8_t { kFloat32, kBFloat16, kFloat16 };  // kFloat16: on a GPU only
 
 // Strides count elements; head_dim is contiguous.
 struct QueryTensor {  // [num_tokens, num_qo_heads, head_dim]

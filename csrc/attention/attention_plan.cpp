@@ -270,6 +270,7 @@ class PlanBuilder {
         const int32_t height = max_tile_rows(shape_.group_size());
         for (int32_t span = 0; span < batch_.num_spans(); ++span) {
             if (batch_.link_indptr[span] == batch_.link_indptr[span + 1]) continue;
+            stats.num_levels = std::max(stats.num_levels, batch_.link_indptr[span + 1] - batch_.link_indptr[span]);
             const int32_t chain_begin = batch_.link_range(span, batch_.link_indptr[span]).begin;
             const int32_t chain_end = batch_.link_range(span, batch_.link_indptr[span + 1] - 1).end;
             for (int32_t row = 0; row < batch_.num_rows(span); row += height) {

@@ -23,6 +23,7 @@ struct PlanStats {
     int64_t per_request_kv_tokens_read = 0;  // the same if every span read its keys alone
     int64_t num_scores = 0;                  // visible (row, key) pairs of one query head
     int32_t num_shared_segments = 0;         // read once for several spans
+    int32_t num_levels = 0;                  // links of the longest chain
 };
 
 // Which segments with several readers are read once for all of them.

@@ -1,5 +1,5 @@
-// What a kernel executes: plain structs, no functions, so that code compiled for different instruction sets (and
-// one day for a device) can share them.
+// What a kernel executes: plain structs, no functions, so that code compiled for different instruction sets and for
+// GPUs can share them.
 //
 // Positions are absolute token positions of a request. A context is a chain of segments, so the keys of an item are
 // one run of positions [kv_begin, kv_end) that may cross from one segment's pages into the next one's:

@@ -12,11 +12,6 @@ namespace py = pybind11;
 namespace batchllm {
 namespace {
 
-int32_t thread_count(int32_t num_threads) {
-    if (num_threads < 0) throw py::value_error("num_threads: expected at least 0, got " + std::to_string(num_threads));
-    return num_threads == 0 ? omp_get_max_threads() : num_threads;
-}
-
 // The element type of all of the tensors, whose rows must be contiguous.
 DType common_type(std::initializer_list<const Tensor*> tensors) {
     const Tensor& first = **tensors.begin();
@@ -60,7 +55,7 @@ void rms_norm_of(py::handle x_object, py::handle weight_object, double eps, py::
     params.num_heads = num_heads.size;
     params.size = size.size;
     params.eps = static_cast<float>(eps);
-    num_threads = thread_count(num_threads);
+    num_threads = thread_count(num_threads, omp_get_max_threads());
     const py::gil_scoped_release release;
     rms_norm(params, num_rows.size, num_threads);
 }
@@ -87,7 +82,7 @@ void rotate_of(py::handle x_object, py::handle cos_object, py::handle sin_object
         .size = size.size,
     };
     x.expect_writable();
-    num_threads = thread_count(num_threads);
+    num_threads = thread_count(num_threads, omp_get_max_threads());
     const py::gil_scoped_release release;
     rotate(params, num_rows.size, num_threads);
 }
@@ -107,7 +102,7 @@ void silu_and_mul_of(py::handle gate_up_object, py::handle out_object, int32_t n
         .size = size.size,
     };
     out.expect_writable();
-    num_threads = thread_count(num_threads);
+    num_threads = thread_count(num_threads, omp_get_max_threads());
     const py::gil_scoped_release release;
     silu_and_mul(params, num_rows.size, num_threads);
 }
@@ -134,7 +129,7 @@ void argmax_and_lse_of(py::handle logits_object, py::handle token_ids_object, py
         .token_ids = static_cast<int32_t*>(token_ids.data()),
         .lse = static_cast<float*>(lse.data()),
     };
-    num_threads = thread_count(num_threads);
+    num_threads = thread_count(num_threads, omp_get_max_threads());
     const py::gil_scoped_release release;
     argmax_and_lse(params, num_rows.size, num_threads);
 }

@@ -3,17 +3,23 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
 #include <string>
 
 #include "planner/group_order.h"
 
 namespace batchllm {
 
+// The number of threads that a caller asks for: 0 is `otherwise`, a negative one a ValueError.
+int32_t thread_count(int32_t num_threads, int32_t otherwise);
+
 GroupOrder group_order_by_name(const std::string& name);  // ValueError where there is none
 
 void bind_planner(pybind11::module_& module);
 void bind_simulate(pybind11::module_& module);
+void bind_attention_plan(pybind11::module_& module);
 void bind_attention(pybind11::module_& module);
+void bind_states(pybind11::module_& module);
 void bind_ops(pybind11::module_& module);
 
 }  // namespace batchllm

@@ -20,6 +20,7 @@ ElementType element_type(dlpack::DLDataType type) {
     const auto is = [type](uint8_t code, uint8_t bits) { return type.code == code && type.bits == bits; };
     if (is(dlpack::kFloat, 32)) return ElementType::kFloat32;
     if (is(dlpack::kBFloat, 16)) return ElementType::kBFloat16;
+    if (is(dlpack::kFloat, 16)) return ElementType::kFloat16;
     if (is(dlpack::kUInt, 16)) return ElementType::kUInt16;
     if (is(dlpack::kInt, 32)) return ElementType::kInt32;
     if (is(dlpack::kInt, 64)) return ElementType::kInt64;
@@ -46,6 +47,7 @@ ElementType element_type(const char* format, int64_t bytes) {
     const bool is_signed = std::strchr("bhilq", *format) != nullptr;
     if (*format == 'f') return ElementType::kFloat32;
     if (*format == 'H') return ElementType::kUInt16;
+    if (*format == 'e') return ElementType::kFloat16;
     if (is_signed && bytes == 4) return ElementType::kInt32;
     if (is_signed && bytes == 8) return ElementType::kInt64;
     return ElementType::kOther;
@@ -79,6 +81,11 @@ dlpack::DLManagedTensorVersioned* export_directly(py::handle object) {
     return nullptr;
 }
 
+bool is_on_cuda(py::handle object) {
+    return py::hasattr(object, "__dlpack_device__") &&
+           object.attr("__dlpack_device__")()[py::int_(0)].cast<int32_t>() == dlpack::kCuda;
+}
+
 // Whoever takes a tensor out of its capsule renames the capsule, and calls the deleter later.
 template <typename Managed>
 Managed* open_capsule(py::handle capsule, const char* name) {
@@ -104,6 +111,8 @@ const char* element_type_name(ElementType type) {
             return "float32";
         case ElementType::kBFloat16:
             return "bfloat16";
+        case ElementType::kFloat16:
+            return "float16";
         case ElementType::kUInt16:
             return "uint16";
         case ElementType::kInt32:
@@ -131,6 +140,7 @@ Tensor::Tensor(const char* name, py::handle object, Where where) : name_(name), 
 }
 
 void Tensor::take_buffer(py::handle object) {
+    if (where_ == Where::kCuda) fail("expected a CUDA tensor, got one on the CPU");
     Py_buffer& buffer = buffer_.view;
     if (PyObject_GetBuffer(object.ptr(), &buffer, PyBUF_STRIDES | PyBUF_FORMAT) != 0) {
         py::error_already_set error;
@@ -176,6 +186,8 @@ py::object Tensor::export_capsule(py::handle object) const {
     try {
         const py::object export_tensor = object.attr("__dlpack__");
         try {
+            // -1: the producer need not order its work for us. The caller has said on which stream ours is.
+            if (is_on_cuda(object)) return export_tensor(py::arg("stream") = -1);
             return export_tensor(py::arg("max_version") = py::make_tuple(1, 0));
         } catch (py::error_already_set& error) {
             if (!error.matches(PyExc_TypeError)) throw;
@@ -194,7 +206,7 @@ void Tensor::take_versioned(dlpack::DLManagedTensorVersioned* managed) {
 }
 
 void Tensor::take_description(const dlpack::DLTensor& tensor) {
-    if (tensor.device.device_type != dlpack::kCpu) take_device(tensor.device);
+    if (tensor.device.device_type != dlpack::kCpu || where_ == Where::kCuda) take_device(tensor.device);
     check_num_dims(tensor.ndim);
     data_ = static_cast<char*>(tensor.data) + tensor.byte_offset;
     type_ = element_type(tensor.dtype);
@@ -211,16 +223,18 @@ void Tensor::take_description(const dlpack::DLTensor& tensor) {
 }
 
 void Tensor::take_device(dlpack::DLDevice device) {
+    const bool is_cuda = device.device_type == dlpack::kCuda;
+    if (is_cuda && where_ != Where::kCpu && cuda::kIsBuilt) {
+        device_ = device;
+        return;
+    }
     std::string reason;
-    if (device.device_type == dlpack::kCuda) {
-        if (where_ == Where::kCpuOrCuda && cuda::kIsBuilt) {
-            device_ = device;
-            return;
-        }
-        reason = where_ == Where::kCpu ? ": planning and attention run on the CPU only in this version"
+    if (is_cuda) {
+        reason = where_ == Where::kCpu ? ": plans are made on the CPU, and attention on a GPU takes a DevicePlan"
                                        : ": this build has no CUDA kernels: rebuild with BATCHLLM_CUDA=ON";
     }
-    fail("expected a CPU tensor, got one on " + device_text(device) + reason);
+    const char* const expected = where_ == Where::kCuda && !is_cuda ? "CUDA" : "CPU";
+    fail(std::string("expected a ") + expected + " tensor, got one on " + device_text(device) + reason);
 }
 
 void Tensor::reinterpret_uint16_as_bfloat16() {
@@ -255,6 +269,17 @@ void Tensor::expect_unit_last_stride() const {
     const int last = num_dims_ - 1;
     if (shape_[last] > 1 && strides_[last] != 1) {
         fail("expected stride 1 in its last dimension, got " + to_text(strides_[last]));
+    }
+}
+
+void Tensor::expect_aligned(int64_t bytes) const {
+    const auto check = [&](int64_t offset, const std::string& what) {
+        if (offset % bytes != 0) fail("expected " + what + " a multiple of " + to_text(bytes) + " bytes");
+    };
+    check(reinterpret_cast<intptr_t>(data_), "an address that is");
+    for (int dim = 0; dim + 1 < num_dims_; ++dim) {
+        if (shape_[dim] < 2) continue;  // its stride is never used
+        check(strides_[dim] * element_bytes_, "strides that are");
     }
 }
 

@@ -14,12 +14,12 @@
 
 namespace batchllm {
 
-enum class ElementType : uint8_t { kFloat32, kBFloat16, kUInt16, kInt32, kInt64, kOther };
+enum class ElementType : uint8_t { kFloat32, kBFloat16, kFloat16, kUInt16, kInt32, kInt64, kOther };
 
 const char* element_type_name(ElementType type);
 
 // Where a tensor may lie.
-enum class Where : uint8_t { kCpu, kCpuOrCuda };
+enum class Where : uint8_t { kCpu, kCuda, kCpuOrCuda };
 
 // A view of somebody's memory, which it keeps alive.
 class Tensor {
@@ -48,6 +48,8 @@ class Tensor {
     // Every element is its own memory, and may be written.
     void expect_writable() const;
     void expect_unit_last_stride() const;
+    // The memory and every stride but the last one are multiples of so many bytes.
+    void expect_aligned(int64_t bytes) const;
 
  private:
     void take_buffer(pybind11::handle object);

@@ -1,15 +1,18 @@
 """CUDA tensors: what takes them, where they must lie, and what is said where they cannot be used.
 
-The kernels themselves are compared with the CPU in test_cuda_threads.cpp, and here where there is a GPU.
+The kernels themselves are compared with the CPU in test_cuda_threads.cpp, and here and in test_cuda_attention.py where
+there is a GPU.
 """
 
 import ctypes
 
 import numpy as np
 import pytest
+import torch
 
 import batchllm_ext
-from tests.cases import attention_cases
+from tests.cases import Case, attention_cases, decodes, prefix
+from tests.gpu import current_stream
 
 needs_build = pytest.mark.skipif(not batchllm_ext.has_cuda(), reason="this build has no CUDA kernels")
 
@@ -20,7 +23,11 @@ class OnGpu:
     def __init__(self, array: np.ndarray, device_id: int = 0):
         self.array, self.device_id = array, device_id
 
-    def __dlpack__(self, **options):
+    def __dlpack_device__(self):
+        return 2, self.device_id
+
+    def __dlpack__(self, *, stream: int):
+        assert stream == -1  # the producer is asked to wait for nothing, which a CUDA graph could not capture
         capsule = self.array.__dlpack__()  # a DLManagedTensor: data pointer, device_type, device_id
         pointer = ctypes.pythonapi.PyCapsule_GetPointer
         pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
@@ -44,10 +51,12 @@ def append_on(device_id: int, **changed) -> None:
     batchllm_ext.append_kv(**arguments | changed)
 
 
-def test_attention_and_its_plan_say_that_they_run_on_the_cpu():
+def test_plans_are_made_on_the_cpu_and_attention_on_a_gpu_takes_a_device_plan():
     inputs = attention_cases()[0].make_inputs()
     plan = batchllm_ext.plan_attention(**inputs.plan_arguments)
-    message = "expected a CPU tensor, got one on cuda:1: planning and attention run on the CPU only in this version"
+    message = (
+        "expected a CPU tensor, got one on cuda:1: plans are made on the CPU, and attention on a GPU takes a DevicePlan"
+    )
     with pytest.raises(ValueError, match=f"^q: {message}"):
         batchllm_ext.attention(plan, OnGpu(inputs.q, 1), inputs.k_pages, inputs.v_pages)
     arguments = inputs.plan_arguments
@@ -65,6 +74,79 @@ def test_a_build_without_kernels_says_how_to_get_them():
         batchllm_ext.merge_states(out, lse)
     with pytest.raises(ValueError, match=f"out_a: .*{message}"):
         batchllm_ext.merge_state(out, lse, out, lse)
+    with pytest.raises(ValueError, match=f"buffer: .*{message}"):
+        DeviceAttention(0)
+
+
+class DeviceAttention:
+    """A call of attention() with a DevicePlan, of which tensors may be changed."""
+
+    def __init__(self, device_id: int, **changed):
+        self.inputs = Case("device", decodes(prefix(50), [3, 4])).make_inputs()
+        plan = batchllm_ext.plan_attention(**self.inputs.plan_arguments, share="always")
+        self.layout = batchllm_ext.PlanLayout(plan, len(self.inputs.k_pages))
+        buffers = {
+            "buffer": np.zeros(self.layout.num_ints, np.int32),
+            "workspace": np.zeros(self.layout.num_workspace_floats, np.float32),
+        }
+        self.plan = batchllm_ext.DevicePlan(
+            self.layout, **{name: OnGpu(array, device_id) for name, array in buffers.items()} | changed
+        )
+        tensors = {name: getattr(self.inputs, name).astype(np.float16) for name in ("q", "k_pages", "v_pages")}
+        tensors |= {"out": tensors["q"].copy(), "lse": np.zeros(tensors["q"].shape[:2], np.float32)}
+        self.tensors = {name: OnGpu(array, device_id) for name, array in tensors.items()}
+
+    def __call__(self, **changed) -> None:
+        batchllm_ext.attention(self.plan, **self.tensors | changed)
+
+
+@needs_build
+def test_a_device_plan_lies_on_one_gpu_and_has_its_size():
+    layout = DeviceAttention(99).layout
+    num_ints, num_floats = layout.num_ints, layout.num_workspace_floats
+    assert num_floats == layout.sizes["num_partial_rows"] * 8 * (64 + 1)
+    for name, tensor, message in (
+        ("buffer", np.zeros(num_ints, np.int32), "expected a CUDA tensor, got one on the CPU"),
+        ("buffer", OnGpu(np.zeros(num_ints + 1, np.int32), 99), f"num_ints is {num_ints + 1}, but the layout has"),
+        ("buffer", OnGpu(np.zeros(num_ints, np.int64), 99), "expected int32, got int64"),
+        ("workspace", OnGpu(np.zeros(num_floats - 1, np.float32), 99), f"expected at least {num_floats} elements, got"),
+        ("workspace", OnGpu(np.zeros(num_floats, np.float32), 1), "expected a tensor on cuda:99, where buffer is, got"),
+        ("workspace", OnGpu(np.zeros(num_floats, np.float16), 99), "expected float32, got float16"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: {message}"):
+            DeviceAttention(99, **{name: tensor})
+
+
+@needs_build
+def test_attention_on_a_gpu_names_the_tensor_that_does_not_fit():
+    call = DeviceAttention(99)
+    arrays = {name: tensor.array for name, tensor in call.tensors.items()}
+    heads = np.zeros((2, 8, 72), np.float16)[..., :64]  # heads 72 elements apart
+    odd = np.zeros((2, 8, 68), np.float16)[..., :64]
+    shifted = np.zeros(2 * 8 * 64 + 8, np.float16)[4:][: 2 * 8 * 64].reshape(2, 8, 64)
+    for name, array, message in (
+        ("q", arrays["q"].astype(np.float32), "expected bfloat16 or float16, got float32"),
+        ("v_pages", arrays["v_pages"].astype(np.float32), "expected bfloat16 or float16, got float32"),
+        ("q", arrays["q"][:1], "num_tokens is 1, but the plan has 2"),
+        ("q", arrays["q"][..., :32], "head_dim is 32, but the plan has 64"),
+        ("k_pages", arrays["k_pages"][:3], "num_pages is 3, but the plan has"),
+        ("q", odd, "expected strides that are a multiple of 16 bytes"),
+        ("out", shifted, "expected an address that is a multiple of 16 bytes"),
+        ("lse", arrays["lse"].astype(np.float16), "expected float32, got float16"),
+        ("sinks", np.zeros(8, np.float16), "expected float32, got float16"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: {message}"):
+            call(**{name: OnGpu(array, 99)})
+    for name in ("q", "k_pages", "v_pages", "out", "lse"):
+        with pytest.raises(
+            ValueError, match=f"^{name}: expected a tensor on cuda:99, where \\w+ is, got one on cuda:1"
+        ):
+            call(**{name: OnGpu(arrays[name], 1)})
+    with pytest.raises(ValueError, match=r"^k_pages: expected a CUDA tensor, got one on the CPU"):
+        call(k_pages=arrays["k_pages"])
+    # All of this fits: what is left to fail is the device.
+    with pytest.raises(RuntimeError, match=r"^cuda\w+Device\(.*\) failed at launch\.cuh:\d+: "):
+        call(q=OnGpu(heads, 99), sinks=OnGpu(np.zeros(8, np.float32), 99))
 
 
 @needs_build
@@ -94,16 +176,10 @@ def test_no_tokens_need_no_gpu():
     append_on(99, **{name: OnGpu(arguments[name][:0], 99) for name in ("k", "v", "slots")})
 
 
-def gpu():
-    torch = pytest.importorskip("torch")
-    if not (batchllm_ext.has_cuda() and torch.cuda.is_available()):
-        pytest.skip("no CUDA kernels, or no GPU")
-    return torch, torch.cuda.current_stream().cuda_stream
-
-
+@pytest.mark.gpu
 @pytest.mark.parametrize("head_dim", [7, 64])
 def test_append_on_a_gpu_is_append_on_the_cpu(head_dim: int):
-    torch, stream = gpu()
+    stream = current_stream()
     k, v = torch.randn(2, 30, 3, head_dim).bfloat16()
     slots = torch.randperm(40)[:30]
     tensors = [k, v, slots, torch.zeros(10, 4, 3, head_dim).bfloat16(), torch.zeros(10, 4, 3, head_dim).bfloat16()]
@@ -113,9 +189,10 @@ def test_append_on_a_gpu_is_append_on_the_cpu(head_dim: int):
     assert all(torch.equal(x, y.cpu()) for x, y in zip(tensors, on_gpu, strict=True))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("lse_base", ["e", "2"])
 def test_merging_on_a_gpu_is_merging_on_the_cpu(lse_base: str):
-    torch, stream = gpu()
+    stream = current_stream()
     out, lse = torch.randn(9, 3, 4, 33), 5 * torch.randn(9, 3, 4)
     lse[:, 1], out[:, 1] = torch.inf, torch.nan
     expected = batchllm_ext.merge_states(out, lse, lse_base=lse_base)

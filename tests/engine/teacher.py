@@ -23,17 +23,18 @@ class ForcedSampler:
     logits: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
     lengths: dict[int, int] = field(default_factory=dict)
 
-    def sample(self, logits, request_ids, num_output_tokens, num_threads):
+    def sample(self, logits, request_ids, num_output_tokens, ops):
         places = list(zip(request_ids.tolist(), num_output_tokens.tolist(), strict=True))
         for row, place in enumerate(places):
             assert place not in self.logits, f"request {place[0]} sampled token {place[1]} twice"
-            self.logits[place] = logits[row].float()
+            self.logits[place] = logits[row].float().cpu()
             self.lengths[place[0]] = place[1] + 1
         tokens = np.array([self.continuations[request][position] for request, position in places], np.int32)
         return tokens, np.zeros(len(places), np.float32)
 
     def ends(self, tokens, request_ids):
-        return np.array([self.lengths[request] == len(self.continuations[request]) for request in request_ids.tolist()])
+        ended = [self.lengths[request] == len(self.continuations[request]) for request in request_ids.tolist()]
+        return np.array(ended, bool)
 
 
 def our_logits(llm: LLM, prompts: list[Tokens], continuations: list[Tokens]) -> list[torch.Tensor]:

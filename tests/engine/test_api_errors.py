@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import batchllm_ext
 from batchllm import LLM, SamplingParams
 from batchllm.config import ModelConfig
 from batchllm.kv_cache import kv_bytes_per_token
@@ -40,7 +41,7 @@ def refused(llm: LLM, prompts, message: str, params=ONE_TOKEN) -> None:
     ("options", "message"),
     [
         ({"dtype": "float16"}, "dtype: expected 'auto', 'float32', 'bfloat16', got 'float16'"),
-        ({"device": "cuda"}, "device: expected 'auto' or 'cpu' .*, got 'cuda'"),
+        ({"device": "gpu"}, "device: expected 'auto', 'cpu' or 'cuda', got 'gpu'"),
         ({"levels": 2}, "levels: expected None, 0 or 1, got 2"),
         ({"levels": -1}, "levels: expected None, 0 or 1, got -1"),
         ({"page_size": 0}, "page_size: expected an integer from 1 to 2147483647, got 0"),
@@ -58,6 +59,28 @@ def refused(llm: LLM, prompts, message: str, params=ONE_TOKEN) -> None:
 def test_an_option_of_llm_is_refused_by_name(tiny_dir, options, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         LLM(tiny_dir, **options)
+
+
+def test_a_gpu_that_is_not_there_is_refused(tiny_dir, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(
+        ValueError, match=f"^device: 'cuda' needs a GPU, and torch {re.escape(torch.__version__)} finds"
+    ):
+        LLM(tiny_dir, device="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(batchllm_ext, "has_cuda", lambda: False)
+    with pytest.raises(ValueError, match=r"^device: 'cuda' needs batchllm_ext built with BATCHLLM_CUDA=ON$"):
+        LLM(tiny_dir, device="cuda")
+    monkeypatch.setattr(batchllm_ext, "has_cuda", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    with pytest.raises(ValueError, match=r"^device: 'cuda' needs a GPU of compute .* or later, got \(7, 5\)$"):
+        LLM(tiny_dir, device="cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    with pytest.raises(ValueError, match=r"^dtype: expected 'auto' or 'bfloat16' on a GPU, got 'float32'$"):
+        LLM(tiny_dir, device="cuda", dtype="float32")
+    with pytest.raises(ValueError, match=f"^{tiny_dir}: head_dim is 8, and attention on a GPU is compiled for 64, 96,"):
+        LLM(tiny_dir, device="cuda")
 
 
 def test_a_missing_model_is_named():

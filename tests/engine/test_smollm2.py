@@ -130,8 +130,16 @@ def test_sharing_computes_each_distinct_token_once(smollm2, prompts):
     assert unshared.stats["computed_prompt_tokens"] == sum(map(len, prompts))
 
 
-def test_bf16_error_is_at_most_twice_that_of_transformers(smollm2, prompts, continuations, reference_logits):
-    llm = LLM(smollm2, dtype="bfloat16")
+ON_GPU = [{}, {"levels": 1}, {"levels": 0}, {"page_size": 1, "max_batch_tokens": 50}]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, *(pytest.param({"device": "cuda", **options}, marks=pytest.mark.gpu) for options in ON_GPU)],
+    ids=str,
+)
+def test_bf16_error_is_at_most_twice_that_of_transformers(smollm2, prompts, continuations, reference_logits, options):
+    llm = LLM(smollm2, dtype="bfloat16", **options)
     ours = our_logits(llm, prompts, continuations)
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.bfloat16, attn_implementation="eager").eval()
     theirs = transformers_logits(model, prompts, continuations)

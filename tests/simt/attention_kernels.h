@@ -7,19 +7,7 @@
 
 namespace batchllm::simt_test {
 
-enum class ElementType : int32_t { kBf16, kHalf };
-
-struct AttentionCall {
-    ElementType type;
-    int32_t head_dim;
-    int32_t num_tiles;
-    int32_t num_merge_rows;
-    const MergeRow* merge_rows;
-    cuda::AttentionArgs args;
-    simt::Schedule schedule;
-};
-
 // Findings tell what was wrong.
-void run_attention(const AttentionCall& call);
+void run_attention(const cuda::AttentionCall& call, const simt::Schedule& schedule);
 
 }  // namespace batchllm::simt_test

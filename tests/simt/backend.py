@@ -18,8 +18,7 @@ import batchllm_ext
 from tests.cases import Case, Inputs
 from tests.reference import from_bf16, to_bf16
 
-HEAD_DIMS = (64, 96, 128, 256)
-ELEMENT_TYPES = ("bfloat16", "float16")
+HEAD_DIMS = batchllm_ext.gpu_head_dims()
 ORDERS = ("ascending", "descending", "random")
 BUILDS = ("fast", "checked")
 
@@ -32,8 +31,8 @@ class Array(ctypes.Structure):
 
 class Call(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("type", "head_dim", "num_kv_heads", "group_size", "page_size")),
-        *((name, ctypes.c_int32) for name in ("num_slots", "num_spare_tiles")),
+        *((name, ctypes.c_int32) for name in ("is_half", "head_dim", "num_kv_heads", "group_size", "page_size")),
+        *((name, ctypes.c_int32) for name in ("num_slots", "num_spare")),
         *((name, ctypes.c_float) for name in ("softmax_scale", "soft_cap")),
         *((name, Array) for name in ("items", "rows", "pieces", "page_ids", "merge_rows")),
         *((name, Array) for name in ("q", "k_pages", "v_pages", "out", "lse", "sinks")),
@@ -123,7 +122,7 @@ def attention(
     order: str = "ascending",
     seed: int = 1,
     preempt_one_in: int = 0,
-    spare_tiles: int = 0,
+    spare: int = 0,
     **plan_options,
 ) -> Result:
     """out and lse hold NaN before. Whatever the emulator finds wrong fails the test."""
@@ -139,13 +138,13 @@ def attention(
         "sinks": inputs.sinks,
     }
     call = Call(
-        type=ELEMENT_TYPES.index(dtype),
+        is_half=dtype == "float16",
         head_dim=case.head_dim,
         num_kv_heads=case.num_kv_heads,
         group_size=case.num_qo_heads // case.num_kv_heads,
         page_size=case.page_size,
         num_slots=plan.num_partial_rows,
-        num_spare_tiles=spare_tiles,
+        num_spare=spare,
         softmax_scale=case.head_dim**-0.5 if case.softmax_scale is None else case.softmax_scale,
         soft_cap=case.soft_cap,
         **{name: array_of(array) for name, array in {**buffers, **tensors}.items()},

@@ -8,6 +8,7 @@ TILE = "csrc/attention/cuda/tile_attention.cuh"
 SHAPE = "csrc/attention/cuda/tile_shape.h"
 KERNEL = "csrc/attention/cuda/attention_kernel.cuh"
 TILES = "csrc/attention/cuda/attention_tiles.cpp"
+LAYOUT = "csrc/attention/cuda/plan_layout.cpp"
 MERGE = "csrc/attention/cuda/merge_rows_thread.h"
 
 
@@ -130,6 +131,10 @@ MUTANTS = [
     Mutant("an_empty_row_is_divided_by_zero", MERGE, "float merged_lse = -INFINITY;", "float merged_lse = 0.0f;"),
     Mutant("the_last_state_is_not_merged", MERGE, "slot < row.slot_end", "slot < row.slot_end - 1"),
     Mutant("merged_rows_without_their_sink", MERGE, "if (sinks != nullptr)", "if (false)"),
+    # Room behind a plan.
+    Mutant("a_spare_tile_has_a_row", LAYOUT, "AttentionTile kNoTile{}", "AttentionTile kNoTile{0, 0, 1, 0, 0, 0}"),
+    Mutant("a_spare_merge_has_a_token", LAYOUT, "MergeRow kNoMergeRow{-1, 0, 0}", "MergeRow kNoMergeRow{0, 0, 0}"),
+    Mutant("a_merge_of_no_token_is_done", MERGE, "if (row.token < 0) return;", "", "checked"),
     # Tiles.
     Mutant("the_keys_of_the_first_row", TILES, "tile.kv_end = std::max(tile.kv_end, row.kv_end);", ""),
     Mutant(

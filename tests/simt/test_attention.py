@@ -77,11 +77,12 @@ def test_loads_of_matrices_have_no_bank_conflicts():
         assert counts.bank_conflicts == 0
 
 
-def test_empty_tiles_are_inert():
-    """A CUDA graph replays the tiles that its plan had room for."""
+@pytest.mark.parametrize("build", BUILDS)
+def test_room_behind_a_plan_is_inert(build: str):
+    """A CUDA graph replays tiles and merges for the largest plan that there is room for."""
     inputs = rounded(Case("spare", decodes(prefix(100), [3, 4, 5])).make_inputs(), "bfloat16")
-    expected = attention(inputs)
-    result = attention(inputs, spare_tiles=5)
+    expected = attention(inputs, build=build, share="always")
+    result = attention(inputs, build=build, share="always", spare=5)
     assert same_bits(expected, result)
     assert result.counts.products == expected.counts.products
     assert result.counts.num_tiles == expected.counts.num_tiles + 5

@@ -46,8 +46,10 @@ def compile_mutant(mutant: Mutant | None, build: str, directory: Path) -> Path:
         sources[name] = sources[name].replace(mutant.original, mutant.mutated)
     unit = (ROOT / "tests" / "simt" / "attention_kernels.cpp").read_text()
     for head_dim in (96, 128, 256):
-        unit = unit.replace(f"        case {head_dim}:\n            return run<T, {head_dim}>(call);\n", "")
-    unit = unit.replace("call.type == ElementType::kBf16 ? run<Bf16>(call) : run<Half>(call);", "run<Bf16>(call);")
+        unit = unit.replace(f"        case {head_dim}:\n            return run<T, {head_dim}>(call, schedule);\n", "")
+    both = "call.args.params.q.dtype == DType::kBFloat16 ? run<Bf16>(call, schedule) : run<Half>(call, schedule);"
+    assert unit.count(both) == 1
+    unit = unit.replace(both, "run<Bf16>(call, schedule);")
     copies = directory / "attention" / "cuda"
     copies.mkdir(parents=True)
     for name, text in sources.items():
@@ -57,12 +59,14 @@ def compile_mutant(mutant: Mutant | None, build: str, directory: Path) -> Path:
     built = build_directory()
     compile_options = ["-std=c++20", "-O1", "-g1", "-w", "-fPIC", "-fvisibility=hidden"]
     includes = [f"-I{directory}", f"-I{ROOT / 'tests'}", f"-I{ROOT / 'csrc'}"]
-    kernels, tiles, result = directory / "kernels.o", directory / "tiles.o", directory / f"{mutant}.so"
+    kernels, result = directory / "kernels.o", directory / f"{mutant}.so"
     command = ["c++", *compile_options, *includes, "-c"]
     options = CHECKED_OPTIONS if build == "checked" else []
     subprocess.run([*command, *options, directory / "kernels.cpp", "-o", kernels], check=True)
-    subprocess.run([*command, copies / "attention_tiles.cpp", "-o", tiles], check=True)
-    objects = [kernels, tiles, built / f"CMakeFiles/simt_attention_{build}.dir/attention_library.cpp.o"]
+    host_objects = [directory / "attention_tiles.o", directory / "plan_layout.o"]
+    for path in host_objects:
+        subprocess.run([*command, copies / path.with_suffix(".cpp").name, "-o", path], check=True)
+    objects = [kernels, *host_objects, built / f"CMakeFiles/simt_attention_{build}.dir/attention_library.cpp.o"]
     link_options = ["-shared", "-Wl,-Bsymbolic,--exclude-libs,ALL", "-ldl"]
     subprocess.run(["c++", *objects, built / "libsimt_emulator.a", *link_options, "-o", result], check=True)
     return result
@@ -72,7 +76,7 @@ def first_failure(library: Path, inputs: list[tuple[Inputs, Law]]) -> str:
     for case_inputs, law in inputs:
         for order in ("ascending", "descending"):
             try:
-                result = attention(case_inputs, build=library, order=order, share="always", num_threads=2)
+                result = attention(case_inputs, build=library, order=order, share="always", num_threads=2, spare=2)
                 law.check(result)
             except AssertionError as failure:
                 return f"{case_inputs.case}: {failure}"

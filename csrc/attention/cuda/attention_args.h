@@ -1,4 +1,4 @@
-// What the attention kernel works on: plain structs in the device's memory.
+// What the attention kernels work on: plain structs.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +35,15 @@ struct AttentionArgs {
     AttentionParams params;
     float* partial_out;  // [num_slots, num_qo_heads, head_dim]
     float* partial_lse;  // [num_slots, num_qo_heads], natural log
+};
+
+// One call: the tiles, then the merge of rows with several partial states.
+struct AttentionCall {
+    int32_t head_dim;
+    int32_t num_tiles;
+    int32_t num_merge_rows;
+    const MergeRow* merge_rows;  // [num_merge_rows], in the device's memory
+    AttentionArgs args;
 };
 
 }  // namespace batchllm::cuda

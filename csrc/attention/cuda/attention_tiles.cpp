@@ -25,4 +25,12 @@ std::vector<AttentionTile> attention_tiles(std::span<const WorkItem> items, std:
     return tiles;
 }
 
+int32_t num_attention_tiles(std::span<const WorkItem> items, int32_t group_size, int32_t max_rows) {
+    int32_t num_tiles = 0;
+    for (const WorkItem& item : items) {
+        num_tiles += ((item.row_end - item.row_begin) * group_size + max_rows - 1) / max_rows;
+    }
+    return num_tiles;
+}
+
 }  // namespace batchllm::cuda

@@ -15,4 +15,7 @@ namespace batchllm::cuda {
 std::vector<AttentionTile> attention_tiles(std::span<const WorkItem> items, std::span<const WorkRow> rows,
                                            int32_t group_size, int32_t max_rows);
 
+// How many these are.
+int32_t num_attention_tiles(std::span<const WorkItem> items, int32_t group_size, int32_t max_rows);
+
 }  // namespace batchllm::cuda

@@ -7,7 +7,7 @@
 #include <string>
 
 #include "attention/cuda/cuda.h"
-#include "attention/cuda/launch_grid.h"
+#include "attention/cuda/run_work.cuh"
 
 namespace batchllm::cuda {
 
@@ -40,23 +40,28 @@ class CurrentDevice {
     bool changed_ = false;
 };
 
-// The one kernel: what it reads and writes is said by its work.
-//   grid    launch_grid.h: one dimension, one item a thread while the blocks suffice
-template <typename Work>
-__global__ void run_work(const Work work) {
-    run_thread(work, {gridDim.x, blockDim.x}, blockIdx.x, threadIdx.x);
-}
+// Puts a kernel on a stream.
+struct StreamLauncher {
+    Stream stream;
+
+    template <typename Argument>
+    void operator()(void (*kernel)(Argument), LaunchGrid grid, int shared_bytes, const Argument& argument) const {
+        const CurrentDevice current(stream.device);
+        if (shared_bytes > 0) {  // without it, a kernel gets 48 KiB at most
+            CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+        }
+        cudaLaunchConfig_t config{};
+        config.gridDim = grid.num_blocks;
+        config.blockDim = grid.block_size;
+        config.dynamicSmemBytes = shared_bytes;
+        config.stream = reinterpret_cast<cudaStream_t>(stream.handle);
+        CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, argument));
+    }
+};
 
 template <typename Work>
 void launch(const Work& work, Stream stream) {
-    const LaunchGrid grid = launch_grid(work.num_items());
-    if (grid.num_blocks == 0) return;
-    const CurrentDevice current(stream.device);
-    cudaLaunchConfig_t config{};
-    config.gridDim = grid.num_blocks;
-    config.blockDim = grid.block_size;
-    config.stream = reinterpret_cast<cudaStream_t>(stream.handle);
-    CUDA_CHECK(cudaLaunchKernelEx(&config, run_work<Work>, work));
+    launch_work(work, StreamLauncher{stream});
 }
 
 }  // namespace batchllm::cuda

@@ -10,7 +10,9 @@
 // and at the end, in the same place: the states of the rows, from each of the warps that share them
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <iterator>
 
 namespace batchllm::cuda {
 
@@ -72,8 +74,10 @@ constexpr int kSharedBytes =
     larger(TileShapes<kHeadDim>::Small::kSharedBytes,
            larger(TileShapes<kHeadDim>::Medium::kSharedBytes, TileShapes<kHeadDim>::Large::kSharedBytes));
 
+constexpr int kHeadDims[] = {64, 96, 128, 256};  // those that kernels are compiled for
+
 constexpr bool is_supported_head_dim(int head_dim) {
-    return head_dim == 64 || head_dim == 96 || head_dim == 128 || head_dim == 256;
+    return std::ranges::find(kHeadDims, head_dim) != std::end(kHeadDims);
 }
 
 // Packed rows of the largest tile.

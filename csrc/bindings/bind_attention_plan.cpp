@@ -1,0 +1,177 @@
+#include <omp.h>
+#include <pybind11/numpy.h>
+
+#include <algorithm>
+
+#include "attention/attention_plan.h"
+#include "attention/cuda/plan_layout.h"
+#include "bindings/batch_arrays.h"
+#include "bindings/bindings.h"
+
+namespace py = pybind11;
+
+namespace batchllm {
+namespace {
+
+Sharing sharing_of(py::handle share) {
+    if (share.is(py::bool_(true))) return Sharing::kWhereItPays;
+    if (share.is(py::bool_(false))) return Sharing::kNever;
+    if (py::isinstance<py::str>(share) && share.cast<std::string>() == "always") return Sharing::kAlways;
+    throw py::value_error("share: expected True, False or \"always\", got " + std::string(py::repr(share)));
+}
+
+py::dict explain(const AttentionPlan& plan, const std::string& kv_dtype) {
+    if (kv_dtype != "float32" && kv_dtype != "bfloat16") {
+        throw py::value_error("kv_dtype: expected \"float32\" or \"bfloat16\", got \"" + kv_dtype + "\"");
+    }
+    const AttentionShape& shape = plan.shape();
+    const PlanStats& stats = plan.stats();
+    const int64_t key_bytes = int64_t{2} * shape.num_kv_heads * shape.head_dim * (kv_dtype == "float32" ? 4 : 2);
+    py::dict result;
+    result["num_items"] = plan.items().size();
+    result["num_rows"] = plan.num_tokens();
+    result["num_item_rows"] = plan.rows().size();
+    result["num_partial_rows"] = plan.num_slots();
+    result["num_merged_rows"] = plan.merge_rows().size();
+    result["num_shared_segments"] = stats.num_shared_segments;
+    result["num_levels"] = stats.num_levels;
+    result["num_qo_heads"] = shape.num_qo_heads;
+    result["head_dim"] = shape.head_dim;
+    result["kv_tokens_read"] = stats.kv_tokens_read;
+    result["kv_bytes_read"] = stats.kv_tokens_read * key_bytes;
+    result["per_request_kv_tokens_read"] = stats.per_request_kv_tokens_read;
+    result["per_request_kv_bytes_read"] = stats.per_request_kv_tokens_read * key_bytes;
+    result["partial_bytes"] = int64_t{4} * plan.num_slots() * shape.num_qo_heads * (shape.head_dim + 1);
+    result["flops"] = int64_t{4} * stats.num_scores * shape.num_qo_heads * shape.head_dim;
+    result["num_threads"] = plan.num_threads();
+    return result;
+}
+
+// Structs of int32 as the rows of an array, a view into the plan.
+template <typename T>
+py::array_t<int32_t> int32_rows(std::span<const T> structs, py::handle plan) {
+    constexpr py::ssize_t kFields = sizeof(T) / sizeof(int32_t);
+    const auto num_rows = static_cast<py::ssize_t>(structs.size());
+    py::array_t<int32_t> rows({num_rows, kFields}, reinterpret_cast<const int32_t*>(structs.data()), plan);
+    rows.attr("flags").attr("writeable") = false;
+    return rows;
+}
+
+py::dict buffers(py::handle self) {
+    const auto& plan = self.cast<const AttentionPlan&>();
+    py::dict result;
+    result["items"] = int32_rows(plan.items(), self);
+    result["rows"] = int32_rows(plan.rows(), self);
+    result["pieces"] = int32_rows(plan.pieces(), self);
+    result["page_ids"] = int32_rows(plan.page_ids(), self).attr("reshape")(-1);
+    result["merge_rows"] = int32_rows(plan.merge_rows(), self);
+    return result;
+}
+
+std::string plan_text(const AttentionPlan& plan) {
+    const AttentionShape& shape = plan.shape();
+    const PlanStats& stats = plan.stats();
+    std::string text = "AttentionPlan(" + std::to_string(plan.num_tokens()) + " rows, " +
+                       std::to_string(shape.num_qo_heads) + "/" + std::to_string(shape.num_kv_heads) + " heads of " +
+                       std::to_string(shape.head_dim) + ": " + std::to_string(plan.items().size()) + " items, " +
+                       std::to_string(stats.num_shared_segments) + " shared segments, " +
+                       std::to_string(stats.kv_tokens_read) + " keys read, " +
+                       std::to_string(stats.per_request_kv_tokens_read) + " per request)\n";
+    constexpr size_t kMaxLines = 32;
+    const std::span<const WorkItem> items = plan.items();
+    for (size_t i = 0; i < std::min(items.size(), kMaxLines); ++i) {
+        const WorkItem& item = items[i];
+        text += "  " + std::to_string(item.row_end - item.row_begin) + " rows x keys [" +
+                std::to_string(item.kv_begin) + ", " + std::to_string(item.kv_end) + ")\n";
+    }
+    if (items.size() > kMaxLines) text += "  ... " + std::to_string(items.size() - kMaxLines) + " more\n";
+    return text;
+}
+
+// --- plans in a GPU's memory
+
+py::dict size_dict(const cuda::PlanSizes& sizes) {
+    py::dict result;
+    for (const auto& [name, member] : cuda::kNamedSizes) result[name] = sizes.*member;
+    return result;
+}
+
+cuda::PlanSizes sizes_of(const AttentionPlan& plan) {
+    return cuda::plan_sizes(cuda::plan_arrays(plan), plan.shape());
+}
+
+cuda::PlanLayout new_layout(const AttentionPlan& plan, int64_t num_pages, const py::kwargs& at_least) {
+    cuda::PlanSizes sizes = sizes_of(plan);
+    for (const auto& [key, value] : at_least) {
+        const auto name = key.cast<std::string>();
+        const auto* const size = std::ranges::find(cuda::kNamedSizes, name, &cuda::NamedSize::name);
+        if (size == std::end(cuda::kNamedSizes))
+            throw py::type_error(name + ": expected a name of AttentionPlan.sizes");
+        sizes.*size->member = std::max(sizes.*size->member, value.cast<int32_t>());
+    }
+    return {plan.shape(), sizes, num_pages};
+}
+
+void pack(const cuda::PlanLayout& layout, const AttentionPlan& plan, py::handle buffer_object) {
+    if (plan.shape() != layout.shape()) {
+        throw py::value_error("plan: expected the heads, head_dim, page_size and window_left of the layout");
+    }
+    const Tensor buffer("buffer", buffer_object);
+    int32_array(buffer);  // one dimension, contiguous
+    buffer.expect_writable();
+    Dim num_ints{"num_ints", layout.num_ints(), "the layout"};
+    check_shape(buffer, {&num_ints});
+    layout.pack(cuda::plan_arrays(plan), {static_cast<int32_t*>(buffer.data()), static_cast<size_t>(num_ints.size)});
+}
+
+}  // namespace
+
+void bind_attention_plan(py::module_& module) {
+    using Object = const py::object&;
+
+    py::class_<AttentionPlan>(module, "AttentionPlan", "A token batch as work items; reused by every layer.")
+        .def_property_readonly("num_items", [](const AttentionPlan& plan) { return plan.items().size(); })
+        .def_property_readonly("num_rows", &AttentionPlan::num_tokens)
+        .def_property_readonly("num_partial_rows", &AttentionPlan::num_slots)
+        .def_property_readonly("num_threads", &AttentionPlan::num_threads)
+        .def_property_readonly("buffers", &buffers, "The structs of work_item.h as int32 arrays, views into the plan.")
+        .def("explain", &explain, py::kw_only(), py::arg("kv_dtype") = "float32",
+             "Counts, bytes and FLOPs of one layer, against reading every key once per request.")
+        .def_property_readonly(
+            "sizes", [](const AttentionPlan& plan) { return size_dict(sizes_of(plan)); },
+            "What a PlanLayout must have room for.")
+        .def("__str__", &plan_text);
+
+    py::class_<cuda::PlanLayout>(module, "PlanLayout", "Room for plans in one buffer of int32 that a GPU reads.")
+        .def(py::init(&new_layout), py::arg("plan"), py::arg("num_pages"))
+        .def_property_readonly("sizes", [](const cuda::PlanLayout& layout) { return size_dict(layout.sizes()); })
+        .def_property_readonly("num_ints", &cuda::PlanLayout::num_ints)
+        .def_property_readonly("num_workspace_floats", &cuda::PlanLayout::num_workspace_floats)
+        .def(
+            "has_room_for",
+            [](const cuda::PlanLayout& layout, const AttentionPlan& plan) {
+                return layout.has_room_for(sizes_of(plan));
+            },
+            py::arg("plan"))
+        .def("pack", &pack, py::arg("plan"), py::arg("buffer"), "Writes a plan into memory of the host.");
+
+    module.def(
+        "plan_attention",
+        [](Object span_indptr, Object span_begin, Object link_indptr, Object link_segment, Object segment_page_indptr,
+           Object segment_page_ids, Object segment_begin, Object segment_num_tokens, int32_t num_qo_heads,
+           int32_t num_kv_heads, int32_t head_dim, int32_t page_size, int32_t num_threads, Object share,
+           int32_t window_left) {
+            const BatchArrays arrays(span_indptr, span_begin, link_indptr, link_segment, segment_page_indptr,
+                                     segment_page_ids, segment_begin, segment_num_tokens);
+            const AttentionShape shape{num_qo_heads, num_kv_heads, head_dim, page_size, window_left};
+            return AttentionPlan(arrays.batch(), shape, thread_count(num_threads, omp_get_max_threads()),
+                                 sharing_of(share));
+        },
+        py::arg("span_indptr"), py::arg("span_begin"), py::arg("link_indptr"), py::arg("link_segment"),
+        py::arg("segment_page_indptr"), py::arg("segment_page_ids"), py::arg("segment_begin"),
+        py::arg("segment_num_tokens"), py::kw_only(), py::arg("num_qo_heads"), py::arg("num_kv_heads"),
+        py::arg("head_dim"), py::arg("page_size"), py::arg("num_threads") = 0, py::arg("share") = true,
+        py::arg("window_left") = -1, "Plans the attention of one token batch.");
+}
+
+}  // namespace batchllm

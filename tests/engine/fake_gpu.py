@@ -1,0 +1,128 @@
+"""A GPU made of the CPU, for all of the driver but its kernels: a plan is executed out of the buffer it was uploaded
+to, and a graph runs again what was captured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import batchllm_ext as ext
+from batchllm.ops import CpuOps, GpuOps
+
+WRITE_THROUGH = -1
+
+
+@dataclass
+class FakeDevicePlan:
+    layout: ext.PlanLayout
+    buffer: Tensor
+
+    def arrays(self) -> list[np.ndarray]:
+        """tiles, rows, pieces, page_ids, merge_rows, a struct a row."""
+        fields = {"num_tiles": 6, "num_item_rows": 4, "num_pieces": 4, "num_page_ids": 1, "num_merged_rows": 3}
+        ends = np.cumsum([self.layout.sizes[name] * count for name, count in fields.items()])
+        arrays = np.split(self.buffer.numpy(), ends[:-1])
+        return [array.reshape(-1, count) for array, count in zip(arrays, fields.values(), strict=True)]
+
+
+class FakeEvent:
+    def __init__(self) -> None:
+        self.recorded = 0
+        self.waited = 0
+
+    def record(self) -> None:
+        self.recorded += 1
+
+    def synchronize(self) -> None:
+        self.waited += 1
+
+
+@dataclass
+class FakeGpu:
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    num_multiprocessors: int = 5
+    num_captures: int = 0
+    num_replays: int = 0
+
+    def pinned_ints(self, size: int) -> Tensor:
+        return torch.full((size,), 0x7F7F7F7F, dtype=torch.int32)
+
+    def event(self) -> FakeEvent:
+        return FakeEvent()
+
+    def plan(self, workspace: Tensor, layout: ext.PlanLayout, buffer: Tensor) -> FakeDevicePlan:
+        assert len(workspace) >= layout.num_workspace_floats
+        assert len(buffer) == layout.num_ints
+        assert buffer.data_ptr() % 16 == 0
+        return FakeDevicePlan(layout, buffer)
+
+    def capture(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        self.num_captures += 1
+        result = run()
+
+        def replay() -> None:
+            self.num_replays += 1
+            result.copy_(run())
+
+        return replay, result
+
+
+class FakeGpuOps(GpuOps):
+    """The torch expressions of a GPU, and twins of its kernels."""
+
+    def append_kv(self, k: Tensor, v: Tensor, slots: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
+        kept = slots >= 0
+        CpuOps(1).append_kv(k[kept], v[kept], slots[kept], k_pages, v_pages)
+
+    def attention(self, plan: FakeDevicePlan, q: Tensor, k_pages: Tensor, v_pages: Tensor, *, out: Tensor) -> None:
+        assert len(q) == len(out) == plan.layout.sizes["num_rows"]
+        assert len(k_pages) == len(v_pages)
+        out.fill_(torch.nan)  # rows that the plan does not have may hold anything
+        execute(plan.arrays(), q, k_pages, v_pages, out)
+
+
+def execute(arrays: list[np.ndarray], q: Tensor, k_pages: Tensor, v_pages: Tensor, out: Tensor) -> None:
+    """The kernels of csrc/attention/cuda, one row of one head at a time."""
+    tiles, rows, pieces, page_ids, merge_rows = arrays
+    page_size, num_kv_heads = k_pages.shape[1:3]
+    group_size = q.shape[1] // num_kv_heads
+    states: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    for row_begin, packed_begin, packed_end, piece_begin, kv_begin, kv_end in tiles.tolist():
+        for packed in range(packed_begin, packed_end):
+            token, begin, end, slot = rows[row_begin + packed // group_size].tolist()
+            begin, end = max(begin, kv_begin), min(end, kv_end)
+            page, offset = slots_of(pieces, page_ids, piece_begin, begin, end, page_size)
+            for kv_head in range(num_kv_heads):
+                head = kv_head * group_size + packed % group_size
+                k, v = k_pages[page, offset, kv_head].double(), v_pages[page, offset, kv_head].double()
+                scores = k @ q[token, head].double() * q.shape[2] ** -0.5
+                state = torch.softmax(scores, 0) @ v, scores.logsumexp(0)
+                if slot == WRITE_THROUGH:
+                    out[token, head] = state[0]
+                else:
+                    states[slot, head] = state
+    for token, slot_begin, slot_end in merge_rows.tolist():
+        if token < 0:
+            continue
+        for head in range(q.shape[1]):
+            parts = [states[slot, head] for slot in range(slot_begin, slot_end)]
+            weights = torch.softmax(torch.stack([lse for _, lse in parts]), 0) if parts else torch.empty(0)
+            merged = sum(weight * part for weight, (part, _) in zip(weights, parts, strict=True))
+            out[token, head] = merged
+
+
+def slots_of(pieces, page_ids, piece: int, begin: int, end: int, page_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pages and offsets of the positions [begin, end)."""
+    pages, offsets = [], []
+    while begin < end:
+        first_page, segment_begin, position_begin, position_end = pieces[piece].tolist()
+        positions = np.arange(max(begin, position_begin), min(end, position_end))
+        pages.append(page_ids[first_page + (positions - segment_begin) // page_size, 0])
+        offsets.append((positions - segment_begin) % page_size)
+        begin = max(begin, position_end)
+        piece += 1
+    return np.concatenate(pages), np.concatenate(offsets)

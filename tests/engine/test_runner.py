@@ -1,0 +1,188 @@
+"""How a GPU runs steps, on one made of the CPU: uploads, buckets, graphs that outgrow their room, against the CPU."""
+
+import gc
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import batchllm_ext as ext
+from batchllm import LLM, SamplingParams
+from batchllm.runner import GpuRunner, bucket
+from batchllm.step import NO_SLOT, StepLayout, UploadRing
+from tests.engine import tiny
+from tests.engine.fake_gpu import FakeEvent, FakeGpu, FakeGpuOps
+from tests.engine.teacher import assert_logits_agree, our_logits
+from tests.engine.test_families import job
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+WIDE_HEADS = tiny.Family("Llama", {"head_dim": 64})
+
+
+@pytest.fixture(scope="module")
+def wide_dir(tmp_path_factory):
+    return tiny.save(WIDE_HEADS.model(), tmp_path_factory.mktemp("wide") / "model")
+
+
+def on_fake_gpu(directory, **options) -> tuple[LLM, FakeGpu]:
+    llm, gpu = LLM(directory, dtype="float32", **options), FakeGpu()
+    llm._engine.runner = GpuRunner(llm._engine.model, gpu, FakeGpuOps())
+    return llm, gpu
+
+
+def test_buckets_are_powers_of_two_and_steps_between():
+    assert [bucket(size) for size in range(14)] == [0, 1, 2, 3, 4, 6, 6, 8, 8, 12, 12, 12, 12, 16]
+    for size in range(1, 5000):
+        assert size <= bucket(size) <= max(1.5 * size, size + 1)
+        assert bucket(bucket(size)) == bucket(size)
+        assert bucket(size) <= bucket(size + 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"levels": 0, "page_size": 4}, {"max_batch_tokens": 9}], ids=str)
+def test_a_gpu_gives_the_logits_of_the_cpu(wide_dir, options):
+    prompts, continuations = job()
+    continuations = [tokens * (1 + i % 3) for i, tokens in enumerate(continuations)]  # steps of fewer and fewer rows
+    llm, gpu = on_fake_gpu(wide_dir, **options)
+    ours = our_logits(llm, prompts, continuations)
+    assert_logits_agree(ours, our_logits(LLM(wide_dir, dtype="float32"), prompts, continuations), 1e-4)
+    assert 0 < gpu.num_captures < gpu.num_replays
+
+
+def test_graphs_are_captured_once_for_a_bucket_and_again_when_a_plan_outgrows_them(wide_dir):
+    generator = random.Random(3)
+    prompts = [[generator.randrange(4, tiny.VOCAB_SIZE) for _ in range(10)] for _ in range(3)]
+    llm, gpu = on_fake_gpu(wide_dir, page_size=1)  # every token is a page id more
+    params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+    tokens = [output.outputs[0].token_ids for output in llm.generate(prompts, params, use_tqdm=False)]
+    alone = LLM(wide_dir, dtype="float32").generate(prompts, params, use_tqdm=False)
+    assert tokens == [output.outputs[0].token_ids for output in alone]
+    # From 33 page ids to 207: 48, 64, 96, 128, 192, 256. The first step has prompt rows that do not sample.
+    assert gpu.num_captures <= 6
+    assert gpu.num_replays == llm.stats["steps"] - 1
+
+
+class GpuThatKeepsNothing(FakeGpu):
+    """As a real graph, it has addresses in its replay, not what lies there. Here: nothing."""
+
+    def capture(self, run):
+        return (lambda: None), run()
+
+
+def test_graphs_go_with_their_pool(wide_dir):
+    llm = LLM(wide_dir, dtype="float32", page_size=4)
+    llm._engine.runner = GpuRunner(llm._engine.model, GpuThatKeepsNothing(), FakeGpuOps())
+    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    llm.generate([[5, 6, 7]], params, use_tqdm=False)
+    graphs = llm._engine.runner._graphs
+    assert len(graphs) == 1
+    llm.generate([[5, 6, 7]], params, use_tqdm=False)
+    assert len(graphs) == 1, "the pool is used again"
+    llm.generate([[5, 6, 7]] * 20, params, use_tqdm=False)  # needs a larger one
+    gc.collect()
+    assert len(graphs) == 1
+
+
+def test_sampling_on_a_gpu_draws_the_tokens_of_the_cpu(wide_dir):
+    prompts = tiny.shared_prompts(12)
+    kinds = [{"temperature": 0}, {}, {"top_k": 9}, {"top_p": 0.7}, {"min_tokens": 3}]
+    params = [SamplingParams(seed=i, max_tokens=4, **kinds[i % len(kinds)]) for i in range(12)]
+    llm, _ = on_fake_gpu(wide_dir)
+    ours, theirs = (
+        [output.outputs[0].token_ids for output in one.generate(prompts, params, use_tqdm=False)]
+        for one in (llm, LLM(wide_dir, dtype="float32"))
+    )
+    assert ours == theirs
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_tokens_from_graphs_captured_now_or_before(smollm2):
+    """A real one. The second job replays the graphs that the first captured, and captures none."""
+    llm = LLM(smollm2, device="cuda")
+    prompts = [[1000 + i % 3] * 40 + [2000 + i] for i in range(24)]
+    params = [SamplingParams(temperature=0, max_tokens=5 + i % 20, ignore_eos=True) for i in range(24)]
+    first, second = (
+        [output.outputs[0].token_ids for output in llm.generate(prompts, params, use_tqdm=False)] for _ in range(2)
+    )
+    assert first == second
+
+
+# What is uploaded.
+
+
+def planned(num_requests: int) -> tuple[ext.TokenBatch, ext.AttentionPlan]:
+    """The first step of a job of prompts of one token, all of which sample."""
+    tokens, indptr = np.arange(5, 5 + num_requests, dtype=np.int32), np.arange(num_requests + 1)
+    segments = ext.choose_segments(ext.PrefixTrie(tokens, indptr, drop_last=1))
+    bounds = np.full(num_requests, 4, np.int32)
+    batch = ext.BatchPlanner(tokens, indptr, segments, max_output_tokens=bounds, num_pages=50).next_batch()
+    names = "span_indptr span_begin link_indptr link_segment segment_page_indptr segment_page_ids segment_begin"
+    arrays = {name: getattr(batch, name) for name in (*names.split(), "segment_num_tokens")}
+    return batch, ext.plan_attention(**arrays, num_qo_heads=2, num_kv_heads=1, head_dim=64, page_size=16)
+
+
+def test_a_step_is_written_with_rows_to_spare():
+    (batch, plan), (_, larger) = planned(5), planned(8)
+    layout = StepLayout(ext.PlanLayout(larger, 50))
+    buffer = torch.full((layout.num_ints,), 0x7F7F7F7F, dtype=torch.int32)
+    layout.write(buffer.numpy(), batch, plan)
+    step = layout.step(buffer, lambda plan_layout, part: (plan_layout, part))
+    assert step.token_ids.tolist() == [5, 6, 7, 8, 9, 0, 0, 0]
+    assert step.positions.tolist() == [0] * 8
+    assert step.slots.dtype == torch.int64
+    assert step.slots.tolist() == [*batch.slots.tolist(), *[NO_SLOT] * 3]
+    packed = np.full(layout.plan.num_ints, 0x7F7F7F7F, np.int32)
+    layout.plan.pack(plan, packed)
+    assert step.plan[1].tolist() == packed.tolist()
+    assert step.logit_rows is None
+    assert step.logit_plan is None
+
+
+def test_a_step_whose_rows_do_not_all_sample_has_a_second_plan():
+    batch, plan = planned(5)
+    _, logit_plan = planned(5)
+    layout = StepLayout(ext.PlanLayout(plan, 50), ext.PlanLayout(logit_plan, 50))
+    buffer = torch.zeros(layout.num_ints, dtype=torch.int32)
+    layout.write(buffer.numpy(), batch, plan, logit_plan)
+    step = layout.step(buffer, lambda _, part: part)
+    assert step.logit_rows.tolist() == batch.logit_rows.tolist()
+    assert step.plan.tolist() == step.logit_plan.tolist()
+    assert all(part.data_ptr() % 16 == 0 for part in (step.slots, step.token_ids, step.plan, step.logit_plan))
+
+
+def test_an_upload_waits_for_the_last_copy_out_of_its_own_buffer_only():
+    events, buffers = [], []
+
+    def new_event() -> FakeEvent:
+        events.append(FakeEvent())
+        return events[-1]
+
+    def new_buffer(size: int) -> torch.Tensor:
+        buffers.append(torch.zeros(size, dtype=torch.int32))
+        return buffers[-1]
+
+    ring = UploadRing(new_buffer, new_event)
+    assert len(events) == 2
+    written: list[int] = []
+
+    def upload(size: int, value: int) -> None:
+        def write(host: np.ndarray) -> None:
+            turn = len(written) % 2
+            assert events[turn].waited == 1 + len(written) // 2, "before it is written, its copy is waited for"
+            assert events[turn].recorded == len(written) // 2
+            assert len(host) == size
+            host[:] = value
+            written.append(host.ctypes.data)
+
+        device = torch.zeros(size, dtype=torch.int32)
+        ring.upload(write, device)
+        assert device.tolist() == [value] * size
+
+    for index, size in enumerate((4, 4, 8, 6, 3, 8)):
+        upload(size, index)
+    assert written[0] == written[2] == written[4]
+    assert written[1] == written[3] == written[5]
+    assert written[0] != written[1]
+    upload(9, 9)  # outgrows its buffer
+    assert len(buffers) == 5
