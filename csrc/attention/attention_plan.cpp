@@ -155,9 +155,7 @@ class PlanBuilder {
     bool is_narrow(const WorkItem& item) const { return cost_.is_narrow(item.row_end - item.row_begin); }
 
     // A task is an item with few rows for all KV heads, or one with many for one.
-    int32_t heads_per_task(const WorkItem& item) const {
-        return is_narrow(item) ? shape_.num_kv_heads : 1;
-    }
+    int32_t heads_per_task(const WorkItem& item) const { return is_narrow(item) ? shape_.num_kv_heads : 1; }
     double task_cost(const WorkItem& item) const {
         const double one_head = cost_.item() + cost_.tile(item.row_end - item.row_begin, item.kv_end - item.kv_begin);
         return heads_per_task(item) * one_head;
@@ -194,8 +192,9 @@ class PlanBuilder {
         const double cost_of_split = cost_.item() + cost_.partial_states(tile.item.row_end - tile.item.row_begin);
         int32_t best = 1;
         double best_time = std::numeric_limits<double>::infinity();
-        for (int32_t splits = 1; tile.cost > max_task_cost_ && splits <= std::min<double>(most, 2 * tile.cost / max_task_cost_); ++splits) {
-            const int32_t rounds = ceil_div(splits * shape_.num_kv_heads / num_heads, plan_.num_threads_);
+        for (int32_t splits = 1;
+             tile.cost > max_task_cost_ && splits <= std::min<double>(most, 2 * tile.cost / max_task_cost_); ++splits) {
+            const int32_t rounds = ceil_div(splits * tasks_per_item(tile.item), plan_.num_threads_);
             const double time = (rounds + kPartOfLastTask) * (tile.cost / splits + num_heads * cost_of_split);
             if (time < best_time) best = splits, best_time = time;
         }
