@@ -240,7 +240,7 @@ TEST_CASE("short items come several to a task, a long one has tasks of its own")
         num_short_tasks += is_short;
         if (!is_short) CHECK(task.item_end - task.item_begin == 1);
     }
-    CHECK(num_short_tasks >= 16);  // so that no thread waits long for the other's last
+    CHECK(num_short_tasks >= 8);  // so that no thread waits long for the other's last
     CHECK(num_short_tasks <= 256 / 4);
 }
 
