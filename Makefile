@@ -67,8 +67,8 @@ test-python: .venv/installed $(MODEL)/config.json
 sass: .venv/sass-installed
 	$(BIN)/python -m tests.sass.sass
 
-# The C++ tests but the emulator's again with assertions: under the address and undefined behaviour sanitizers, and the planner's under the
-# thread sanitizer (libgomp, which the attention kernels use, is not built for that one).
+# The C++ tests again with assertions, but those of the emulator: under the address and undefined behaviour sanitizers, and
+# the planner's under the thread sanitizer (libgomp, which the attention kernels use, is not built for that one).
 SANITIZED = -DBATCHLLM_CUDA=OFF -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG='-O1 -g'
 
 sanitize: .venv/installed $(DOCTEST)
