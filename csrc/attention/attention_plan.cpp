@@ -154,14 +154,13 @@ class PlanBuilder {
 
     bool is_narrow(const WorkItem& item) const { return cost_.is_narrow(item.row_end - item.row_begin); }
 
-    // A task is an item with few rows for all KV heads, or one with many for one.
+    // See WorkTask.
     int32_t heads_per_task(const WorkItem& item) const { return is_narrow(item) ? shape_.num_kv_heads : 1; }
+    int32_t tasks_per_item(const WorkItem& item) const { return shape_.num_kv_heads / heads_per_task(item); }
     double task_cost(const WorkItem& item) const {
         const double one_head = cost_.item() + cost_.tile(item.row_end - item.row_begin, item.kv_end - item.kv_begin);
         return heads_per_task(item) * one_head;
     }
-
-    int32_t tasks_per_item(const WorkItem& item) const { return shape_.num_kv_heads / heads_per_task(item); }
 
     // Splits the keys of tiles that would keep one thread busy while others have run out of work.
     void split_tiles_into_items() {
@@ -185,15 +184,15 @@ class PlanBuilder {
     // threads had nothing else. Nine tasks on two threads take as long as ten, and the thread that is disturbed keeps
     // the others waiting for a part of its last task.
     int32_t num_splits(const Tile& tile) const {
-        const int32_t num_keys = tile.item.kv_end - tile.item.kv_begin;
-        const int32_t most = std::max(1, num_keys / kMinSplitKeys);
+        if (tile.cost <= max_task_cost_) return 1;
         constexpr double kPartOfLastTask = 0.25;
+        const int32_t num_keys = tile.item.kv_end - tile.item.kv_begin;
+        const double most = std::min<double>(num_keys / kMinSplitKeys, 2 * tile.cost / max_task_cost_);
         const int32_t num_heads = heads_per_task(tile.item);
         const double cost_of_split = cost_.item() + cost_.partial_states(tile.item.row_end - tile.item.row_begin);
         int32_t best = 1;
         double best_time = std::numeric_limits<double>::infinity();
-        for (int32_t splits = 1;
-             tile.cost > max_task_cost_ && splits <= std::min<double>(most, 2 * tile.cost / max_task_cost_); ++splits) {
+        for (int32_t splits = 1; splits <= most; ++splits) {
             const int32_t rounds = ceil_div(splits * tasks_per_item(tile.item), plan_.num_threads_);
             const double time = (rounds + kPartOfLastTask) * (tile.cost / splits + num_heads * cost_of_split);
             if (time < best_time) best = splits, best_time = time;

@@ -62,7 +62,7 @@ const dlpack::DLPackExchangeApi* exchange_api_of(py::handle type) {
 }
 
 // The fast way of libraries that have it (torch since 2.10), else null. Tensors that require gradients are left to
-// __dlpack__, which refuses them. Ten tensors a layer come this way, nearly always of the type of the one before, so
+// __dlpack__, which refuses them. Every layer's tensors come this way, nearly always of the type of the one before, so
 // what that type offers is remembered. The GIL guards it.
 dlpack::DLManagedTensorVersioned* export_directly(py::handle object) {
     static PyObject* const requires_grad = PyUnicode_InternFromString("requires_grad");

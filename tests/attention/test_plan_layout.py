@@ -10,11 +10,11 @@ import pytest
 
 import batchllm_ext
 from tests.cases import ATTENTION_CASES, Case, Request, decodes, prefix
+from tests.packed_plan import packed_arrays
 from tests.simt.backend import supports
 
 NUM_PAGES = 1000
 GARBAGE = 0x7F7F7F7F
-FIELDS = {"num_tiles": 6, "num_item_rows": 4, "num_pieces": 4, "num_page_ids": 1, "num_merged_rows": 3}
 
 
 def plan_of(case: Case, **options) -> batchllm_ext.AttentionPlan:
@@ -25,10 +25,7 @@ def packed(layout: batchllm_ext.PlanLayout, plan: batchllm_ext.AttentionPlan) ->
     """The arrays of the buffer, a struct a row."""
     buffer = np.full(layout.num_ints, GARBAGE, np.int32)
     layout.pack(plan, buffer)
-    ends = np.cumsum([layout.sizes[name] * fields for name, fields in FIELDS.items()])
-    assert ends[-1] == layout.num_ints
-    arrays = np.split(buffer, ends[:-1])
-    return {name: array.reshape(-1, FIELDS[name]) for name, array in zip(FIELDS, arrays, strict=True)}
+    return packed_arrays(layout, buffer)
 
 
 @pytest.mark.parametrize("case", [case for case in ATTENTION_CASES if supports(case)], ids=str)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import batchllm_ext as ext
 from batchllm.ops import CpuOps, GpuOps
+from tests.packed_plan import packed_arrays
 
 WRITE_THROUGH = -1
 
@@ -23,10 +24,7 @@ class FakeDevicePlan:
 
     def arrays(self) -> list[np.ndarray]:
         """tiles, rows, pieces, page_ids, merge_rows, a struct a row."""
-        fields = {"num_tiles": 6, "num_item_rows": 4, "num_pieces": 4, "num_page_ids": 1, "num_merged_rows": 3}
-        ends = np.cumsum([self.layout.sizes[name] * count for name, count in fields.items()])
-        arrays = np.split(self.buffer.numpy(), ends[:-1])
-        return [array.reshape(-1, count) for array, count in zip(arrays, fields.values(), strict=True)]
+        return list(packed_arrays(self.layout, self.buffer.numpy()).values())
 
 
 class FakeEvent:
