@@ -338,9 +338,22 @@ class AttentionPlan:
         """What a PlanLayout must have room for: num_rows, num_tiles, num_item_rows, num_pieces, num_page_ids,
         num_merged_rows, num_partial_rows."""
 
-    def explain(self, *, kv_dtype: Literal["float32", "bfloat16"] = "float32") -> dict[str, int]:
-        """Items, bytes and FLOPs of one layer, and the bytes if every request read its keys for itself;
-        batchllm.roofline.explain_attention() makes times of them.
+    def explain(self, *, kv_dtype: Literal["float32", "bfloat16"] = "float32") -> dict[str, Any]:
+        """Items, bytes and FLOPs of one layer, and the bytes if every request read its keys for itself; under
+        "predicted_seconds" predict_seconds() for every GPU of gpu_peaks(). str(plan) has the predictions as a table.
+        """
+
+    def predict_seconds(self, *, flops_per_s: float, bytes_per_s: float, launch_s: float = 2e-6) -> dict[str, float]:
+        """Seconds of one layer in bfloat16 on a GPU of such peaks: a model, not a measurement. Three ways through the
+        same batch, of each the larger of memory traffic and arithmetic at the peaks, and `launch_s` a launch.
+
+        plan: our kernel and its merge. Rows of q and partial states (float32) count as often as they are read or
+        written.
+        per_request: one kernel that reads every key once for each request, or for each tile of a long prefill.
+        cascade: a kernel for each level of the longest chain, which reads the keys that the plan reads and writes a
+        state (out in bfloat16, lse in float32) for every row, and between levels a kernel that makes one state of two.
+
+        The larger of the two is taken over all kernels of a way at once, which favours the cascade.
         """
 
 class PlanLayout:
@@ -377,6 +390,9 @@ class DevicePlan:
         workspace: float32 of at least layout.num_workspace_floats elements, for one call at a time. Both on one GPU.
         """
 
+def gpu_peaks() -> dict[str, dict[str, float]]:
+    """By a GPU's name flops_per_s (dense bfloat16), bytes_per_s and launch_s: data sheets of NVIDIA, launches assumed."""
+
 def plan_attention(
     span_indptr: Any,
     span_begin: Any,
@@ -394,12 +410,14 @@ def plan_attention(
     num_threads: int = 0,
     share: bool | Literal["always"] = True,
     window_left: int = -1,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> AttentionPlan:
     """Plans the attention of one token batch; the arrays are those of TokenBatch.
 
     share: True where the cost model says that it pays, "always" without asking it, False request by request.
-    num_threads: what the work is balanced for; 0 is OpenMP's number.
+    num_threads: what the work is balanced for: threads, where 0 is OpenMP's number, or a GPU's multiprocessors.
     window_left: positions before its own that a row sees; -1 all.
+    device: whose kernels the work is cut for. Those of the other execute the plan, too.
     """
 
 def attention(

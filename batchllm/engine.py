@@ -163,7 +163,7 @@ class Engine:
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             page_size=self.page_size,
-            num_threads=self.runner.plan_threads,
+            **self.runner.plan_options,
         )
 
     def _sample(

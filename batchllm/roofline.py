@@ -39,39 +39,31 @@ class Device:
     """Of bytes_per_s."""
     step_overhead_s: float
     """Scheduling, launches and sampling of one step."""
-    launch_s: float = 0.0
-    """Between the end of one kernel and the beginning of the next, in a CUDA graph."""
 
 
-# Peaks and memory: NVIDIA's data sheets (A100 80GB SXM, H100 SXM; dense, without sparsity).
+def _gpu(name: str, matmul_efficiency: float) -> Device:
+    peaks = ext.gpu_peaks()[name]
+    return Device(
+        name=name,
+        flops_per_s=peaks["flops_per_s"],
+        bytes_per_s=peaks["bytes_per_s"],
+        memory_bytes=80 * 2**30,
+        matmul_efficiency=matmul_efficiency,
+        attention_efficiency=0.6,
+        bandwidth_efficiency=0.85,
+        step_overhead_s=2e-3,
+    )
+
+
+# Peaks are those of AttentionPlan.explain(): NVIDIA's data sheets.
 # Products: FlashAttention-2 (arXiv 2307.08691) gives 80 to 90 % of the peak for those on an A100; 70 % is assumed for
 # an H100, which its power holds back. Attention: 50 to 73 % on an A100 (the same paper), up to 75 % on an H100
-# (FlashAttention-3, arXiv 2407.08608). Bandwidth, overhead and launches are assumed.
+# (FlashAttention-3, arXiv 2407.08608). Bandwidth and overhead are assumed.
 # "cpu" is the two-core AVX-512 BF16 machine of this project's benchmarks. Its product and read rates were measured
 # there, so nothing is taken off them; half of the former is assumed for attention.
 DEVICES = {
-    "a100": Device(
-        name="A100 80GB SXM",
-        flops_per_s=312e12,
-        bytes_per_s=2.039e12,
-        memory_bytes=80 * 2**30,
-        matmul_efficiency=0.8,
-        attention_efficiency=0.6,
-        bandwidth_efficiency=0.85,
-        step_overhead_s=2e-3,
-        launch_s=2e-6,
-    ),
-    "h100": Device(
-        name="H100 80GB SXM",
-        flops_per_s=989e12,
-        bytes_per_s=3.35e12,
-        memory_bytes=80 * 2**30,
-        matmul_efficiency=0.7,
-        attention_efficiency=0.6,
-        bandwidth_efficiency=0.85,
-        step_overhead_s=2e-3,
-        launch_s=2e-6,
-    ),
+    "a100": _gpu("A100 80GB SXM", matmul_efficiency=0.8),
+    "h100": _gpu("H100 80GB SXM", matmul_efficiency=0.7),
     "cpu": Device(
         name="2 cores with AVX-512 BF16",
         flops_per_s=0.92e12,
@@ -177,60 +169,6 @@ def step_seconds(simulation: Simulation, model: ModelShape, device: Device) -> N
         attention_flops / (device.flops_per_s * device.attention_efficiency), attention_bytes / bandwidth
     )
     return linear + attention + device.step_overhead_s
-
-
-def attention_seconds(explained: dict[str, int], device: Device) -> dict[str, float]:
-    """Seconds of the attention of one layer, of what AttentionPlan.explain(kv_dtype="bfloat16") says: a model at the
-    device's peaks, not a measurement.
-
-    plan: our kernel and its merge. Rows of q and partial states (float32) are counted as often as they are read or
-    written.
-    per_request: one kernel that reads every key once for each request, or for each tile of a long prefill.
-    cascade: a kernel for each level of the longest chain, which reads the keys that the plan reads and writes a state
-    (out in bfloat16, lse in float32) for every row, and between levels a kernel that makes one state of two.
-
-    Either memory or arithmetic is the limit of a whole contestant, which favours the one of many kernels.
-    """
-    num_rows, num_levels = explained["num_rows"], max(explained["num_levels"], 1)
-    row_bytes = 2 * explained["num_qo_heads"] * explained["head_dim"]  # of q, or of out
-    state_bytes = row_bytes + 4 * explained["num_qo_heads"]
-    num_states = num_levels + 3 * (num_levels - 1)  # of a row, written by kernels, and read and written by merges
-
-    def seconds(num_bytes: int, num_launches: int) -> float:
-        busy = max(num_bytes / device.bytes_per_s, explained["flops"] / device.flops_per_s)
-        return busy + num_launches * device.launch_s
-
-    q_and_out = row_bytes * (explained["num_item_rows"] + num_rows)
-    num_launches = 2 if explained["num_merged_rows"] else 1
-    return {
-        "plan": seconds(explained["kv_bytes_read"] + q_and_out + 2 * explained["partial_bytes"], num_launches),
-        "per_request": seconds(explained["per_request_kv_bytes_read"] + 2 * row_bytes * num_rows, 1),
-        "cascade": seconds(
-            explained["kv_bytes_read"] + num_rows * (num_levels * row_bytes + num_states * state_bytes),
-            2 * num_levels - 1,
-        ),
-    }
-
-
-def explain_attention(plan: ext.AttentionPlan) -> str:
-    """attention_seconds of an A100 and an H100 as a table."""
-    explained = plan.explain(kv_dtype="bfloat16")
-    devices = [DEVICES["a100"], DEVICES["h100"]]
-    seconds = [attention_seconds(explained, device) for device in devices]
-    names = {
-        "plan": "this plan, fused, and one merge",
-        "per_request": "paged, request by request",
-        "cascade": f"cascade of {max(explained['num_levels'], 1)} levels, a launch each, and merges",
-    }
-    width = max(map(len, names.values()))
-    lines = [
-        "prediction, no GPU measured: us of one layer in bfloat16; the larger of bytes at peak bandwidth and FLOPs at",
-        f"peak rate, and {devices[0].launch_s * 1e6:.0f} us a launch",
-        " ".join([" " * width, *(f"{device.name:>14}" for device in devices)]),
-    ]
-    for key, name in names.items():
-        lines.append(" ".join([name.ljust(width), *(f"{1e6 * times[key]:14.1f}" for times in seconds)]))
-    return "\n".join(lines)
 
 
 def _parse(raw: dict[str, Any]) -> ModelShape:

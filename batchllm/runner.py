@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,7 +22,7 @@ class CpuRunner:
     def __init__(self, model: Model, num_threads: int) -> None:
         self.model = model
         self.ops = CpuOps(num_threads)
-        self.plan_threads = num_threads  # what plans are balanced for
+        self.plan_options: dict[str, Any] = {"num_threads": num_threads}
 
     def forward(
         self,
@@ -77,7 +78,7 @@ class GpuRunner:
 
     def __init__(self, model: Model, gpu: Gpu, ops: GpuOps) -> None:
         self.model, self.ops = model, ops
-        self.plan_threads = gpu.num_multiprocessors
+        self.plan_options: dict[str, Any] = {"num_threads": gpu.num_multiprocessors, "device": "cuda"}
         self._gpu = gpu
         self._ring = UploadRing(gpu.pinned_ints, gpu.event)
         # By row count. A graph has the addresses of the pool's pages, so it goes with the pool.

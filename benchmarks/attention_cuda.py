@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from batchllm.roofline import DEVICES, Device, attention_seconds
+import batchllm_ext
 from tests.cases import Inputs
 from tests.gpu import GpuAttention, on_gpu, plan_for_gpu
 from tests.simt.backend import rounded
@@ -165,10 +165,10 @@ def take_turns(contestants: dict[str, Callable[[], Any]], repeats: int) -> dict[
     return {name: statistics.median(samples) for name, samples in times.items()}
 
 
-def device_model() -> Device | None:
-    """The peaks of the GPU at hand, where we have them."""
-    name = torch.cuda.get_device_name()
-    return next((device for key, device in DEVICES.items() if key.upper() in name), None)
+def peaks_of_gpu() -> dict[str, float] | None:
+    """Those of the GPU at hand, where we have them."""
+    gpu = torch.cuda.get_device_name()
+    return next((peaks for name, peaks in batchllm_ext.gpu_peaks().items() if name.split()[0] in gpu), None)
 
 
 def measure(inputs: Inputs, options: argparse.Namespace) -> dict[str, Any]:
@@ -183,14 +183,15 @@ def measure(inputs: Inputs, options: argparse.Namespace) -> dict[str, Any]:
         assert error <= bound, f"{name}: error {error}, bound {bound}"
     seconds = take_turns(contestants, options.repeats)
     result: dict[str, Any] = {name: {"us": 1e6 * value} for name, value in seconds.items()}
-    device = device_model()
+    peaks = peaks_of_gpu()
     for name in ("shared", "per_request"):
-        explained = contestants[name].plan.explain(kv_dtype="bfloat16")
-        if device is not None:
+        plan = contestants[name].plan
+        explained = plan.explain(kv_dtype="bfloat16")
+        if peaks is not None:
             result[name] |= {
-                "share_of_bandwidth": explained["kv_bytes_read"] / seconds[name] / device.bytes_per_s,
-                "share_of_flops": explained["flops"] / seconds[name] / device.flops_per_s,
-                "predicted_us": 1e6 * attention_seconds(explained, device)["plan"],
+                "share_of_bandwidth": explained["kv_bytes_read"] / seconds[name] / peaks["bytes_per_s"],
+                "share_of_flops": explained["flops"] / seconds[name] / peaks["flops_per_s"],
+                "predicted_us": 1e6 * plan.predict_seconds(**peaks)["plan"],
             }
     return result
 

@@ -8,10 +8,8 @@ import torch
 
 import batchllm_ext
 from tests.cases import Inputs
-from tests.simt.backend import to_bits
+from tests.simt.backend import NUM_MULTIPROCESSORS, to_bits
 from tests.simt.precision import TORCH_TYPES
-
-NUM_MULTIPROCESSORS = 108  # what plans are balanced for: an A100's
 
 
 def current_stream() -> int:
@@ -30,7 +28,9 @@ def on_gpu(values: np.ndarray, dtype: str) -> torch.Tensor:
 
 
 def plan_for_gpu(inputs: Inputs, **options) -> batchllm_ext.AttentionPlan:
-    return batchllm_ext.plan_attention(**inputs.plan_arguments, num_threads=NUM_MULTIPROCESSORS, **options)
+    return batchllm_ext.plan_attention(
+        **inputs.plan_arguments, num_threads=NUM_MULTIPROCESSORS, device="cuda", **options
+    )
 
 
 class GpuAttention:

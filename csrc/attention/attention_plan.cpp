@@ -6,15 +6,13 @@
 #include <stdexcept>
 #include <tuple>
 
-#include "attention/cost_model.h"
-
 namespace batchllm {
 
 // Builds a plan in passes: groups -> row tiles -> items -> tasks and slots.
 class PlanBuilder {
  public:
-    PlanBuilder(const AttentionBatch& batch, AttentionPlan& plan, Sharing sharing)
-        : batch_(batch), plan_(plan), shape_(plan.shape_), cost_(shape_) {
+    PlanBuilder(const AttentionBatch& batch, AttentionPlan& plan, Sharing sharing, PlanDevice device)
+        : batch_(batch), plan_(plan), shape_(plan.shape_), cost_(shape_, device) {
         if (sharing != Sharing::kNever) {
             choose_shared_segments(sharing);
             add_shared_groups();
@@ -136,7 +134,7 @@ class PlanBuilder {
     void add_tiles(int32_t piece_begin) {
         const int32_t num_rows = static_cast<int32_t>(group_rows_.size());
         const int32_t piece_end = static_cast<int32_t>(plan_.pieces_.size());
-        const int32_t height = tile_rows(num_rows, shape_.group_size());
+        const int32_t height = cost_.tile_rows(num_rows);
         int32_t end = 0;
         for (int32_t begin = 0; begin < num_rows; begin = end) {
             const int32_t kv_begin = group_rows_[begin].kv_begin;
@@ -265,7 +263,7 @@ class PlanBuilder {
         PlanStats& stats = plan_.stats_;
         for (const WorkItem& item : plan_.items_) stats.kv_tokens_read += item.kv_end - item.kv_begin;
         for (const WorkRow& row : plan_.rows_) stats.num_scores += row.kv_end - row.kv_begin;
-        const int32_t height = max_tile_rows(shape_.group_size());
+        const int32_t height = cost_.max_tile_rows();
         for (int32_t span = 0; span < batch_.num_spans(); ++span) {
             if (batch_.link_indptr[span] == batch_.link_indptr[span + 1]) continue;
             stats.num_levels = std::max(stats.num_levels, batch_.link_indptr[span + 1] - batch_.link_indptr[span]);
@@ -294,7 +292,7 @@ class PlanBuilder {
 };
 
 AttentionPlan::AttentionPlan(const AttentionBatch& batch, const AttentionShape& shape, int32_t num_threads,
-                             Sharing sharing)
+                             Sharing sharing, PlanDevice device)
     : shape_(shape), num_threads_(num_threads) {
     shape.validate();
     if (num_threads < 1)
@@ -303,7 +301,7 @@ AttentionPlan::AttentionPlan(const AttentionBatch& batch, const AttentionShape& 
     num_tokens_ = batch.num_tokens();
     page_ids_.assign(batch.segment_page_ids.begin(), batch.segment_page_ids.end());
     for (int32_t page_id : page_ids_) max_page_id_ = std::max(max_page_id_, page_id);
-    PlanBuilder(batch, *this, sharing);
+    PlanBuilder(batch, *this, sharing, device);
 }
 
 }  // namespace batchllm

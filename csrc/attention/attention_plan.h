@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "attention/attention_batch.h"
+#include "attention/cost_model.h"
 #include "attention/work_item.h"
 
 namespace batchllm {
@@ -32,9 +33,10 @@ enum class Sharing : uint8_t { kNever, kWhereItPays, kAlways };
 class AttentionPlan {
  public:
     // Throws std::invalid_argument on arrays that contradict each other. The plan keeps copies of what it needs.
-    // `num_threads` (at least 1) is what the plan is balanced for: it decides where long runs of keys are split.
-    // Whatever number of threads runs the plan, the results are the same bit for bit.
-    AttentionPlan(const AttentionBatch& batch, const AttentionShape& shape, int32_t num_threads, Sharing sharing);
+    // `num_threads` (at least 1; of a GPU its multiprocessors) is what the plan is balanced for: it decides where long
+    // runs of keys are split. Whatever number of threads runs the plan, the results are the same bit for bit.
+    AttentionPlan(const AttentionBatch& batch, const AttentionShape& shape, int32_t num_threads, Sharing sharing,
+                  PlanDevice device = PlanDevice::kCpu);
 
     const AttentionShape& shape() const { return shape_; }
     int32_t num_threads() const { return num_threads_; }

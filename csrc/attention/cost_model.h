@@ -1,21 +1,18 @@
-// What a plan believes about time, in nanoseconds of one core. Only ratios matter: they decide which segments are
-// shared and where items are split. Measured with benchmarks/bench_attention.py on a 2-core AVX-512 machine.
+// What a plan believes about time, in nanoseconds of one core or multiprocessor. Only ratios matter: they decide which
+// segments are shared, how high tiles are, and where items are split.
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <numeric>
 
 #include "attention/attention_batch.h"
+#include "attention/cuda/tile_shape.h"
 
 namespace batchllm {
 
-constexpr int32_t kKeyTile = 64;         // keys that a kernel takes at a time
-constexpr int32_t kMinSplitKeys = 256;   // shorter items cost more to merge than they balance
-constexpr int32_t kBlockRows = 48;       // rows that AVX-512 kernels multiply at a time (AVX2: 24)
-constexpr int32_t kMaxPackedRows = 240;  // query heads x tokens of one item, whole blocks: what a core's L2 holds
-constexpr int32_t kNarrowRows = 16;      // items of at most so many rows are memory-bound: a task takes all KV heads
+constexpr int32_t kKeyTile = 64;        // keys that a kernel takes at a time
+constexpr int32_t kMinSplitKeys = 256;  // shorter items cost more to merge than they balance
 
 inline int32_t ceil_div(int32_t value, int32_t divisor) {
     return (value + divisor - 1) / divisor;
@@ -25,45 +22,73 @@ inline int32_t round_up(int32_t value, int32_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }
 
-// Query tokens of one item; at least one, however many heads share a KV head.
-inline int32_t max_tile_rows(int32_t group_size) {
-    return std::max(1, kMaxPackedRows / group_size);
-}
+// Whose kernels a plan is made for. Those of the other execute it too.
+enum class PlanDevice : uint8_t { kCpu, kGpu };
 
-// The height of the tiles of `num_rows` query tokens: about equal, rounded up to whole blocks of packed rows.
-inline int32_t tile_rows(int32_t num_rows, int32_t group_size) {
-    const int32_t max_rows = max_tile_rows(group_size);
-    const int32_t num_tiles = std::max(1, (num_rows + max_rows - 1) / max_rows);
-    const int32_t whole_blocks = kBlockRows / std::gcd(kBlockRows, group_size);  // fewest tokens that fill blocks
-    return std::min(max_rows, round_up((num_rows + num_tiles - 1) / num_tiles, whole_blocks));
-}
+// How a device's kernels take an item. Packed rows are query heads x tokens of one KV head; times of keys and states
+// are those of head_dim 128.
+struct DeviceCosts {
+    int32_t max_packed_rows;  // of a tile
+    int32_t block_rows;       // packed rows that are multiplied at a time: tiles are whole blocks
+    int32_t narrow_rows;      // items of at most so many are memory-bound: a task takes all KV heads; 0: never
+    double item;              // an item, apart from its keys
+    double key;               // loading K and V of a key
+    double packed_row;        // multiplying a key by a packed row
+    bool overlaps;            // keys are loaded while others are multiplied
+    double state;             // writing and merging one more partial state of a packed row
+};
+
+// Measured with benchmarks/bench_attention.py on a 2-core AVX-512 machine. Blocks of 48 rows are those of AVX-512
+// (AVX2: 24); five of them are what a core's L2 holds.
+inline constexpr DeviceCosts kCpuCosts{240, 48, 16, 800.0, 9.0, 2.9, false, 200.0};
+
+// Not measured: a multiprocessor's part of what an A100 sustains, 85 % of 2.039 TB/s and 60 % of 312 TFLOP/s over 108.
+// An item's own time, three loads that wait for each other and a pipeline to fill, is assumed.
+inline constexpr DeviceCosts kGpuCosts{128, 128, 0, 1500.0, 32.0, 0.3, true, 65.0};
 
 class CostModel {
  public:
-    explicit CostModel(const AttentionShape& shape) : group_size_(shape.group_size()), scale_(shape.head_dim / 128.0) {}
+    CostModel(const AttentionShape& shape, PlanDevice device)
+        : costs_(device == PlanDevice::kCpu ? kCpuCosts : kGpuCosts),
+          group_size_(shape.group_size()),
+          scale_(shape.head_dim / 128.0) {
+        if (device == PlanDevice::kGpu) costs_.max_packed_rows = cuda::max_packed_rows(shape.head_dim);
+    }
+
+    // Query tokens of the highest tile; at least one, however many heads share a KV head.
+    int32_t max_tile_rows() const { return std::max(1, costs_.max_packed_rows / group_size_); }
+
+    // The height of the tiles of `num_rows` query tokens: about equal, rounded up to whole blocks of packed rows.
+    int32_t tile_rows(int32_t num_rows) const {
+        const int32_t num_tiles = std::max(1, ceil_div(num_rows, max_tile_rows()));
+        const int32_t whole_blocks = costs_.block_rows / std::gcd(costs_.block_rows, group_size_);  // fewest tokens
+        return std::min(max_tile_rows(), round_up(ceil_div(num_rows, num_tiles), whole_blocks));
+    }
+
+    bool is_narrow(int32_t num_rows) const { return num_rows * group_size_ <= costs_.narrow_rows; }
 
     // One item, apart from its keys.
-    double item() const { return 800.0; }
+    double item() const { return costs_.item; }
 
-    bool is_narrow(int32_t num_rows) const { return num_rows * group_size_ <= kNarrowRows; }
-
-    // `num_rows` query tokens (at most one tile) against `num_keys` keys: loading a key, and multiplying it by each
-    // row.
+    // `num_rows` query tokens (at most one tile) against `num_keys` keys.
     double tile(int32_t num_rows, int32_t num_keys) const {
-        return scale_ * num_keys * (9.0 + 2.9 * num_rows * group_size_);
+        const double multiplying = costs_.packed_row * num_rows * group_size_;
+        const double a_key = costs_.overlaps ? std::max(costs_.key, multiplying) : costs_.key + multiplying;
+        return scale_ * num_keys * a_key;
     }
 
     // Any number of query tokens against the same keys.
     double rows(int32_t num_rows, int32_t num_keys) const {
-        const int32_t height = max_tile_rows(group_size_);
+        const int32_t height = max_tile_rows();
         const int32_t num_full = num_rows / height;
         return num_full * tile(height, num_keys) + (num_rows % height ? tile(num_rows % height, num_keys) : 0.0);
     }
 
     // Writing and merging one more partial state for each row.
-    double partial_states(int32_t num_rows) const { return scale_ * 200.0 * num_rows * group_size_; }
+    double partial_states(int32_t num_rows) const { return scale_ * costs_.state * num_rows * group_size_; }
 
  private:
+    DeviceCosts costs_;
     int32_t group_size_;
     double scale_;
 };

@@ -2,9 +2,12 @@
 #include <pybind11/numpy.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstdio>
 
 #include "attention/attention_plan.h"
 #include "attention/cuda/plan_layout.h"
+#include "attention/roofline.h"
 #include "bindings/batch_arrays.h"
 #include "bindings/bindings.h"
 
@@ -20,13 +23,50 @@ Sharing sharing_of(py::handle share) {
     throw py::value_error("share: expected True, False or \"always\", got " + std::string(py::repr(share)));
 }
 
+PlanDevice device_of(const std::string& device) {
+    if (device == "cpu") return PlanDevice::kCpu;
+    if (device == "cuda") return PlanDevice::kGpu;
+    throw py::value_error("device: expected \"cpu\" or \"cuda\", got \"" + device + "\"");
+}
+
+py::dict seconds_dict(const AttentionSeconds& seconds) {
+    py::dict result;
+    result["plan"] = seconds.plan;
+    result["per_request"] = seconds.per_request;
+    result["cascade"] = seconds.cascade;
+    return result;
+}
+
+py::dict predict_seconds(const AttentionPlan& plan, double flops_per_s, double bytes_per_s, double launch_s) {
+    for (const auto& [name, value] : {std::pair("flops_per_s", flops_per_s), std::pair("bytes_per_s", bytes_per_s)}) {
+        if (value > 0.0 && std::isfinite(value)) continue;
+        throw py::value_error(std::string(name) + ": expected a positive number, got " + std::to_string(value));
+    }
+    if (!(launch_s >= 0.0) || !std::isfinite(launch_s)) {
+        throw py::value_error("launch_s: expected a number of at least 0, got " + std::to_string(launch_s));
+    }
+    return seconds_dict(predict(plan, {"", flops_per_s, bytes_per_s, launch_s}));
+}
+
+py::dict gpu_peaks() {
+    py::dict result;
+    for (const GpuPeaks& peaks : kGpuPeaks) {
+        py::dict gpu;
+        gpu["flops_per_s"] = peaks.flops_per_s;
+        gpu["bytes_per_s"] = peaks.bytes_per_s;
+        gpu["launch_s"] = peaks.launch_s;
+        result[peaks.name] = gpu;
+    }
+    return result;
+}
+
 py::dict explain(const AttentionPlan& plan, const std::string& kv_dtype) {
     if (kv_dtype != "float32" && kv_dtype != "bfloat16") {
         throw py::value_error("kv_dtype: expected \"float32\" or \"bfloat16\", got \"" + kv_dtype + "\"");
     }
     const AttentionShape& shape = plan.shape();
     const PlanStats& stats = plan.stats();
-    const int64_t key_bytes = int64_t{2} * shape.num_kv_heads * shape.head_dim * (kv_dtype == "float32" ? 4 : 2);
+    const int64_t key_bytes = kv_bytes_per_token(shape, kv_dtype == "float32" ? 4 : 2);
     py::dict result;
     result["num_items"] = plan.items().size();
     result["num_rows"] = plan.num_tokens();
@@ -41,9 +81,12 @@ py::dict explain(const AttentionPlan& plan, const std::string& kv_dtype) {
     result["kv_bytes_read"] = stats.kv_tokens_read * key_bytes;
     result["per_request_kv_tokens_read"] = stats.per_request_kv_tokens_read;
     result["per_request_kv_bytes_read"] = stats.per_request_kv_tokens_read * key_bytes;
-    result["partial_bytes"] = int64_t{4} * plan.num_slots() * shape.num_qo_heads * (shape.head_dim + 1);
-    result["flops"] = int64_t{4} * stats.num_scores * shape.num_qo_heads * shape.head_dim;
+    result["partial_bytes"] = partial_bytes(plan);
+    result["flops"] = attention_flops(plan);
     result["num_threads"] = plan.num_threads();
+    py::dict predicted;
+    for (const GpuPeaks& peaks : kGpuPeaks) predicted[peaks.name] = seconds_dict(predict(plan, peaks));
+    result["predicted_seconds"] = predicted;
     return result;
 }
 
@@ -68,6 +111,33 @@ py::dict buffers(py::handle self) {
     return result;
 }
 
+// predict() as a table, a line each way.
+std::string prediction_text(const AttentionPlan& plan) {
+    const auto line = [](const std::string& name, const auto& cell) {
+        std::string text = "  " + name + std::string(name.size() < 40 ? 40 - name.size() : 0, ' ');
+        for (const GpuPeaks& peaks : kGpuPeaks) {
+            const std::string value = cell(peaks);
+            text += std::string(value.size() < 15 ? 15 - value.size() : 0, ' ') + value;
+        }
+        return text + "\n";
+    };
+    const auto times = [&](const std::string& name, double AttentionSeconds::* way) {
+        return line(name, [&](const GpuPeaks& peaks) {
+            char microseconds[32];
+            std::snprintf(microseconds, sizeof(microseconds), "%.1f", 1e6 * (predict(plan, peaks).*way));
+            return std::string(microseconds);
+        });
+    };
+    const std::string num_levels = std::to_string(std::max(plan.stats().num_levels, 1));
+    return "prediction, no GPU measured: us of one layer in bfloat16; the larger of bytes at peak bandwidth and FLOPs "
+           "at "
+           "peak rate, and launches\n" +
+           line("", [](const GpuPeaks& peaks) { return std::string(peaks.name); }) +
+           times("this plan, fused, and one merge", &AttentionSeconds::plan) +
+           times("paged, request by request", &AttentionSeconds::per_request) +
+           times("cascade, " + num_levels + " levels, each its own launch", &AttentionSeconds::cascade);
+}
+
 std::string plan_text(const AttentionPlan& plan) {
     const AttentionShape& shape = plan.shape();
     const PlanStats& stats = plan.stats();
@@ -85,7 +155,7 @@ std::string plan_text(const AttentionPlan& plan) {
                 std::to_string(item.kv_begin) + ", " + std::to_string(item.kv_end) + ")\n";
     }
     if (items.size() > kMaxLines) text += "  ... " + std::to_string(items.size() - kMaxLines) + " more\n";
-    return text;
+    return text + prediction_text(plan);
 }
 
 // --- plans in a GPU's memory
@@ -136,7 +206,9 @@ void bind_attention_plan(py::module_& module) {
         .def_property_readonly("num_threads", &AttentionPlan::num_threads)
         .def_property_readonly("buffers", &buffers, "The structs of work_item.h as int32 arrays, views into the plan.")
         .def("explain", &explain, py::kw_only(), py::arg("kv_dtype") = "float32",
-             "Counts, bytes and FLOPs of one layer, against reading every key once per request.")
+             "Counts, bytes and FLOPs of one layer, against reading every key once per request; predictions for GPUs.")
+        .def("predict_seconds", &predict_seconds, py::kw_only(), py::arg("flops_per_s"), py::arg("bytes_per_s"),
+             py::arg("launch_s") = 2e-6, "A model of one layer on a GPU of such peaks, not a measurement.")
         .def_property_readonly(
             "sizes", [](const AttentionPlan& plan) { return size_dict(sizes_of(plan)); },
             "What a PlanLayout must have room for.")
@@ -160,18 +232,20 @@ void bind_attention_plan(py::module_& module) {
         [](Object span_indptr, Object span_begin, Object link_indptr, Object link_segment, Object segment_page_indptr,
            Object segment_page_ids, Object segment_begin, Object segment_num_tokens, int32_t num_qo_heads,
            int32_t num_kv_heads, int32_t head_dim, int32_t page_size, int32_t num_threads, Object share,
-           int32_t window_left) {
+           int32_t window_left, const std::string& device_name) {
             const BatchArrays arrays(span_indptr, span_begin, link_indptr, link_segment, segment_page_indptr,
                                      segment_page_ids, segment_begin, segment_num_tokens);
             const AttentionShape shape{num_qo_heads, num_kv_heads, head_dim, page_size, window_left};
-            return AttentionPlan(arrays.batch(), shape, thread_count(num_threads, omp_get_max_threads()),
-                                 sharing_of(share));
+            const PlanDevice device = device_of(device_name);
+            if (device == PlanDevice::kCpu) num_threads = thread_count(num_threads, omp_get_max_threads());
+            return AttentionPlan(arrays.batch(), shape, num_threads, sharing_of(share), device);
         },
         py::arg("span_indptr"), py::arg("span_begin"), py::arg("link_indptr"), py::arg("link_segment"),
         py::arg("segment_page_indptr"), py::arg("segment_page_ids"), py::arg("segment_begin"),
         py::arg("segment_num_tokens"), py::kw_only(), py::arg("num_qo_heads"), py::arg("num_kv_heads"),
         py::arg("head_dim"), py::arg("page_size"), py::arg("num_threads") = 0, py::arg("share") = true,
-        py::arg("window_left") = -1, "Plans the attention of one token batch.");
+        py::arg("window_left") = -1, py::arg("device") = "cpu", "Plans the attention of one token batch.");
+    module.def("gpu_peaks", &gpu_peaks, "What predictions take for the peaks of GPUs, by name.");
 }
 
 }  // namespace batchllm

@@ -116,7 +116,7 @@ void append_kv(py::handle k_object, py::handle v_object, py::handle slots_object
     check_shape(slots, {&num_tokens});
     check_shape(k_pages, {&num_pages, &page_size, &num_kv_heads, &head_dim});
     check_shape(v_pages, {&num_pages, &page_size, &num_kv_heads, &head_dim});
-    k.expect_type({ElementType::kFloat32, ElementType::kBFloat16, ElementType::kUInt16});
+    k.expect_type({ElementType::kFloat32, ElementType::kBFloat16, ElementType::kFloat16, ElementType::kUInt16});
     for (const Tensor* tensor : {&v, &k_pages, &v_pages}) tensor->expect_type({k.type()});
     for (const Tensor* tensor : {&k, &v, &k_pages, &v_pages}) tensor->expect_unit_last_stride();
     for (const Tensor* tensor : {&k_pages, &v_pages}) tensor->expect_writable();

@@ -15,6 +15,8 @@ def make(dtype=np.float32):
     slots = rng.permutation(NUM_PAGES * PAGE_SIZE)[:NUM_TOKENS].astype(np.int64)
     if dtype == np.uint16:
         k, v = k.view(np.uint16)[..., ::2].copy(), v.view(np.uint16)[..., ::2].copy()
+    if dtype == np.float16:
+        k, v = k.astype(np.float16), v.astype(np.float16)
     return k, v, slots
 
 
@@ -27,7 +29,7 @@ def pages(layout: str, dtype) -> np.ndarray:
 
 
 @pytest.mark.parametrize("num_threads", [0, 1, 2])
-@pytest.mark.parametrize("dtype", [np.float32, np.uint16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.float16], ids=["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("layout", ["plain", "heads_first", "strided"])
 def test_every_token_is_written_to_its_slot_and_nothing_else(layout: str, dtype, num_threads: int):
     k, v, slots = make(dtype)

@@ -9,15 +9,23 @@ import numpy as np
 import pytest
 
 import batchllm_ext
-from tests.cases import ATTENTION_CASES, Case, Inputs, Request, decodes, prefix, random_case
+from tests.cases import ATTENTION_CASES, Case, Inputs, Request, decodes, heads, prefix, random_case
 from tests.reference import assert_close, attention_reference, from_bf16, to_bf16, tolerance
 
 NAN = float("nan")
 
 
-def run(inputs: Inputs, *, num_threads: int = 2, share: bool | str = True, run_threads: int = 0, **options):
-    """attention() with outputs that hold NaN before."""
-    plan = batchllm_ext.plan_attention(**inputs.plan_arguments, num_threads=num_threads, share=share)
+def run(
+    inputs: Inputs,
+    *,
+    num_threads: int = 2,
+    device: str = "cpu",
+    share: bool | str = True,
+    run_threads: int = 0,
+    **options,
+):
+    """attention() with outputs that hold NaN before; a plan for `device`, executed by the CPU."""
+    plan = batchllm_ext.plan_attention(**inputs.plan_arguments, num_threads=num_threads, device=device, share=share)
     options = {"out": np.full(inputs.q.shape, NAN, np.float32), **inputs.options, **options}
     lse = np.full(inputs.q.shape[:2], NAN, np.float32)
     q, k_pages, v_pages = options.pop("tensors", (inputs.q, inputs.k_pages, inputs.v_pages))
@@ -42,9 +50,10 @@ def in_bf16(inputs: Inputs) -> tuple[Inputs, tuple[np.ndarray, ...]]:
 @pytest.mark.parametrize("share", [True, "always", False], ids=["shared", "always_shared", "per_request"])
 @pytest.mark.parametrize("case", ATTENTION_CASES, ids=str)
 def test_attention_matches_reference(case: Case, share: bool | str):
+    """Also by plans that were made for a GPU."""
     inputs = case.make_inputs()
-    for num_threads in (1, 2):
-        check(inputs, *run(inputs, num_threads=num_threads, share=share))
+    for device, num_threads in (("cpu", 1), ("cpu", 2), ("cuda", 108)):
+        check(inputs, *run(inputs, num_threads=num_threads, device=device, share=share))
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -248,6 +257,51 @@ def test_plan_explains_what_sharing_saves():
     assert shared["num_partial_rows"] == 16
     assert alone["num_partial_rows"] == 0
     assert shared["num_shared_segments"] == 1
+
+
+def plan_of_one_prefix(prefix_tokens: int, readers: int, own: int, **options) -> batchllm_ext.AttentionPlan:
+    case = Case("roofline", decodes(prefix(prefix_tokens), [own] * readers), head_dim=64, **heads(4, 2))
+    return batchllm_ext.plan_attention(**case.make_inputs().plan_arguments, num_threads=1, **options)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_predicted_seconds_of_one_prefix_by_hand(device: str):
+    """1,000 tokens for 8 readers of 10 tokens of their own: 8 query heads and 2 KV heads of 64, bfloat16."""
+    plan = plan_of_one_prefix(1000, 8, 10, device=device)
+    kv_token, row = 2 * 2 * 64 * 2, 8 * 64 * 2  # bytes of K and V of a token, and of q or out of a row
+    state = row + 8 * 4
+    assert plan.predict_seconds(flops_per_s=1e15, bytes_per_s=1e9, launch_s=1.0) == {
+        # q of every row for either item, out of every row; 16 states in float32, written and read
+        "plan": pytest.approx((1080 * kv_token + (16 + 8) * row + 2 * 16 * 8 * 65 * 4) / 1e9 + 2),
+        "per_request": pytest.approx((8 * 1010 * kv_token + 2 * 8 * row) / 1e9 + 1),
+        # two levels: q and a state each; the merge reads both states and writes one
+        "cascade": pytest.approx((1080 * kv_token + 2 * 8 * row + 5 * 8 * state) / 1e9 + 3),
+    }
+    # Where arithmetic is the limit: 8 heads, 8 rows of 1,010 keys, 4 FLOPs an element.
+    busy = pytest.approx(4 * 8 * 8 * 1010 * 64)
+    slow = plan.predict_seconds(flops_per_s=1.0, bytes_per_s=1e18, launch_s=0.0)
+    assert slow == {"plan": busy, "per_request": busy, "cascade": busy}
+
+
+def test_predictions_are_for_gpus_by_name_and_labelled_as_such():
+    plan = plan_of_one_prefix(32768, 64, 10)
+    predicted = plan.explain()["predicted_seconds"]
+    assert predicted == {name: plan.predict_seconds(**peaks) for name, peaks in batchllm_ext.gpu_peaks().items()}
+    lines = str(plan).splitlines()
+    title = next(i for i, line in enumerate(lines) if line.startswith("prediction, no GPU measured: "))
+    assert "A100 80GB SXM" in lines[title + 1]
+    assert "H100 80GB SXM" in lines[title + 1]
+    # 64 x 32,778 keys of 512 bytes, request by request: 527 us at 2.039 TB/s and 321 us at 3.35 TB/s, and a launch.
+    assert lines[title + 3].split() == ["paged,", "request", "by", "request", "528.8", "322.7"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("flops_per_s", 0.0), ("bytes_per_s", float("nan")), ("launch_s", -1.0)]
+)
+def test_peaks_that_are_none_are_named(argument: str, value: float):
+    peaks = {"flops_per_s": 1e12, "bytes_per_s": 1e9, "launch_s": 0.0, argument: value}
+    with pytest.raises(ValueError, match=argument):
+        plan_of_one_prefix(100, 2, 10).predict_seconds(**peaks)
 
 
 def test_buffers_are_what_the_plan_executes():

@@ -92,7 +92,7 @@ std::set<std::pair<int32_t, int64_t>> visible_keys(const AttentionBatch& batch, 
 }
 
 // Walks through the plan as a kernel does, and checks every invariant on the way.
-std::set<std::pair<int32_t, int64_t>> audit(const AttentionPlan& plan) {
+std::set<std::pair<int32_t, int64_t>> audit(const AttentionPlan& plan, PlanDevice device = PlanDevice::kCpu) {
     const AttentionShape& shape = plan.shape();
     std::set<std::pair<int32_t, int64_t>> read;
     int64_t num_read = 0;
@@ -101,7 +101,7 @@ std::set<std::pair<int32_t, int64_t>> audit(const AttentionPlan& plan) {
     for (const WorkItem& item : plan.items()) {
         const int32_t num_rows = item.row_end - item.row_begin;
         CHECK(num_rows >= 1);
-        CHECK(num_rows <= std::min(plan.max_item_rows(), max_tile_rows(shape.group_size())));
+        CHECK(num_rows <= std::min(plan.max_item_rows(), CostModel(shape, device).max_tile_rows()));
         CHECK(item.kv_begin < item.kv_end);
         Ints num_readers(item.kv_end - item.kv_begin, 0);
         for (const WorkRow& row : plan.rows().subspan(item.row_begin, num_rows)) {
@@ -159,8 +159,10 @@ TEST_CASE("every visible key meets every row exactly once, and nothing else does
                                    .window_left = seed % 3 ? -1 : static_cast<int32_t>(random() % 100)};
         for (int32_t num_threads : {1, 7}) {
             for (Sharing sharing : {Sharing::kNever, Sharing::kWhereItPays, Sharing::kAlways}) {
-                const AttentionPlan plan(batch.view(), shape, num_threads, sharing);
-                CHECK(audit(plan) == visible_keys(batch.view(), shape));
+                for (PlanDevice device : {PlanDevice::kCpu, PlanDevice::kGpu}) {
+                    const AttentionPlan plan(batch.view(), shape, num_threads, sharing, device);
+                    CHECK(audit(plan, device) == visible_keys(batch.view(), shape));
+                }
             }
         }
     }
@@ -225,6 +227,25 @@ TEST_CASE("the tasks of one long tile are a round of the threads, or several") {
         CHECK(plan.tasks().size() % num_threads == 0);
         audit(plan);
     }
+}
+
+TEST_CASE("a plan for a GPU fills its tiles, and splits what would leave multiprocessors without work") {
+    OwnedBatch batch;
+    const int32_t prefix = batch.add_segment(0, 8192);
+    for (int32_t reader = 0; reader < 34; ++reader) batch.add_span({prefix}, 8191, 1);
+    const AttentionShape shape{.num_qo_heads = 32, .num_kv_heads = 8, .head_dim = 128, .page_size = batch.page_size};
+    const AttentionPlan plan(batch.view(), shape, 108, Sharing::kAlways, PlanDevice::kGpu);
+    audit(plan, PlanDevice::kGpu);
+    std::map<int32_t, int32_t> num_items;  // by rows
+    for (const WorkItem& item : plan.items()) ++num_items[item.row_end - item.row_begin];
+    CHECK(num_items.size() == 2);  // 136 packed rows: a tile of 128, and one of the 8 that are left, not two of 68
+    CHECK(num_items[32] * 8 >= 100);
+    CHECK(num_items[2] * 8 >= 100);
+
+    // Own parts of many requests give every multiprocessor enough to do as they are.
+    OwnedBatch many;
+    for (int32_t request = 0; request < 256; ++request) many.add_span({many.add_segment(0, 1000)}, 999, 1);
+    CHECK(AttentionPlan(many.view(), shape, 108, Sharing::kAlways, PlanDevice::kGpu).items().size() == 256);
 }
 
 TEST_CASE("short items come several to a task, a long one has tasks of its own") {

@@ -249,6 +249,8 @@ PLAN_MISTAKES = [
     ('share: expected True, False or "always", got 1', lambda a: {"share": 1}),
     ("window_left: expected at least -1, got -2", lambda a: {"window_left": -2}),
     ("num_threads: expected at least 0, got -1", lambda a: {"num_threads": -1}),
+    ("num_threads: expected at least 1, got 0", lambda a: {"num_threads": 0, "device": "cuda"}),
+    ('device: expected "cpu" or "cuda", got "tpu"', lambda a: {"device": "tpu"}),
 ]
 
 

@@ -21,6 +21,7 @@ from tests.reference import from_bf16, to_bf16
 HEAD_DIMS = batchllm_ext.gpu_head_dims()
 ORDERS = ("ascending", "descending", "random")
 BUILDS = ("fast", "checked")
+NUM_MULTIPROCESSORS = 108  # what plans are balanced for: an A100's
 
 DEFAULT_DIRECTORY = Path(__file__).resolve().parents[2] / "build" / "cpp" / "tests" / "simt"
 
@@ -123,11 +124,14 @@ def attention(
     seed: int = 1,
     preempt_one_in: int = 0,
     spare: int = 0,
+    num_threads: int = NUM_MULTIPROCESSORS,
+    device: str = "cuda",
     **plan_options,
 ) -> Result:
-    """out and lse hold NaN before. Whatever the emulator finds wrong fails the test."""
+    """The plan is one for a GPU unless `device` is "cpu"; out and lse hold NaN before. Whatever the emulator
+    finds wrong fails the test."""
     case = inputs.case
-    plan = batchllm_ext.plan_attention(**inputs.plan_arguments, **plan_options)
+    plan = batchllm_ext.plan_attention(**inputs.plan_arguments, num_threads=num_threads, device=device, **plan_options)
     buffers = plan.buffers
     tensors = {
         "q": to_bits(inputs.q, dtype),

@@ -1,14 +1,14 @@
 """The CUDA attention kernels, executed on the emulator, against the float64 reference.
 
-The plan and the cases are those of the CPU kernels. Checked builds report races, stray and uninitialised reads, which
-fails a test wherever attention() is called.
+The planner and the cases are those of the CPU kernels. Checked builds report races, stray and uninitialised reads,
+which fails a test wherever attention() is called.
 """
 
 import numpy as np
 import pytest
 
 from tests.cases import ATTENTION_CASES, Case, Request, decodes, heads, prefix
-from tests.simt.backend import BUILDS, Result, attention, rounded, supports
+from tests.simt.backend import BUILDS, NUM_MULTIPROCESSORS, Result, attention, rounded, supports
 from tests.simt.generated import generated_case
 from tests.simt.precision import check
 
@@ -37,8 +37,11 @@ def test_kernels_match_the_reference_whatever_thread_runs_first(case: Case, dtyp
 @pytest.mark.parametrize("share", ["always", False])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_kernels_match_the_reference_however_keys_are_shared(case: Case, share: bool | str):
+    """Also by plans that were made for the CPU's kernels, whose items are higher than a GPU's tiles."""
     inputs = rounded(case.make_inputs(), "bfloat16")
-    check(inputs, attention(inputs, build="fast", share=share), "bfloat16")
+    for device, num_threads in (("cuda", NUM_MULTIPROCESSORS), ("cpu", 2)):
+        result = attention(inputs, build="fast", share=share, device=device, num_threads=num_threads)
+        check(inputs, result, "bfloat16")
 
 
 @pytest.mark.parametrize("number", range(1000))
@@ -46,7 +49,7 @@ def test_kernels_match_the_reference_on_generated_forests(number: int):
     dtype = "float16" if number % 4 == 3 else "bfloat16"
     inputs = rounded(generated_case(number).make_inputs(), dtype)
     share = "always" if number % 2 else True
-    options = {"dtype": dtype, "share": share, "num_threads": 1 + number % 3}
+    options = {"dtype": dtype, "share": share, "num_threads": (1, 2, NUM_MULTIPROCESSORS)[number % 3]}
     fast = attention(inputs, build="fast", order="ascending", **options)
     check(inputs, fast, dtype)
     # A checked run takes three times as long; `make test-full` has one for every forest.

@@ -5,10 +5,8 @@ import json
 import numpy as np
 import pytest
 
-import batchllm_ext
-from batchllm.roofline import DEVICES, Device, ModelShape, attention_seconds, explain_attention, step_seconds
+from batchllm.roofline import DEVICES, Device, ModelShape, step_seconds
 from batchllm.simulate import Policy, SimulatedJob, simulate
-from tests.cases import Case, decodes, heads, prefix
 from tests.planner.replay import ragged
 
 LLAMA_3_1_8B = {
@@ -123,35 +121,3 @@ def test_faster_devices_take_less_time(smollm2):
     simulation = simulate(SimulatedJob(tokens, indptr, outputs, outputs), Policy.LRU, kv_tokens=20_000)
     seconds = {name: step_seconds(simulation, model, device).sum() for name, device in DEVICES.items()}
     assert seconds["h100"] < seconds["a100"] < seconds["cpu"]
-
-
-def plan_of_one_prefix(prefix_tokens: int, readers: int, own: int) -> batchllm_ext.AttentionPlan:
-    case = Case("roofline", decodes(prefix(prefix_tokens), [own] * readers), head_dim=64, **heads(4, 2))
-    return batchllm_ext.plan_attention(**case.make_inputs().plan_arguments, num_threads=1)
-
-
-def test_attention_of_one_prefix_by_hand():
-    """1,000 tokens for 8 readers of 10 tokens of their own: 8 query heads and 2 KV heads of 64, bfloat16."""
-    explained = plan_of_one_prefix(1000, 8, 10).explain(kv_dtype="bfloat16")
-    device = Device("test", 1e15, 1e9, 0, 1.0, 1.0, 1.0, 0.0, launch_s=1.0)
-    kv_token, row = 2 * 2 * 64 * 2, 8 * 64 * 2  # bytes of K and V of a token, and of q or out of a row
-    state = row + 8 * 4
-    assert attention_seconds(explained, device) == {
-        # q of every row for either item, out of every row; 16 states in float32, written and read
-        "plan": pytest.approx((1080 * kv_token + (16 + 8) * row + 2 * 16 * 8 * 65 * 4) / 1e9 + 2),
-        "per_request": pytest.approx((8 * 1010 * kv_token + 2 * 8 * row) / 1e9 + 1),
-        # two levels: q and a state each; the merge reads both states and writes one
-        "cascade": pytest.approx((1080 * kv_token + 2 * 8 * row + 5 * 8 * state) / 1e9 + 3),
-    }
-    # Where arithmetic is the limit: 8 heads, 8 rows of 1,010 keys, 4 FLOPs an element.
-    busy = 4 * 8 * 8 * 1010 * 64
-    slow = Device("test", 1.0, 1e18, 0, 1.0, 1.0, 1.0, 0.0)
-    assert attention_seconds(explained, slow) == dict.fromkeys(("plan", "per_request", "cascade"), pytest.approx(busy))
-
-
-def test_predictions_are_labelled_as_such():
-    text = explain_attention(plan_of_one_prefix(32768, 64, 10))
-    assert text.startswith("prediction, no GPU measured: ")
-    lines = {line.split("  ")[0]: [float(cell) for cell in line.split()[-2:]] for line in text.splitlines()[3:]}
-    # 64 x 32,778 keys of 512 bytes, request by request: 527 us at 2.039 TB/s and 321 us at 3.35 TB/s, and a launch.
-    assert lines["paged, request by request"] == [528.8, 322.7]
