@@ -391,7 +391,7 @@ class DevicePlan:
         """
 
 def gpu_peaks() -> dict[str, dict[str, float]]:
-    """By a GPU's name flops_per_s (dense bfloat16), bytes_per_s and launch_s: data sheets of NVIDIA, launches assumed."""
+    """By a GPU's name flops_per_s (dense bfloat16), bytes_per_s, launch_s: NVIDIA's data sheets, launches assumed."""
 
 def plan_attention(
     span_indptr: Any,
