@@ -202,7 +202,7 @@ class LLM:
         on_progress: Callable[[JobProgress], None] | None,
     ) -> Iterator[tuple[int, RequestOutput]]:
         if self._tokenizer.exists:
-            self._tokenizer.load_decoder()  # its loading belongs to no phase of the job
+            self._tokenizer.backend()  # its loading belongs to no phase of the job
         start = time.perf_counter()
         tokenize_s, self._tokenizer.encode_s = self._tokenizer.encode_s, 0.0  # since the last job
         detokenize_s = 0.0
@@ -257,7 +257,7 @@ class LLM:
             max_output_tokens=np.array(max_output_tokens, np.int32),
             expected_output_tokens=np.array(known, np.int32),
             sampler=Sampler.create(row_params, np.array(seeds, np.uint64), self.config.eos_token_ids),
-            stop_strings=StopStringWatcher(row_params, self.get_tokenizer() if needs_text else None),
+            stop_strings=StopStringWatcher(row_params, self._tokenizer.backend() if needs_text else None),
         )
 
     def _completion(

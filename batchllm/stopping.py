@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from batchllm.sampling_params import SamplingParams
@@ -21,8 +21,8 @@ class StopMatch:
 class StopStringWatcher:
     """Detokenizes the requests that have stop strings as they grow, and looks for the first match."""
 
-    def __init__(self, params: Sequence[SamplingParams], tokenizer: Any) -> None:
-        """`tokenizer`: a Hugging Face fast tokenizer; may be None where no request has stop strings."""
+    def __init__(self, params: Sequence[SamplingParams], tokenizer: tokenizers.Tokenizer | None) -> None:
+        """`tokenizer` may be None where no request has stop strings."""
         self.params = params
         self.watched = np.array([bool(p.stop_strings) for p in params], bool)
         self.matches: dict[int, StopMatch] = {}
@@ -49,7 +49,8 @@ class StopStringWatcher:
         if request not in self._streams:
             self._streams[request] = DecodeStream(skip_special_tokens=params.skip_special_tokens)
             self._texts[request] = ""
-        piece = self._streams[request].step(self._tokenizer.backend_tokenizer, token) or ""
+        assert self._tokenizer is not None
+        piece = self._streams[request].step(self._tokenizer, token) or ""
         text = self._texts[request] + piece
         self._texts[request] = text
         if not piece or num_output_tokens < params.min_tokens:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import tokenizers
 from batchllm.sampling_params import SamplingParams
 
 Message = dict[str, Any]
+TOKENIZER_FILE = "tokenizer.json"
 
 
 class Tokenizer:
@@ -26,7 +26,7 @@ class Tokenizer:
         self.load_s = 0.0
         self.encode_s = 0.0
         self._hugging_face: Any = None
-        self._decode: Callable[..., str] | None = None
+        self._backend: tokenizers.Tokenizer | None = None
 
     def hugging_face(self) -> Any:
         """The transformers tokenizer. Raises ValueError if it cannot be loaded."""
@@ -41,24 +41,29 @@ class Tokenizer:
             self.load_s += time.perf_counter() - start
         return self._hugging_face
 
-    def load_decoder(self) -> None:
-        """Loads what turns token ids into text: the `tokenizers` tokenizer that transformers would wrap, without the
-        second and a half that transformers takes to import; the wrapped one where a directory has no tokenizer.json.
-        Raises ValueError if it cannot be loaded."""
-        if self._decode is not None:
-            return
-        path = self.directory / "tokenizer.json"
-        if not path.exists():
-            self._decode = partial(self.hugging_face().decode, clean_up_tokenization_spaces=False)
-            return
+    def backend(self) -> tokenizers.Tokenizer:
+        """What transformers wraps, without the second and a half that importing it takes; the wrapped one where the
+        directory has no tokenizer.json. Raises ValueError if there is none, or it cannot be loaded."""
+        if self._backend is None:
+            path = self.directory / TOKENIZER_FILE
+            self._backend = self._load(path) if path.exists() else self._wrapped()
+        return self._backend
+
+    def _load(self, path: Path) -> tokenizers.Tokenizer:
         start = time.perf_counter()
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
             tokenizer.add_special_tokens(self._special_tokens())
         except Exception as error:
             raise ValueError(f"{path}: cannot load a tokenizer: {error}") from error
-        self._decode = tokenizer.decode
         self.load_s += time.perf_counter() - start
+        return tokenizer
+
+    def _wrapped(self) -> tokenizers.Tokenizer:
+        backend = getattr(self.hugging_face(), "backend_tokenizer", None)
+        if backend is None:
+            raise ValueError(f"{self.directory}: expected a fast tokenizer ({TOKENIZER_FILE})")
+        return backend
 
     def _special_tokens(self) -> list[tokenizers.AddedToken]:
         """Those that tokenizer_config.json names, which tokenizer.json may know as plain tokens."""
@@ -90,9 +95,8 @@ class Tokenizer:
         """Text of the tokens; empty where the model directory has no tokenizer."""
         if not self.exists:
             return ""
-        self.load_decoder()
-        assert self._decode is not None
-        return self._decode(token_ids, skip_special_tokens=params.skip_special_tokens)
+        text: str = self.backend().decode(token_ids, skip_special_tokens=params.skip_special_tokens)
+        return text
 
 
 def _plain_message(place: int, message: Message) -> Message:

@@ -31,7 +31,7 @@ def encode(tokenizer, text: str) -> list[int]:
 
 def watch(tokenizer, token_ids: list[int], **fields) -> tuple[int, str, str] | None:
     """Feeds the tokens to one request: (tokens read, stop, text) once it stops."""
-    watcher = StopStringWatcher([SamplingParams(max_tokens=None, **fields)], tokenizer)
+    watcher = StopStringWatcher([SamplingParams(max_tokens=None, **fields)], tokenizer.backend_tokenizer)
     for num_tokens, token in enumerate(token_ids, start=1):
         (stopped,) = watcher.update(np.array([0]), np.array([token]), np.array([num_tokens]))
         if stopped:
@@ -132,7 +132,7 @@ def test_requests_in_one_batch_do_not_see_each_other(tokenizer):
     stops = ["mill", None, "café", ["range", "print"], None, "b a", "nowhere"]
     texts = [TEXTS[0], TEXTS[0], TEXTS[2], TEXTS[1], TEXTS[2], TEXTS[3], TEXTS[2]]
     rows = [encode(tokenizer, text) for text in texts]
-    watcher = StopStringWatcher([SamplingParams(stop=stop, max_tokens=None) for stop in stops], tokenizer)
+    watcher = StopStringWatcher([SamplingParams(stop=stop, max_tokens=None) for stop in stops], tokenizer.backend_tokenizer)
     results, counts, generator = {}, [0] * len(rows), random.Random(0)
     while running := [i for i, row in enumerate(rows) if i not in results and counts[i] < len(row)]:
         batch = generator.sample(running, generator.randint(1, len(running)))
@@ -149,7 +149,7 @@ def test_requests_in_one_batch_do_not_see_each_other(tokenizer):
 
 
 def test_a_request_number_can_be_used_again_after_forget(tokenizer):
-    watcher = StopStringWatcher([SamplingParams(stop="ab")], tokenizer)
+    watcher = StopStringWatcher([SamplingParams(stop="ab")], tokenizer.backend_tokenizer)
     (a,), (b,) = encode(tokenizer, "a"), encode(tokenizer, "b")
     assert not watcher.update(np.array([0]), np.array([a]), np.array([1]))[0]
     assert watcher.forget(0) is None
