@@ -132,7 +132,9 @@ def test_requests_in_one_batch_do_not_see_each_other(tokenizer):
     stops = ["mill", None, "café", ["range", "print"], None, "b a", "nowhere"]
     texts = [TEXTS[0], TEXTS[0], TEXTS[2], TEXTS[1], TEXTS[2], TEXTS[3], TEXTS[2]]
     rows = [encode(tokenizer, text) for text in texts]
-    watcher = StopStringWatcher([SamplingParams(stop=stop, max_tokens=None) for stop in stops], tokenizer.backend_tokenizer)
+    watcher = StopStringWatcher(
+        [SamplingParams(stop=stop, max_tokens=None) for stop in stops], tokenizer.backend_tokenizer
+    )
     results, counts, generator = {}, [0] * len(rows), random.Random(0)
     while running := [i for i, row in enumerate(rows) if i not in results and counts[i] < len(row)]:
         batch = generator.sample(running, generator.randint(1, len(running)))
