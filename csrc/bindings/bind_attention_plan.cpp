@@ -3,7 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
+#include <iomanip>
+#include <sstream>
 
 #include "attention/attention_plan.h"
 #include "attention/cuda/plan_layout.h"
@@ -113,29 +114,23 @@ py::dict buffers(py::handle self) {
 
 // predict() as a table, a line each way.
 std::string prediction_text(const AttentionPlan& plan) {
-    const auto line = [](const std::string& name, const auto& cell) {
-        std::string text = "  " + name + std::string(name.size() < 40 ? 40 - name.size() : 0, ' ');
-        for (const GpuPeaks& peaks : kGpuPeaks) {
-            const std::string value = cell(peaks);
-            text += std::string(value.size() < 15 ? 15 - value.size() : 0, ' ') + value;
-        }
-        return text + "\n";
-    };
-    const auto times = [&](const std::string& name, double AttentionSeconds::* way) {
-        return line(name, [&](const GpuPeaks& peaks) {
-            char microseconds[32];
-            std::snprintf(microseconds, sizeof(microseconds), "%.1f", 1e6 * (predict(plan, peaks).*way));
-            return std::string(microseconds);
-        });
+    std::ostringstream text;
+    text << "prediction, no GPU measured: us of one layer in bfloat16, bytes or FLOPs at peak rate, and launches\n";
+    const auto begin_line = [&text](const std::string& name) { text << "  " << std::left << std::setw(40) << name; };
+    begin_line("");
+    text << std::right;
+    for (const GpuPeaks& peaks : kGpuPeaks) text << std::setw(15) << peaks.name;
+    const auto add_line = [&](const std::string& name, double AttentionSeconds::* way) {
+        text << '\n';
+        begin_line(name);
+        text << std::right << std::fixed << std::setprecision(1);
+        for (const GpuPeaks& peaks : kGpuPeaks) text << std::setw(15) << 1e6 * (predict(plan, peaks).*way);
     };
     const std::string num_levels = std::to_string(std::max(plan.stats().num_levels, 1));
-    return "prediction, no GPU measured: us of one layer in bfloat16; the larger of bytes at peak bandwidth and FLOPs "
-           "at "
-           "peak rate, and launches\n" +
-           line("", [](const GpuPeaks& peaks) { return std::string(peaks.name); }) +
-           times("this plan, fused, and one merge", &AttentionSeconds::plan) +
-           times("paged, request by request", &AttentionSeconds::per_request) +
-           times("cascade, " + num_levels + " levels, each its own launch", &AttentionSeconds::cascade);
+    add_line("this plan, fused, and one merge", &AttentionSeconds::plan);
+    add_line("paged, request by request", &AttentionSeconds::per_request);
+    add_line("cascade, " + num_levels + " levels, each its own launch", &AttentionSeconds::cascade);
+    return text.str() + "\n";
 }
 
 std::string plan_text(const AttentionPlan& plan) {
