@@ -143,7 +143,7 @@ void launch_rms_norm_of(const RmsNormArgs& args, const Launcher& launch) {
     if (num_heads == 0) return;
     const bool is_short = args.params.size <= kShortHead;
     const int64_t num_blocks = is_short ? (num_heads + kWarpsOfHeads - 1) / kWarpsOfHeads : num_heads;
-    assert(num_blocks <= kMaxBlocks);  // no memory holds more heads than that
+    assert(num_blocks <= kMaxBlocks);  // 2^33 short heads, 2^31 long ones
     if (is_short) {
         launch(rms_norm_kernel<T, kVector, true>, LaunchGrid{static_cast<uint32_t>(num_blocks), 32 * kWarpsOfHeads}, 0,
                args);
