@@ -35,7 +35,7 @@ test-full: test-cpp test-python
 # What only a GPU can show; the kernels under compute-sanitizer, too, where it is on PATH.
 test-gpu: .venv/installed $(MODEL)/config.json
 	$(BIN)/python -m pytest -m gpu
-	! command -v compute-sanitizer || compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest -m gpu tests/attention
+	! command -v compute-sanitizer || compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest -m gpu tests/attention tests/ops
 
 # doctest is one header. Where the system lacks it, Debian's package is unpacked into build/; nothing is installed.
 build/doctest/usr/include/doctest/doctest.h:
@@ -58,7 +58,7 @@ test-cpp: .venv/installed $(DOCTEST)
 test-python: .venv/installed $(MODEL)/config.json
 	$(BIN)/python -m pytest
 
-# What nvcc makes of the attention kernels, compared with tests/sass/bars.json; needs nvcc, no GPU.
+# What nvcc makes of the kernels of attention and of the norm, compared with tests/sass/bars.json; needs nvcc, no GPU.
 .venv/sass-installed: .venv/installed
 	$(BIN)/pip install -q --disable-pip-version-check nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps nvidia-cutlass

@@ -4,9 +4,9 @@ Index arguments are one-dimensional, contiguous int32 arrays (any DLPack or buff
 dtype is named; index results are read-only NumPy arrays. Tensors are float32 or bfloat16, with a last dimension of
 unit stride. A wrong argument raises ValueError or TypeError that names it, what was expected and what came.
 
-Tensors are on the CPU. Where has_cuda(), append_kv, merge_state and merge_states also take CUDA tensors, all on one
-device: the work is put on `stream`, a cudaStream_t as int (torch.cuda.current_stream().cuda_stream), on which the
-tensors must be ready, and the call returns before it is done.
+Tensors are on the CPU. Where has_cuda(), append_kv, merge_state, merge_states, rms_norm, rotate and silu_and_mul also
+take CUDA tensors, all on one device: the work is put on `stream`, a cudaStream_t as int
+(torch.cuda.current_stream().cuda_stream), on which the tensors must be ready, and the call returns before it is done.
 """
 
 from typing import Any, Literal
@@ -489,23 +489,26 @@ def append_kv(k: Any, v: Any, slots: Any, k_pages: Any, v_pages: Any, *, num_thr
     On a GPU a slot outside the pages is no error, since the call would have to wait for it: its row is not written.
     """
 
-def rms_norm(x: Any, weight: Any, *, eps: float, out: Any, delta: Any | None = None, num_threads: int = 0) -> None:
+def rms_norm(
+    x: Any, weight: Any, *, eps: float, out: Any, delta: Any | None = None, num_threads: int = 0, stream: int = 0
+) -> None:
     """out = x / sqrt(mean(x^2) + eps) * weight over the last dimension; out may be x. With delta, x += delta before.
 
-    x, out, delta [num_rows, size] or [num_rows, num_heads, size], weight [size]; all float32 or all bfloat16. The sum
-    is rounded to x's type, all else is float32, rounded once.
+    x, out, delta [num_rows, size] or [num_rows, num_heads, size], weight [size]; all float32 or all bfloat16, on a
+    GPU also all float16. The sum is rounded to x's type, all else is float32, rounded once.
     """
 
-def rotate(x: Any, cos: Any, sin: Any, *, num_threads: int = 0) -> None:
+def rotate(x: Any, cos: Any, sin: Any, *, num_threads: int = 0, stream: int = 0) -> None:
     """Rotary embedding in place, pairing element i with i + size / 2; in float32, rounded once.
 
-    x [num_rows, num_heads, size] float32 or bfloat16; cos, sin [num_rows, size / 2] float32.
+    x [num_rows, num_heads, size] float32 or bfloat16, on a GPU also float16; cos, sin [num_rows, size / 2] float32.
     """
 
-def silu_and_mul(gate_up: Any, *, out: Any, num_threads: int = 0) -> None:
+def silu_and_mul(gate_up: Any, *, out: Any, num_threads: int = 0, stream: int = 0) -> None:
     """out = gate / (1 + exp(-gate)) * up; in float32, rounded once.
 
-    gate_up [num_rows, 2 size]: gate, then up; out [num_rows, size]; both float32 or both bfloat16.
+    gate_up [num_rows, 2 size]: gate, then up; out [num_rows, size]; both float32 or both bfloat16, on a GPU also
+    both float16.
     """
 
 def argmax_and_lse(logits: Any, *, token_ids: Any, lse: Any, num_threads: int = 0) -> None:

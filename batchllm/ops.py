@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import batchllm_ext as ext
@@ -51,36 +50,29 @@ class CpuOps:
 
 
 class GpuOps:
-    """The same on a GPU: batchllm_ext's kernels where they read pages, plain torch for the rest."""
+    """The same on a GPU, on torch's current stream: batchllm_ext's kernels, and plain torch for the logits."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, *, eps: float, out: Tensor, delta: Tensor | None = None) -> None:
-        if delta is not None:
-            x += delta
-        wide = x.float()
-        out.copy_(wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps) * weight.float())
+        ext.rms_norm(x, weight, eps=eps, out=out, delta=delta, stream=self._stream())
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> None:
-        first, second = x.float().chunk(2, dim=-1)
-        cos, sin = cos[:, None], sin[:, None]
-        x.copy_(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1))
+        ext.rotate(x, cos, sin, stream=self._stream())
 
     def silu_and_mul(self, gate_up: Tensor, *, out: Tensor) -> None:
-        gate, up = gate_up.float().chunk(2, dim=-1)
-        out.copy_(F.silu(gate) * up)
+        ext.silu_and_mul(gate_up, out=out, stream=self._stream())
 
     def append_kv(self, k: Tensor, v: Tensor, slots: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
         """A row whose slot is none of the pages' is not written."""
-        ext.append_kv(k, v, slots, k_pages, v_pages, stream=_current_stream())
+        ext.append_kv(k, v, slots, k_pages, v_pages, stream=self._stream())
 
     def attention(self, plan: ext.DevicePlan, q: Tensor, k_pages: Tensor, v_pages: Tensor, *, out: Tensor) -> None:
-        ext.attention(plan, q, k_pages, v_pages, out=out, stream=_current_stream())
+        ext.attention(plan, q, k_pages, v_pages, out=out, stream=self._stream())
 
     def argmax_and_lse(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         return logits.argmax(dim=-1).int(), logits.float().logsumexp(dim=-1)
 
+    def _stream(self) -> int:
+        return int(torch.cuda.current_stream().cuda_stream)
+
 
 Ops = CpuOps | GpuOps
-
-
-def _current_stream() -> int:
-    return int(torch.cuda.current_stream().cuda_stream)

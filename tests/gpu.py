@@ -1,6 +1,8 @@
-"""What tests on a GPU share: `make test-gpu` runs them, marked gpu."""
+"""What tests on a GPU share (`make test-gpu` runs them, marked gpu), and what claims to be on one."""
 
 from __future__ import annotations
+
+import ctypes
 
 import numpy as np
 import pytest
@@ -10,6 +12,27 @@ import batchllm_ext
 from tests.cases import Inputs
 from tests.simt.backend import NUM_MULTIPROCESSORS, to_bits
 from tests.simt.precision import TORCH_TYPES
+
+needs_build = pytest.mark.skipif(not batchllm_ext.has_cuda(), reason="this build has no CUDA kernels")
+
+
+class OnGpu:
+    """Claims to lie on a GPU."""
+
+    def __init__(self, array: np.ndarray, device_id: int = 0):
+        self.array, self.device_id = array, device_id
+
+    def __dlpack_device__(self):
+        return 2, self.device_id
+
+    def __dlpack__(self, *, stream: int):
+        assert stream == -1  # the producer is asked to wait for nothing, which a CUDA graph could not capture
+        capsule = self.array.__dlpack__()  # a DLManagedTensor: data pointer, device_type, device_id
+        pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        device = (ctypes.c_int32 * 2).from_address(pointer(capsule, b"dltensor") + 8)
+        device[:] = 2, self.device_id
+        return capsule
 
 
 def current_stream() -> int:

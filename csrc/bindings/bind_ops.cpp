@@ -5,6 +5,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/dlpack_tensor.h"
+#include "ops/cuda/row_ops.h"
 #include "ops/row_ops.h"
 
 namespace py = pybind11;
@@ -12,15 +13,23 @@ namespace py = pybind11;
 namespace batchllm {
 namespace {
 
-// The element type of all of the tensors, whose rows must be contiguous.
+constexpr Where kWhere = Where::kCpuOrCuda;
+
+// The element type of all of the tensors, which lie on one device and whose rows must be contiguous.
 DType common_type(std::initializer_list<const Tensor*> tensors) {
     const Tensor& first = **tensors.begin();
-    first.expect_type({ElementType::kFloat32, ElementType::kBFloat16});
+    if (first.is_cuda()) {
+        first.expect_type({ElementType::kFloat32, ElementType::kBFloat16, ElementType::kFloat16});
+    } else {
+        first.expect_type({ElementType::kFloat32, ElementType::kBFloat16});
+    }
     for (const Tensor* tensor : tensors) {
+        tensor->expect_device_of(first);
         tensor->expect_type({first.type()});
         tensor->expect_unit_last_stride();
     }
-    return first.type() == ElementType::kFloat32 ? DType::kFloat32 : DType::kBFloat16;
+    if (first.type() == ElementType::kFloat32) return DType::kFloat32;
+    return first.type() == ElementType::kBFloat16 ? DType::kBFloat16 : DType::kFloat16;
 }
 
 // [num_rows, num_heads, size], or [num_rows, size] for one head.
@@ -35,8 +44,8 @@ HeadRows head_rows(const Tensor& tensor, Dim& num_rows, Dim& num_heads, Dim& siz
 }
 
 void rms_norm_of(py::handle x_object, py::handle weight_object, double eps, py::handle out_object,
-                 py::handle delta_object, int32_t num_threads) {
-    const Tensor x("x", x_object), weight("weight", weight_object), out("out", out_object);
+                 py::handle delta_object, int32_t num_threads, uintptr_t stream) {
+    const Tensor x("x", x_object, kWhere), weight("weight", weight_object, kWhere), out("out", out_object, kWhere);
     std::optional<Tensor> delta;
     Dim num_rows{"num_rows"}, num_heads{"num_heads"}, size{"size"};
     RmsNormParams params{};
@@ -46,7 +55,7 @@ void rms_norm_of(py::handle x_object, py::handle weight_object, double eps, py::
     params.dtype = common_type({&x, &weight, &out});
     out.expect_writable();
     if (!delta_object.is_none()) {
-        delta.emplace("delta", delta_object);
+        delta.emplace("delta", delta_object, kWhere);
         params.delta = head_rows(*delta, num_rows, num_heads, size);
         common_type({&x, &*delta});
         x.expect_writable();
@@ -57,17 +66,22 @@ void rms_norm_of(py::handle x_object, py::handle weight_object, double eps, py::
     params.eps = static_cast<float>(eps);
     num_threads = thread_count(num_threads, omp_get_max_threads());
     const py::gil_scoped_release release;
+    if constexpr (cuda::kIsBuilt) {
+        if (x.is_cuda()) return cuda::rms_norm(params, num_rows.size, {x.device_id(), stream});
+    }
     rms_norm(params, num_rows.size, num_threads);
 }
 
-void rotate_of(py::handle x_object, py::handle cos_object, py::handle sin_object, int32_t num_threads) {
-    const Tensor x("x", x_object), cos("cos", cos_object), sin("sin", sin_object);
+void rotate_of(py::handle x_object, py::handle cos_object, py::handle sin_object, int32_t num_threads,
+               uintptr_t stream) {
+    const Tensor x("x", x_object, kWhere), cos("cos", cos_object, kWhere), sin("sin", sin_object, kWhere);
     Dim num_rows{"num_rows"}, num_heads{"num_heads"}, size{"size"}, half{"size / 2"};
     check_shape(x, {&num_rows, &num_heads, &size});
     if (size.size % 2 != 0) throw py::value_error("x: expected an even size, got " + std::to_string(size.size));
     half.set(size.size / 2, "x");
     for (const Tensor* tensor : {&cos, &sin}) {
         check_shape(*tensor, {&num_rows, &half});
+        tensor->expect_device_of(x);
         tensor->expect_type({ElementType::kFloat32});
         tensor->expect_unit_last_stride();
     }
@@ -84,11 +98,14 @@ void rotate_of(py::handle x_object, py::handle cos_object, py::handle sin_object
     x.expect_writable();
     num_threads = thread_count(num_threads, omp_get_max_threads());
     const py::gil_scoped_release release;
+    if constexpr (cuda::kIsBuilt) {
+        if (x.is_cuda()) return cuda::rotate(params, num_rows.size, {x.device_id(), stream});
+    }
     rotate(params, num_rows.size, num_threads);
 }
 
-void silu_and_mul_of(py::handle gate_up_object, py::handle out_object, int32_t num_threads) {
-    const Tensor gate_up("gate_up", gate_up_object), out("out", out_object);
+void silu_and_mul_of(py::handle gate_up_object, py::handle out_object, int32_t num_threads, uintptr_t stream) {
+    const Tensor gate_up("gate_up", gate_up_object, kWhere), out("out", out_object, kWhere);
     Dim num_rows{"num_rows"}, size{"size"}, both{"2 size"};
     check_shape(out, {&num_rows, &size});
     both.set(2 * size.size, "out");
@@ -104,6 +121,9 @@ void silu_and_mul_of(py::handle gate_up_object, py::handle out_object, int32_t n
     out.expect_writable();
     num_threads = thread_count(num_threads, omp_get_max_threads());
     const py::gil_scoped_release release;
+    if constexpr (cuda::kIsBuilt) {
+        if (out.is_cuda()) return cuda::silu_and_mul(params, num_rows.size, {out.device_id(), stream});
+    }
     silu_and_mul(params, num_rows.size, num_threads);
 }
 
@@ -138,12 +158,12 @@ void argmax_and_lse_of(py::handle logits_object, py::handle token_ids_object, py
 
 void bind_ops(py::module_& module) {
     module.def("rms_norm", &rms_norm_of, py::arg("x"), py::arg("weight"), py::kw_only(), py::arg("eps"), py::arg("out"),
-               py::arg("delta") = py::none(), py::arg("num_threads") = 0,
+               py::arg("delta") = py::none(), py::arg("num_threads") = 0, py::arg("stream") = 0,
                "Root-mean-square norm of every row; with delta, of x + delta, which x becomes.");
     module.def("rotate", &rotate_of, py::arg("x"), py::arg("cos"), py::arg("sin"), py::kw_only(),
-               py::arg("num_threads") = 0, "Rotary embedding, in place.");
+               py::arg("num_threads") = 0, py::arg("stream") = 0, "Rotary embedding, in place.");
     module.def("silu_and_mul", &silu_and_mul_of, py::arg("gate_up"), py::kw_only(), py::arg("out"),
-               py::arg("num_threads") = 0, "out = silu(gate) * up.");
+               py::arg("num_threads") = 0, py::arg("stream") = 0, "out = silu(gate) * up.");
     module.def("argmax_and_lse", &argmax_and_lse_of, py::arg("logits"), py::kw_only(), py::arg("token_ids"),
                py::arg("lse"), py::arg("num_threads") = 0, "The largest logit of every row and log(sum(exp(logits))).");
 }

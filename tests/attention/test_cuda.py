@@ -4,36 +4,13 @@ The kernels themselves are compared with the CPU in test_cuda_threads.cpp, and h
 there is a GPU.
 """
 
-import ctypes
-
 import numpy as np
 import pytest
 import torch
 
 import batchllm_ext
 from tests.cases import Case, attention_cases, decodes, prefix
-from tests.gpu import current_stream
-
-needs_build = pytest.mark.skipif(not batchllm_ext.has_cuda(), reason="this build has no CUDA kernels")
-
-
-class OnGpu:
-    """Claims to lie on a GPU."""
-
-    def __init__(self, array: np.ndarray, device_id: int = 0):
-        self.array, self.device_id = array, device_id
-
-    def __dlpack_device__(self):
-        return 2, self.device_id
-
-    def __dlpack__(self, *, stream: int):
-        assert stream == -1  # the producer is asked to wait for nothing, which a CUDA graph could not capture
-        capsule = self.array.__dlpack__()  # a DLManagedTensor: data pointer, device_type, device_id
-        pointer = ctypes.pythonapi.PyCapsule_GetPointer
-        pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-        device = (ctypes.c_int32 * 2).from_address(pointer(capsule, b"dltensor") + 8)
-        device[:] = 2, self.device_id
-        return capsule
+from tests.gpu import OnGpu, current_stream, needs_build
 
 
 def append_arguments() -> dict[str, np.ndarray]:

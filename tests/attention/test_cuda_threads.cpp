@@ -11,9 +11,9 @@
 
 #include "attention/append_kv.h"
 #include "attention/cuda/append_kv_thread.h"
-#include "attention/cuda/launch_grid.h"
 #include "attention/cuda/merge_states_thread.h"
 #include "attention/merge.h"
+#include "attention/run_every_thread.h"
 
 using namespace batchllm;
 using namespace batchllm::cuda;
@@ -21,14 +21,6 @@ using namespace batchllm::cuda;
 namespace {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-
-template <typename Work>
-void run_every_thread(const Work& work, int64_t max_blocks) {
-    const LaunchGrid grid = launch_grid(work.num_items(), max_blocks);
-    for (uint32_t block = 0; block < grid.num_blocks; ++block) {
-        for (uint32_t thread = 0; thread < grid.block_size; ++thread) run_thread(work, grid, block, thread);
-    }
-}
 
 // --- append
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import batchllm_ext as ext
-from batchllm.ops import CpuOps, GpuOps
+from batchllm.ops import GpuOps
 from tests.packed_plan import packed_arrays
 
 WRITE_THROUGH = -1
@@ -70,17 +70,20 @@ class FakeGpu:
 
 
 class FakeGpuOps(GpuOps):
-    """The torch expressions of a GPU, and twins of its kernels."""
+    """The calls of a GPU, on the CPU's tensors. What its kernels do differently from the CPU's is done here."""
 
     def append_kv(self, k: Tensor, v: Tensor, slots: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
         kept = slots >= 0
-        CpuOps(1).append_kv(k[kept], v[kept], slots[kept], k_pages, v_pages)
+        super().append_kv(k[kept], v[kept], slots[kept], k_pages, v_pages)
 
     def attention(self, plan: FakeDevicePlan, q: Tensor, k_pages: Tensor, v_pages: Tensor, *, out: Tensor) -> None:
         assert len(q) == len(out) == plan.layout.sizes["num_rows"]
         assert len(k_pages) == len(v_pages)
         out.fill_(torch.nan)  # rows that the plan does not have may hold anything
         execute(plan.arrays(), q, k_pages, v_pages, out)
+
+    def _stream(self) -> int:
+        return 0
 
 
 def execute(arrays: list[np.ndarray], q: Tensor, k_pages: Tensor, v_pages: Tensor, out: Tensor) -> None:

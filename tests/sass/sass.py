@@ -1,5 +1,5 @@
-"""What nvcc makes of the attention kernels, without a GPU: registers, spills, instructions and occupancy of each,
-compared with bars.json; and the inline PTX, compared with CUTLASS's.
+"""What nvcc makes of the kernels of attention and of rms_norm, without a GPU: registers, spills and instructions of
+each and the occupancy of attention, compared with bars.json; and the inline PTX, compared with CUTLASS's.
 
     make sass                                  compares, and fails where a figure has changed
     python -m tests.sass.sass --update         writes the figures anew
@@ -33,6 +33,13 @@ REGISTERS = 65536
 SHARED_BYTES = {"sm_80": 164 * 1024, "sm_90a": 228 * 1024}
 THREADS = 128
 
+COUNTED_IN_NORMS = {
+    "LDG_16_bytes": r"LDG\.E\S*\.128",
+    "LDG": "LDG",
+    "STG_16_bytes": r"STG\.E\S*\.128",
+    "STG": "STG",
+    "local_memory": "(LDL|STL)",
+}
 COUNTED = {
     "HMMA": "HMMA",
     "LDSM": "LDSM",
@@ -99,30 +106,58 @@ def blocks_per_multiprocessor(registers: int, shared: int, architecture: str) ->
     return min(REGISTERS // (per_warp * THREADS // 32), SHARED_BYTES[architecture] // (shared + 1024))
 
 
-def measure() -> dict[str, dict[str, int]]:
+def count(instructions: list[str], patterns: dict[str, str]) -> dict[str, int]:
+    return {
+        what: sum(bool(re.search(rf"(^|\s){pattern}\b", line)) for line in instructions)
+        for what, pattern in patterns.items()
+    }
+
+
+def compile_kernels(source: str, architecture: str, *options: str) -> list[tuple[str, dict[str, int], list[str]]]:
+    """Of each kernel its name, its registers and stack_bytes, its instructions."""
+    with tempfile.TemporaryDirectory() as directory:
+        cubin = compile_cubin(HERE / source, architecture, Path(directory), *options)
+        usage = run(tool("cuobjdump"), "-res-usage", cubin)
+        functions = disassemble(cubin)
+    kernels = []
+    for name, instructions in functions.items():
+        resources = re.search(rf"Function {name}:\s+REG:(\d+) STACK:(\d+)", usage)
+        kernels.append((name, {"registers": int(resources[1]), "stack_bytes": int(resources[2])}, instructions))
+    return kernels
+
+
+def element_type(name: str) -> str:
+    return "bfloat16" if "Bf16" in name else "float16" if "Half" in name else "float32"
+
+
+def measure_attention() -> dict[str, dict[str, int]]:
     figures = {}
     for head_dim in HEAD_DIMS:
         shared = shared_bytes(head_dim)
         for architecture in ARCHITECTURES:
-            with tempfile.TemporaryDirectory() as directory:
-                cubin = compile_cubin(HERE / "attention.cu", architecture, Path(directory), f"-DHEAD_DIM={head_dim}")
-                usage = run(tool("cuobjdump"), "-res-usage", cubin)
-                functions = disassemble(cubin)
-            for name, instructions in functions.items():
-                resources = re.search(rf"Function {name}:\s+REG:(\d+) STACK:(\d+)", usage)
-                registers, stack = int(resources[1]), int(resources[2])
-                counts = {
-                    what: sum(bool(re.search(rf"(^|\s){pattern}\b", line)) for line in instructions)
-                    for what, pattern in COUNTED.items()
-                }
-                element = "bfloat16" if "Bf16" in name else "float16"
-                figures[f"{architecture} head_dim {head_dim} {element}"] = {
-                    "registers": registers,
-                    "stack_bytes": stack,
+            kernels = compile_kernels("attention.cu", architecture, f"-DHEAD_DIM={head_dim}")
+            for name, resources, instructions in kernels:
+                figures[f"{architecture} head_dim {head_dim} {element_type(name)}"] = {
+                    **resources,
                     "shared_bytes": shared,
-                    "blocks_per_multiprocessor": blocks_per_multiprocessor(registers, shared, architecture),
-                    **counts,
+                    "blocks_per_multiprocessor": blocks_per_multiprocessor(
+                        resources["registers"], shared, architecture
+                    ),
+                    **count(instructions, COUNTED),
                 }
+    return figures
+
+
+def measure_norms() -> dict[str, dict[str, int]]:
+    figures = {}
+    for architecture in ARCHITECTURES:
+        for name, resources, instructions in compile_kernels("rms_norm.cu", architecture):
+            elements, is_short = re.search(r"Li(\d+)ELb([01])E", name).groups()
+            shape = f"{'vectors' if elements != '1' else 'elements'} {'warp' if is_short == '1' else 'block'}"
+            figures[f"{architecture} rms_norm {element_type(name)} {shape}"] = {
+                **resources,
+                **count(instructions, COUNTED_IN_NORMS),
+            }
     return figures
 
 
@@ -158,13 +193,15 @@ def main() -> None:
     compiler = re.search(r"V([\d.]+)", run(tool("nvcc"), "--version"))[1]
     checks = (atoms_differ, merges_that_spill)
     failures = [f"{arch}: {line}" for arch in ARCHITECTURES for check in checks for line in check(arch)]
-    figures = measure()
+    figures = measure_attention() | measure_norms()
     for kernel, figure in figures.items():
         print(kernel, " ".join(f"{name}={value}" for name, value in figure.items()))
         if figure["stack_bytes"] or figure["local_memory"]:
             failures.append(f"{kernel}: registers are spilled")
-        if figure["LDGSTS"] != figure["LDGSTS_16_bytes"]:
+        if figure.get("LDGSTS") != figure.get("LDGSTS_16_bytes"):
             failures.append(f"{kernel}: an asynchronous copy of less than 16 bytes")
+        if "vectors" in kernel and any(figure[what] != figure[f"{what}_16_bytes"] for what in ("LDG", "STG")):
+            failures.append(f"{kernel}: a load or store of less than 16 bytes")
     if options.update:
         BARS.write_text(json.dumps({"nvcc": compiler, "kernels": figures}, indent=1) + "\n")
     bars = json.loads(BARS.read_text())

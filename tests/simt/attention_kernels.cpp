@@ -1,20 +1,10 @@
 #include "simt/attention_kernels.h"
 
 #include "attention/cuda/attention_launches.cuh"
-#include "simt/emulator/launch.h"
+#include "simt/emulator_launcher.h"
 
 namespace batchllm::simt_test {
 namespace {
-
-struct EmulatorLauncher {
-    const simt::Schedule& schedule;
-
-    template <typename Kernel, typename Argument>
-    void operator()(Kernel kernel, cuda::LaunchGrid grid, int shared_bytes, const Argument& argument) const {
-        simt::launch(kernel, {{grid.num_blocks}, {grid.block_size}, static_cast<size_t>(shared_bytes)}, schedule,
-                     argument);
-    }
-};
 
 template <typename T, int kHeadDim>
 void run(const cuda::AttentionCall& call, const simt::Schedule& schedule) {

@@ -10,6 +10,7 @@ KERNEL = "csrc/attention/cuda/attention_kernel.cuh"
 TILES = "csrc/attention/cuda/attention_tiles.cpp"
 LAYOUT = "csrc/attention/cuda/plan_layout.cpp"
 MERGE = "csrc/attention/cuda/merge_rows_thread.h"
+NORM = "csrc/ops/cuda/rms_norm_kernel.cuh"
 
 
 @dataclass(frozen=True)
@@ -161,3 +162,36 @@ QUICK = [
     if mutant.name
     in ("no_barrier_behind_the_wait", "no_wait", "rows_behind_the_last_are_read", "a_key_too_many", "no_swizzle")
 ]
+
+# Those in rms_norm's kernel are for the cases of test_row_kernels.cpp.
+NORM_MUTANTS = [
+    Mutant("no_barrier_before_the_sums_of_warps", NORM, "    __syncthreads();\n", ""),
+    Mutant("the_sum_of_half_a_warp", NORM, "int lanes = 16; lanes > 0", "int lanes = 8; lanes > 0"),
+    Mutant(
+        "squares_of_sums_that_are_not_rounded",
+        NORM,
+        "if (i * step < size) squares += sum_of_squares(held[i]);",
+        """for (int64_t j = i * step; j < i * step + kVector && i * step < size; ++j) {
+            const float sum = to_float(x[j]) + (delta == nullptr ? 0.0f : to_float(delta[j]));
+            squares += sum * sum;
+        }""",
+    ),
+    Mutant("all_lanes_write_the_sum_of_their_warp", NORM, "if (threadIdx.x % 32 == 0) of_warp", "of_warp", "checked"),
+    Mutant("the_sum_without_the_last_warp", NORM, "warp < blockDim.x / 32", "warp + 1 < blockDim.x / 32"),
+    Mutant("rows_behind_the_last", NORM, "if (index >= args.num_rows * p.num_heads) return;", ""),
+    Mutant(
+        "elements_behind_the_last", NORM, "if (i * step < size) held[i] =", "if (i * step <= size) held[i] =", "checked"
+    ),
+    Mutant("the_end_of_a_long_row_without_delta", NORM, "if (delta != nullptr) add(sum,", "if (false) add(sum,"),
+    Mutant("the_end_of_a_long_row_does_not_count", NORM, "squares += sum_of_squares(total(at));", ";"),
+    Mutant("x_does_not_become_the_sum", NORM, "if (delta != nullptr) store_vector(x + at, sum);", ""),
+    Mutant("x_is_written_without_a_delta", NORM, "if (delta != nullptr) store_vector(x", "store_vector(x", "checked"),
+    Mutant(
+        "rounded_before_the_weight",
+        NORM,
+        "to_float(x.elements[i]) * scale * to_float",
+        "to_float(from_float<T>(to_float(x.elements[i]) * scale)) * to_float",
+    ),
+    Mutant("no_epsilon", NORM, "static_cast<float>(p.size) + p.eps", "static_cast<float>(p.size)"),
+]
+QUICK_NORM = NORM_MUTANTS[:3]

@@ -8,11 +8,10 @@
 #include <cstring>
 
 #include "attention/append_kv.h"
+#include "attention/cuda/vector.h"
 #include "attention/host_device.h"
 
 namespace batchllm::cuda {
-
-constexpr int kVectorBytes = 16;  // the widest load of a thread
 
 // Whether every head begins at a multiple of kVectorBytes and is a multiple long.
 inline bool is_vector_aligned(const AppendParams& p) {

@@ -116,3 +116,9 @@ __device__ __forceinline__ uint32_t pack<Half>(float low, float high) {
 }  // namespace batchllm::cuda
 
 #endif
+
+namespace batchllm::cuda {
+
+constexpr uint32_t kAllLanes = 0xffffffff;  // of a warp
+
+}  // namespace batchllm::cuda

@@ -10,6 +10,7 @@
 #include "attention/attention_params.h"
 #include "attention/attention_state.h"
 #include "attention/bf16.h"
+#include "attention/cuda/vector.h"
 #include "attention/half.h"
 #include "attention/host_device.h"
 #include "attention/work_item.h"
@@ -19,13 +20,6 @@ namespace batchllm::cuda {
 template <typename T>
 struct MergeRowsWork {
     static constexpr int kVector = 4;
-
-    struct alignas(16) PartialVector {
-        float values[kVector];
-    };
-    struct alignas(2 * kVector) OutVector {
-        T values[kVector];
-    };
 
     const MergeRow* merge_rows;  // token -1: nothing to do
     int32_t num_merge_rows;
@@ -47,26 +41,26 @@ struct MergeRowsWork {
         const int head = static_cast<int>(item / vectors % num_qo_heads);
         const MergeRow row = merge_rows[item / vectors / num_qo_heads];
         if (row.token < 0) return;
-        PartialVector merged{};
+        Vector<float, kVector> merged{};
         float merged_lse = -INFINITY;
         for (int64_t slot = row.slot_begin; slot < row.slot_end; ++slot) {
             const int64_t state = slot * num_qo_heads + head;
             const MergeWeights weights = merge_weights(merged_lse, partial_lse[state]);
-            const auto part = *reinterpret_cast<const PartialVector*>(partial_out + state * head_dim + d);
+            const auto part = load_vector<kVector>(partial_out + state * head_dim + d);
             merged_lse = weights.lse;
             for (int i = 0; i < kVector; ++i) {
-                merged.values[i] = merge_out(weights, merged.values[i], part.values[i]);
+                merged.elements[i] = merge_out(weights, merged.elements[i], part.elements[i]);
             }
         }
         if (sinks != nullptr) {  // a key with v = 0
             const MergeWeights weights = merge_weights(merged_lse, sinks[head]);
             merged_lse = weights.lse;
-            for (int i = 0; i < kVector; ++i) merged.values[i] = merge_out(weights, merged.values[i], 0.0f);
+            for (int i = 0; i < kVector; ++i) merged.elements[i] = merge_out(weights, merged.elements[i], 0.0f);
         }
-        OutVector result;
-        for (int i = 0; i < kVector; ++i) result.values[i] = from_float<T>(merged.values[i]);
+        Vector<T, kVector> result;
+        for (int i = 0; i < kVector; ++i) result.elements[i] = from_float<T>(merged.elements[i]);
         T* to = static_cast<T*>(out.data) + row.token * out.token_stride + head * out.head_stride + d;
-        *reinterpret_cast<OutVector*>(to) = result;
+        store_vector(to, result);
         if (d == 0) lse.data[row.token * lse.token_stride + head * lse.head_stride] = merged_lse;
     }
 };

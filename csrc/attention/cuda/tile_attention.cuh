@@ -13,7 +13,6 @@
 
 namespace batchllm::cuda {
 
-constexpr uint32_t kAllLanes = 0xffffffff;
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kLn2OfLog2 = 0.693147180559945309f;
 

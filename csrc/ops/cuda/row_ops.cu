@@ -1,0 +1,21 @@
+#include "attention/cuda/launch.cuh"
+#include "ops/cuda/rms_norm_kernel.cuh"
+#include "ops/cuda/rotate_thread.h"
+#include "ops/cuda/row_ops.h"
+#include "ops/cuda/silu_and_mul_thread.h"
+
+namespace batchllm::cuda {
+
+void rms_norm(const RmsNormParams& params, int64_t num_rows, Stream stream) {
+    launch_rms_norm(params, num_rows, StreamLauncher{stream});
+}
+
+void rotate(const RotateParams& params, int64_t num_rows, Stream stream) {
+    with_rotate_work(params, num_rows, [&](const auto& work) { launch(work, stream); });
+}
+
+void silu_and_mul(const SiluAndMulParams& params, int64_t num_rows, Stream stream) {
+    with_silu_and_mul_work(params, num_rows, [&](const auto& work) { launch(work, stream); });
+}
+
+}  // namespace batchllm::cuda

@@ -1,0 +1,19 @@
+// Launches a kernel on the emulator, in the way of StreamLauncher (launch.cuh).
+#pragma once
+
+#include "attention/cuda/launch_grid.h"
+#include "simt/emulator/launch.h"
+
+namespace batchllm::simt_test {
+
+struct EmulatorLauncher {
+    const simt::Schedule& schedule;
+
+    template <typename Kernel, typename Argument>
+    void operator()(Kernel kernel, cuda::LaunchGrid grid, int shared_bytes, const Argument& argument) const {
+        simt::launch(kernel, {{grid.num_blocks}, {grid.block_size}, static_cast<size_t>(shared_bytes)}, schedule,
+                     argument);
+    }
+};
+
+}  // namespace batchllm::simt_test

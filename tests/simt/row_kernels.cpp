@@ -1,0 +1,12 @@
+#include "simt/row_kernels.h"
+
+#include "ops/cuda/rms_norm_kernel.cuh"
+#include "simt/emulator_launcher.h"
+
+namespace batchllm::simt_test {
+
+void run_rms_norm(const RmsNormParams& params, int64_t num_rows, const simt::Schedule& schedule) {
+    cuda::launch_rms_norm(params, num_rows, EmulatorLauncher{schedule});
+}
+
+}  // namespace batchllm::simt_test

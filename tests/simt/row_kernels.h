@@ -1,0 +1,11 @@
+// rms_norm's kernel on the emulator. row_kernels.cpp is compiled twice, like attention_kernels.cpp.
+#pragma once
+
+#include "ops/row_params.h"
+#include "simt/emulator/block.h"
+
+namespace batchllm::simt_test {
+
+void run_rms_norm(const RmsNormParams& params, int64_t num_rows, const simt::Schedule& schedule);
+
+}  // namespace batchllm::simt_test
