@@ -21,16 +21,28 @@ TREES = [
     "256_1024",
 ]
 HEADS = [(32, 32), (16, 8), (32, 8), (64, 8)]
+HEAD_DIM = 128
+MAX_ELEMENTS = 1 << 28  # of K at a time, which is kept several times over in float32: 1 GiB each
+
+
+def levels(tree: str) -> list[list[int]]:
+    """Nodes of every level, and tokens of each of them."""
+    return [[int(number) for number in part.split(",")] for part in tree.split("_")]
 
 
 def tree_case(tree: str, group_size: int, num_kv_heads: int) -> Case:
-    nodes, tokens = ([int(number) for number in part.split(",")] for part in tree.split("_"))
+    nodes, tokens = levels(tree)
     requests = []
     for leaf in range(nodes[-1]):
         path = tuple((f"{level}.{leaf * nodes[level] // nodes[-1]}", tokens[level]) for level in range(len(nodes) - 1))
         requests.append(Request(path, tokens[-1]))
     return Case(
-        tree, requests, num_qo_heads=group_size * num_kv_heads, num_kv_heads=num_kv_heads, head_dim=128, page_size=16
+        tree,
+        requests,
+        num_qo_heads=group_size * num_kv_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=HEAD_DIM,
+        page_size=16,
     )
 
 
@@ -53,12 +65,20 @@ def test_one_head_of_a_tree_matches_the_reference(tree: str, num_heads: tuple[in
     check_tree(inputs, attention(inputs, build="fast"))
 
 
+def heads_at_a_time(tree: str, num_kv_heads: int) -> list[int]:
+    """KV heads of each call: all at once, or as many as memory takes."""
+    at_once = MAX_ELEMENTS // (HEAD_DIM * int(np.dot(*levels(tree))))
+    return [min(at_once, num_kv_heads - begin) for begin in range(0, num_kv_heads, at_once)]
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("num_heads", HEADS, ids=lambda heads: f"{heads[0]}_{heads[1]}")
 @pytest.mark.parametrize("tree", TREES)
 def test_all_heads_of_a_tree_match_the_reference_in_every_order(tree: str, num_heads: tuple[int, int]):
-    inputs = rounded(tree_case(tree, num_heads[0] // num_heads[1], num_heads[1]).make_inputs(), "bfloat16")
-    result = attention(inputs, build="fast")
-    check_tree(inputs, result)
-    for build, order in (("fast", "descending"), ("checked", "ascending"), ("checked", "random")):
-        assert same_bits(result, attention(inputs, build=build, order=order, preempt_one_in=200))
+    for seed, num_kv_heads in enumerate(heads_at_a_time(tree, num_heads[1])):
+        case = tree_case(tree, num_heads[0] // num_heads[1], num_kv_heads)
+        inputs = rounded(case.make_inputs(seed), "bfloat16")
+        result = attention(inputs, build="fast")
+        check_tree(inputs, result)
+        for build, order in (("fast", "descending"), ("checked", "ascending"), ("checked", "random")):
+            assert same_bits(result, attention(inputs, build=build, order=order, preempt_one_in=200))
