@@ -10,6 +10,7 @@
 #include "attention/run_every_thread.h"
 #include "ops/cuda/rotate_thread.h"
 #include "ops/cuda/silu_and_mul_thread.h"
+#include "ops/element_type.h"
 #include "ops/row_ops.h"
 
 using namespace batchllm;
@@ -18,21 +19,6 @@ using namespace batchllm::cuda;
 namespace {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-
-template <typename T>
-constexpr DType kDType = DType::kFloat16;
-template <>
-constexpr DType kDType<float> = DType::kFloat32;
-template <>
-constexpr DType kDType<Bf16> = DType::kBFloat16;
-
-// A neighbour of a number, relative to it: what two roundings to T of nearly the same number differ by.
-template <typename T>
-constexpr float kUlp = 0x1p-10f;
-template <>
-constexpr float kUlp<float> = 0x1p-23f;
-template <>
-constexpr float kUlp<Bf16> = 0x1p-7f;
 
 struct RowCase {
     int64_t num_rows, num_heads, size;
@@ -108,8 +94,8 @@ void check_rotate(const RowCase& c, int64_t max_blocks) {
     };
     on_cpu(expected, [&](auto* data, DType dtype) { rotate(params(data + c.shift, dtype), c.num_rows, 1); });
     const RotateParams ours = params(got.data() + c.shift, kDType<T>);
-    CHECK(has_vectors<T>(ours, c.num_rows) == c.vectors);
-    with_rotate_work(ours, c.num_rows, [&](const auto& work) { run_every_thread(work, max_blocks); });
+    CHECK(RotateWork<T, 1>::has_vectors(ours, c.num_rows) == c.vectors);
+    with_work<RotateWork>(ours, c.num_rows, [&](const auto& work) { run_every_thread(work, max_blocks); });
     for (size_t i = 0; i < got.size(); ++i) {
         const float a = to_float(got[i]), b = to_float(expected[i]);
         CAPTURE(a);
@@ -138,8 +124,8 @@ void check_silu_and_mul(const RowCase& c, int64_t max_blocks) {
     });
     expected.assign(both.begin() + static_cast<int64_t>(gate_up.size()), both.end());
     const SiluAndMulParams ours = params(gate_up.data() + c.shift, got.data() + c.shift, kDType<T>);
-    CHECK(has_vectors<T>(ours, c.num_rows) == c.vectors);
-    with_silu_and_mul_work(ours, c.num_rows, [&](const auto& work) { run_every_thread(work, max_blocks); });
+    CHECK(SiluAndMulWork<T, 1>::has_vectors(ours, c.num_rows) == c.vectors);
+    with_work<SiluAndMulWork>(ours, c.num_rows, [&](const auto& work) { run_every_thread(work, max_blocks); });
     for (size_t i = 0; i < got.size(); ++i) {
         const float a = to_float(got[i]), b = to_float(expected[i]);
         CAPTURE(a);
@@ -183,20 +169,23 @@ TEST_CASE("rows: vectors are taken only where every pointer, stride and size all
                    .size = 8};
     SiluAndMulParams s{
         .dtype = DType::kFloat32, .gate_up = memory, .gate_up_stride = 16, .out = memory, .out_stride = 8, .size = 8};
-    CHECK(has_vectors<float>(r, 2));
-    CHECK(has_vectors<float>(s, 2));
-    const auto needs = [&](auto& field, auto other, const auto& params) {
+    const auto rotates = [&r] { return RotateWork<float, 1>::has_vectors(r, 2); };
+    const auto gates = [&s] { return SiluAndMulWork<float, 1>::has_vectors(s, 2); };
+    CHECK(rotates());
+    CHECK(gates());
+    const auto needs = [](auto& field, auto other, const auto& has_vectors) {
         const auto before = field;
         field = other;
-        CHECK(!has_vectors<float>(params, 2));
+        CHECK(!has_vectors());
         field = before;
     };
-    for (int64_t* stride : {&r.x.row_stride, &r.x.head_stride, &r.cos_stride, &r.sin_stride}) needs(*stride, 18, r);
-    for (const float** angle : {&r.cos, &r.sin}) needs(*angle, memory + 1, r);
-    needs(r.x.data, memory + 1, r);
-    needs(r.size, 12, r);
-    for (int64_t* stride : {&s.gate_up_stride, &s.out_stride}) needs(*stride, 18, s);
-    needs(s.gate_up, memory + 1, s);
-    needs(s.out, memory + 1, s);
-    needs(s.size, 6, s);
+    for (int64_t* stride : {&r.x.row_stride, &r.x.head_stride, &r.cos_stride, &r.sin_stride})
+        needs(*stride, 18, rotates);
+    for (const float** angle : {&r.cos, &r.sin}) needs(*angle, memory + 1, rotates);
+    needs(r.x.data, memory + 1, rotates);
+    needs(r.size, 12, rotates);
+    for (int64_t* stride : {&s.gate_up_stride, &s.out_stride}) needs(*stride, 18, gates);
+    needs(s.gate_up, memory + 1, gates);
+    needs(s.out, memory + 1, gates);
+    needs(s.size, 6, gates);
 }

@@ -6,9 +6,8 @@
 #include <random>
 #include <vector>
 
-#include "attention/bf16.h"
-#include "attention/half.h"
 #include "ops/cuda/rms_norm_kernel.cuh"
+#include "ops/element_type.h"
 #include "simt/emulator/findings.h"
 #include "simt/emulator/memory.h"
 #include "simt/emulator/shadow.h"
@@ -22,21 +21,6 @@ namespace {
 
 constexpr Schedule kSchedules[] = {{Order::kAscending}, {Order::kDescending}};
 constexpr float kEps = 1e-2f;
-
-template <typename T>
-constexpr DType kDType = DType::kFloat16;
-template <>
-constexpr DType kDType<float> = DType::kFloat32;
-template <>
-constexpr DType kDType<Bf16> = DType::kBFloat16;
-
-// Half of the distance of two neighbours, relative to the smaller: what one rounding to T changes.
-template <typename T>
-constexpr double kHalfUlp = 0x1p-11;
-template <>
-constexpr double kHalfUlp<float> = 0x1p-24;
-template <>
-constexpr double kHalfUlp<Bf16> = 0x1p-8;
 
 struct NormCase {
     int64_t num_rows, num_heads, size;
@@ -132,7 +116,7 @@ std::pair<std::vector<float>, std::vector<float>> run_and_check(const NormCase& 
     if (!in_place) CHECK(same(x_after, sums));
     size_t num_wrong = 0;
     for (size_t i = 0; i < out_after.size(); ++i) {
-        const double bound = (kHalfUlp<T> + 2e-6) * std::abs(expected[i]) + 0x1p-25;  // the last: of a subnormal half
+        const double bound = (0.5 * kUlp<T> + 2e-6) * std::abs(expected[i]) + 0x1p-25;  // the last: of a subnormal half
         num_wrong +=
             std::isnan(expected[i]) ? !std::isnan(out_after[i]) : !(std::abs(out_after[i] - expected[i]) <= bound);
     }

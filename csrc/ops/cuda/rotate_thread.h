@@ -34,26 +34,13 @@ struct RotateWork {
         store_vector(x, first);
         store_vector(x + p.size / 2, second);
     }
+
+    static bool has_vectors(const RotateParams& p, int64_t num_rows) {
+        const uintptr_t angles = offset_bits(p.cos) | offset_bits(p.sin) | offset_bits<float>(num_rows, p.cos_stride) |
+                                 offset_bits<float>(num_rows, p.sin_stride);
+        const uintptr_t half = static_cast<uintptr_t>(p.size / 2) * sizeof(T);
+        return (offset_bits<T>(p.x, num_rows, p.num_heads) | angles | half) % kVectorBytes == 0;
+    }
 };
-
-template <typename T>
-bool has_vectors(const RotateParams& p, int64_t num_rows) {
-    const uintptr_t angles = offset_bits(p.cos) | offset_bits(p.sin) | offset_bits<float>(num_rows, p.cos_stride) |
-                             offset_bits<float>(num_rows, p.sin_stride);
-    const uintptr_t half = static_cast<uintptr_t>(p.size / 2) * sizeof(T);
-    return (offset_bits<T>(p.x, num_rows, p.num_heads) | angles | half) % kVectorBytes == 0;
-}
-
-// Calls run(work).
-template <typename Run>
-void with_rotate_work(const RotateParams& params, int64_t num_rows, const Run& run) {
-    by_type(params.dtype, [&]<typename T>(T) {
-        if (has_vectors<T>(params, num_rows)) {
-            run(RotateWork<T, kVectorSize<T>>{params, num_rows});
-        } else {
-            run(RotateWork<T, 1>{params, num_rows});
-        }
-    });
-}
 
 }  // namespace batchllm::cuda

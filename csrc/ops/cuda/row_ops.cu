@@ -11,11 +11,11 @@ void rms_norm(const RmsNormParams& params, int64_t num_rows, Stream stream) {
 }
 
 void rotate(const RotateParams& params, int64_t num_rows, Stream stream) {
-    with_rotate_work(params, num_rows, [&](const auto& work) { launch(work, stream); });
+    with_work<RotateWork>(params, num_rows, [&](const auto& work) { launch(work, stream); });
 }
 
 void silu_and_mul(const SiluAndMulParams& params, int64_t num_rows, Stream stream) {
-    with_silu_and_mul_work(params, num_rows, [&](const auto& work) { launch(work, stream); });
+    with_work<SiluAndMulWork>(params, num_rows, [&](const auto& work) { launch(work, stream); });
 }
 
 }  // namespace batchllm::cuda

@@ -43,4 +43,16 @@ void by_type(DType dtype, const Run& run) {
     }
 }
 
+// Calls run(work) with work over vectors where that may be, else over single elements.
+template <template <typename, int> typename Work, typename Params, typename Run>
+void with_work(const Params& params, int64_t num_rows, const Run& run) {
+    by_type(params.dtype, [&]<typename T>(T) {
+        if (Work<T, 1>::has_vectors(params, num_rows)) {
+            run(Work<T, kVectorSize<T>>{params, num_rows});
+        } else {
+            run(Work<T, 1>{params, num_rows});
+        }
+    });
+}
+
 }  // namespace batchllm::cuda

@@ -38,25 +38,12 @@ struct SiluAndMulWork {
         }
         store_vector(static_cast<T*>(p.out) + row * p.out_stride + i, out);
     }
+
+    static bool has_vectors(const SiluAndMulParams& p, int64_t num_rows) {
+        const uintptr_t strides = offset_bits<T>(num_rows, p.gate_up_stride) | offset_bits<T>(num_rows, p.out_stride);
+        const uintptr_t size = static_cast<uintptr_t>(p.size) * sizeof(T);
+        return (offset_bits(p.gate_up) | offset_bits(p.out) | strides | size) % kVectorBytes == 0;
+    }
 };
-
-template <typename T>
-bool has_vectors(const SiluAndMulParams& p, int64_t num_rows) {
-    const uintptr_t strides = offset_bits<T>(num_rows, p.gate_up_stride) | offset_bits<T>(num_rows, p.out_stride);
-    const uintptr_t size = static_cast<uintptr_t>(p.size) * sizeof(T);
-    return (offset_bits(p.gate_up) | offset_bits(p.out) | strides | size) % kVectorBytes == 0;
-}
-
-// Calls run(work).
-template <typename Run>
-void with_silu_and_mul_work(const SiluAndMulParams& params, int64_t num_rows, const Run& run) {
-    by_type(params.dtype, [&]<typename T>(T) {
-        if (has_vectors<T>(params, num_rows)) {
-            run(SiluAndMulWork<T, kVectorSize<T>>{params, num_rows});
-        } else {
-            run(SiluAndMulWork<T, 1>{params, num_rows});
-        }
-    });
-}
 
 }  // namespace batchllm::cuda
