@@ -164,6 +164,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="directory for readers.csv and readers.png")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
     rows = measure(ModelShape.from_config(options.model), options.threads, options.seconds)
     if options.output:
         with (options.output / "readers.csv").open("w", newline="") as file:
