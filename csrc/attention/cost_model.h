@@ -40,20 +40,38 @@ struct DeviceCosts {
 
 // Measured with benchmarks/bench_attention.py on a 2-core AVX-512 machine. Blocks of 48 rows are those of AVX-512
 // (AVX2: 24); five of them are what a core's L2 holds.
-inline constexpr DeviceCosts kCpuCosts{240, 48, 16, 800.0, 9.0, 2.9, false, 200.0};
+inline constexpr DeviceCosts kCpuCosts{
+    .max_packed_rows = 240,
+    .block_rows = 48,
+    .narrow_rows = 16,
+    .item = 800.0,
+    .key = 9.0,
+    .packed_row = 2.9,
+    .overlaps = false,
+    .state = 200.0,
+};
 
 // Not measured: a multiprocessor's part of what an A100 sustains, 85 % of 2.039 TB/s and 60 % of 312 TFLOP/s over 108.
 // An item's own time, three loads that wait for each other and a pipeline to fill, is assumed.
-inline constexpr DeviceCosts kGpuCosts{128, 128, 0, 1500.0, 32.0, 0.3, true, 65.0};
+constexpr DeviceCosts gpu_costs(int32_t head_dim) {
+    return {
+        .max_packed_rows = cuda::max_packed_rows(head_dim),
+        .block_rows = cuda::max_packed_rows(head_dim),  // tiles are filled, not made equal
+        .narrow_rows = 0,
+        .item = 1500.0,
+        .key = 32.0,
+        .packed_row = 0.3,
+        .overlaps = true,
+        .state = 65.0,
+    };
+}
 
 class CostModel {
  public:
     CostModel(const AttentionShape& shape, PlanDevice device)
-        : costs_(device == PlanDevice::kCpu ? kCpuCosts : kGpuCosts),
+        : costs_(device == PlanDevice::kCpu ? kCpuCosts : gpu_costs(shape.head_dim)),
           group_size_(shape.group_size()),
-          scale_(shape.head_dim / 128.0) {
-        if (device == PlanDevice::kGpu) costs_.max_packed_rows = cuda::max_packed_rows(shape.head_dim);
-    }
+          scale_(shape.head_dim / 128.0) {}
 
     // Query tokens of the highest tile; at least one, however many heads share a KV head.
     int32_t max_tile_rows() const { return std::max(1, costs_.max_packed_rows / group_size_); }

@@ -14,10 +14,12 @@ struct GpuPeaks {
     double launch_s;     // between the end of one kernel and the beginning of the next, in a CUDA graph
 };
 
-// NVIDIA's data sheets, without sparsity; the launches are assumed.
+constexpr double kLaunchSeconds = 2e-6;  // assumed
+
+// NVIDIA's data sheets, without sparsity.
 inline constexpr GpuPeaks kGpuPeaks[] = {
-    {"A100 80GB SXM", 312e12, 2.039e12, 2e-6},
-    {"H100 80GB SXM", 989e12, 3.35e12, 2e-6},
+    {"A100 80GB SXM", 312e12, 2.039e12, kLaunchSeconds},
+    {"H100 80GB SXM", 989e12, 3.35e12, kLaunchSeconds},
 };
 
 // Seconds of three ways through the same batch. Of each the larger of memory traffic and arithmetic, taken over all of

@@ -203,7 +203,7 @@ void bind_attention_plan(py::module_& module) {
         .def("explain", &explain, py::kw_only(), py::arg("kv_dtype") = "float32",
              "Counts, bytes and FLOPs of one layer, against reading every key once per request; predictions for GPUs.")
         .def("predict_seconds", &predict_seconds, py::kw_only(), py::arg("flops_per_s"), py::arg("bytes_per_s"),
-             py::arg("launch_s") = 2e-6, "A model of one layer on a GPU of such peaks, not a measurement.")
+             py::arg("launch_s") = kLaunchSeconds, "A model of one layer on a GPU of such peaks, not a measurement.")
         .def_property_readonly(
             "sizes", [](const AttentionPlan& plan) { return size_dict(sizes_of(plan)); },
             "What a PlanLayout must have room for.")

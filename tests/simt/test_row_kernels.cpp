@@ -68,6 +68,19 @@ class Heads {
     GlobalBuffer buffer_;
 };
 
+template <typename T>
+RmsNormParams norm_params(const NormCase& c, const Heads<T>& x, const HeadRows& delta, const Heads<T>& weight,
+                          const Heads<T>& out) {
+    return {.dtype = kDType<T>,
+            .x = x.rows(),
+            .delta = delta,
+            .weight = weight.at(0),
+            .out = out.rows(),
+            .num_heads = c.num_heads,
+            .size = c.size,
+            .eps = kEps};
+}
+
 bool same(const std::vector<float>& a, const std::vector<float>& b) {
     return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
@@ -101,15 +114,7 @@ std::pair<std::vector<float>, std::vector<float>> run_and_check(const NormCase& 
         }
     }
 
-    run_rms_norm({.dtype = kDType<T>,
-                  .x = x.rows(),
-                  .delta = with_delta ? delta.rows() : HeadRows{},
-                  .weight = weight.at(0),
-                  .out = out.rows(),
-                  .num_heads = c.num_heads,
-                  .size = c.size,
-                  .eps = kEps},
-                 c.num_rows, schedule);
+    run_rms_norm(norm_params(c, x, with_delta ? delta.rows() : HeadRows{}, weight, out), c.num_rows, schedule);
     INFO(describe_findings());
     REQUIRE(findings().empty());
     const std::vector<float> x_after = x.values(), out_after = out.values();
@@ -151,15 +156,7 @@ TEST_CASE("a NaN or an infinity stays in its head") {
             const Heads<Bf16> x("x", c, Use::kInput, 1), out("out", c, Use::kOutput, 2);
             const Heads<Bf16> weight("weight", {1, 1, c.size, 0, 0}, Use::kInput, 3);
             x.at(4)[7] = from_float<Bf16>(special);
-            run_rms_norm({.dtype = DType::kBFloat16,
-                          .x = x.rows(),
-                          .delta = {},
-                          .weight = weight.at(0),
-                          .out = out.rows(),
-                          .num_heads = c.num_heads,
-                          .size = c.size,
-                          .eps = kEps},
-                         c.num_rows, schedule);
+            run_rms_norm(norm_params(c, x, {}, weight, out), c.num_rows, schedule);
             CHECK(findings().empty());
             for (int64_t head = 0; head < 6; ++head) {
                 for (int64_t i = 0; i < c.size; ++i) {
