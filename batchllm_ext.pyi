@@ -327,7 +327,7 @@ class AttentionPlan:
     def num_threads(self) -> int: ...
     @property
     def buffers(self) -> dict[str, Int32Array]:
-        """The plan as kernels take it, views into it: the structs of csrc/attention/work_item.h, a row each.
+        """The plan as kernels take it, views into it: the structs of csrc/attention/plan/work_item.h, a row each.
 
         items [num_items, 6], rows [num_item_rows, 4], pieces [num_pieces, 4], page_ids [num_segment_pages],
         merge_rows [num_merged_rows, 3].

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <span>
 
-#include "attention/attention_state.h"
-#include "attention/bf16.h"
+#include "attention/state.h"
+#include "base/bf16.h"
 
 namespace batchllm {
 

@@ -1,7 +1,7 @@
 // The arrays of a token batch, kept alive while they are read.
 #pragma once
 
-#include "attention/attention_batch.h"
+#include "attention/plan/attention_batch.h"
 #include "bindings/dlpack_tensor.h"
 
 namespace batchllm {

@@ -4,15 +4,15 @@
 #include <optional>
 #include <variant>
 
-#include "attention/attention.h"
+#include "attention/cpu/attention_cpu.h"
 #include "attention/cpu/attention_ref.h"
-#include "attention/cpu/cpu_isa.h"
-#include "attention/cuda/cuda.h"
+#include "attention/cuda/attention_gpu.h"
 #include "attention/cuda/plan_layout.h"
 #include "attention/cuda/tile_shape.h"
 #include "bindings/batch_arrays.h"
 #include "bindings/bindings.h"
 #include "bindings/float_tensor.h"
+#include "cpu/isa.h"
 
 namespace py = pybind11;
 
@@ -183,7 +183,7 @@ py::tuple attention(const AttentionPlan& plan, py::handle q, py::handle k_pages,
     num_threads = thread_count(num_threads, plan.num_threads());
     {
         const py::gil_scoped_release release;
-        run_attention(plan, params, num_threads);
+        run_attention_cpu(plan, params, num_threads);
     }
     return tensors.results();
 }
@@ -262,12 +262,12 @@ void bind_attention(py::module_& module) {
     module.def(
         "gpu_head_dims", [] { return std::vector<int>(std::begin(cuda::kHeadDims), std::end(cuda::kHeadDims)); },
         "What head_dims attention on a GPU is compiled for.");
-    module.def("cpu_isa", [] { return selected_kernel().name; }, "The instruction set of the CPU kernel in use.");
+    module.def("cpu_isa", [] { return name(selected_isa()); }, "The instruction set of the CPU kernel in use.");
     module.def(
         "cpu_isas",
         [] {
             py::list names;
-            for (const Kernel* kernel : available_kernels()) names.append(kernel->name);
+            for (const CpuIsa isa : available_isas()) names.append(name(isa));
             return names;
         },
         "The instruction sets that BATCHLLM_ISA may name on this machine, slowest first.");

@@ -6,9 +6,9 @@
 #include <iomanip>
 #include <sstream>
 
-#include "attention/attention_plan.h"
 #include "attention/cuda/plan_layout.h"
-#include "attention/roofline.h"
+#include "attention/plan/attention_plan.h"
+#include "attention/plan/predict.h"
 #include "bindings/batch_arrays.h"
 #include "bindings/bindings.h"
 

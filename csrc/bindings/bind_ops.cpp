@@ -5,8 +5,8 @@
 
 #include "bindings/bindings.h"
 #include "bindings/dlpack_tensor.h"
-#include "ops/cuda/row_ops.h"
-#include "ops/row_ops.h"
+#include "rows/cuda/row_ops.h"
+#include "rows/row_ops.h"
 
 namespace py = pybind11;
 

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "attention/append_kv.h"
-#include "attention/cuda/cuda.h"
+#include "attention/cuda/attention_gpu.h"
 #include "attention/merge.h"
 #include "bindings/bindings.h"
 #include "bindings/float_tensor.h"

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <utility>
 
-#include "attention/cuda/cuda.h"
+#include "cuda/stream.h"
 
 namespace py = pybind11;
 

@@ -4,7 +4,7 @@
 #include <optional>
 #include <string>
 
-#include "attention/attention_params.h"
+#include "attention/params.h"
 #include "bindings/dlpack_tensor.h"
 
 namespace batchllm {

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "planner/parallel.h"
+#include "base/parallel.h"
 
 namespace batchllm {
 

@@ -7,7 +7,7 @@
 #include <numeric>
 #include <span>
 
-#include "planner/parallel.h"
+#include "base/parallel.h"
 
 namespace batchllm {
 

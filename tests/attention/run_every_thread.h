@@ -1,7 +1,7 @@
 // The threads of a launch, one after another on the CPU.
 #pragma once
 
-#include "attention/cuda/launch_grid.h"
+#include "cuda/launch_grid.h"
 
 namespace batchllm::cuda {
 

@@ -7,8 +7,8 @@
 #include <stdexcept>
 #include <vector>
 
-#include "attention/attention_plan.h"
-#include "attention/cost_model.h"
+#include "attention/plan/attention_plan.h"
+#include "attention/plan/device_model.h"
 
 using namespace batchllm;
 

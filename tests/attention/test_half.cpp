@@ -3,7 +3,7 @@
 #include <cmath>
 #include <random>
 
-#include "attention/half.h"
+#include "base/half.h"
 
 using namespace batchllm;
 

@@ -1,9 +1,9 @@
 // What tests of row operations ask of an element type.
 #pragma once
 
-#include "attention/attention_params.h"
-#include "attention/bf16.h"
-#include "attention/half.h"
+#include "attention/params.h"
+#include "base/bf16.h"
+#include "base/half.h"
 
 namespace batchllm {
 

@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "attention/run_every_thread.h"
-#include "ops/cuda/rotate_thread.h"
-#include "ops/cuda/silu_and_mul_thread.h"
 #include "ops/element_type.h"
-#include "ops/row_ops.h"
+#include "rows/cuda/rotate_thread.h"
+#include "rows/cuda/silu_and_mul_thread.h"
+#include "rows/row_ops.h"
 
 using namespace batchllm;
 using namespace batchllm::cuda;

@@ -1,5 +1,5 @@
-// Every function of device_intrinsics.cuh that is one instruction, in the order of atoms_cutlass.cu.
-#include "attention/cuda/device_intrinsics.cuh"
+// Every function of intrinsics.cuh that is one instruction, in the order of atoms_cutlass.cu.
+#include "cuda/intrinsics.cuh"
 
 using namespace batchllm;
 using namespace batchllm::cuda;

@@ -1,6 +1,6 @@
 // The merge of partial states, for sass.py.
-#include "attention/cuda/launch.cuh"
 #include "attention/cuda/merge_rows_thread.h"
+#include "cuda/launch.cuh"
 
 namespace batchllm::cuda {
 

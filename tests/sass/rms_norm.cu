@@ -1,5 +1,5 @@
 // The kernels of rms_norm, for sass.py.
-#include "ops/cuda/rms_norm_kernel.cuh"
+#include "rows/cuda/rms_norm_kernel.cuh"
 
 namespace batchllm::cuda {
 

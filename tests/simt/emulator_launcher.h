@@ -1,7 +1,7 @@
 // Launches a kernel on the emulator, in the way of StreamLauncher (launch.cuh).
 #pragma once
 
-#include "attention/cuda/launch_grid.h"
+#include "cuda/launch_grid.h"
 #include "simt/emulator/launch.h"
 
 namespace batchllm::simt_test {

@@ -10,7 +10,7 @@ KERNEL = "csrc/attention/cuda/attention_kernel.cuh"
 TILES = "csrc/attention/cuda/attention_tiles.cpp"
 LAYOUT = "csrc/attention/cuda/plan_layout.cpp"
 MERGE = "csrc/attention/cuda/merge_rows_thread.h"
-NORM = "csrc/ops/cuda/rms_norm_kernel.cuh"
+NORM = "csrc/rows/cuda/rms_norm_kernel.cuh"
 
 
 @dataclass(frozen=True)

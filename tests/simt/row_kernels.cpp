@@ -1,6 +1,6 @@
 #include "simt/row_kernels.h"
 
-#include "ops/cuda/rms_norm_kernel.cuh"
+#include "rows/cuda/rms_norm_kernel.cuh"
 #include "simt/emulator_launcher.h"
 
 namespace batchllm::simt_test {

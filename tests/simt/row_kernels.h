@@ -1,7 +1,7 @@
 // rms_norm's kernel on the emulator. row_kernels.cpp is compiled twice, like attention_kernels.cpp.
 #pragma once
 
-#include "ops/row_params.h"
+#include "rows/row_params.h"
 #include "simt/emulator/block.h"
 
 namespace batchllm::simt_test {

@@ -6,8 +6,8 @@
 #include <random>
 #include <vector>
 
-#include "attention/bf16.h"
-#include "attention/half.h"
+#include "base/bf16.h"
+#include "base/half.h"
 #include "simt/emulator/launch.h"
 #include "simt/emulator/memory.h"
 #include "simt/emulator/shadow.h"

@@ -1,6 +1,6 @@
 #include "simt/test_kernels.h"
 
-#include "simt/device_intrinsics.h"
+#include "simt/intrinsics.h"
 
 using namespace batchllm;
 using namespace batchllm::cuda;

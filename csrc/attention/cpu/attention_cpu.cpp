@@ -1,45 +1,36 @@
 #include "attention/cpu/attention_cpu.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
 
-#include "attention/cpu/cpu_isa.h"
+#include "attention/cpu/kernel.h"
+#include "cpu/isa.h"
+#include "cpu/workspace.h"
 
 namespace batchllm {
 namespace {
 
-// Memory that a thread keeps from call to call: attention runs once per layer, and fresh pages cost more than they
-// hold. What it contains is never read before it is written.
-class Workspace {
- public:
-    float* at_least(int64_t num_floats) {
-        if (num_floats > size_) {
-            memory_.reset();
-            const size_t bytes = (num_floats * sizeof(float) + 63) / 64 * 64;
-            memory_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
-            if (!memory_) throw std::bad_alloc();
-            size_ = num_floats;
-        }
-        return memory_.get();
-    }
-
- private:
-    struct Free {
-        void operator()(float* memory) const { std::free(memory); }
-    };
-    std::unique_ptr<float, Free> memory_;
-    int64_t size_ = 0;
-};
-
 thread_local Workspace partial_states;  // of the calling thread
 thread_local Workspace kernel_scratch;  // of each OpenMP thread
+
+const Kernel& kernel_for(CpuIsa isa) {
+    switch (isa) {
+#ifdef BATCHLLM_X86_KERNELS
+        case CpuIsa::kAvx2:
+            return kAvx2Kernel;
+        case CpuIsa::kAvx512:
+            return kAvx512Kernel;
+        case CpuIsa::kAvx512Bf16:
+            return kAvx512Bf16Kernel;
+#endif
+        default:
+            return kBaseKernel;
+    }
+}
 
 }  // namespace
 
 void run_attention_cpu(const AttentionPlan& plan, const AttentionParams& params, int32_t num_threads) {
-    const Kernel& kernel = selected_kernel();
+    const Kernel& kernel = kernel_for(selected_isa());
     const AttentionShape& shape = plan.shape();
     const int64_t num_states = int64_t{plan.num_slots()} * shape.num_qo_heads;
     float* partial = partial_states.at_least(num_states * (shape.head_dim + 1));

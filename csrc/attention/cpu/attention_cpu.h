@@ -1,8 +1,8 @@
 // Attention on the CPU: the plan's items on OpenMP threads, then the merge of partial states.
 #pragma once
 
-#include "attention/attention_params.h"
-#include "attention/attention_plan.h"
+#include "attention/params.h"
+#include "attention/plan/attention_plan.h"
 
 namespace batchllm {
 

@@ -5,7 +5,7 @@
 #include <limits>
 #include <vector>
 
-#include "attention/bf16.h"
+#include "base/bf16.h"
 
 namespace batchllm {
 namespace {

@@ -1,8 +1,8 @@
 // The reference: attention from the batch arrays in float64, in plain loops, without a plan.
 #pragma once
 
-#include "attention/attention_batch.h"
-#include "attention/attention_params.h"
+#include "attention/params.h"
+#include "attention/plan/attention_batch.h"
 
 namespace batchllm {
 

@@ -5,8 +5,8 @@
 // the copy that the linker keeps for all of them.
 #pragma once
 
-#include "attention/attention_params.h"
-#include "attention/work_item.h"
+#include "attention/params.h"
+#include "attention/plan/work_item.h"
 
 namespace batchllm {
 
@@ -24,7 +24,6 @@ struct KernelArgs {
 };
 
 struct Kernel {
-    const char* name;
     // Floats of 64-byte aligned scratch memory that one thread needs for items of at most `num_rows` packed rows and
     // tasks of at most `num_heads` KV heads.
     int64_t (*scratch_size)(int32_t num_rows, int32_t head_dim, int32_t num_heads);
@@ -36,11 +35,11 @@ struct Kernel {
     void (*merge)(const KernelArgs& args, const MergeRow& row, float* scratch);
 };
 
-extern const Kernel kBaseKernel;  // any machine
+extern const Kernel kBaseKernel;
 #ifdef BATCHLLM_X86_KERNELS
-extern const Kernel kAvx2Kernel;        // AVX2, FMA
-extern const Kernel kAvx512Kernel;      // AVX-512 F, BW, DQ, VL
-extern const Kernel kAvx512Bf16Kernel;  // and BF16: dot products of bfloat16, of which only weights are rounded
+extern const Kernel kAvx2Kernel;
+extern const Kernel kAvx512Kernel;
+extern const Kernel kAvx512Bf16Kernel;  // multiplies bfloat16 as it is: weights are rounded to it
 #endif
 
 }  // namespace batchllm

@@ -1,4 +1,3 @@
-#define KERNEL_NAME "avx2"
 #define KERNEL_NAMESPACE avx2
 #define KERNEL_OBJECT kAvx2Kernel
 #define KERNEL_VECTOR_BYTES 32

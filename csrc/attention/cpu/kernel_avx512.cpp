@@ -1,6 +1,5 @@
 #include <immintrin.h>
 
-#define KERNEL_NAME "avx512"
 #define KERNEL_NAMESPACE avx512
 #define KERNEL_OBJECT kAvx512Kernel
 #define KERNEL_VECTOR_BYTES 64

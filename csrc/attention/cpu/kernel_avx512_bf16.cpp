@@ -1,6 +1,5 @@
 #include <immintrin.h>
 
-#define KERNEL_NAME "avx512_bf16"
 #define KERNEL_NAMESPACE avx512_bf16
 #define KERNEL_OBJECT kAvx512Bf16Kernel
 #define KERNEL_VECTOR_BYTES 64

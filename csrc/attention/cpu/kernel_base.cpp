@@ -1,4 +1,3 @@
-#define KERNEL_NAME "base"
 #define KERNEL_NAMESPACE base
 #define KERNEL_OBJECT kBaseKernel
 #define KERNEL_VECTOR_BYTES 16

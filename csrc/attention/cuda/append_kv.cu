@@ -1,5 +1,5 @@
 #include "attention/cuda/append_kv_thread.h"
-#include "attention/cuda/launch.cuh"
+#include "cuda/launch.cuh"
 
 namespace batchllm::cuda {
 

@@ -8,8 +8,8 @@
 #include <cstring>
 
 #include "attention/append_kv.h"
-#include "attention/cuda/vector.h"
-#include "attention/host_device.h"
+#include "base/host_device.h"
+#include "cuda/vector.h"
 
 namespace batchllm::cuda {
 

@@ -1,7 +1,7 @@
 #include <cassert>
 
 #include "attention/cuda/attention_launches.cuh"
-#include "attention/cuda/launch.cuh"
+#include "cuda/launch.cuh"
 
 namespace batchllm::cuda {
 namespace {

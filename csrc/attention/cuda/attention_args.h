@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "attention/attention_params.h"
-#include "attention/work_item.h"
+#include "attention/params.h"
+#include "attention/plan/work_item.h"
 
 namespace batchllm::cuda {
 

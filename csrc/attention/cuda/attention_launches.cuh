@@ -3,7 +3,7 @@
 
 #include "attention/cuda/attention_kernel.cuh"
 #include "attention/cuda/merge_rows_thread.h"
-#include "attention/cuda/run_work.cuh"
+#include "cuda/run_work.cuh"
 
 namespace batchllm::cuda {
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "attention/cuda/attention_args.h"
-#include "attention/work_item.h"
+#include "attention/plan/work_item.h"
 
 namespace batchllm::cuda {
 

@@ -7,13 +7,13 @@
 
 #include <cstdint>
 
-#include "attention/attention_params.h"
-#include "attention/attention_state.h"
-#include "attention/bf16.h"
-#include "attention/cuda/vector.h"
-#include "attention/half.h"
-#include "attention/host_device.h"
-#include "attention/work_item.h"
+#include "attention/params.h"
+#include "attention/plan/work_item.h"
+#include "attention/state.h"
+#include "base/bf16.h"
+#include "base/half.h"
+#include "base/host_device.h"
+#include "cuda/vector.h"
 
 namespace batchllm::cuda {
 

@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <cassert>
 
-#include "attention/cuda/launch.cuh"
 #include "attention/cuda/merge_states_thread.h"
+#include "cuda/launch.cuh"
 
 namespace batchllm::cuda {
 

@@ -6,10 +6,10 @@
 
 #include <cstdint>
 
-#include "attention/attention_state.h"
-#include "attention/bf16.h"
-#include "attention/host_device.h"
 #include "attention/merge.h"
+#include "attention/state.h"
+#include "base/bf16.h"
+#include "base/host_device.h"
 
 namespace batchllm::cuda {
 

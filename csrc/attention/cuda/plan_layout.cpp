@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "attention/cuda/attention_tiles.h"
-#include "attention/cuda/launch_grid.h"
 #include "attention/cuda/tile_shape.h"
+#include "cuda/launch_grid.h"
 
 namespace batchllm::cuda {
 namespace {

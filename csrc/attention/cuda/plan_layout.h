@@ -11,9 +11,9 @@
 #include <cstdint>
 #include <span>
 
-#include "attention/attention_batch.h"
-#include "attention/attention_plan.h"
 #include "attention/cuda/attention_args.h"
+#include "attention/plan/attention_batch.h"
+#include "attention/plan/attention_plan.h"
 
 namespace batchllm::cuda {
 

@@ -8,8 +8,8 @@
 #pragma once
 
 #include "attention/cuda/attention_args.h"
-#include "attention/cuda/device_intrinsics.cuh"
 #include "attention/cuda/tile_shape.h"
+#include "cuda/intrinsics.cuh"
 
 namespace batchllm::cuda {
 

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "attention/bf16.h"
-#include "attention/half.h"
+#include "base/bf16.h"
+#include "base/half.h"
 #include "simt/emulator/block.h"
 #include "simt/emulator/memory.h"
 #include "simt/emulator/shadow.h"

@@ -1,0 +1,124 @@
+#include "attention/plan/attention_batch.h"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+namespace batchllm {
+namespace {
+
+using Array = std::span<const int32_t>;
+
+[[noreturn]] void fail(const std::string& message) {
+    throw std::invalid_argument(message);
+}
+
+std::string at(const char* name, size_t index) {
+    return std::string(name) + "[" + std::to_string(index) + "]";
+}
+
+void check_size(const char* name, Array array, size_t expected, const char* expected_text) {
+    if (array.size() == expected) return;
+    fail(std::string(name) + ": expected " + expected_text + " = " + std::to_string(expected) + " elements, got " +
+         std::to_string(array.size()));
+}
+
+void check_indptr(const char* name, Array indptr, size_t total, const char* total_text) {
+    if (indptr[0] != 0) fail(at(name, 0) + ": expected 0, got " + std::to_string(indptr[0]));
+    for (size_t i = 1; i < indptr.size(); ++i) {
+        if (indptr[i] < indptr[i - 1]) {
+            fail(at(name, i) + ": expected at least " + at(name, i - 1) + " = " + std::to_string(indptr[i - 1]) +
+                 ", got " + std::to_string(indptr[i]));
+        }
+    }
+    if (static_cast<size_t>(indptr.back()) != total) {
+        fail(at(name, indptr.size() - 1) + ": expected " + total_text + " = " + std::to_string(total) + ", got " +
+             std::to_string(indptr.back()));
+    }
+}
+
+void check_each(const char* name, Array array, int64_t begin, int64_t end) {
+    for (size_t i = 0; i < array.size(); ++i) {
+        if (array[i] >= begin && array[i] < end) continue;
+        fail(at(name, i) + ": expected a value in [" + std::to_string(begin) + ", " + std::to_string(end) + "), got " +
+             std::to_string(array[i]));
+    }
+}
+
+void check_at_least(const char* name, int64_t value, int64_t least) {
+    if (value < least) {
+        fail(std::string(name) + ": expected at least " + std::to_string(least) + ", got " + std::to_string(value));
+    }
+}
+
+}  // namespace
+
+void AttentionShape::validate() const {
+    check_at_least("num_kv_heads", num_kv_heads, 1);
+    check_at_least("num_qo_heads", num_qo_heads, 1);
+    check_at_least("head_dim", head_dim, 1);
+    check_at_least("page_size", page_size, 1);
+    check_at_least("window_left", window_left, -1);
+    if (num_qo_heads % num_kv_heads != 0) {
+        fail("num_qo_heads: expected a multiple of num_kv_heads = " + std::to_string(num_kv_heads) + ", got " +
+             std::to_string(num_qo_heads));
+    }
+}
+
+void AttentionBatch::validate(int32_t page_size) const {
+    constexpr int64_t kPositions = std::numeric_limits<int32_t>::max();
+    check_size("span_indptr", span_indptr, span_begin.size() + 1, "num_spans + 1");
+    check_size("link_indptr", link_indptr, span_begin.size() + 1, "num_spans + 1");
+    check_size("segment_num_tokens", segment_num_tokens, segment_begin.size(), "num_segments");
+    check_size("segment_page_indptr", segment_page_indptr, segment_begin.size() + 1, "num_segments + 1");
+    check_indptr("span_indptr", span_indptr, static_cast<size_t>(std::max(span_indptr.back(), 0)), "num_tokens");
+    check_indptr("link_indptr", link_indptr, link_segment.size(), "the size of link_segment");
+    check_indptr("segment_page_indptr", segment_page_indptr, segment_page_ids.size(), "the size of segment_page_ids");
+    check_each("span_begin", span_begin, 0, kPositions);
+    check_each("link_segment", link_segment, 0, num_segments());
+    check_each("segment_page_ids", segment_page_ids, 0, kPositions);
+    check_each("segment_begin", segment_begin, 0, kPositions);
+    check_each("segment_num_tokens", segment_num_tokens, 0, kPositions);
+
+    for (int32_t span = 0; span < num_spans(); ++span) {
+        const int64_t end = int64_t{span_begin[span]} + num_rows(span);
+        if (end > kPositions) fail(at("span_begin", span) + ": the span's last position does not fit into int32");
+    }
+    for (int32_t segment = 0; segment < num_segments(); ++segment) {
+        const int64_t num_tokens = segment_num_tokens[segment];
+        const int64_t num_pages = segment_page_indptr[segment + 1] - segment_page_indptr[segment];
+        const int64_t needed = (num_tokens + page_size - 1) / page_size;
+        if (num_pages < needed) {
+            fail(at("segment_num_tokens", segment) + " = " + std::to_string(num_tokens) + ": expected at least " +
+                 std::to_string(needed) + " pages of page_size " + std::to_string(page_size) + ", got " +
+                 std::to_string(num_pages));
+        }
+        if (segment_begin[segment] + num_tokens > kPositions) {
+            fail(at("segment_begin", segment) + ": the segment's last position does not fit into int32");
+        }
+    }
+    for (int32_t span = 0; span < num_spans(); ++span) {
+        for (int32_t link = link_indptr[span] + 1; link < link_indptr[span + 1]; ++link) {
+            const int32_t before = link_segment[link - 1];
+            const int32_t begin = segment_begin[link_segment[link]];
+            const int32_t end = segment_begin[before] + segment_num_tokens[before];
+            if (begin < segment_begin[before] || begin > end) {
+                fail(at("link_segment", link) + ": expected a segment that begins in [" +
+                     std::to_string(segment_begin[before]) + ", " + std::to_string(end) +
+                     "], where the link before it can end, got segment " + std::to_string(link_segment[link]) +
+                     " that begins at " + std::to_string(begin));
+            }
+        }
+    }
+}
+
+AttentionBatch::Range AttentionBatch::link_range(int32_t span, int32_t link) const {
+    const int32_t segment = link_segment[link];
+    const int32_t begin = segment_begin[segment];
+    const int32_t end =
+        link + 1 < link_indptr[span + 1] ? segment_begin[link_segment[link + 1]] : begin + segment_num_tokens[segment];
+    return {begin, end};
+}
+
+}  // namespace batchllm

@@ -1,0 +1,107 @@
+// What a plan believes about time, in nanoseconds of one core or multiprocessor. Only ratios matter: they decide which
+// segments are shared, how high tiles are, and where items are split.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+
+#include "attention/cuda/tile_shape.h"
+#include "attention/plan/attention_batch.h"
+#include "base/ints.h"
+
+namespace batchllm {
+
+constexpr int32_t kKeyTile = 64;        // keys that a kernel takes at a time
+constexpr int32_t kMinSplitKeys = 256;  // shorter items cost more to merge than they balance
+
+// Whose kernels a plan is made for. Those of the other execute it too.
+enum class PlanDevice : uint8_t { kCpu, kGpu };
+
+// How a device's kernels take an item. Packed rows are query heads x tokens of one KV head; times of keys and states
+// are those of head_dim 128.
+struct DeviceCosts {
+    int32_t max_packed_rows;  // of a tile
+    int32_t block_rows;       // packed rows that are multiplied at a time: tiles are whole blocks
+    int32_t narrow_rows;      // items of at most so many are memory-bound: a task takes all KV heads; 0: never
+    double item;              // an item, apart from its keys
+    double key;               // loading K and V of a key
+    double packed_row;        // multiplying a key by a packed row
+    bool overlaps;            // keys are loaded while others are multiplied
+    double state;             // writing and merging one more partial state of a packed row
+};
+
+// Measured with benchmarks/bench_attention.py on a 2-core AVX-512 machine. Blocks of 48 rows are those of AVX-512
+// (AVX2: 24); five of them are what a core's L2 holds.
+inline constexpr DeviceCosts kCpuCosts{
+    .max_packed_rows = 240,
+    .block_rows = 48,
+    .narrow_rows = 16,
+    .item = 800.0,
+    .key = 9.0,
+    .packed_row = 2.9,
+    .overlaps = false,
+    .state = 200.0,
+};
+
+// Not measured: a multiprocessor's part of what an A100 sustains, 85 % of 2.039 TB/s and 60 % of 312 TFLOP/s over 108.
+// An item's own time, three loads that wait for each other and a pipeline to fill, is assumed.
+constexpr DeviceCosts gpu_costs(int32_t head_dim) {
+    return {
+        .max_packed_rows = cuda::max_packed_rows(head_dim),
+        .block_rows = cuda::max_packed_rows(head_dim),  // tiles are filled, not made equal
+        .narrow_rows = 0,
+        .item = 1500.0,
+        .key = 32.0,
+        .packed_row = 0.3,
+        .overlaps = true,
+        .state = 65.0,
+    };
+}
+
+class CostModel {
+ public:
+    CostModel(const AttentionShape& shape, PlanDevice device)
+        : costs_(device == PlanDevice::kCpu ? kCpuCosts : gpu_costs(shape.head_dim)),
+          group_size_(shape.group_size()),
+          scale_(shape.head_dim / 128.0) {}
+
+    // Query tokens of the highest tile; at least one, however many heads share a KV head.
+    int32_t max_tile_rows() const { return std::max(1, costs_.max_packed_rows / group_size_); }
+
+    // The height of the tiles of `num_rows` query tokens: about equal, rounded up to whole blocks of packed rows.
+    int32_t tile_rows(int32_t num_rows) const {
+        const int32_t num_tiles = std::max(1, ceil_div(num_rows, max_tile_rows()));
+        const int32_t whole_blocks = costs_.block_rows / std::gcd(costs_.block_rows, group_size_);  // fewest tokens
+        return std::min(max_tile_rows(), round_up(ceil_div(num_rows, num_tiles), whole_blocks));
+    }
+
+    bool is_narrow(int32_t num_rows) const { return num_rows * group_size_ <= costs_.narrow_rows; }
+
+    // One item, apart from its keys.
+    double item() const { return costs_.item; }
+
+    // `num_rows` query tokens (at most one tile) against `num_keys` keys.
+    double tile(int32_t num_rows, int32_t num_keys) const {
+        const double multiplying = costs_.packed_row * num_rows * group_size_;
+        const double a_key = costs_.overlaps ? std::max(costs_.key, multiplying) : costs_.key + multiplying;
+        return scale_ * num_keys * a_key;
+    }
+
+    // Any number of query tokens against the same keys.
+    double rows(int32_t num_rows, int32_t num_keys) const {
+        const int32_t height = max_tile_rows();
+        const int32_t num_full = num_rows / height;
+        return num_full * tile(height, num_keys) + (num_rows % height ? tile(num_rows % height, num_keys) : 0.0);
+    }
+
+    // Writing and merging one more partial state for each row.
+    double partial_states(int32_t num_rows) const { return scale_ * costs_.state * num_rows * group_size_; }
+
+ private:
+    DeviceCosts costs_;
+    int32_t group_size_;
+    double scale_;
+};
+
+}  // namespace batchllm

@@ -1,5 +1,0 @@
-#define KERNEL_NAME "base"
-#define KERNEL_NAMESPACE base
-#define KERNEL_OBJECT kBaseRowKernels
-#define KERNEL_VECTOR_BYTES 16
-#include "ops/row_kernels.inc"

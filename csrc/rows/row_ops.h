@@ -1,0 +1,16 @@
+// What a forward pass does between its matrix products, and what sampling asks of the logits: each is one pass over
+// independent rows, in float32, rounded once. Results do not depend on the number of threads.
+#pragma once
+
+#include <cstdint>
+
+#include "rows/row_params.h"
+
+namespace batchllm {
+
+void rms_norm(const RmsNormParams& params, int64_t num_rows, int32_t num_threads);
+void rotate(const RotateParams& params, int64_t num_rows, int32_t num_threads);
+void silu_and_mul(const SiluAndMulParams& params, int64_t num_rows, int32_t num_threads);
+void argmax_and_lse(const ArgmaxAndLseParams& params, int64_t num_rows, int32_t num_threads);
+
+}  // namespace batchllm

@@ -1,0 +1,62 @@
+// What one call of a row operation works on: plain structs, no functions, like attention_params.h.
+//
+// Strides count elements; the last dimension is contiguous.
+#pragma once
+
+#include <cstdint>
+
+#include "base/dtype.h"
+
+namespace batchllm {
+
+struct HeadRows {  // [num_rows, num_heads, size]
+    void* data;
+    int64_t row_stride;
+    int64_t head_stride;
+};
+
+// x += delta, rounded to its type (where there is a delta); out = x / sqrt(mean(x^2) + eps) * weight, a head at a time.
+struct RmsNormParams {
+    DType dtype;  // of all tensors
+    HeadRows x;
+    HeadRows delta;      // data is null where there is none
+    const void* weight;  // [size]
+    HeadRows out;        // may be x
+    int64_t num_heads;
+    int64_t size;
+    float eps;
+};
+
+// Turns the pair (i, i + size / 2) of every head by the row's angle i.
+struct RotateParams {
+    DType dtype;
+    HeadRows x;        // in place
+    const float* cos;  // [num_rows, size / 2]
+    const float* sin;  // [num_rows, size / 2]
+    int64_t cos_stride;
+    int64_t sin_stride;
+    int64_t num_heads;
+    int64_t size;
+};
+
+// out = gate / (1 + exp(-gate)) * up
+struct SiluAndMulParams {
+    DType dtype;
+    const void* gate_up;  // [num_rows, 2 size]: gate, then up
+    int64_t gate_up_stride;
+    void* out;  // [num_rows, size]
+    int64_t out_stride;
+    int64_t size;
+};
+
+// The largest logit of a row (the first of equals) and log(sum(exp(logits))).
+struct ArgmaxAndLseParams {
+    DType dtype;
+    const void* logits;  // [num_rows, vocab_size]
+    int64_t row_stride;
+    int64_t vocab_size;
+    int32_t* token_ids;  // [num_rows]
+    float* lse;          // [num_rows], natural log
+};
+
+}  // namespace batchllm
