@@ -45,9 +45,9 @@ ElementType element_type(const char* format, int64_t bytes) {
     if (*format == '@' || *format == '=' || *format == '<') ++format;  // the machines we build for are little endian
     if (std::strlen(format) != 1) return ElementType::kOther;
     const bool is_signed = std::strchr("bhilq", *format) != nullptr;
-    if (*format == 'f') return ElementType::kFloat32;
-    if (*format == 'H') return ElementType::kUInt16;
-    if (*format == 'e') return ElementType::kFloat16;
+    if (*format == 'f' && bytes == 4) return ElementType::kFloat32;
+    if (*format == 'H' && bytes == 2) return ElementType::kUInt16;
+    if (*format == 'e' && bytes == 2) return ElementType::kFloat16;
     if (is_signed && bytes == 4) return ElementType::kInt32;
     if (is_signed && bytes == 8) return ElementType::kInt64;
     return ElementType::kOther;
@@ -150,11 +150,13 @@ void Tensor::take_buffer(py::handle object) {
     data_ = buffer.buf;
     element_bytes_ = buffer.itemsize;
     read_only_ = buffer.readonly;
-    type_ = element_type(buffer.format, buffer.itemsize);
-    if (type_ == ElementType::kOther) type_text_ = std::string("format '") + buffer.format + "'";
+    const char* const format = buffer.format == nullptr ? "B" : buffer.format;
+    type_ = element_type(format, buffer.itemsize);
+    if (type_ == ElementType::kOther) type_text_ = std::string("format '") + format + "'";
     for (int dim = 0; dim < num_dims_; ++dim) {
-        if (buffer.strides[dim] % element_bytes_ != 0) fail("expected strides of whole elements");
         shape_[dim] = buffer.shape[dim];
+        if (type_ == ElementType::kOther) continue;  // refused later; such elements may have no bytes
+        if (buffer.strides[dim] % element_bytes_ != 0) fail("expected strides of whole elements");
         strides_[dim] = buffer.strides[dim] / element_bytes_;
     }
 }
