@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "attention/cuda/cuda.h"
@@ -262,6 +263,7 @@ void Tensor::expect_device_of(const Tensor& other) const {
 
 void Tensor::expect_writable() const {
     if (read_only_) fail("expected a writable tensor, got a read-only one");
+    if (std::find(shape_, shape_ + num_dims_, 0) != shape_ + num_dims_) return;
     for (int dim = 0; dim < num_dims_; ++dim) {
         if (shape_[dim] > 1 && strides_[dim] == 0) fail("expected its own memory for every element, got stride 0");
     }
@@ -308,6 +310,12 @@ void check_shape(const Tensor& tensor, std::initializer_list<Dim*> dims) {
                  to_text(dim->size));
         }
     }
+}
+
+int32_t int32_size(const Dim& dim) {
+    if (dim.size <= std::numeric_limits<int32_t>::max()) return static_cast<int32_t>(dim.size);
+    throw py::value_error(std::string(dim.set_by) + ": " + dim.name + ": expected at most 2^31 - 1, got " +
+                          to_text(dim.size));
 }
 
 namespace {
