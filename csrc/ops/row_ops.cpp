@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "attention/cpu/cpu_isa.h"
+#include "attention/cpu/threads.h"
 #include "ops/row_kernels.h"
 
 namespace batchllm {
@@ -24,10 +25,11 @@ void run(void (*RowKernels::*kernel)(const Params&, int64_t, int64_t), const Par
          int64_t row_size, int32_t num_threads) {
     constexpr int64_t kElementsPerThread = 1 << 15;
     static const RowKernels& kernels = select_row_kernels();
+    if (row_size == 0) return;  // of any number of rows
     const int64_t useful_threads = (num_rows * row_size + kElementsPerThread - 1) / kElementsPerThread;
-    const int64_t num_runs = std::max<int64_t>(std::min<int64_t>({num_threads, useful_threads, num_rows}), 1);
+    const int32_t num_runs = num_openmp_threads(num_threads, std::min(useful_threads, num_rows));
 #pragma omp parallel for schedule(static) num_threads(num_runs)
-    for (int64_t i = 0; i < num_runs; ++i) {
+    for (int32_t i = 0; i < num_runs; ++i) {
         (kernels.*kernel)(params, num_rows * i / num_runs, num_rows * (i + 1) / num_runs);
     }
 }
