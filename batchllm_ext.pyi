@@ -4,6 +4,12 @@ Index arguments are one-dimensional, contiguous int32 arrays (any DLPack or buff
 dtype is named; index results are read-only NumPy arrays. Tensors are float32 or bfloat16, with a last dimension of
 unit stride. A wrong argument raises ValueError or TypeError that names it, what was expected and what came.
 
+Threads: num_threads 0 is OpenMP's number (OMP_NUM_THREADS) unless said otherwise, 1,024 the most that is taken; more
+than are of use are never started. Objects may be used from several Python threads: those that never change at once, a
+BatchPlanner by one after the other. Long calls release the GIL; the arrays of a call must not be changed while it runs.
+In a process that was forked after the import, a call that needs OpenMP's threads and every use of a BatchPlanner made
+before is a RuntimeError: start processes by "spawn".
+
 Tensors are on the CPU. Where has_cuda(), append_kv, merge_state, merge_states, rms_norm, rotate and silu_and_mul also
 take CUDA tensors, all on one device: the work is put on `stream`, a cudaStream_t as int
 (torch.cuda.current_stream().cuda_stream), on which the tensors must be ready, and the call returns before it is done.
@@ -27,8 +33,8 @@ class PrefixTrie:
     def __init__(self, tokens: Any, indptr: Any, *, drop_last: int = 0, num_threads: int = 0) -> None:
         """Prompt i is tokens[indptr[i] : max(indptr[i], indptr[i + 1] - drop_last)].
 
-        tokens: int32 [num_tokens]. indptr: int64 [num_requests + 1]. Both are kept alive, not copied.
-        num_threads: 0 is one a core.
+        tokens: int32 [num_tokens], kept alive, not copied. indptr: int64 or int32 [num_requests + 1].
+        num_threads: 0 is one per core.
         """
 
     @property
@@ -190,7 +196,10 @@ class TokenBatch:
         """[num_segments] tokens stored once this batch's K and V are appended."""
 
 class BatchPlanner:
-    """Turns a job into token batches: next_batch(), run the model, commit(), until next_batch() returns None."""
+    """Turns a job into token batches: next_batch(), run the model, commit(), until next_batch() returns None.
+
+    Other threads may add requests and read meanwhile: every call waits for the one before to end.
+    """
 
     def __init__(
         self,
@@ -225,7 +234,8 @@ class BatchPlanner:
     ) -> int:
         """Adds requests, before or while others run; they start after those that are there. Returns the first's id.
 
-        tokens int32, indptr int64: the whole prompts. max_output_tokens int32 [num_requests], at least 1 each.
+        tokens int32, kept alive, and indptr int64 or int32: the whole prompts. max_output_tokens int32 [num_requests],
+        at least 1 each.
         expected_output_tokens int32 [num_requests], 0 where unknown: then the group and the job teach it.
         Prefixes that unfinished requests hold in the pool when an added one starts are borrowed, not computed, where
         that saves more than reader_cost tokens a reader. An empty prompt, one that segments cover to its last token,
@@ -278,8 +288,8 @@ def simulate_lru(
 ) -> dict[str, Any]:
     """First come, first served over hashed KV blocks with LRU eviction, as vLLM does it.
 
-    tokens, indptr as in PrefixTrie; output_tokens, max_output_tokens: int32 [num_requests]. Returns the fields of
-    batchllm.simulate.Simulation by name, all but policy.
+    tokens, indptr as in PrefixTrie; output_tokens, max_output_tokens: int32 [num_requests]; an output takes a step per
+    token, 2^24 at most. Returns the fields of batchllm.simulate.Simulation by name, all but policy.
     """
 
 def simulate_radix(
@@ -415,7 +425,10 @@ def plan_attention(
     """Plans the attention of one token batch; the arrays are those of TokenBatch.
 
     share: True where the cost model says that it pays, "always" without asking it, False request by request.
-    num_threads: what the work is balanced for: threads, where 0 is OpenMP's number, or a GPU's multiprocessors.
+    num_threads: what the work is balanced for: threads, where 0 is OpenMP's number, or a GPU's multiprocessors; at most
+    1,024.
+    Bounds: positions below 2^31 - 1, 2^24 rows, 2^26 pairs of a row and a link of its span, 1,024 heads of at most
+    8,192 elements; ValueError beyond.
     window_left: positions before its own that a row sees; -1 all.
     device: whose kernels the work is cut for. Those of the other execute the plan, too.
     """
@@ -514,7 +527,8 @@ def silu_and_mul(gate_up: Any, *, out: Any, num_threads: int = 0, stream: int = 
 def argmax_and_lse(logits: Any, *, token_ids: Any, lse: Any, num_threads: int = 0) -> None:
     """Of every row the index of the largest logit (the first of equals) and log(sum(exp(logits))).
 
-    logits [num_rows, vocab_size] float32 or bfloat16; written: token_ids int32 and lse float32, both [num_rows].
+    logits [num_rows, vocab_size] float32 or bfloat16, vocab_size below 2^31; written: token_ids int32 and lse float32,
+    both [num_rows].
     """
 
 def has_cuda() -> bool:

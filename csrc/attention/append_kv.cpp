@@ -1,14 +1,14 @@
 #include "attention/append_kv.h"
 
-#include <algorithm>
 #include <cstring>
+
+#include "cpu/threads.h"
 
 namespace batchllm {
 
 void append_to_pages(const AppendParams& p, int32_t num_threads) {
     constexpr int64_t kTokensPerThread = 64;  // a decode step's few rows are copied before a thread would wake up
-    const int64_t useful_threads = (p.num_tokens + kTokensPerThread - 1) / kTokensPerThread;
-    num_threads = static_cast<int32_t>(std::clamp<int64_t>(useful_threads, 1, num_threads));
+    num_threads = num_openmp_threads(num_threads, (p.num_tokens + kTokensPerThread - 1) / kTokensPerThread);
     // One copy a token where the heads stand side by side.
     const bool packed = p.token_head_stride == p.head_bytes && p.page_head_stride == p.head_bytes;
     const int64_t num_copies = packed ? 1 : p.num_kv_heads;

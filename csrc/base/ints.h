@@ -5,11 +5,12 @@
 
 namespace batchllm {
 
-constexpr int32_t ceil_div(int32_t value, int32_t divisor) {
+// Up to 2^31 - 1 keys may be rounded up.
+constexpr int64_t ceil_div(int64_t value, int64_t divisor) {
     return (value + divisor - 1) / divisor;
 }
 
-constexpr int32_t round_up(int32_t value, int32_t multiple) {
+constexpr int64_t round_up(int64_t value, int64_t multiple) {
     return ceil_div(value, multiple) * multiple;
 }
 

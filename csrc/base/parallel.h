@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <exception>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -15,7 +16,8 @@ inline int resolve_num_threads(int num_threads) {
 }
 
 // Calls work(begin, end) for num_parts consecutive parts of [0, size), each in a thread of its own, the first in the
-// caller's. An exception of the first part that has one is thrown again, once all parts are done.
+// caller's; there, too, those for which the machine has no thread left. An exception of the first part that has one is
+// thrown again, once all parts are done.
 template <typename Work>
 void for_each_part(int64_t size, int num_parts, const Work& work) {
     if (num_parts == 1) return work(int64_t{0}, size);
@@ -29,8 +31,14 @@ void for_each_part(int64_t size, int num_parts, const Work& work) {
     };
     {
         std::vector<std::jthread> threads;
-        for (int part = 1; part < num_parts; ++part) threads.emplace_back(run, part);
+        threads.reserve(num_parts);
+        int part = 1;
+        try {
+            for (; part < num_parts; ++part) threads.emplace_back(run, part);
+        } catch (const std::system_error&) {
+        }
         run(0);
+        for (; part < num_parts; ++part) run(part);
     }
     for (const std::exception_ptr& error : errors) {
         if (error) std::rethrow_exception(error);

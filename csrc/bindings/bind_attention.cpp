@@ -52,11 +52,16 @@ class AttentionTensors {
         page_size.set(shape.page_size, "the plan");
     }
 
-    AttentionParams check() {
+    void check_inputs() {
         check_shape(q_, {&num_tokens, &num_qo_heads, &head_dim});
         check_shape(k_pages_, {&num_pages, &page_size, &num_kv_heads, &head_dim});
         check_shape(v_pages_, {&num_pages, &page_size, &num_kv_heads, &head_dim});
         v_pages_.expect_type({k_pages_.type()});
+    }
+
+    // Makes the outputs that were not given.
+    AttentionParams check_all() {
+        check_inputs();
         if (options_.out.is_none()) {
             options_.out =
                 new_output("out", q_object_, NewType::kLikeQ, {num_tokens.size, num_qo_heads.size, head_dim.size});
@@ -165,7 +170,7 @@ py::tuple attention_on_gpu(const DevicePlan& plan, py::handle q, py::handle k_pa
     AttentionTensors tensors(q, k_pages, v_pages, std::move(options), Where::kCuda);
     tensors.expect(plan.layout().shape(), plan.layout().sizes().num_rows);
     tensors.num_pages.set(plan.layout().num_pages(), "the plan");
-    const AttentionParams params = tensors.check();
+    const AttentionParams params = tensors.check_all();
     tensors.check_for_gpu(plan.buffer());
     if constexpr (cuda::kIsBuilt) {  // without it, no DevicePlan can be made
         const py::gil_scoped_release release;
@@ -178,7 +183,7 @@ py::tuple attention(const AttentionPlan& plan, py::handle q, py::handle k_pages,
                     AttentionOptions options, int32_t num_threads) {
     AttentionTensors tensors(q, k_pages, v_pages, std::move(options));
     tensors.expect(plan.shape(), plan.num_tokens());
-    const AttentionParams params = tensors.check();
+    const AttentionParams params = tensors.check_all();
     tensors.check_page_ids(plan.page_ids(), plan.max_page_id());
     num_threads = thread_count(num_threads, plan.num_threads());
     {
@@ -192,16 +197,17 @@ py::tuple attention_reference(const AttentionBatch& batch, py::handle q, py::han
                               AttentionOptions options, int32_t window_left) {
     AttentionTensors tensors(q, k_pages, v_pages, std::move(options));
     if (!batch.span_indptr.empty()) tensors.num_tokens.set(batch.span_indptr.back(), "span_indptr");
-    const AttentionParams params = tensors.check();
+    tensors.check_inputs();
     const AttentionShape shape{
-        .num_qo_heads = static_cast<int32_t>(tensors.num_qo_heads.size),
-        .num_kv_heads = static_cast<int32_t>(tensors.num_kv_heads.size),
-        .head_dim = static_cast<int32_t>(tensors.head_dim.size),
-        .page_size = static_cast<int32_t>(tensors.page_size.size),
+        .num_qo_heads = int32_size(tensors.num_qo_heads),
+        .num_kv_heads = int32_size(tensors.num_kv_heads),
+        .head_dim = int32_size(tensors.head_dim),
+        .page_size = int32_size(tensors.page_size),
         .window_left = window_left,
     };
     shape.validate();
     batch.validate(shape.page_size);
+    const AttentionParams params = tensors.check_all();
     int32_t max_page_id = -1;
     for (int32_t page_id : batch.segment_page_ids) max_page_id = std::max(max_page_id, page_id);
     tensors.check_page_ids(batch.segment_page_ids, max_page_id);

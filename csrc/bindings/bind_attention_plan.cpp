@@ -232,7 +232,7 @@ void bind_attention_plan(py::module_& module) {
                                      segment_page_ids, segment_begin, segment_num_tokens);
             const AttentionShape shape{num_qo_heads, num_kv_heads, head_dim, page_size, window_left};
             const PlanDevice device = device_of(device_name);
-            if (device == PlanDevice::kCpu) num_threads = thread_count(num_threads, omp_get_max_threads());
+            num_threads = thread_count(num_threads, device == PlanDevice::kCpu ? omp_get_max_threads() : 0);
             return AttentionPlan(arrays.batch(), shape, num_threads, sharing_of(share), device);
         },
         py::arg("span_indptr"), py::arg("span_begin"), py::arg("link_indptr"), py::arg("link_segment"),

@@ -1,6 +1,7 @@
 #include <omp.h>
 
 #include <initializer_list>
+#include <limits>
 #include <optional>
 
 #include "bindings/bindings.h"
@@ -135,6 +136,10 @@ void argmax_and_lse_of(py::handle logits_object, py::handle token_ids_object, py
     check_shape(token_ids, {&num_rows});
     check_shape(lse, {&num_rows});
     if (vocab_size.size == 0) throw py::value_error("logits: expected at least 1 token, got 0");
+    if (vocab_size.size > std::numeric_limits<int32_t>::max()) {
+        throw py::value_error("logits: expected at most 2^31 - 1 tokens, which token_ids can name, got " +
+                              std::to_string(vocab_size.size));
+    }
     token_ids.expect_type({ElementType::kInt32});
     lse.expect_type({ElementType::kFloat32});
     for (const Tensor* tensor : {&token_ids, &lse}) {

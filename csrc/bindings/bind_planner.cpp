@@ -2,12 +2,14 @@
 // vectors without a copy, and go out as read-only views that keep their owner alive.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include <functional>
-#include <limits>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -49,13 +51,14 @@ void bind_prefix_trie(py::module_& module) {
     py::class_<PrefixTrie> trie(module, "PrefixTrie",
                                 "Every prefix that two prompts share, exact to the token. Nodes are numbered in "
                                 "preorder; the readers of a node are one range of ranks.");
-    trie.def(py::init([](const py::object& tokens, const py::object& indptr, int32_t drop_last, int num_threads) {
+    trie.def(py::init([](const py::object& tokens, const py::object& indptr, int32_t drop_last, int32_t num_threads) {
                  const Prompts prompts = prompts_view(tokens, indptr, drop_last);
+                 num_threads = thread_count(num_threads, 0);
                  const py::gil_scoped_release unlocked;
                  return std::make_unique<PrefixTrie>(prompts, num_threads);
              }),
              py::arg("tokens"), py::arg("indptr"), py::kw_only(), py::arg("drop_last") = 0, py::arg("num_threads") = 0,
-             py::keep_alive<1, 2>(), py::keep_alive<1, 3>(),
+             py::keep_alive<1, 2>(),
              "Rows are tokens[indptr[i] : max(indptr[i], indptr[i + 1] - drop_last)]. num_threads 0: one a core.");
     trie.def_property_readonly("num_requests", &PrefixTrie::num_requests);
     trie.def_property_readonly("num_nodes", &PrefixTrie::num_nodes);
@@ -159,8 +162,32 @@ void bind_token_batch(py::module_& module) {
     });
 }
 
-py::dict stats_dict(const BatchPlanner& planner) {
-    const PlannerStats stats = planner.stats();
+// A BatchPlanner that several Python threads may use, one that adds requests beside one that runs the steps: calls come
+// one after the other. They wait without the GIL, which whoever is inside may need to come to an end.
+class SharedPlanner {
+ public:
+    explicit SharedPlanner(const PlannerOptions& options) : planner_(options) {}
+
+    // use(planner), which must not touch Python.
+    template <typename Use>
+    auto locked(const Use& use) {
+        const py::gil_scoped_release unlocked;
+        if (getpid() != process_) {  // perhaps a thread that is not here any more was inside
+            throw std::runtime_error(
+                "BatchPlanner: made before this process was forked; make it here, or start processes by \"spawn\"");
+        }
+        const std::scoped_lock lock(mutex_);
+        return use(planner_);
+    }
+
+ private:
+    BatchPlanner planner_;
+    std::mutex mutex_;
+    const pid_t process_ = getpid();
+};
+
+py::dict stats_dict(SharedPlanner& planner) {
+    const PlannerStats stats = planner.locked([](const BatchPlanner& self) { return self.stats(); });
     py::dict dict;
     dict["num_requests"] = stats.num_requests;
     dict["prompt_tokens"] = stats.prompt_tokens;
@@ -181,7 +208,7 @@ py::dict stats_dict(const BatchPlanner& planner) {
     return dict;
 }
 
-py::array_t<RequestId> commit(BatchPlanner& planner, const py::object& sampled, const py::object& finished) {
+py::array_t<RequestId> commit(SharedPlanner& planner, const py::object& sampled, const py::object& finished) {
     const auto sampled_view = vector_view<TokenId>(sampled, "sampled");
     std::vector<uint8_t> finished_mask;
     if (!finished.is_none()) {
@@ -192,7 +219,8 @@ py::array_t<RequestId> commit(BatchPlanner& planner, const py::object& sampled, 
         }
         finished_mask.assign(view.begin(), view.end());
     }
-    return array_copy<RequestId>(planner.commit(sampled_view, finished_mask));
+    return array_copy<RequestId>(
+        planner.locked([&](BatchPlanner& self) { return self.commit(sampled_view, finished_mask); }));
 }
 
 void check_request_id(const BatchPlanner& planner, RequestId request) {
@@ -201,7 +229,7 @@ void check_request_id(const BatchPlanner& planner, RequestId request) {
                           std::to_string(request));
 }
 
-RequestId add_requests(BatchPlanner& planner, const py::object& tokens, const py::object& indptr,
+RequestId add_requests(SharedPlanner& planner, const py::object& tokens, const py::object& indptr,
                        const Segments& segments, const py::object& max_output_tokens,
                        const py::object& expected_output_tokens, double reader_cost) {
     const Prompts prompts = prompts_view(tokens, indptr, 0);
@@ -214,14 +242,15 @@ RequestId add_requests(BatchPlanner& planner, const py::object& tokens, const py
                                   " entries, as max_output_tokens has, got " + std::to_string(expected_output.size()));
         }
     }
-    const py::gil_scoped_release unlocked;
-    return planner.add_requests(prompts, segments, max_output, expected_output, reader_cost);
+    return planner.locked([&](BatchPlanner& self) {
+        return self.add_requests(prompts, segments, max_output, expected_output, reader_cost);
+    });
 }
 
 void bind_batch_planner(py::module_& module) {
-    py::class_<BatchPlanner> planner(module, "BatchPlanner",
-                                     "Turns a job into token batches: next_batch(), run the model, commit(), until "
-                                     "next_batch() returns None.");
+    py::class_<SharedPlanner> planner(module, "BatchPlanner",
+                                      "Turns a job into token batches: next_batch(), run the model, commit(), until "
+                                      "next_batch() returns None. Threads take turns.");
     planner.def(py::init([](const py::object& tokens, const py::object& indptr, const Segments& segments,
                             const py::object& max_output_tokens, int32_t num_pages, int32_t page_size,
                             int32_t max_batch_tokens, const py::object& expected_output_tokens,
@@ -229,41 +258,59 @@ void bind_batch_planner(py::module_& module) {
                     PlannerOptions options{num_pages, page_size, max_batch_tokens};
                     options.order = group_order_by_name(order);
                     if (max_running_requests) options.max_running_requests = *max_running_requests;
-                    auto planner = std::make_unique<BatchPlanner>(options);
+                    auto planner = std::make_unique<SharedPlanner>(options);
                     add_requests(*planner, tokens, indptr, segments, max_output_tokens, expected_output_tokens, 0.0);
                     return planner;
                 }),
                 py::arg("tokens"), py::arg("indptr"), py::arg("segments"), py::kw_only(), py::arg("max_output_tokens"),
                 py::arg("num_pages"), py::arg("page_size") = 16, py::arg("max_batch_tokens") = 1024,
                 py::arg("expected_output_tokens") = py::none(), py::arg("order") = "decode_first",
-                py::arg("max_running_requests") = py::none(), py::keep_alive<1, 2>(), py::keep_alive<1, 3>());
+                py::arg("max_running_requests") = py::none(), py::keep_alive<1, 2>());
     planner.def("add_requests", &add_requests, py::arg("tokens"), py::arg("indptr"), py::arg("segments"), py::kw_only(),
                 py::arg("max_output_tokens"), py::arg("expected_output_tokens") = py::none(),
-                py::arg("reader_cost") = 0.0, py::keep_alive<1, 2>(), py::keep_alive<1, 3>(),
+                py::arg("reader_cost") = 0.0, py::keep_alive<1, 2>(),
                 "Adds requests to a job, before or while others run; returns the id of the first.");
-    planner.def_property_readonly("refused", &BatchPlanner::refused, "Requests that can never fit, and why.");
-    planner.def("next_batch", &BatchPlanner::next_batch, Unlocked(), "None once every request is answered.");
+    planner.def_property_readonly(
+        "refused",
+        [](SharedPlanner& planner) {
+            return planner.locked([](const BatchPlanner& self) { return std::vector(self.refused()); });
+        },
+        "Requests that can never fit, and why.");
+    planner.def(
+        "next_batch",
+        [](SharedPlanner& planner) { return planner.locked([](BatchPlanner& self) { return self.next_batch(); }); },
+        "None once every request is answered.");
     planner.def("commit", &commit, py::arg("sampled"), py::arg("finished") = py::none(),
                 "Continues logit_request_ids by the sampled tokens; returns the requests that finished.");
     planner.def(
         "output_tokens",
-        [](const BatchPlanner& self, RequestId request) {
-            check_request_id(self, request);
-            return array_copy<TokenId>(self.output_tokens(request));
+        [](SharedPlanner& planner, RequestId request) {
+            return array_copy<TokenId>(planner.locked([&](const BatchPlanner& self) {
+                check_request_id(self, request);
+                const std::span<const TokenId> tokens = self.output_tokens(request);
+                return std::vector(tokens.begin(), tokens.end());
+            }));
         },
         py::arg("request_id"));
     planner.def(
         "num_cached_tokens",
-        [](const BatchPlanner& self, RequestId request) {
-            check_request_id(self, request);
-            return self.num_cached_tokens(request);
+        [](SharedPlanner& planner, RequestId request) {
+            return planner.locked([&](const BatchPlanner& self) {
+                check_request_id(self, request);
+                return self.num_cached_tokens(request);
+            });
         },
         py::arg("request_id"), "prompt tokens that others computed for a request");
     planner.def_property_readonly(
-        "order", [](const BatchPlanner& self) { return array_copy<RequestId>(self.order()); },
+        "order",
+        [](SharedPlanner& planner) {
+            return array_copy<RequestId>(planner.locked([](const BatchPlanner& self) { return self.order(); }));
+        },
         "request ids in plan order");
     planner.def_property_readonly("stats", &stats_dict);
-    planner.def("audit", &BatchPlanner::audit, Unlocked(), "Recomputes every counter; RuntimeError on a mismatch.");
+    planner.def(
+        "audit", [](SharedPlanner& planner) { planner.locked([](const BatchPlanner& self) { self.audit(); }); },
+        "Recomputes every counter; RuntimeError on a mismatch.");
 }
 
 }  // namespace

@@ -10,7 +10,10 @@
 
 namespace batchllm {
 
-// The number of threads that a caller asks for: 0 is `otherwise`, a negative one a ValueError.
+// More would help no machine, and few could start them: OpenMP ends the process where it cannot.
+inline constexpr int32_t kMaxThreads = 1024;
+
+// The number of threads that a caller asks for: 0 is `otherwise`, ValueError where it is negative or over kMaxThreads.
 int32_t thread_count(int32_t num_threads, int32_t otherwise);
 
 GroupOrder group_order_by_name(const std::string& name);  // ValueError where there is none

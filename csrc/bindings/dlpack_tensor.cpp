@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "cuda/stream.h"
@@ -45,9 +46,9 @@ ElementType element_type(const char* format, int64_t bytes) {
     if (*format == '@' || *format == '=' || *format == '<') ++format;  // the machines we build for are little endian
     if (std::strlen(format) != 1) return ElementType::kOther;
     const bool is_signed = std::strchr("bhilq", *format) != nullptr;
-    if (*format == 'f') return ElementType::kFloat32;
-    if (*format == 'H') return ElementType::kUInt16;
-    if (*format == 'e') return ElementType::kFloat16;
+    if (*format == 'f' && bytes == 4) return ElementType::kFloat32;
+    if (*format == 'H' && bytes == 2) return ElementType::kUInt16;
+    if (*format == 'e' && bytes == 2) return ElementType::kFloat16;
     if (is_signed && bytes == 4) return ElementType::kInt32;
     if (is_signed && bytes == 8) return ElementType::kInt64;
     return ElementType::kOther;
@@ -150,11 +151,13 @@ void Tensor::take_buffer(py::handle object) {
     data_ = buffer.buf;
     element_bytes_ = buffer.itemsize;
     read_only_ = buffer.readonly;
-    type_ = element_type(buffer.format, buffer.itemsize);
-    if (type_ == ElementType::kOther) type_text_ = std::string("format '") + buffer.format + "'";
+    const char* const format = buffer.format == nullptr ? "B" : buffer.format;
+    type_ = element_type(format, buffer.itemsize);
+    if (type_ == ElementType::kOther) type_text_ = std::string("format '") + format + "'";
     for (int dim = 0; dim < num_dims_; ++dim) {
-        if (buffer.strides[dim] % element_bytes_ != 0) fail("expected strides of whole elements");
         shape_[dim] = buffer.shape[dim];
+        if (type_ == ElementType::kOther) continue;  // refused later; such elements may have no bytes
+        if (buffer.strides[dim] % element_bytes_ != 0) fail("expected strides of whole elements");
         strides_[dim] = buffer.strides[dim] / element_bytes_;
     }
 }
@@ -260,6 +263,7 @@ void Tensor::expect_device_of(const Tensor& other) const {
 
 void Tensor::expect_writable() const {
     if (read_only_) fail("expected a writable tensor, got a read-only one");
+    if (std::find(shape_, shape_ + num_dims_, 0) != shape_ + num_dims_) return;
     for (int dim = 0; dim < num_dims_; ++dim) {
         if (shape_[dim] > 1 && strides_[dim] == 0) fail("expected its own memory for every element, got stride 0");
     }
@@ -306,6 +310,12 @@ void check_shape(const Tensor& tensor, std::initializer_list<Dim*> dims) {
                  to_text(dim->size));
         }
     }
+}
+
+int32_t int32_size(const Dim& dim) {
+    if (dim.size <= std::numeric_limits<int32_t>::max()) return static_cast<int32_t>(dim.size);
+    throw py::value_error(std::string(dim.set_by) + ": " + dim.name + ": expected at most 2^31 - 1, got " +
+                          to_text(dim.size));
 }
 
 namespace {

@@ -96,6 +96,9 @@ struct Dim {
 
 void check_shape(const Tensor& tensor, std::initializer_list<Dim*> dims);
 
+// A size that a plan or a batch holds in int32; ValueError where it does not fit.
+int32_t int32_size(const Dim& dim);
+
 // A one-dimensional, contiguous array of int32.
 std::span<const int32_t> int32_array(const Tensor& tensor);
 std::span<const int64_t> int64_array(const Tensor& tensor);

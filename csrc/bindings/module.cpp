@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "bindings/bindings.h"
 
 namespace batchllm {
@@ -6,8 +8,30 @@ int32_t thread_count(int32_t num_threads, int32_t otherwise) {
     if (num_threads < 0) {
         throw pybind11::value_error("num_threads: expected at least 0, got " + std::to_string(num_threads));
     }
-    return num_threads == 0 ? otherwise : num_threads;
+    if (num_threads > kMaxThreads) {
+        throw pybind11::value_error("num_threads: expected at most " + std::to_string(kMaxThreads) + ", got " +
+                                    std::to_string(num_threads));
+    }
+    return num_threads == 0 ? std::min(otherwise, kMaxThreads) : num_threads;  // OMP_NUM_THREADS may say anything
 }
+
+namespace {
+
+// What Class.__new__(Class) makes holds nothing, and pybind11 would hand out memory that nobody has initialised in its
+// place: it asks for that memory here.
+void* refuse_uninitialised(size_t) {
+    throw pybind11::type_error("the object is not initialised: __init__() was not called");
+}
+
+void refuse_uninitialised_objects(const pybind11::module_& module) {
+    for (const auto& [name, object] : module.attr("__dict__").cast<pybind11::dict>()) {
+        if (!pybind11::isinstance<pybind11::type>(object)) continue;
+        pybind11::detail::get_type_info(reinterpret_cast<PyTypeObject*>(object.ptr()))->operator_new =
+            &refuse_uninitialised;
+    }
+}
+
+}  // namespace
 
 }  // namespace batchllm
 
@@ -20,4 +44,5 @@ PYBIND11_MODULE(batchllm_ext, module) {
     batchllm::bind_attention(module);
     batchllm::bind_states(module);
     batchllm::bind_ops(module);
+    batchllm::refuse_uninitialised_objects(module);
 }

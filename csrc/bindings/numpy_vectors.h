@@ -17,9 +17,10 @@ inline std::string python_repr(const pybind11::handle& object) {
     return pybind11::repr(object).cast<std::string>();
 }
 
+// `expected`: what a message says, where it is more than T.
 template <typename T>
-std::span<const T> vector_view(const pybind11::handle& object, const std::string& name) {
-    const std::string expected = python_repr(pybind11::dtype::of<T>());
+std::span<const T> vector_view(const pybind11::handle& object, const std::string& name,
+                               const std::string& expected = python_repr(pybind11::dtype::of<T>())) {
     if (!pybind11::isinstance<pybind11::array>(object)) {
         throw pybind11::type_error(name + ": expected a NumPy array of " + expected + ", got " +
                                    python_repr(pybind11::type::of(object)));
@@ -30,6 +31,10 @@ std::span<const T> vector_view(const pybind11::handle& object, const std::string
     }
     if (array.ndim() != 1) {
         throw pybind11::value_error(name + ": expected 1 dimension, got " + std::to_string(array.ndim()));
+    }
+    if (reinterpret_cast<uintptr_t>(array.data()) % alignof(T) != 0) {
+        throw pybind11::value_error(name + ": expected memory aligned to its " + std::to_string(sizeof(T)) +
+                                    "-byte elements");
     }
     if (array.size() > 1 && array.strides(0) != static_cast<pybind11::ssize_t>(sizeof(T))) {
         throw pybind11::value_error(name + ": expected contiguous memory, got a stride of " +
@@ -51,8 +56,13 @@ pybind11::array_t<T> array_copy(std::span<const T> values) {
     return pybind11::array_t<T>(static_cast<pybind11::ssize_t>(values.size()), values.data());
 }
 
+// indptr of int64 or int32.
 inline Prompts prompts_view(const pybind11::handle& tokens, const pybind11::handle& indptr, int32_t drop_last) {
-    return Prompts(vector_view<TokenId>(tokens, "tokens"), vector_view<int64_t>(indptr, "indptr"), drop_last);
+    const auto token_ids = vector_view<TokenId>(tokens, "tokens");
+    if (pybind11::isinstance<pybind11::array_t<int32_t>>(indptr)) {
+        return Prompts(token_ids, vector_view<int32_t>(indptr, "indptr"), drop_last);
+    }
+    return Prompts(token_ids, vector_view<int64_t>(indptr, "indptr", "dtype('int64') or dtype('int32')"), drop_last);
 }
 
 }  // namespace batchllm

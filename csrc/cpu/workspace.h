@@ -13,7 +13,8 @@ class Workspace {
     // 64-byte aligned; what it contains must not be read before it is written.
     float* at_least(int64_t num_floats) {
         if (num_floats > size_) {
-            memory_.reset();
+            memory_.reset();  // first, so that both need not fit
+            size_ = 0;
             const size_t bytes = (num_floats * sizeof(float) + 63) / 64 * 64;
             memory_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
             if (!memory_) throw std::bad_alloc();

@@ -25,7 +25,7 @@ void BatchPlanner::audit() const {
 void BatchPlanner::audit_pages() const {
     pages_.audit();
     int64_t num_used = 0, num_pinned = 0;
-    std::vector<bool> listed(pages_.num_pages(), false);
+    std::vector<bool> listed(pages_.peak_used(), false);
     const auto expect_owner = [&](SegmentId segment, const StoredSegment& kv) {
         for (const PageId page : kv.pages) {
             expect(!listed[page] && pages_.owner(page) == segment,

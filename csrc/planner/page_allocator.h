@@ -1,6 +1,7 @@
 // Which segment holds which page of the KV pool.
 //
-// A page belongs to exactly one segment, shared or a request's own; a segment may end anywhere in its last page.
+// A page belongs to exactly one segment, shared or a request's own; a segment may end anywhere in its last page. A pool
+// costs memory for the pages that were ever in use, so it may be as large as it likes.
 #pragma once
 
 #include <cstdint>
@@ -12,13 +13,13 @@ namespace batchllm {
 
 class PageAllocator {
  public:
-    explicit PageAllocator(int32_t num_pages);
+    explicit PageAllocator(int32_t num_pages) : num_pages_(num_pages) {}
 
-    int32_t num_pages() const { return static_cast<int32_t>(owner_.size()); }
-    int32_t num_free() const { return static_cast<int32_t>(free_.size()); }
-    int32_t num_used() const { return num_pages() - num_free(); }
-    int32_t peak_used() const { return peak_used_; }
-    SegmentId owner(PageId page) const { return owner_[page]; }  // kNone where free
+    int32_t num_pages() const { return num_pages_; }
+    int32_t num_free() const { return num_pages_ - num_used(); }
+    int32_t num_used() const { return static_cast<int32_t>(owner_.size() - free_.size()); }
+    int32_t peak_used() const { return static_cast<int32_t>(owner_.size()); }  // a new page is taken when none is free
+    SegmentId owner(PageId page) const { return owner_[page]; }  // of a page that was ever in use; kNone where free
 
     // Appends `count` pages to the owner's list. At least that many must be free.
     void allocate(SegmentId owner, int64_t count, std::vector<PageId>& pages);
@@ -30,9 +31,9 @@ class PageAllocator {
     void audit() const;
 
  private:
-    std::vector<SegmentId> owner_;  // [num_pages]
-    std::vector<PageId> free_;      // a stack: pages freed last, still warm, are reused first
-    int32_t peak_used_ = 0;
+    int32_t num_pages_;
+    std::vector<SegmentId> owner_;  // of the pages that were ever in use: the first ones
+    std::vector<PageId> free_;      // of them; a stack: pages freed last, still warm, are reused first
 };
 
 }  // namespace batchllm

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cpu/isa.h"
+#include "cpu/threads.h"
 #include "rows/row_kernels.h"
 
 namespace batchllm {
@@ -28,10 +29,11 @@ void run(void (*RowKernels::*kernel)(const Params&, int64_t, int64_t), const Par
          int64_t row_size, int32_t num_threads) {
     constexpr int64_t kElementsPerThread = 1 << 15;
     static const RowKernels& kernels = row_kernels_for(selected_isa());
+    if (row_size == 0) return;  // of any number of rows
     const int64_t useful_threads = (num_rows * row_size + kElementsPerThread - 1) / kElementsPerThread;
-    const int64_t num_runs = std::max<int64_t>(std::min<int64_t>({num_threads, useful_threads, num_rows}), 1);
+    const int32_t num_runs = num_openmp_threads(num_threads, std::min(useful_threads, num_rows));
 #pragma omp parallel for schedule(static) num_threads(num_runs)
-    for (int64_t i = 0; i < num_runs; ++i) {
+    for (int32_t i = 0; i < num_runs; ++i) {
         (kernels.*kernel)(params, num_rows * i / num_runs, num_rows * (i + 1) / num_runs);
     }
 }

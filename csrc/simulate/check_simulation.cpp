@@ -38,6 +38,10 @@ void check_simulation(const SimulatedJob& job, const PoolOptions& pool) {
         const int64_t bound = job.max_output_tokens[request];
         if (length == 0) fail("prompt " + std::to_string(request) + " is empty");
         check_at_least_1(("output_tokens" + index).c_str(), job.output_tokens[request]);
+        if (job.output_tokens[request] > kMaxOutputTokens) {
+            fail("output_tokens" + index + ": expected at most " + std::to_string(kMaxOutputTokens) +
+                 ", one for each step that is recorded, got " + std::to_string(job.output_tokens[request]));
+        }
         if (bound < job.output_tokens[request]) {
             fail("max_output_tokens" + index + ": expected at least output_tokens" + index + " (" +
                  std::to_string(job.output_tokens[request]) + "), got " + std::to_string(bound));

@@ -71,7 +71,7 @@ class LruScheduler {
           max_num_seqs_(max_num_seqs),
           index_(job.prompts),
           contents_(job, index_, pool.page_size),
-          pool_(static_cast<int32_t>(pool.kv_tokens / pool.page_size), contents_.num_contents()),
+          pool_(num_useful_blocks(job, pool), contents_.num_contents()),
           recorder_(job, pool.kv_tokens),
           requests_(job.num_requests()) {
         std::vector<RequestId> arrivals(job.num_requests());
@@ -91,6 +91,15 @@ class LruScheduler {
         int32_t num_published = 0;  // its first full blocks
         std::vector<BlockId> blocks;
     };
+
+    // A pool that holds all requests at once never reuses a block: what is beyond that need not be there.
+    static int32_t num_useful_blocks(const SimulatedJob& job, const PoolOptions& pool) {
+        int64_t num_blocks = 0;
+        for (RequestId request = 0; request < job.num_requests(); ++request) {
+            num_blocks += (job.num_kv_tokens(request) + pool.page_size - 1) / pool.page_size;
+        }
+        return static_cast<int32_t>(std::min(num_blocks, pool.kv_tokens / pool.page_size));
+    }
 
     void step() {
         int32_t budget = max_batch_tokens_;
@@ -196,7 +205,9 @@ class LruScheduler {
         state = {};
     }
 
-    int32_t num_blocks(int32_t num_tokens) const { return (num_tokens + page_size_ - 1) / page_size_; }
+    int32_t num_blocks(int64_t num_tokens) const {
+        return static_cast<int32_t>((num_tokens + page_size_ - 1) / page_size_);
+    }
 
     const SimulatedJob& job_;
     const int32_t page_size_;

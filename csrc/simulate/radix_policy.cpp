@@ -133,7 +133,7 @@ class RadixScheduler {
         tree_.lock(last_node);
         const bool is_alone = running_.empty() && prefill.chunks.empty();
         const double room = static_cast<double>(num_available()) - prefill.num_reserved;
-        if (!is_alone && pending + outputs_left(request) + 1 >= room) {
+        if (!is_alone && int64_t{pending} + outputs_left(request) + 1 >= room) {
             tree_.unlock(last_node);
             is_full_ = true;
             return false;
@@ -149,7 +149,7 @@ class RadixScheduler {
     void add_chunk(Prefill& prefill, Chunk chunk) {
         prefill.chunks.push_back(chunk);
         prefill.tokens_left -= chunk.num_tokens;
-        prefill.num_reserved += chunk.num_tokens + outputs_left(chunk.request) + 1;
+        prefill.num_reserved += int64_t{chunk.num_tokens} + outputs_left(chunk.request) + 1;
     }
 
     bool is_complete(RequestId request) const { return requests_[request].num_stored == recorder_.num_tokens(request); }

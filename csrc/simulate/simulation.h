@@ -13,9 +13,11 @@
 
 namespace batchllm {
 
+inline constexpr int32_t kMaxOutputTokens = 1 << 24;  // of a request: each takes a step, and every step is recorded
+
 struct SimulatedJob {
     Prompts prompts;
-    std::span<const int32_t> output_tokens;      // [num_requests]: how long each output will be, at least 1
+    std::span<const int32_t> output_tokens;      // [num_requests]: how long each will be, 1 to kMaxOutputTokens
     std::span<const int32_t> max_output_tokens;  // [num_requests]: the bound that is known before, not below it
 
     RequestId num_requests() const { return prompts.num_requests(); }

@@ -1,5 +1,6 @@
 """Tensors in and out: NumPy, torch, DLPack; and every mistake with its name."""
 
+import ctypes
 import re
 
 import numpy as np
@@ -125,6 +126,32 @@ def test_tensors_that_are_none_of_ours_are_refused(inputs, plan):
         batchllm_ext.attention(plan, torch.from_numpy(inputs.q).half(), *pages)
 
 
+class Nothing(ctypes.Structure):
+    _fields_ = ()
+
+
+WITHOUT_BYTES = {
+    "void": np.empty((3, 4, 32), "V0"),
+    "struct": np.empty((3, 4, 32), np.dtype([])),
+    "text": np.zeros((3, 4, 32), "U0"),
+    "ctypes": (Nothing * 32 * 4 * 3)(),
+}
+
+
+@pytest.mark.parametrize("nothing", WITHOUT_BYTES.values(), ids=WITHOUT_BYTES)
+def test_elements_without_bytes_are_refused_as_of_no_known_type(inputs, plan, nothing):
+    expected = "expected float32 or bfloat16, got format"
+    with pytest.raises(ValueError, match=f"q: {expected}"):
+        batchllm_ext.attention(plan, nothing, inputs.k_pages, inputs.v_pages)
+    with pytest.raises(ValueError, match=f"x: {expected}"):
+        batchllm_ext.rms_norm(nothing, np.ones(32, np.float32), eps=1e-5, out=inputs.q.copy())
+    with pytest.raises(ValueError, match=f"out_b: {expected}"):
+        batchllm_ext.merge_state(inputs.q, np.ones((3, 4), np.float32), nothing, np.ones((3, 4), np.float32))
+    slots, pages = np.zeros(3, np.int64), np.zeros((1, 3, 4, 32), np.float32)
+    with pytest.raises(ValueError, match=r"k: expected float32 or .*, got format"):
+        batchllm_ext.append_kv(nothing, nothing, slots, pages, pages.copy())
+
+
 def unaligned(array: np.ndarray) -> np.ndarray:
     memory = np.zeros(array.nbytes + 4, np.uint8)
     view = memory[1 : array.nbytes + 1].view(np.float32).reshape(array.shape)
@@ -168,6 +195,7 @@ ATTENTION_MISTAKES = [
     ("softmax_scale: expected a finite number", lambda i: {"softmax_scale": float("inf")}),
     ("soft_cap: expected a finite number of at least 0", lambda i: {"soft_cap": -1.0}),
     ("num_threads: expected at least 0, got -1", lambda i: {"num_threads": -1}),
+    ("num_threads: expected at most 1024, got 1025", lambda i: {"num_threads": 1025}),
 ]
 
 
@@ -246,9 +274,14 @@ PLAN_MISTAKES = [
     ("num_kv_heads: expected at least 1, got 0", lambda a: {"num_kv_heads": 0}),
     ("head_dim: expected at least 1, got 0", lambda a: {"head_dim": 0}),
     ("page_size: expected at least 1, got 0", lambda a: {"page_size": 0}),
+    ("num_qo_heads: expected at most 1024, got 2147483646", lambda a: {"num_qo_heads": 2**31 - 2}),
+    ("head_dim: expected at most 8192, got 2147483647", lambda a: {"head_dim": 2**31 - 1}),
+    ("span_indptr: expected at most 16777216 rows, got 2147483647", edited("span_indptr", 3, 2**31 - 1)),
+    ("segment_begin[3]: the segment's last position does not fit into int32", edited("segment_begin", 3, 2**31 - 3)),
     ('share: expected True, False or "always", got 1', lambda a: {"share": 1}),
     ("window_left: expected at least -1, got -2", lambda a: {"window_left": -2}),
     ("num_threads: expected at least 0, got -1", lambda a: {"num_threads": -1}),
+    ("num_threads: expected at most 1024, got 2147483647", lambda a: {"num_threads": 2**31 - 1}),
     ("num_threads: expected at least 1, got 0", lambda a: {"num_threads": 0, "device": "cuda"}),
     ('device: expected "cpu" or "cuda", got "tpu"', lambda a: {"device": "tpu"}),
 ]

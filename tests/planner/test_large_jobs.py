@@ -124,3 +124,59 @@ def test_threads_do_not_change_the_plan(shared_job: tuple[np.ndarray, np.ndarray
 
 def test_a_trie_that_threads_built_passes_its_audit(shared_job: tuple[np.ndarray, np.ndarray]) -> None:
     ext.PrefixTrie(*shared_job, num_threads=2).audit()
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"num_pages": INT32_MAX, "page_size": 1},
+        {"num_pages": 3, "page_size": INT32_MAX},
+        {"num_pages": INT32_MAX, "page_size": INT32_MAX, "max_batch_tokens": INT32_MAX},
+        {"num_pages": INT32_MAX, "max_running_requests": INT32_MAX},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("expected", [None, INT32_MAX])
+def test_limits_up_to_the_largest_int32_are_limits_like_others(limits: dict[str, int], expected: int | None) -> None:
+    prompts = [[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 5, 6]]
+    tokens, indptr = ragged(prompts)
+    bounds = np.array([INT32_MAX - len(prompt) for prompt in prompts], np.int32)
+    if limits.get("page_size", 16) < INT32_MAX:
+        bounds //= 4  # all fit, so nothing is refused or waits
+    planner = ext.BatchPlanner(
+        tokens,
+        indptr,
+        ext.choose_segments(ext.PrefixTrie(tokens, indptr, drop_last=1)),
+        max_output_tokens=bounds,
+        expected_output_tokens=None if expected is None else bounds,
+        **limits,
+    )
+    if limits["num_pages"] > 3:
+        assert planner.refused == []
+    while (batch := planner.next_batch()) is not None:
+        assert batch.positions.min() >= 0
+        assert batch.slots.min() >= 0
+        assert batch.segment_page_ids.max() < len(prompts) * 40
+        planner.audit()
+        request_ids = batch.logit_request_ids
+        lengths = np.array([len(planner.output_tokens(request)) for request in request_ids])
+        planner.commit(np.full(len(request_ids), 7, np.int32), lengths == 2)
+    finished = planner.stats["finished"]
+    assert finished + len(planner.refused) == len(prompts)
+    assert planner.stats["output_tokens"] == 3 * finished
+    assert planner.stats["used_pages"] == 0
+
+
+def test_prompts_and_outputs_together_stay_within_int32(tmp_path: Path) -> None:
+    tokens, indptr = map_job(tmp_path / "tokens", [[1], [2]], [INT32_MAX - 3, 5])
+    segments = ext.choose_segments(ext.PrefixTrie(tokens, indptr, drop_last=1))
+    options = {"num_pages": INT32_MAX, "page_size": 1 << 20}
+    planner = ext.BatchPlanner(tokens, indptr, segments, max_output_tokens=np.array([3, 1], np.int32), **options)
+    assert planner.refused == []
+    with pytest.raises(ValueError, match=r"max_output_tokens\[0\]: prompt and output together exceed 2\^31 - 1 tokens"):
+        planner.add_requests(tokens, indptr, segments, max_output_tokens=np.array([4, 1], np.int32))
+    assert planner.stats["num_requests"] == 2
+    while planner.stats["steps"] < 3:  # 1,024 tokens each
+        batch = planner.next_batch()
+        planner.commit(np.zeros(len(batch.logit_rows), np.int32))
+    planner.audit()

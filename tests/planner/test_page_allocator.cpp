@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <limits>
 #include <set>
 
 #include "planner/page_allocator.h"
@@ -50,4 +51,13 @@ TEST_CASE("pages are handed out in order, and the warm ones again first") {
     allocator.release(0, first);
     allocator.allocate(2, 3, third);
     CHECK(third == std::vector<PageId>{0, 1, 4});
+}
+
+TEST_CASE("a pool costs no memory for pages that were never in use") {
+    PageAllocator allocator(std::numeric_limits<int32_t>::max());
+    std::vector<PageId> pages;
+    allocator.allocate(0, 3, pages);
+    allocator.audit();
+    CHECK(pages == std::vector<PageId>{0, 1, 2});
+    CHECK(allocator.num_free() == std::numeric_limits<int32_t>::max() - 3);
 }

@@ -78,6 +78,11 @@ def test_the_first_request_that_can_never_fit_is_named(policy):
         ({"page_size": 0}, "page_size: expected at least 1, got 0"),
         ({"max_batch_tokens": 0}, "max_batch_tokens: expected at least 1, got 0"),
         ({"max_num_seqs": 0}, "expected at least 1, got 0"),
+        ({"kv_tokens": 2**31, "page_size": 1}, r"kv_tokens: more than 2\^31 - 1 pages"),
+        (
+            {"output_tokens": [1, 2**24 + 1], "max_output_tokens": [1, 2**30]},
+            r"output_tokens\[1\]: expected at most 16777216, one for each step that is recorded, got 16777217",
+        ),
     ],
 )
 def test_a_wrong_argument_is_named(policy, change, message):
@@ -86,6 +91,21 @@ def test_a_wrong_argument_is_named(policy, change, message):
     lengths = [np.array(arguments.pop(name), np.int32) for name in ("output_tokens", "max_output_tokens")]
     with pytest.raises(ValueError, match=message):
         simulate(SimulatedJob(tokens, indptr, *lengths), policy, **arguments)
+
+
+@EVERY_POLICY
+def test_what_a_pool_holds_beyond_the_job_changes_nothing(policy):
+    for seed in range(20):
+        case = random_job(seed)
+        needs = [len(prompt) + bound for prompt, bound in zip(case.prompts, case.max_output_tokens, strict=True)]
+        for page_size in (1, 3, 2**31 - 1):
+            pages_of_all = sum(-(-need // page_size) for need in needs) + len(needs)  # shared segments round up, too
+            results = [
+                simulate(case.job, policy, **(case.pool | {"kv_tokens": num_pages * page_size, "page_size": page_size}))
+                for num_pages in (2 * pages_of_all, 2**31 - 1)
+            ]
+            assert str(results[0]) == str(results[1])
+            assert results[0].preemptions == results[0].evicted_tokens == 0
 
 
 def test_an_lru_cache_that_holds_everything_shares_all_but_last_tokens():

@@ -1,16 +1,19 @@
 #include "attention/cpu/attention_cpu.h"
 
+#include <omp.h>
+
 #include <algorithm>
 
 #include "attention/cpu/kernel.h"
 #include "cpu/isa.h"
+#include "cpu/threads.h"
 #include "cpu/workspace.h"
 
 namespace batchllm {
 namespace {
 
-thread_local Workspace partial_states;  // of the calling thread
-thread_local Workspace kernel_scratch;  // of each OpenMP thread
+// Of the calling thread, which may fail to get it. OpenMP's threads have their parts of the scratch memory.
+thread_local Workspace partial_states, kernel_scratch;
 
 const Kernel& kernel_for(CpuIsa isa) {
     switch (isa) {
@@ -46,7 +49,7 @@ void run_attention_cpu(const AttentionPlan& plan, const AttentionParams& params,
         .partial_out = partial,
         .partial_lse = partial + num_states * shape.head_dim,
     };
-    const int64_t scratch_size = std::max<int64_t>(
+    const int64_t scratch_floats = std::max<int64_t>(
         kernel.scratch_size(plan.max_item_rows() * shape.group_size(), shape.head_dim, shape.num_kv_heads),
         shape.head_dim);
     const std::span<const WorkItem> items = plan.items();
@@ -54,11 +57,14 @@ void run_attention_cpu(const AttentionPlan& plan, const AttentionParams& params,
     const std::span<const MergeRow> merge_rows = plan.merge_rows();
     const int64_t num_tasks = static_cast<int64_t>(tasks.size());
     const int64_t num_merges = static_cast<int64_t>(merge_rows.size());
-    num_threads = static_cast<int32_t>(std::min<int64_t>(num_threads, std::max<int64_t>({num_tasks, num_merges, 1})));
+    num_threads = num_openmp_threads(num_threads, std::max(num_tasks, num_merges));
+    constexpr int64_t kPageFloats = 1024;  // threads share no line, and no page that lies with one of them
+    const int64_t scratch_size = (scratch_floats + kPageFloats - 1) / kPageFloats * kPageFloats;
+    float* const all_scratch = kernel_scratch.at_least(num_threads * scratch_size);
 
 #pragma omp parallel num_threads(num_threads)
     {
-        float* scratch = kernel_scratch.at_least(scratch_size);
+        float* const scratch = all_scratch + omp_get_thread_num() * scratch_size;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < num_tasks; ++i) {
             const WorkTask& task = tasks[i];

@@ -52,9 +52,9 @@ std::vector<Key> visible_keys(const AttentionBatch& batch, const AttentionShape&
     for (int32_t link = batch.link_indptr[span]; link < batch.link_indptr[span + 1]; ++link) {
         const int32_t segment = batch.link_segment[link];
         const int32_t* pages = batch.segment_page_ids.data() + batch.segment_page_indptr[segment];
-        const auto [begin, end] = batch.link_range(span, link);
-        for (int32_t key = begin; key < end; ++key) {
-            if (key > position || key < shape.visible_begin(position)) continue;
+        const auto range = batch.link_range(span, link);
+        const int32_t end = std::min(range.end, position + 1);
+        for (int32_t key = std::max(range.begin, shape.visible_begin(position)); key < end; ++key) {
             const int32_t slot = key - batch.segment_begin[segment];
             keys.push_back({pages[slot / shape.page_size], slot % shape.page_size});
         }

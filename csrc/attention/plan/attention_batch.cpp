@@ -4,6 +4,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace batchllm {
 namespace {
@@ -52,6 +53,13 @@ void check_at_least(const char* name, int64_t value, int64_t least) {
     }
 }
 
+void check_at_most(const char* name, int64_t value, int64_t most, const char* unit = "") {
+    if (value > most) {
+        fail(std::string(name) + ": expected at most " + std::to_string(most) + unit + ", got " +
+             std::to_string(value));
+    }
+}
+
 }  // namespace
 
 void AttentionShape::validate() const {
@@ -60,6 +68,8 @@ void AttentionShape::validate() const {
     check_at_least("head_dim", head_dim, 1);
     check_at_least("page_size", page_size, 1);
     check_at_least("window_left", window_left, -1);
+    check_at_most("num_qo_heads", num_qo_heads, kMaxHeads);
+    check_at_most("head_dim", head_dim, kMaxHeadDim);
     if (num_qo_heads % num_kv_heads != 0) {
         fail("num_qo_heads: expected a multiple of num_kv_heads = " + std::to_string(num_kv_heads) + ", got " +
              std::to_string(num_qo_heads));
@@ -68,6 +78,11 @@ void AttentionShape::validate() const {
 
 void AttentionBatch::validate(int32_t page_size) const {
     constexpr int64_t kPositions = std::numeric_limits<int32_t>::max();
+    for (const auto& [name, array] :
+         {std::pair("span_begin", span_begin), std::pair("link_segment", link_segment),
+          std::pair("segment_begin", segment_begin), std::pair("segment_page_ids", segment_page_ids)}) {
+        check_at_most(name, std::ssize(array), kPositions, " elements");
+    }
     check_size("span_indptr", span_indptr, span_begin.size() + 1, "num_spans + 1");
     check_size("link_indptr", link_indptr, span_begin.size() + 1, "num_spans + 1");
     check_size("segment_num_tokens", segment_num_tokens, segment_begin.size(), "num_segments");
@@ -75,16 +90,20 @@ void AttentionBatch::validate(int32_t page_size) const {
     check_indptr("span_indptr", span_indptr, static_cast<size_t>(std::max(span_indptr.back(), 0)), "num_tokens");
     check_indptr("link_indptr", link_indptr, link_segment.size(), "the size of link_segment");
     check_indptr("segment_page_indptr", segment_page_indptr, segment_page_ids.size(), "the size of segment_page_ids");
+    check_at_most("span_indptr", num_tokens(), kMaxRows, " rows");
     check_each("span_begin", span_begin, 0, kPositions);
     check_each("link_segment", link_segment, 0, num_segments());
     check_each("segment_page_ids", segment_page_ids, 0, kPositions);
     check_each("segment_begin", segment_begin, 0, kPositions);
     check_each("segment_num_tokens", segment_num_tokens, 0, kPositions);
 
+    int64_t num_link_rows = 0;
     for (int32_t span = 0; span < num_spans(); ++span) {
         const int64_t end = int64_t{span_begin[span]} + num_rows(span);
         if (end > kPositions) fail(at("span_begin", span) + ": the span's last position does not fit into int32");
+        num_link_rows += int64_t{num_rows(span)} * (link_indptr[span + 1] - link_indptr[span]);
     }
+    check_at_most("link_indptr", num_link_rows, kMaxLinkRows, " pairs of a row and a link");
     for (int32_t segment = 0; segment < num_segments(); ++segment) {
         const int64_t num_tokens = segment_num_tokens[segment];
         const int64_t num_pages = segment_page_indptr[segment + 1] - segment_page_indptr[segment];

@@ -15,6 +15,13 @@
 
 namespace batchllm {
 
+// Bounds of a batch and of its heads, far beyond any model's. Within them, whatever the positions are, a plan's indices
+// and a kernel's offsets into scratch memory fit into int32; of rows, few numbers could ask for all memory there is.
+inline constexpr int64_t kMaxRows = 1 << 24;
+inline constexpr int64_t kMaxLinkRows = 1 << 26;  // pairs of a row and a link of its span
+inline constexpr int32_t kMaxHeads = 1024;
+inline constexpr int32_t kMaxHeadDim = 8192;
+
 struct AttentionBatch {
     std::span<const int32_t> span_indptr;          // [num_spans + 1] rows of each span
     std::span<const int32_t> span_begin;           // [num_spans] position of the first row
@@ -30,7 +37,8 @@ struct AttentionBatch {
     int32_t num_tokens() const { return span_indptr.back(); }
     int32_t num_rows(int32_t span) const { return span_indptr[span + 1] - span_indptr[span]; }
 
-    // Throws std::invalid_argument that names array, index, expected and got.
+    // Throws std::invalid_argument that names array, index, expected and got: arrays that contradict each other,
+    // positions that int32 does not hold, more rows than the bounds above.
     void validate(int32_t page_size) const;
 
     // The positions that a span may see through its link, an index into link_segment; begin <= end.

@@ -170,10 +170,10 @@ class PlanBuilder {
         plan_.rows_.reserve(tile_rows_.size());
         for (const Tile& tile : tiles_) {
             const int32_t num_keys = tile.item.kv_end - tile.item.kv_begin;
-            const int32_t keys_per_split = round_up(ceil_div(num_keys, num_splits(tile)), kKeyTile);
-            for (int32_t begin = tile.item.kv_begin; begin < tile.item.kv_end; begin += keys_per_split) {
-                const int32_t end = std::min(begin + keys_per_split, tile.item.kv_end);
-                add_item(tile.item, begin, end);
+            const int64_t keys_per_split = round_up(ceil_div(num_keys, num_splits(tile)), kKeyTile);
+            for (int64_t begin = tile.item.kv_begin; begin < tile.item.kv_end; begin += keys_per_split) {
+                const int64_t end = std::min<int64_t>(begin + keys_per_split, tile.item.kv_end);
+                add_item(tile.item, static_cast<int32_t>(begin), static_cast<int32_t>(end));
             }
         }
     }
@@ -191,8 +191,9 @@ class PlanBuilder {
         int32_t best = 1;
         double best_time = std::numeric_limits<double>::infinity();
         for (int32_t splits = 1; splits <= most; ++splits) {
-            const int32_t rounds = ceil_div(splits * tasks_per_item(tile.item), plan_.num_threads_);
-            const double time = (rounds + kPartOfLastTask) * (tile.cost / splits + num_heads * cost_of_split);
+            const int64_t rounds = ceil_div(int64_t{splits} * tasks_per_item(tile.item), plan_.num_threads_);
+            const double time =
+                (static_cast<double>(rounds) + kPartOfLastTask) * (tile.cost / splits + num_heads * cost_of_split);
             if (time < best_time) best = splits, best_time = time;
         }
         return best;

@@ -71,9 +71,10 @@ class CostModel {
 
     // The height of the tiles of `num_rows` query tokens: about equal, rounded up to whole blocks of packed rows.
     int32_t tile_rows(int32_t num_rows) const {
-        const int32_t num_tiles = std::max(1, ceil_div(num_rows, max_tile_rows()));
+        const int64_t num_tiles = std::max<int64_t>(1, ceil_div(num_rows, max_tile_rows()));
         const int32_t whole_blocks = costs_.block_rows / std::gcd(costs_.block_rows, group_size_);  // fewest tokens
-        return std::min(max_tile_rows(), round_up(ceil_div(num_rows, num_tiles), whole_blocks));
+        const int64_t rows = round_up(ceil_div(num_rows, num_tiles), whole_blocks);
+        return static_cast<int32_t>(std::min<int64_t>(max_tile_rows(), rows));
     }
 
     bool is_narrow(int32_t num_rows) const { return num_rows * group_size_ <= costs_.narrow_rows; }

@@ -1,0 +1,25 @@
+#include "cpu/threads.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace batchllm {
+namespace {
+
+const pid_t loading_process = getpid();
+
+}  // namespace
+
+int32_t num_openmp_threads(int32_t num_threads, int64_t num_parts) {
+    num_threads = static_cast<int32_t>(std::clamp<int64_t>(num_parts, 1, num_threads));
+    if (num_threads > 1 && getpid() != loading_process) {
+        throw std::runtime_error(
+            "num_threads: expected 1 in a process that was forked after batchllm_ext was imported, because OpenMP's "
+            "threads stay behind; or start processes by \"spawn\": multiprocessing.get_context(\"spawn\")");
+    }
+    return num_threads;
+}
+
+}  // namespace batchllm

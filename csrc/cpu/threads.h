@@ -1,0 +1,15 @@
+// The threads of the CPU kernels: OpenMP's.
+//
+// Nothing may throw inside a parallel region, where an exception would end the process: what can fail, such as getting
+// memory, is done before.
+#pragma once
+
+#include <cstdint>
+
+namespace batchllm {
+
+// How many threads work that has `num_parts` gets, at least 1. Throws std::runtime_error for more than one in a process
+// that was forked after this library was loaded: OpenMP's threads stayed behind, and it would wait for them for ever.
+int32_t num_openmp_threads(int32_t num_threads, int64_t num_parts);
+
+}  // namespace batchllm
