@@ -15,7 +15,7 @@ take CUDA tensors, all on one device: the work is put on `stream`, a cudaStream_
 (torch.cuda.current_stream().cuda_stream), on which the tensors must be ready, and the call returns before it is done.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,20 @@ class PrefixTrie:
     depth-first: the readers of a node are the ranks [request_begin, request_end).
     """
 
-    def __init__(self, tokens: Any, indptr: Any, *, drop_last: int = 0, num_threads: int = 0) -> None:
-        """Prompt i is tokens[indptr[i] : max(indptr[i], indptr[i + 1] - drop_last)].
+    def __init__(
+        self,
+        tokens: Any,
+        indptr: Any,
+        *,
+        drop_last: int = 0,
+        num_threads: int = 0,
+        prompt_of_request: Any = None,
+    ) -> None:
+        """Prompt i is tokens[indptr[i] : max(indptr[i], indptr[i + 1] - drop_last)], and that of request i.
 
-        tokens: int32 [num_tokens], kept alive, not copied. indptr: int64 or int32 [num_requests + 1].
+        tokens: int32 [num_tokens], kept alive, not copied. indptr: int64 or int32 [num_prompts + 1].
         num_threads: 0 is one per core.
+        prompt_of_request: int32 [num_requests] where several requests have one prompt (samples of it): whose each is.
         """
 
     @property
@@ -142,8 +151,8 @@ class TokenBatch:
     @property
     def num_prefill_tokens(self) -> int: ...
     def logit_batch(self) -> TokenBatch:
-        """The rows that sample a token, as a batch over the same segments, one span each: what is left to compute
-        once the last layer's K and V are written."""
+        """The output_rows as a batch over the same segments, one span each: what is left to compute once the last
+        layer's K and V are written."""
 
     @property
     def token_ids(self) -> Int32Array:
@@ -164,6 +173,27 @@ class TokenBatch:
     @property
     def logit_request_ids(self) -> Int32Array:
         """[num_logits] the request each samples for."""
+
+    @property
+    def scored_rows(self) -> Int32Array:
+        """[num_scored_rows] rows that predict prompt tokens whose log-probabilities are wanted (add_requests'
+        score_begin), in ascending order. A row of a shared segment predicts each reader's own next token."""
+
+    @property
+    def scores_indptr(self) -> Int32Array:
+        """[num_scored_rows + 1] scores of each scored row."""
+
+    @property
+    def score_request_ids(self) -> Int32Array:
+        """[num_scores] the request that asks."""
+
+    @property
+    def score_token_ids(self) -> Int32Array:
+        """[num_scores] its prompt token at the position after the row's."""
+
+    @property
+    def output_rows(self) -> Int32Array:
+        """Rows whose logits somebody reads, those of logit_rows and scored_rows, in ascending order."""
 
     @property
     def span_indptr(self) -> Int32Array:
@@ -201,6 +231,7 @@ class BatchPlanner:
     Other threads may add requests and read meanwhile: every call waits for the one before to end.
     """
 
+    @overload
     def __init__(
         self,
         tokens: Any,
@@ -222,6 +253,18 @@ class BatchPlanner:
         (BlendServe, arXiv 2411.16102). max_running_requests: None leaves the bound to KV memory.
         """
 
+    @overload
+    def __init__(
+        self,
+        *,
+        num_pages: int,
+        page_size: int = 16,
+        max_batch_tokens: int = 1024,
+        order: Literal["decode_first", "arrival", "blend"] = "decode_first",
+        max_running_requests: int | None = None,
+    ) -> None:
+        """Without requests yet."""
+
     def add_requests(
         self,
         tokens: Any,
@@ -231,20 +274,35 @@ class BatchPlanner:
         max_output_tokens: Any,
         expected_output_tokens: Any = None,
         reader_cost: float = 0.0,
+        prompt_of_request: Any = None,
+        score_begin: Any = None,
     ) -> int:
-        """Adds requests, before or while others run; they start after those that are there. Returns the first's id.
+        """Adds requests, before or while others run; they start after those that are there. Returns the first's id;
+        ids are never given twice.
 
-        tokens int32, kept alive, and indptr int64 or int32: the whole prompts. max_output_tokens int32 [num_requests],
-        at least 1 each.
+        tokens int32, kept alive until all these requests have ended, and indptr int64 or int32: the whole prompts;
+        prompt_of_request as PrefixTrie takes it. max_output_tokens int32 [num_requests], at least 1 each.
+        score_begin int32 [num_requests], at least 1 each: the position of the first prompt token whose log-probability
+        is wanted; the prompt's length or more is none. Such prompts do not borrow.
         expected_output_tokens int32 [num_requests], 0 where unknown: then the group and the job teach it.
         Prefixes that unfinished requests hold in the pool when an added one starts are borrowed, not computed, where
-        that saves more than reader_cost tokens a reader. An empty prompt, one that segments cover to its last token,
+        that saves more than reader_cost tokens per reader. An empty prompt, one that segments cover to its last token,
         or one that differs from its segments' tokens is a ValueError that names the request; nothing is added then.
         """
 
+    def abort(self, request_ids: Any) -> None:
+        """Ends requests (int32 ids), wherever they stand; those that ended before stay as they are.
+
+        RuntimeError while a batch is in flight; IndexError for an id that was never given or is forgotten.
+        """
+
+    def forget(self, request_ids: Any) -> None:
+        """Drops what is kept of requests (int32 ids) that finished, were aborted or refused; nothing may ask for them
+        any more. ValueError where one still runs or waits, IndexError as abort()."""
+
     @property
     def refused(self) -> list[tuple[int, str]]:
-        """Requests that can never fit the pool, and why. They are not scheduled."""
+        """Requests that can never fit the pool, and why, until they are forgotten. They are not scheduled."""
 
     @property
     def order(self) -> Int32Array:
@@ -257,7 +315,7 @@ class BatchPlanner:
     def stats(self) -> dict[str, int]:
         """num_requests, prompt_tokens, cached_prompt_tokens, borrowed_prompt_tokens (of segments of added requests),
         computed_prompt_tokens, recomputed_prompt_tokens, recomputed_tokens (with generated ones), output_tokens,
-        steps, preemptions, num_pages, used_pages, peak_pages, running, waiting, finished.
+        steps, preemptions, num_pages, used_pages, peak_pages, running, waiting, finished, aborted.
         """
 
     def next_batch(self) -> TokenBatch | None:
@@ -403,6 +461,20 @@ class DevicePlan:
 def gpu_peaks() -> dict[str, dict[str, float]]:
     """By a GPU's name flops_per_s (dense bfloat16), bytes_per_s, launch_s: NVIDIA's data sheets, launches assumed."""
 
+@overload
+def plan_attention(
+    batch: TokenBatch,
+    *,
+    num_qo_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    num_threads: int = 0,
+    share: bool | Literal["always"] = True,
+    window_left: int = -1,
+    device: Literal["cpu", "cuda"] = "cpu",
+) -> AttentionPlan: ...
+@overload
 def plan_attention(
     span_indptr: Any,
     span_begin: Any,
@@ -422,7 +494,7 @@ def plan_attention(
     window_left: int = -1,
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> AttentionPlan:
-    """Plans the attention of one token batch; the arrays are those of TokenBatch.
+    """Plans the attention of one token batch, given whole or as its arrays.
 
     share: True where the cost model says that it pays, "always" without asking it, False request by request.
     num_threads: what the work is balanced for: threads, where 0 is OpenMP's number, or a GPU's multiprocessors; at most

@@ -10,18 +10,19 @@ import batchllm_ext
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def api(source: str) -> dict[str, str]:
+def api(source: str) -> dict[str, list[str]]:
     """Name -> parameters with kinds and defaults, or "property", for every public function, method and property."""
-    found = {}
+    found: dict[str, list[str]] = {}
 
     def visit(body: list[ast.stmt], prefix: str) -> None:
         for node in body:
             if isinstance(node, ast.ClassDef):
-                found[prefix + node.name] = "class"
+                found[prefix + node.name] = ["class"]
                 visit(node.body, f"{prefix}{node.name}.")
             elif isinstance(node, ast.FunctionDef) and node.name != "__str__":
                 is_property = any(isinstance(item, ast.Name) and item.id == "property" for item in node.decorator_list)
-                found[prefix + node.name] = "property" if is_property else parameters(node.args)
+                says = "property" if is_property else parameters(node.args)
+                found.setdefault(prefix + node.name, []).append(says)  # several where it is overloaded
 
     def parameters(args: ast.arguments) -> str:
         for arg in [*args.args, *args.kwonlyargs, args.kwarg]:

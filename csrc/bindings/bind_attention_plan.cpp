@@ -11,6 +11,7 @@
 #include "attention/plan/predict.h"
 #include "bindings/batch_arrays.h"
 #include "bindings/bindings.h"
+#include "planner/token_batch.h"
 
 namespace py = pybind11;
 
@@ -28,6 +29,18 @@ PlanDevice device_of(const std::string& device) {
     if (device == "cpu") return PlanDevice::kCpu;
     if (device == "cuda") return PlanDevice::kGpu;
     throw py::value_error("device: expected \"cpu\" or \"cuda\", got \"" + device + "\"");
+}
+
+AttentionBatch span_reads(const TokenBatch& batch) {
+    return {batch.span_indptr,         batch.span_begin,       batch.link_indptr,   batch.link_segment,
+            batch.segment_page_indptr, batch.segment_page_ids, batch.segment_begin, batch.segment_num_tokens};
+}
+
+AttentionPlan plan_attention(const AttentionBatch& batch, const AttentionShape& shape, int32_t num_threads,
+                             const py::object& share, const std::string& device_name) {
+    const PlanDevice device = device_of(device_name);
+    num_threads = thread_count(num_threads, device == PlanDevice::kCpu ? omp_get_max_threads() : 0);
+    return AttentionPlan(batch, shape, num_threads, sharing_of(share), device);
 }
 
 py::dict seconds_dict(const AttentionSeconds& seconds) {
@@ -222,24 +235,33 @@ void bind_attention_plan(py::module_& module) {
             py::arg("plan"))
         .def("pack", &pack, py::arg("plan"), py::arg("buffer"), "Writes a plan into memory of the host.");
 
-    module.def(
-        "plan_attention",
+    // The same options behind whatever gives the batch.
+    const auto def_plan = [&module](auto plan_of, auto... batch_arguments) {
+        module.def("plan_attention", plan_of, batch_arguments..., py::kw_only(), py::arg("num_qo_heads"),
+                   py::arg("num_kv_heads"), py::arg("head_dim"), py::arg("page_size"), py::arg("num_threads") = 0,
+                   py::arg("share") = true, py::arg("window_left") = -1, py::arg("device") = "cpu",
+                   "Plans the attention of one token batch.");
+    };
+    def_plan(
+        [](const TokenBatch& batch, int32_t num_qo_heads, int32_t num_kv_heads, int32_t head_dim, int32_t page_size,
+           int32_t num_threads, const Object& share, int32_t window_left, const std::string& device) {
+            return plan_attention(span_reads(batch), {num_qo_heads, num_kv_heads, head_dim, page_size, window_left},
+                                  num_threads, share, device);
+        },
+        py::arg("batch"));
+    def_plan(
         [](Object span_indptr, Object span_begin, Object link_indptr, Object link_segment, Object segment_page_indptr,
            Object segment_page_ids, Object segment_begin, Object segment_num_tokens, int32_t num_qo_heads,
-           int32_t num_kv_heads, int32_t head_dim, int32_t page_size, int32_t num_threads, Object share,
-           int32_t window_left, const std::string& device_name) {
+           int32_t num_kv_heads, int32_t head_dim, int32_t page_size, int32_t num_threads, const Object& share,
+           int32_t window_left, const std::string& device) {
             const BatchArrays arrays(span_indptr, span_begin, link_indptr, link_segment, segment_page_indptr,
                                      segment_page_ids, segment_begin, segment_num_tokens);
-            const AttentionShape shape{num_qo_heads, num_kv_heads, head_dim, page_size, window_left};
-            const PlanDevice device = device_of(device_name);
-            num_threads = thread_count(num_threads, device == PlanDevice::kCpu ? omp_get_max_threads() : 0);
-            return AttentionPlan(arrays.batch(), shape, num_threads, sharing_of(share), device);
+            return plan_attention(arrays.batch(), {num_qo_heads, num_kv_heads, head_dim, page_size, window_left},
+                                  num_threads, share, device);
         },
         py::arg("span_indptr"), py::arg("span_begin"), py::arg("link_indptr"), py::arg("link_segment"),
         py::arg("segment_page_indptr"), py::arg("segment_page_ids"), py::arg("segment_begin"),
-        py::arg("segment_num_tokens"), py::kw_only(), py::arg("num_qo_heads"), py::arg("num_kv_heads"),
-        py::arg("head_dim"), py::arg("page_size"), py::arg("num_threads") = 0, py::arg("share") = true,
-        py::arg("window_left") = -1, py::arg("device") = "cpu", "Plans the attention of one token batch.");
+        py::arg("segment_num_tokens"));
     module.def("gpu_peaks", &gpu_peaks, "What predictions take for the peaks of GPUs, by name.");
 }
 

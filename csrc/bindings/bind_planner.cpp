@@ -51,15 +51,16 @@ void bind_prefix_trie(py::module_& module) {
     py::class_<PrefixTrie> trie(module, "PrefixTrie",
                                 "Every prefix that two prompts share, exact to the token. Nodes are numbered in "
                                 "preorder; the readers of a node are one range of ranks.");
-    trie.def(py::init([](const py::object& tokens, const py::object& indptr, int32_t drop_last, int32_t num_threads) {
-                 const Prompts prompts = prompts_view(tokens, indptr, drop_last);
+    trie.def(py::init([](const py::object& tokens, const py::object& indptr, int32_t drop_last, int32_t num_threads,
+                         const py::object& prompt_of_request) {
+                 const Prompts prompts = prompts_view(tokens, indptr, prompt_of_request, drop_last);
                  num_threads = thread_count(num_threads, 0);
                  const py::gil_scoped_release unlocked;
                  return std::make_unique<PrefixTrie>(prompts, num_threads);
              }),
              py::arg("tokens"), py::arg("indptr"), py::kw_only(), py::arg("drop_last") = 0, py::arg("num_threads") = 0,
-             py::keep_alive<1, 2>(),
-             "Rows are tokens[indptr[i] : max(indptr[i], indptr[i + 1] - drop_last)]. num_threads 0: one a core.");
+             py::arg("prompt_of_request") = py::none(), py::keep_alive<1, 2>(),
+             "Rows are tokens[indptr[i] : max(indptr[i], indptr[i + 1] - drop_last)]. num_threads 0: one per core.");
     trie.def_property_readonly("num_requests", &PrefixTrie::num_requests);
     trie.def_property_readonly("num_nodes", &PrefixTrie::num_nodes);
     trie.def_property_readonly("num_tokens", &PrefixTrie::num_tokens, "Distinct prefixes, tails included.");
@@ -139,14 +140,22 @@ void bind_token_batch(py::module_& module) {
     batch.def_property_readonly("num_spans", &TokenBatch::num_spans);
     batch.def_readonly("num_decode_tokens", &TokenBatch::num_decode_tokens);
     batch.def_property_readonly("num_prefill_tokens", &TokenBatch::num_prefill_tokens);
-    batch.def("logit_batch", &TokenBatch::logit_batch,
-              "The rows whose logits are sampled, as a batch over the same segments: what is left to compute once the "
-              "last layer's K and V are written.");
+    batch.def(
+        "logit_batch", &TokenBatch::logit_batch,
+        "The output_rows as a batch over the same segments: what is left to compute once the last layer's K and V "
+        "are written.");
     def_array(batch, "token_ids", &TokenBatch::token_ids, "[num_tokens]");
     def_array(batch, "positions", &TokenBatch::positions, "[num_tokens]");
     def_array(batch, "slots", &TokenBatch::slots, "[num_tokens] page_id * page_size + offset of the row's K/V");
     def_array(batch, "logit_rows", &TokenBatch::logit_rows, "rows whose logits are sampled, the last of their spans");
     def_array(batch, "logit_request_ids", &TokenBatch::logit_request_ids);
+    def_array(batch, "scored_rows", &TokenBatch::scored_rows, "rows that predict prompt tokens to be scored");
+    def_array(batch, "scores_indptr", &TokenBatch::scores_indptr);
+    def_array(batch, "score_request_ids", &TokenBatch::score_request_ids);
+    def_array(batch, "score_token_ids", &TokenBatch::score_token_ids, "the token at position positions[row] + 1");
+    batch.def_property_readonly(
+        "output_rows", [](const TokenBatch& self) { return array_copy<int32_t>(self.output_rows()); },
+        "rows whose logits are read: those of logit_rows and scored_rows, ascending");
     def_array(batch, "span_indptr", &TokenBatch::span_indptr);
     def_array(batch, "span_begin", &TokenBatch::span_begin, "position of a span's first row");
     def_array(batch, "link_indptr", &TokenBatch::link_indptr);
@@ -205,6 +214,7 @@ py::dict stats_dict(SharedPlanner& planner) {
     dict["running"] = stats.running;
     dict["waiting"] = stats.waiting;
     dict["finished"] = stats.finished;
+    dict["aborted"] = stats.aborted;
     return dict;
 }
 
@@ -223,28 +233,44 @@ py::array_t<RequestId> commit(SharedPlanner& planner, const py::object& sampled,
         planner.locked([&](BatchPlanner& self) { return self.commit(sampled_view, finished_mask); }));
 }
 
-void check_request_id(const BatchPlanner& planner, RequestId request) {
-    if (request >= 0 && request < planner.num_requests()) return;
-    throw py::index_error("request_id: expected 0 to " + std::to_string(planner.num_requests() - 1) + ", got " +
-                          std::to_string(request));
+// Keeps a Python object, and lets it go from any thread.
+std::shared_ptr<const void> owner_of(const py::object& object) {
+    return {new py::object(object), [](const void* kept) {
+                const py::gil_scoped_acquire locked;
+                delete static_cast<const py::object*>(kept);
+            }};
+}
+
+std::span<const int32_t> optional_view(const py::object& values, const char* name, size_t size) {
+    if (values.is_none()) return {};
+    const auto view = vector_view<int32_t>(values, name);
+    if (view.size() == size) return view;
+    throw py::value_error(std::string(name) + ": expected " + std::to_string(size) +
+                          " entries, as max_output_tokens has, got " + std::to_string(view.size()));
 }
 
 RequestId add_requests(SharedPlanner& planner, const py::object& tokens, const py::object& indptr,
                        const Segments& segments, const py::object& max_output_tokens,
-                       const py::object& expected_output_tokens, double reader_cost) {
-    const Prompts prompts = prompts_view(tokens, indptr, 0);
+                       const py::object& expected_output_tokens, double reader_cost,
+                       const py::object& prompt_of_request, const py::object& score_begin) {
+    const Prompts prompts = prompts_view(tokens, indptr, prompt_of_request, 0);
     const auto max_output = vector_view<int32_t>(max_output_tokens, "max_output_tokens");
-    std::span<const int32_t> expected_output;
-    if (!expected_output_tokens.is_none()) {
-        expected_output = vector_view<int32_t>(expected_output_tokens, "expected_output_tokens");
-        if (expected_output.size() != max_output.size()) {
-            throw py::value_error("expected_output_tokens: expected " + std::to_string(max_output.size()) +
-                                  " entries, as max_output_tokens has, got " + std::to_string(expected_output.size()));
-        }
-    }
-    return planner.locked([&](BatchPlanner& self) {
-        return self.add_requests(prompts, segments, max_output, expected_output, reader_cost);
-    });
+    const RequestOptions options{
+        .expected_output_tokens = optional_view(expected_output_tokens, "expected_output_tokens", max_output.size()),
+        .score_begin = optional_view(score_begin, "score_begin", max_output.size()),
+        .reader_cost = reader_cost,
+        .tokens_owner = owner_of(tokens),
+    };
+    return planner.locked(
+        [&](BatchPlanner& self) { return self.add_requests(prompts, segments, max_output, options); });
+}
+
+std::unique_ptr<SharedPlanner> new_planner(int32_t num_pages, int32_t page_size, int32_t max_batch_tokens,
+                                           const std::string& order, std::optional<int32_t> max_running_requests) {
+    PlannerOptions options{num_pages, page_size, max_batch_tokens};
+    options.order = group_order_by_name(order);
+    if (max_running_requests) options.max_running_requests = *max_running_requests;
+    return std::make_unique<SharedPlanner>(options);
 }
 
 void bind_batch_planner(py::module_& module) {
@@ -255,21 +281,37 @@ void bind_batch_planner(py::module_& module) {
                             const py::object& max_output_tokens, int32_t num_pages, int32_t page_size,
                             int32_t max_batch_tokens, const py::object& expected_output_tokens,
                             const std::string& order, std::optional<int32_t> max_running_requests) {
-                    PlannerOptions options{num_pages, page_size, max_batch_tokens};
-                    options.order = group_order_by_name(order);
-                    if (max_running_requests) options.max_running_requests = *max_running_requests;
-                    auto planner = std::make_unique<SharedPlanner>(options);
-                    add_requests(*planner, tokens, indptr, segments, max_output_tokens, expected_output_tokens, 0.0);
+                    auto planner = new_planner(num_pages, page_size, max_batch_tokens, order, max_running_requests);
+                    add_requests(*planner, tokens, indptr, segments, max_output_tokens, expected_output_tokens, 0.0,
+                                 py::none(), py::none());
                     return planner;
                 }),
                 py::arg("tokens"), py::arg("indptr"), py::arg("segments"), py::kw_only(), py::arg("max_output_tokens"),
                 py::arg("num_pages"), py::arg("page_size") = 16, py::arg("max_batch_tokens") = 1024,
                 py::arg("expected_output_tokens") = py::none(), py::arg("order") = "decode_first",
-                py::arg("max_running_requests") = py::none(), py::keep_alive<1, 2>());
+                py::arg("max_running_requests") = py::none());
+    planner.def(py::init(&new_planner), py::kw_only(), py::arg("num_pages"), py::arg("page_size") = 16,
+                py::arg("max_batch_tokens") = 1024, py::arg("order") = "decode_first",
+                py::arg("max_running_requests") = py::none(), "Without requests yet.");
     planner.def("add_requests", &add_requests, py::arg("tokens"), py::arg("indptr"), py::arg("segments"), py::kw_only(),
                 py::arg("max_output_tokens"), py::arg("expected_output_tokens") = py::none(),
-                py::arg("reader_cost") = 0.0, py::keep_alive<1, 2>(),
+                py::arg("reader_cost") = 0.0, py::arg("prompt_of_request") = py::none(),
+                py::arg("score_begin") = py::none(),
                 "Adds requests to a job, before or while others run; returns the id of the first.");
+    planner.def(
+        "abort",
+        [](SharedPlanner& planner, const py::object& request_ids) {
+            const auto ids = vector_copy<RequestId>(request_ids, "request_ids");
+            planner.locked([&](BatchPlanner& self) { self.abort(ids); });
+        },
+        py::arg("request_ids"), "Ends requests, wherever they stand; not while a batch is in flight.");
+    planner.def(
+        "forget",
+        [](SharedPlanner& planner, const py::object& request_ids) {
+            const auto ids = vector_copy<RequestId>(request_ids, "request_ids");
+            planner.locked([&](BatchPlanner& self) { self.forget(ids); });
+        },
+        py::arg("request_ids"), "Drops what is kept of requests that finished, were aborted or refused.");
     planner.def_property_readonly(
         "refused",
         [](SharedPlanner& planner) {
@@ -286,7 +328,6 @@ void bind_batch_planner(py::module_& module) {
         "output_tokens",
         [](SharedPlanner& planner, RequestId request) {
             return array_copy<TokenId>(planner.locked([&](const BatchPlanner& self) {
-                check_request_id(self, request);
                 const std::span<const TokenId> tokens = self.output_tokens(request);
                 return std::vector(tokens.begin(), tokens.end());
             }));
@@ -295,10 +336,7 @@ void bind_batch_planner(py::module_& module) {
     planner.def(
         "num_cached_tokens",
         [](SharedPlanner& planner, RequestId request) {
-            return planner.locked([&](const BatchPlanner& self) {
-                check_request_id(self, request);
-                return self.num_cached_tokens(request);
-            });
+            return planner.locked([&](const BatchPlanner& self) { return self.num_cached_tokens(request); });
         },
         py::arg("request_id"), "prompt tokens that others computed for a request");
     planner.def_property_readonly(

@@ -22,7 +22,7 @@ namespace {
 
 SimulatedJob job_view(const py::object& tokens, const py::object& indptr, const py::object& output_tokens,
                       const py::object& max_output_tokens) {
-    return {prompts_view(tokens, indptr, 0), vector_view<int32_t>(output_tokens, "output_tokens"),
+    return {prompts_view(tokens, indptr, py::none(), 0), vector_view<int32_t>(output_tokens, "output_tokens"),
             vector_view<int32_t>(max_output_tokens, "max_output_tokens")};
 }
 

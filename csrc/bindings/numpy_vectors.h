@@ -56,13 +56,17 @@ pybind11::array_t<T> array_copy(std::span<const T> values) {
     return pybind11::array_t<T>(static_cast<pybind11::ssize_t>(values.size()), values.data());
 }
 
-// indptr of int64 or int32.
-inline Prompts prompts_view(const pybind11::handle& tokens, const pybind11::handle& indptr, int32_t drop_last) {
+// indptr of int64 or int32; prompt_of_request of int32, or None.
+inline Prompts prompts_view(const pybind11::handle& tokens, const pybind11::handle& indptr,
+                            const pybind11::handle& prompt_of_request, int32_t drop_last) {
     const auto token_ids = vector_view<TokenId>(tokens, "tokens");
+    std::span<const int32_t> prompts;
+    if (!prompt_of_request.is_none()) prompts = vector_view<int32_t>(prompt_of_request, "prompt_of_request");
     if (pybind11::isinstance<pybind11::array_t<int32_t>>(indptr)) {
-        return Prompts(token_ids, vector_view<int32_t>(indptr, "indptr"), drop_last);
+        return Prompts(token_ids, vector_view<int32_t>(indptr, "indptr"), drop_last, prompts);
     }
-    return Prompts(token_ids, vector_view<int64_t>(indptr, "indptr", "dtype('int64') or dtype('int32')"), drop_last);
+    return Prompts(token_ids, vector_view<int64_t>(indptr, "indptr", "dtype('int64') or dtype('int32')"), drop_last,
+                   prompts);
 }
 
 }  // namespace batchllm

@@ -15,7 +15,7 @@ std::optional<TokenBatch> BatchPlanner::next_batch() {
     for (const SegmentId segment : numbered_segments_) stored(segment).batch_id = kNone;
     numbered_segments_.clear();
     if (batch.num_tokens() == 0) {
-        assert(running_.empty() && preempted_.empty() && num_waiting() == 0);
+        assert(running_.empty() && preempted_.empty() && num_waiting_ == 0);
         return std::nullopt;
     }
     last_size_ = batch.size();
@@ -68,13 +68,13 @@ void BatchPlanner::preempt_youngest() {
 }
 
 void BatchPlanner::schedule_prefills(TokenBatch& batch) {
-    std::optional<Demand> demand;
+    std::optional<Admission> admission;
     while (batch.num_tokens() < max_batch_tokens_) {
         if (prefill_queue_.empty()) {
-            if (preempted_.empty() && num_waiting() == 0) return;
+            if (preempted_.empty() && num_waiting_ == 0) return;
             if (static_cast<int64_t>(running_.size()) >= max_running_requests_) return;
-            if (!demand) demand = demand_of_running();
-            if (!try_admit_next(*demand)) return;
+            if (!admission) admission = running_parts();
+            if (!try_admit_next(*admission)) return;
         }
         const SegmentId segment = prefill_queue_.front();
         const int32_t pending = segment_end(segment) - stored(segment).begin - stored(segment).num_stored;
@@ -87,16 +87,17 @@ void BatchPlanner::schedule_prefills(TokenBatch& batch) {
 }
 
 // Called with nothing in prefill: every running request decodes.
-BatchPlanner::Demand BatchPlanner::demand_of_running() {
-    Demand demand{KvForecast(page_size_)};
+Admission BatchPlanner::running_parts() {
+    Admission admission(page_size_);
     for (const Place place : running_) {
         const Request& request = requests_[place];
-        demand.largest_own = std::max(demand.largest_own, largest_own_pages(request));
-        demand.all_largest_own += largest_own_pages(request);
-        demand.forecast.add(static_cast<int64_t>(request.work->own.pages.size()), request.work->own.num_stored,
-                            expected_steps(request, request.work->own.num_stored));
+        const StoredSegment& own = request.work->own;
+        admission.add_running({.num_pages = static_cast<int64_t>(own.pages.size()),
+                               .num_tokens = own.num_stored,
+                               .most_pages = largest_own_pages(request),
+                               .num_steps = expected_steps(request, own.num_stored)});
     }
-    return demand;
+    return admission;
 }
 
 // How many more tokens a request's own part is expected to store beyond `num_own_tokens`.
@@ -107,16 +108,11 @@ int32_t BatchPlanner::expected_steps(const Request& request, int32_t num_own_tok
 
 int32_t BatchPlanner::expected_output(const Request& request) {
     if (request.expected_output_tokens > 0) return request.expected_output_tokens;
-    constexpr int64_t kEnoughEnded = 32;  // to believe the group alone; else the one around it, at last the job
-    int32_t group = request.lengths_id;
-    while (lengths_[group].outputs.num_ended() < kEnoughEnded && lengths_[group].parent != kNone) {
-        group = lengths_[group].parent;
-    }
-    return std::min(lengths_[group].outputs.expected(request.id, request.num_output_tokens()),
+    return std::min(lengths_.expected(request.population, request.id, request.num_output_tokens()),
                     request.max_output_tokens);
 }
 
-bool BatchPlanner::try_admit_next(Demand& demand) {
+bool BatchPlanner::try_admit_next(Admission& admission) {
     const bool returns = !preempted_.empty();
     const Place place = returns ? preempted_.back() : next_in_order_;
     Request& request = requests_[place];
@@ -124,41 +120,39 @@ bool BatchPlanner::try_admit_next(Demand& demand) {
     chain_.clear();  // segments to pin, deepest first; the ancestors of a pinned segment are pinned
     int64_t pinned_pages = 0;
     int32_t pinned_tokens = 0;
-    for (SegmentId s = request.parent; s != kNone && !is_pinned(s); s = shared_[s].kv.parent) {
+    for (SegmentId s = request.parent; s != kNone && !shared_[s].is_pinned(); s = shared_[s].kv.parent) {
         chain_.push_back(s);
-        if (can_borrow(s)) continue;
-        pinned_pages += shared_pages(s);
-        pinned_tokens += num_tokens_of(shared_[s]);
+        if (shared_.can_borrow(s)) continue;
+        pinned_pages += shared_.num_pages(s);
+        pinned_tokens += shared_[s].num_tokens();
     }
     const int32_t own_tokens = request.num_tokens() - request.own_begin;
     const int64_t own_pages = pages_for(own_tokens);
-    const int64_t pinned_then = num_pinned_pages_ + pinned_pages;
-    const int64_t largest_own = std::max(demand.largest_own, largest_own_pages(request));
-    const int64_t all_largest_own = demand.all_largest_own + largest_own_pages(request);
-
-    const bool may = pinned_then + largest_own <= pages_.num_pages();
-    const int32_t decoding = static_cast<int32_t>(std::min<int64_t>(running_.size(), max_batch_tokens_ - 1));
+    const auto decoding = static_cast<int32_t>(std::min<int64_t>(running_.size(), max_batch_tokens_ - 1));
     const int32_t prefill_steps = (pinned_tokens + own_tokens) / (max_batch_tokens_ - decoding);
     const auto steps = static_cast<int32_t>(std::min<int64_t>(
         int64_t{expected_steps(request, own_tokens)} + prefill_steps, std::numeric_limits<int32_t>::max()));
-    demand.forecast.add(own_pages, own_tokens, steps);
-    if (running_.empty()) {
-        assert(may);
-    } else if (!may || pinned_then + std::min(demand.forecast.peak_pages(), all_largest_own) > pages_.num_pages()) {
-        demand.forecast.remove(own_pages, own_tokens, steps);
+    const Admission::OwnPart own{
+        .num_pages = own_pages, .num_tokens = own_tokens, .most_pages = largest_own_pages(request), .num_steps = steps};
+    if (!admission.try_add(own, shared_.num_pinned_pages() + pinned_pages, pages_.num_pages())) {
+        assert(!running_.empty());
         return false;
     }
-    demand.largest_own = largest_own;
-    demand.all_largest_own = all_largest_own;
 
-    for (auto s = chain_.rbegin(); s != chain_.rend(); ++s) pin(*s);
+    for (auto s = chain_.rbegin(); s != chain_.rend(); ++s) {
+        const int32_t borrowed_tokens = shared_.pin(*s);
+        stats_.borrowed_prompt_tokens += borrowed_tokens;
+        if (borrowed_tokens == 0) prefill_queue_.push_back(*s);
+    }
     if (returns) {
         preempted_.pop_back();
     } else {
         ++next_in_order_;
+        --num_waiting_;
+        skip_aborted();
         request.num_cached_tokens = request.own_begin - pinned_tokens;
         stats_.cached_prompt_tokens += request.num_cached_tokens;
-        request.lengths_id = request.parent == kNone ? 0 : shared_[request.parent].lengths_id;
+        request.population = request.parent == kNone ? LengthForest::kJob : shared_[request.parent].population;
         request.work = std::make_unique<Work>();
         request.work->own.parent = request.parent;
         request.work->own.begin = request.own_begin;
@@ -170,55 +164,8 @@ bool BatchPlanner::try_admit_next(Demand& demand) {
     return true;
 }
 
-void BatchPlanner::pin(SegmentId shared) {
-    SharedSegment& segment = shared_[shared];
-    segment.lengths_id = open_lengths(shared);
-    if (can_borrow(shared)) {
-        SharedSegment& source = shared_[segment.source];
-        const auto end = source.kv.pages.begin() + shared_pages(shared);
-        segment.kv.pages.assign(source.kv.pages.begin(), end);
-        segment.kv.num_stored = num_tokens_of(segment);  // by the time it is read: the source is queued before it
-        segment.borrows = true;
-        ++source.num_holders;
-        stats_.borrowed_prompt_tokens += num_tokens_of(segment);
-        return;
-    }
-    pages_.allocate(shared, shared_pages(shared), segment.kv.pages);
-    num_pinned_pages_ += static_cast<int64_t>(segment.kv.pages.size());
-    prefill_queue_.push_back(shared);
-}
-
-// One holder less; the last one frees it.
-void BatchPlanner::release(SegmentId shared) {
-    SharedSegment& segment = shared_[shared];
-    if (--segment.num_holders > 0) return;
-    const SegmentId parent = segment.kv.parent;
-    if (segment.lengths_id != (parent == kNone ? 0 : shared_[parent].lengths_id)) {
-        unused_lengths_.push_back(segment.lengths_id);
-    }
-    if (segment.borrows) {
-        segment.kv.pages = {};
-        release(segment.source);
-        return;
-    }
-    num_pinned_pages_ -= static_cast<int64_t>(segment.kv.pages.size());
-    pages_.release(shared, segment.kv.pages);
-}
-
-// The estimator for a segment that is being pinned: its own where enough requests read it to learn from.
-int32_t BatchPlanner::open_lengths(SegmentId shared) {
-    constexpr int32_t kWorthLearning = 64;  // readers
-    const SegmentId parent = shared_[shared].kv.parent;
-    const int32_t around = parent == kNone ? 0 : shared_[parent].lengths_id;
-    if (shared_[shared].num_holders < kWorthLearning) return around;
-    if (unused_lengths_.empty()) {
-        lengths_.push_back({{}, around});
-        return static_cast<int32_t>(lengths_.size()) - 1;
-    }
-    const int32_t id = unused_lengths_.back();
-    unused_lengths_.pop_back();
-    lengths_[id] = {{}, around};
-    return id;
+void BatchPlanner::skip_aborted() {
+    while (next_in_order_ < num_places() && requests_[next_in_order_].is_over()) ++next_in_order_;
 }
 
 // The next `count` tokens of a segment become rows of the batch.
@@ -249,6 +196,7 @@ void BatchPlanner::append_span(TokenBatch& batch, SegmentId segment, int32_t cou
             awaited_.push_back(reader_of_own(segment));
         }
     }
+    if (!next_score_.empty()) append_scores(batch, segment, begin, std::min(end, prompt_end));
 
     chain_.clear();
     for (SegmentId s = segment; s != kNone; s = stored(s).parent) chain_.push_back(s);
@@ -260,13 +208,49 @@ void BatchPlanner::append_span(TokenBatch& batch, SegmentId segment, int32_t cou
     batch.span_indptr.push_back(batch.num_tokens());
 }
 
+// What the rows of prompt positions [begin, end), the last of the batch, predict of prompts that are scored. Rows that
+// are computed again are not asked again.
+void BatchPlanner::append_scores(TokenBatch& batch, SegmentId segment, int32_t begin, int32_t end) {
+    std::vector<const Request*> readers;
+    const auto add_reader = [&](RequestId id) {
+        const Place place = place_[id - first_id_];
+        if (place != kNone && !requests_[place].is_over() && next_score_.contains(id)) {
+            readers.push_back(&requests_[place]);
+        }
+    };
+    if (!is_shared(segment)) {
+        add_reader(requests_[reader_of_own(segment)].id);
+    } else if (const auto of_segment = scored_readers_.find(segment); of_segment != scored_readers_.end()) {
+        for (const RequestId id : of_segment->second) add_reader(id);
+    }
+    if (readers.empty()) return;
+    const int32_t first_row = batch.num_tokens() - (end - begin);
+    for (int32_t position = begin; position < end; ++position) {
+        for (const Request* reader : readers) {
+            int32_t& next = next_score_[reader->id];
+            if (position + 1 < next || position + 1 >= reader->prompt_length) continue;
+            next = position + 2;
+            batch.score_request_ids.push_back(reader->id);
+            batch.score_token_ids.push_back(reader->prompt[position + 1]);
+        }
+        if (batch.scores_indptr.back() == static_cast<int32_t>(batch.score_request_ids.size())) continue;
+        batch.scored_rows.push_back(first_row + position - begin);
+        batch.scores_indptr.push_back(static_cast<int32_t>(batch.score_request_ids.size()));
+    }
+    for (const Request* reader : readers) {
+        if (next_score_[reader->id] >= reader->prompt_length) forgo_scores(reader->id);
+    }
+}
+
+void BatchPlanner::forgo_scores(RequestId request) {
+    next_score_.erase(request);
+    if (next_score_.empty()) scored_readers_.clear();
+}
+
 // The batch's number for a segment. A segment has at most one span in a batch, before the spans of its readers, so
 // num_stored is final when it is first named.
 int32_t BatchPlanner::batch_segment(TokenBatch& batch, SegmentId segment) {
-    while (is_shared(segment) && shared_[segment].borrows &&
-           shared_[shared_[segment].source].end == segment_end(segment)) {
-        segment = shared_[segment].source;  // all of it: one segment for the readers of both
-    }
+    if (is_shared(segment)) segment = shared_.stored_as(segment);
     StoredSegment& kv = stored(segment);
     if (kv.batch_id != kNone) return kv.batch_id;
     kv.batch_id = batch.num_segments();
@@ -294,14 +278,11 @@ std::vector<RequestId> BatchPlanner::commit(std::span<const TokenId> sampled, st
         Request& request = requests_[awaited_[i]];
         request.work->output.push_back(sampled[i]);
         const int32_t num_output_tokens = request.num_output_tokens();
-        if (LengthEstimator::is_news(num_output_tokens)) {
-            for (int32_t id = request.lengths_id; id != kNone; id = lengths_[id].parent) {
-                lengths_[id].outputs.reach(num_output_tokens);
-            }
-        }
+        lengths_.reach(request.population, num_output_tokens);
         const bool by_itself = !finished.empty() && finished[i];
         if (by_itself || num_output_tokens == request.max_output_tokens) {
-            finish(awaited_[i], by_itself);
+            if (by_itself) lengths_.end(request.population, num_output_tokens);
+            finish(awaited_[i]);
             finished_requests.push_back(request.id);
         }
     }
@@ -315,19 +296,17 @@ std::vector<RequestId> BatchPlanner::commit(std::span<const TokenId> sampled, st
     return finished_requests;
 }
 
-void BatchPlanner::finish(Place place, bool by_itself) {
+void BatchPlanner::finish(Place place) {
     Request& request = requests_[place];
     request.status = Status::kFinished;
-    if (by_itself) {
-        for (int32_t group = request.lengths_id; group != kNone; group = lengths_[group].parent) {
-            lengths_[group].outputs.end(request.num_output_tokens());
-        }
-    }
-    pages_.release(own_segment(place), request.work->own.pages);
-    for (SegmentId s = request.parent; s != kNone;) {
-        const SegmentId parent = shared_[s].kv.parent;
-        release(s);
-        s = parent;
+    if (request.work) pages_.release(own_segment(place), request.work->own.pages);
+    shared_.release_chain(request.parent);
+    if (!next_score_.empty()) forgo_scores(request.id);
+    Wave& wave = waves_[request.wave - first_wave_];
+    if (--wave.num_unfinished == 0) wave.tokens_owner.reset();
+    while (!waves_.empty() && waves_.front().num_unfinished == 0) {
+        waves_.pop_front();
+        ++first_wave_;
     }
 }
 
@@ -337,24 +316,42 @@ PlannerStats BatchPlanner::stats() const {
     stats.used_pages = pages_.num_used();
     stats.peak_pages = pages_.peak_used();
     stats.running = static_cast<int64_t>(running_.size());
-    stats.waiting = num_waiting() + static_cast<int64_t>(preempted_.size());
+    stats.waiting = num_waiting_ + static_cast<int64_t>(preempted_.size());
     return stats;
 }
 
 std::vector<RequestId> BatchPlanner::order() const {
     std::vector<RequestId> order;
     order.reserve(requests_.size());
-    for (const Request& request : requests_) order.push_back(request.id);
+    for (const Request& request : requests_) {
+        if (request.status != Status::kForgotten) order.push_back(request.id);
+    }
     return order;
 }
 
+// kNone where it was refused.
+BatchPlanner::Place BatchPlanner::known(RequestId request) const {
+    if (request < 0 || request >= num_requests()) {
+        throw std::out_of_range("request_id: expected 0 to " + std::to_string(num_requests() - 1) + ", got " +
+                                std::to_string(request));
+    }
+    const Place place = request < first_id_ ? kNone : place_[request - first_id_];
+    const auto is_request = [&](const auto& refused) { return refused.first == request; };
+    if (place == kNone && std::ranges::none_of(refused_, is_request)) {
+        throw std::out_of_range("request_id: request " + std::to_string(request) + " is forgotten");
+    }
+    return place;
+}
+
 std::span<const TokenId> BatchPlanner::output_tokens(RequestId request) const {
-    if (place_[request] == kNone || !requests_[place_[request]].work) return {};
-    return requests_[place_[request]].work->output;
+    const Place place = known(request);
+    if (place == kNone || !requests_[place].work) return {};
+    return requests_[place].work->output;
 }
 
 int32_t BatchPlanner::num_cached_tokens(RequestId request) const {
-    return place_[request] == kNone ? 0 : requests_[place_[request]].num_cached_tokens;
+    const Place place = known(request);
+    return place == kNone ? 0 : requests_[place].num_cached_tokens;
 }
 
 }  // namespace batchllm

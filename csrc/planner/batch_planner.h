@@ -33,6 +33,12 @@
 // an older segment that begins with the same tokens, is pinned, it takes the source's pages instead of computing
 // them, and holds the source until its own last reader finishes. Where the source is gone, it is computed like any
 // other. A chain that would not fit the pool beside all of its sources does not borrow, so the argument above holds.
+//
+// An aborted request has finished, without more output: its readers' counts and pages go the same way, so nothing above
+// changes. What is half computed for readers to come stays in the prefill queue.
+//
+// What is kept of a request that finished, its output, goes when it is forgotten; its prompt when all that were added
+// with it have finished. Ids are never given twice.
 #pragma once
 
 #include <cstdint>
@@ -42,15 +48,17 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "planner/admission.h"
 #include "planner/borrowing.h"
 #include "planner/group_order.h"
 #include "planner/ids.h"
-#include "planner/kv_forecast.h"
-#include "planner/length_estimator.h"
+#include "planner/length_forest.h"
 #include "planner/page_allocator.h"
+#include "planner/pinned_segments.h"
 #include "planner/prompts.h"
 #include "planner/segments.h"
 #include "planner/token_batch.h"
@@ -77,20 +85,32 @@ struct PlannerStats {
     int64_t steps = 0;
     int64_t preemptions = 0;
     int64_t num_pages = 0, used_pages = 0, peak_pages = 0;
-    int64_t running = 0, waiting = 0, finished = 0;  // preempted requests wait
+    int64_t running = 0, waiting = 0;   // preempted requests wait
+    int64_t finished = 0, aborted = 0;  // aborted ones are not among the finished
+};
+
+// What may be said of the requests that are added; each array [num_requests], or empty.
+struct RequestOptions {
+    // 0 where unknown: then max_output_tokens orders the request, and its group and the job teach its length.
+    std::span<const int32_t> expected_output_tokens = {};
+    // The position of the first prompt token whose log-probability is wanted, at least 1 (nothing predicts the first
+    // token); the prompt's length or more: none. Empty: none of any request.
+    std::span<const int32_t> score_begin = {};
+    // Borrowing must save more tokens than that per reader (choose_segments).
+    double reader_cost = 0.0;
+    // Owns the tokens of the prompts; given back once all requests of this call have finished. Null: they outlive the
+    // planner.
+    std::shared_ptr<const void> tokens_owner = nullptr;
 };
 
 class BatchPlanner {
  public:
     explicit BatchPlanner(const PlannerOptions& options);
 
-    // Adds requests, before or while others run; their ids follow those there are. The tokens of the prompts must
-    // outlive the planner. max_output_tokens [num_requests], at least 1 each. expected_output_tokens [num_requests],
-    // or empty; 0 where unknown: then max_output_tokens orders the request, and its group and the job teach its length.
-    // reader_cost: borrowing must save more tokens than that a reader (choose_segments).
-    // Returns the id of the first. Throws std::invalid_argument and adds nothing where check_job() does.
+    // Adds requests, before or while others run; their ids follow those there are. max_output_tokens [num_requests], at
+    // least 1 each. Returns the id of the first. Throws std::invalid_argument and adds nothing where check_job() does.
     RequestId add_requests(const Prompts& prompts, Segments segments, std::span<const int32_t> max_output_tokens,
-                           std::span<const int32_t> expected_output_tokens = {}, double reader_cost = 0.0);
+                           const RequestOptions& options = {});
 
     std::optional<TokenBatch> next_batch();  // nullopt once every request is answered
 
@@ -98,10 +118,20 @@ class BatchPlanner {
     // finishes at its max_output_tokens. Returns the requests that finished.
     std::vector<RequestId> commit(std::span<const TokenId> sampled, std::span<const uint8_t> finished);
 
-    RequestId num_requests() const { return static_cast<RequestId>(place_.size()); }
-    std::vector<RequestId> order() const;  // scheduled requests, first to start first
-    const std::vector<std::pair<RequestId, std::string>>& refused() const { return refused_; }
-    std::span<const TokenId> output_tokens(RequestId request) const;  // valid until the next call of commit()
+    // Ends requests, wherever they stand; those that finished or were refused stay as they are. Throws std::logic_error
+    // while a batch is in flight, std::out_of_range as output_tokens() does, and then aborts none.
+    void abort(std::span<const RequestId> requests);
+
+    // Drops what is kept of requests that finished, were aborted or refused. Throws std::invalid_argument where one of
+    // them still runs or waits, std::out_of_range as output_tokens() does, and then forgets none.
+    void forget(std::span<const RequestId> requests);
+
+    RequestId num_requests() const { return first_id_ + static_cast<RequestId>(place_.size()); }  // ever added
+    std::vector<RequestId> order() const;  // scheduled requests that are not forgotten, first to start first
+    const std::vector<std::pair<RequestId, std::string>>& refused() const { return refused_; }  // and not forgotten
+
+    // Valid until the next call of commit(). Throws std::out_of_range for an id that was never given or is forgotten.
+    std::span<const TokenId> output_tokens(RequestId request) const;
 
     // Prompt tokens that others computed for a request; 0 before it starts. A shared segment is charged to its first
     // reader that starts. The sum is prompt_tokens less what was computed for the first time.
@@ -115,24 +145,8 @@ class BatchPlanner {
     // Inside, requests stand in plan order, so that those that run together are neighbours in memory: a request is
     // named by its place. Refused ones have none.
     using Place = int32_t;
-    enum class Status : uint8_t { kWaiting, kPrefill, kDecode, kPreempted, kFinished };
+    enum class Status : uint8_t { kWaiting, kPrefill, kDecode, kPreempted, kFinished, kForgotten };
 
-    struct StoredSegment {  // shared or own
-        SegmentId parent = kNone;
-        int32_t begin = 0;         // position of its first token
-        int32_t num_stored = 0;    // tokens with K/V, those of the batch in flight included
-        int32_t batch_id = kNone;  // its number in the batch that is being built
-        std::vector<PageId> pages = {};
-    };
-    struct SharedSegment {
-        StoredSegment kv;
-        const TokenId* prompt;   // of a request that holds its tokens
-        int32_t end;             // position after its last token
-        int32_t num_holders;     // unfinished readers, and pinned segments that borrow its pages
-        SegmentId source;        // an older segment that begins with the same tokens, or kNone
-        int32_t lengths_id = 0;  // while pinned: the estimator of its group, or of the closest one above
-        bool borrows = false;    // its pages are the source's
-    };
     struct Work {  // of a request that started
         StoredSegment own;
         std::vector<TokenId> output;
@@ -147,21 +161,22 @@ class BatchPlanner {
         int32_t own_begin;               // position where its own segment begins
         int32_t num_cached_tokens = 0;
         int32_t computed_end = 0;  // own positions below it were computed before: again is recomputation
-        int32_t lengths_id = 0;    // once started: the estimator it teaches, as SharedSegment has it
+        LengthForest::Population population = LengthForest::kJob;  // once started: that it teaches
+        int32_t wave;                                              // into waves_, counted from the first ever
         Status status = Status::kWaiting;
         std::unique_ptr<Work> work = {};  // null until it starts: a job has far more requests than ever run at once
 
         int32_t num_output_tokens() const { return work ? static_cast<int32_t>(work->output.size()) : 0; }
         int32_t num_tokens() const { return prompt_length + num_output_tokens(); }  // prompt and generated
+        bool is_over() const { return status == Status::kFinished || status == Status::kForgotten; }
     };
-    struct GroupLengths {
-        LengthEstimator outputs;
-        int32_t parent;  // the estimator of the group around; kNone for the job's
+    struct Wave {  // requests that were added together
+        std::shared_ptr<const void> tokens_owner;
+        int32_t num_unfinished;
     };
-    struct Demand {  // of the running requests
-        KvForecast forecast;
-        int64_t largest_own = 0;      // in pages
-        int64_t all_largest_own = 0;  // summed
+    struct Forgotten {  // sums over requests and segments that are gone, for the audit
+        int64_t num_over = 0, num_refused = 0;
+        int64_t output_tokens = 0, cached_tokens = 0, started_prompt_tokens = 0, first_computed_tokens = 0;
     };
 
     // A SegmentId inside the planner: shared_ where it is >= 0, a request's own below kNone.
@@ -176,41 +191,35 @@ class BatchPlanner {
     BorrowedSegments borrow(const Prompts& prompts, Segments segments, double reader_cost) const;
     std::vector<bool> detach_or_refuse(const Prompts& prompts, Segments& segments,
                                        std::span<const int32_t> max_output_tokens);
+    void want_scores(Place first, RequestId first_id, std::span<const int32_t> score_begin);
     void forgo_sources_that_do_not_fit(Place first);
-    int64_t held_pages(SegmentId shared) const;
 
     void schedule_decodes(TokenBatch& batch);
     void schedule_prefills(TokenBatch& batch);
     bool make_room(Place place);
     void preempt_youngest();
-    Demand demand_of_running();
-    bool try_admit_next(Demand& demand);
-    void pin(SegmentId shared);
-    void release(SegmentId shared);
+    Admission running_parts();
+    bool try_admit_next(Admission& admission);
     void append_span(TokenBatch& batch, SegmentId segment, int32_t count);
+    void append_scores(TokenBatch& batch, SegmentId segment, int32_t begin, int32_t end);
+    void forgo_scores(RequestId request);
     int32_t batch_segment(TokenBatch& batch, SegmentId segment);
-    int32_t open_lengths(SegmentId shared);
     int32_t expected_output(const Request& request);
     int32_t expected_steps(const Request& request, int32_t num_own_tokens);
-    void finish(Place place, bool by_itself);
+    void finish(Place place);
+    void skip_aborted();
+    Place known(RequestId request) const;
+    void compact();
 
     void audit_pages() const;
     void audit_queues() const;
     void audit_counts() const;
 
-    bool is_pinned(SegmentId shared) const { return !shared_[shared].kv.pages.empty(); }
-    bool can_borrow(SegmentId shared) const {
-        return shared_[shared].source != kNone && is_pinned(shared_[shared].source);
-    }
     int32_t segment_end(SegmentId segment) const {  // position after its last known token
         return is_shared(segment) ? shared_[segment].end : requests_[reader_of_own(segment)].num_tokens();
     }
-    int32_t num_tokens_of(const SharedSegment& shared) const { return shared.end - shared.kv.begin; }
     int64_t pages_for(int64_t num_tokens) const { return (num_tokens + page_size_ - 1) / page_size_; }
     Place num_places() const { return static_cast<Place>(requests_.size()); }
-    int64_t num_waiting() const { return num_places() - next_in_order_; }  // those that never started
-    SegmentId num_shared() const { return static_cast<SegmentId>(shared_.size()); }
-    int64_t shared_pages(SegmentId shared) const { return pages_for(num_tokens_of(shared_[shared])); }
     int64_t largest_own_pages(const Request& request) const {  // nobody reads the K/V of the last token
         return pages_for(int64_t{request.prompt_length} - request.own_begin + request.max_output_tokens - 1);
     }
@@ -220,18 +229,25 @@ class BatchPlanner {
     const int32_t max_running_requests_;
     const GroupOrder group_order_;
 
+    RequestId first_id_ = 0;    // lower ones are forgotten
+    std::vector<Place> place_;  // by id - first_id_; kNone where refused or forgotten
     std::vector<std::pair<RequestId, std::string>> refused_;
-    std::vector<Place> place_;           // [num_requests]; kNone where refused
-    std::vector<Request> requests_;      // by place
-    std::vector<SharedSegment> shared_;  // parents precede children
+    std::vector<Request> requests_;  // by place
+    std::deque<Wave> waves_;
+    int32_t first_wave_ = 0;
+    Forgotten forgotten_;
+    Place num_forgotten_places_ = 0;
 
     PageAllocator pages_;
-    int64_t num_pinned_pages_ = 0;  // borrowed ones counted once
+    LengthForest lengths_;
+    PinnedSegments shared_;
 
-    std::vector<GroupLengths> lengths_;  // [0] is the job's; the others of pinned segments
-    std::vector<int32_t> unused_lengths_;
+    // Of requests with prompt tokens still to be scored the position of the next one, and who they are by segment.
+    std::unordered_map<RequestId, int32_t> next_score_;
+    std::unordered_map<SegmentId, std::vector<RequestId>> scored_readers_;
 
     Place next_in_order_ = 0;              // the first request that never started
+    int64_t num_waiting_ = 0;              // that never started and are not aborted
     std::vector<Place> running_;           // oldest first
     std::vector<Place> preempted_;         // a stack, oldest on top: all are younger than those that run
     std::deque<SegmentId> prefill_queue_;  // at most one own segment, the youngest running request's, at the back

@@ -34,14 +34,14 @@ void BatchPlanner::audit_pages() const {
         }
         num_used += static_cast<int64_t>(kv.pages.size());
     };
-    for (SegmentId s = 0; s < num_shared(); ++s) {
+    for (SegmentId s = 0; s < shared_.size(); ++s) {
         const SharedSegment& shared = shared_[s];
         const auto num_pages = static_cast<int64_t>(shared.kv.pages.size());
         const std::string name = "segment " + std::to_string(s) + ": ";
         expect(shared.kv.batch_id == kNone, name + "has no number outside next_batch");
         if (num_pages == 0) continue;
-        expect(num_pages == shared_pages(s), name + "is pinned at full size");
-        expect(shared.kv.num_stored <= num_tokens_of(shared), name + "stores no more than it has");
+        expect(num_pages == shared_.num_pages(s), name + "is pinned at full size");
+        expect(shared.kv.num_stored <= shared.num_tokens(), name + "stores no more than it has");
         if (shared.borrows) {
             const SharedSegment& source = shared_[shared.source];
             expect(source.kv.begin == shared.kv.begin && source.end >= shared.end &&
@@ -54,7 +54,7 @@ void BatchPlanner::audit_pages() const {
         expect_owner(s, shared.kv);
         num_pinned += num_pages;
     }
-    expect(num_pinned == num_pinned_pages_, "pinned pages are those of shared segments");
+    expect(num_pinned == shared_.num_pinned_pages(), "pinned pages are those of shared segments");
     for (Place place = 0; place < num_places(); ++place) {
         if (!requests_[place].work) continue;
         expect_owner(own_segment(place), requests_[place].work->own);
@@ -65,8 +65,12 @@ void BatchPlanner::audit_pages() const {
     int64_t largest_own = 0;
     for (const Request& request : requests_) {
         const std::string name = "request " + std::to_string(request.id) + ": ";
-        expect((request.work == nullptr) == (request.status == Status::kWaiting), name + "has work once it started");
-        if (!request.work) continue;
+        if (request.status == Status::kForgotten) expect(!request.work, name + "keeps nothing once it is forgotten");
+        if (request.status == Status::kWaiting) expect(!request.work, name + "has no work before it starts");
+        if (!request.work) {
+            expect(request.is_over() || request.status == Status::kWaiting, name + "has work once it started");
+            continue;
+        }
         const StoredSegment& own = request.work->own;
         expect(own.parent == request.parent && own.begin == request.own_begin, name + "its own part ends its chain");
         if (request.status != Status::kFinished) largest_own = std::max(largest_own, largest_own_pages(request));
@@ -90,16 +94,24 @@ void BatchPlanner::audit_pages() const {
 
 // Running, preempted and waiting requests in plan order; the prefill queue root first.
 void BatchPlanner::audit_queues() const {
-    std::vector<bool> is_refused(num_requests(), false);
-    for (const auto& [id, why] : refused_) is_refused[id] = true;
-    for (RequestId id = 0; id < num_requests(); ++id) {
-        expect(is_refused[id] == (place_[id] == kNone), "every request has a place or is refused");
-        expect(is_refused[id] || requests_[place_[id]].id == id, "a place holds the request that names it");
+    for (const auto& [id, why] : refused_) {
+        expect(id >= first_id_ && place_[id - first_id_] == kNone, "a refused request has no place");
     }
+    int64_t num_waiting = 0, num_forgotten = 0;
     for (Place place = 0; place < num_places(); ++place) {
-        const bool waits = requests_[place].status == Status::kWaiting;
-        expect(waits == (place >= next_in_order_), "requests start in order");
+        const Request& request = requests_[place];
+        const bool is_named = request.status != Status::kForgotten;
+        num_forgotten += !is_named;
+        if (is_named) expect(place_[request.id - first_id_] == place, "a place holds the request that names it");
+        const bool waits = request.status == Status::kWaiting;
+        num_waiting += waits;
+        expect(place >= next_in_order_ ? waits || request.is_over() : !waits, "requests start in order");
     }
+    expect(num_waiting == num_waiting_, "waiting requests are counted");
+    expect(num_forgotten == num_forgotten_places_, "places of forgotten requests are counted");
+    const int64_t num_named = std::ssize(place_) - std::count(place_.begin(), place_.end(), kNone);
+    expect(num_named + num_forgotten == num_places(), "every place is named once");
+    expect(next_in_order_ == num_places() || !requests_[next_in_order_].is_over(), "the next in order is to start");
     std::vector<Place> started = running_;
     started.insert(started.end(), preempted_.rbegin(), preempted_.rend());
     for (size_t i = 0; i < started.size(); ++i) {
@@ -132,49 +144,58 @@ void BatchPlanner::audit_queues() const {
             expect(queued.contains(own_segment(place)), "a request in prefill is queued");
         }
     }
-    for (SegmentId s = 0; s < num_shared(); ++s) {
-        if (!is_pinned(s)) continue;
-        const bool complete = shared_[s].kv.num_stored == num_tokens_of(shared_[s]);
+    for (SegmentId s = 0; s < shared_.size(); ++s) {
+        if (!shared_[s].is_pinned()) continue;
+        const bool complete = shared_[s].kv.num_stored == shared_[s].num_tokens();
         expect(complete != queued.contains(s), "a pinned segment is complete or queued");
     }
 }
 
 void BatchPlanner::audit_counts() const {
-    std::vector<int32_t> num_holders(num_shared(), 0);
-    std::vector<bool> has_started(num_shared(), false);
-    int64_t num_finished = 0, num_output_tokens = 0, num_cached = 0;
-    int64_t num_first_computed = 0, num_prompt_tokens_started = 0;
+    std::vector<int32_t> num_holders(shared_.size(), 0);
+    std::vector<bool> has_started(shared_.size(), false);
+    std::vector<int32_t> num_unfinished(waves_.size(), 0);
+    int64_t num_over = forgotten_.num_over, num_output_tokens = forgotten_.output_tokens;
+    int64_t num_cached = forgotten_.cached_tokens, num_first_computed = forgotten_.first_computed_tokens;
+    int64_t num_prompt_tokens_started = forgotten_.started_prompt_tokens;
     for (const Request& request : requests_) {
-        const bool finished = request.status == Status::kFinished;
-        const bool started = request.status != Status::kWaiting;
-        num_finished += finished;
+        if (request.status == Status::kForgotten) continue;
+        const bool started = request.work != nullptr;
+        num_over += request.is_over();
         num_output_tokens += request.num_output_tokens();
         num_cached += request.num_cached_tokens;
         expect(request.num_output_tokens() <= request.max_output_tokens, "outputs keep their bound");
         expect(started || request.num_cached_tokens == 0, "nothing is cached for a request before it starts");
         if (started) num_prompt_tokens_started += request.prompt_length;
         if (started) num_first_computed += request.prompt_length - request.own_begin;
+        if (!request.is_over()) ++num_unfinished.at(request.wave - first_wave_);
         for (SegmentId s = request.parent; s != kNone; s = shared_[s].kv.parent) {
-            num_holders[s] += !finished;
+            num_holders[s] += !request.is_over();
             if (started) has_started[s] = true;
         }
     }
-    for (SegmentId s = num_shared() - 1; s >= 0; --s) {  // a source comes before those that borrow from it
+    for (size_t i = 0; i < waves_.size(); ++i) {
+        expect(waves_[i].num_unfinished == num_unfinished[i], "unfinished requests of a wave are counted");
+        expect(num_unfinished[i] > 0 || !waves_[i].tokens_owner, "tokens are given back with their last reader");
+    }
+    for (SegmentId s = shared_.size() - 1; s >= 0; --s) {  // a source comes before those that borrow from it
         const std::string name = "segment " + std::to_string(s) + ": ";
         expect(num_holders[s] == shared_[s].num_holders, name + "counts its unfinished readers and its borrowers");
-        expect(is_pinned(s) == (has_started[s] && num_holders[s] > 0),
+        expect(!has_started[s] || shared_[s].was_pinned, name + "is pinned when its first reader starts");
+        expect(shared_[s].is_pinned() == (shared_[s].was_pinned && num_holders[s] > 0),
                name + "is pinned from its first reader's start to its last reader's end");
-        if (is_pinned(s) && shared_[s].borrows) ++num_holders[shared_[s].source];
-        if (has_started[s] && !shared_[s].borrows) num_first_computed += num_tokens_of(shared_[s]);
+        expect(num_holders[s] > 0 || !shared_[s].tokens_owner, name + "keeps no tokens that nobody will read");
+        if (shared_[s].is_pinned() && shared_[s].borrows) ++num_holders[shared_[s].source];
+        if (shared_[s].was_pinned && !shared_[s].borrows) num_first_computed += shared_[s].num_tokens();
     }
     expect(num_cached == num_prompt_tokens_started - num_first_computed, "cached tokens are those not computed");
     expect(num_cached == stats_.cached_prompt_tokens, "cached tokens are counted");
-    expect(num_finished == stats_.finished, "finished requests are counted");
+    expect(num_over == stats_.finished + stats_.aborted, "finished and aborted requests are counted");
     expect(num_output_tokens == stats_.output_tokens, "output tokens are counted");
     const PlannerStats counted = stats();
-    expect(
-        counted.running + counted.waiting + counted.finished + static_cast<int64_t>(refused_.size()) == num_requests(),
-        "every request runs, waits, is finished or refused");
+    const int64_t num_refused = std::ssize(refused_) + forgotten_.num_refused;
+    expect(counted.running + counted.waiting + counted.finished + counted.aborted + num_refused == num_requests(),
+           "every request runs, waits, is finished, aborted or refused");
 }
 
 }  // namespace batchllm

@@ -1,5 +1,6 @@
 // How requests come to a BatchPlanner: what is decided once for them, before any batch.
 #include <algorithm>
+#include <limits>
 #include <stdexcept>
 #include <utility>
 
@@ -23,15 +24,20 @@ BatchPlanner::BatchPlanner(const PlannerOptions& options)
       max_running_requests_(positive(options.max_running_requests, "max_running_requests")),
       group_order_(options.order),
       pages_(positive(options.num_pages, "num_pages")),
-      lengths_{{{}, kNone}} {}
+      shared_(page_size_, pages_, lengths_) {}
 
 RequestId BatchPlanner::add_requests(const Prompts& prompts, Segments segments,
-                                     std::span<const int32_t> max_output_tokens,
-                                     std::span<const int32_t> expected_output_tokens, double reader_cost) {
+                                     std::span<const int32_t> max_output_tokens, const RequestOptions& options) {
     const RequestId first_request = num_requests();
+    const std::span<const int32_t> expected_output_tokens = options.expected_output_tokens;
     check_job(prompts, segments, max_output_tokens, expected_output_tokens);
-    const auto first_segment = num_shared();
-    BorrowedSegments borrowed = borrow(prompts, std::move(segments), reader_cost);
+    if (!options.score_begin.empty()) check_score_begin(options.score_begin, prompts);
+    if (prompts.num_requests() > std::numeric_limits<RequestId>::max() - first_request) {
+        throw std::invalid_argument("add_requests: a planner takes at most 2^31 - 1 requests in its life, " +
+                                    std::to_string(first_request) + " were added before");
+    }
+    const SegmentId first_segment = shared_.size();
+    BorrowedSegments borrowed = borrow(prompts, std::move(segments), options.reader_cost);
     Segments& forest = borrowed.segments;
     const std::vector<bool> refused = detach_or_refuse(prompts, forest, max_output_tokens);
 
@@ -54,19 +60,22 @@ RequestId BatchPlanner::add_requests(const Prompts& prompts, Segments segments,
     }
     const auto in_planner = [&](SegmentId segment) { return segment == kNone ? kNone : first_segment + segment; };
     for (SegmentId segment = 0; segment < forest.num_segments(); ++segment) {
-        shared_.push_back({
+        const bool is_read = forest.num_readers()[segment] > 0;
+        shared_.add({
             .kv = {.parent = in_planner(forest.parent()[segment]), .begin = forest.token_begin()[segment]},
             .prompt = prompts.row_data(forest.owner_request()[segment]),
             .end = forest.token_end()[segment],
             .num_holders = forest.num_readers()[segment],
             .source = borrowed.source[segment],
+            .tokens_owner = is_read ? options.tokens_owner : nullptr,
         });
     }
     const Place first = num_places();
-    place_.resize(first_request + prompts.num_requests(), kNone);
+    const int32_t wave = first_wave_ + static_cast<int32_t>(waves_.size());
+    place_.resize(place_.size() + prompts.num_requests(), kNone);
     for (const RequestId request : order) {
         if (refused[request]) continue;
-        place_[first_request + request] = num_places();
+        place_[first_request - first_id_ + request] = num_places();
         stats_.prompt_tokens += prompts.prompt_length(request);
         requests_.push_back({
             .prompt = prompts.row_data(request),
@@ -76,9 +85,14 @@ RequestId BatchPlanner::add_requests(const Prompts& prompts, Segments segments,
             .expected_output_tokens = known_output(request),
             .parent = in_planner(forest.request_segment()[request]),
             .own_begin = forest.covered_tokens(request),
+            .wave = wave,
         });
     }
+    const int32_t num_added = num_places() - first;
+    if (num_added > 0) waves_.push_back({options.tokens_owner, num_added});
+    num_waiting_ += num_added;
     stats_.num_requests += prompts.num_requests();
+    if (!options.score_begin.empty()) want_scores(first, first_request, options.score_begin);
     forgo_sources_that_do_not_fit(first);
     return first_request;
 }
@@ -110,9 +124,22 @@ std::vector<bool> BatchPlanner::detach_or_refuse(const Prompts& prompts, Segment
     return refused;
 }
 
+// Segments that a scored request reads are computed, not borrowed: nobody kept what their rows predict.
+void BatchPlanner::want_scores(Place first, RequestId first_id, std::span<const int32_t> score_begin) {
+    for (auto request = requests_.begin() + first; request != requests_.end(); ++request) {
+        const int32_t begin = score_begin[request->id - first_id];
+        if (begin >= request->prompt_length) continue;
+        next_score_[request->id] = begin;
+        for (SegmentId s = request->parent; s != kNone; s = shared_[s].kv.parent) {
+            shared_[s].source = kNone;
+            scored_readers_[s].push_back(request->id);
+        }
+    }
+}
+
 BorrowedSegments BatchPlanner::borrow(const Prompts& prompts, Segments segments, double reader_cost) const {
     std::vector<LiveSegment> live;
-    for (SegmentId s = 0; s < num_shared(); ++s) {
+    for (SegmentId s = 0; s < shared_.size(); ++s) {
         const SharedSegment& shared = shared_[s];
         if (shared.num_holders == 0) continue;
         live.push_back({s, shared.kv.parent, shared.kv.begin, shared.end, shared.prompt});
@@ -130,17 +157,11 @@ void BatchPlanner::forgo_sources_that_do_not_fit(Place first) {
     for (auto request = requests_.begin() + first; request != requests_.end(); ++request) {
         int64_t needed = largest_own_pages(*request);
         for (SegmentId s = request->parent; s != kNone; s = shared_[s].kv.parent) {
-            needed += held_pages(s);
+            needed += shared_.num_held_pages(s);
         }
         if (needed <= pages_.num_pages()) continue;
         for (SegmentId s = request->parent; s != kNone; s = shared_[s].kv.parent) shared_[s].source = kNone;
     }
-}
-
-// Pages that stay while a segment is pinned, whether it borrows or not.
-int64_t BatchPlanner::held_pages(SegmentId shared) const {
-    while (shared_[shared].source != kNone) shared = shared_[shared].source;  // the last one is the longest
-    return shared_pages(shared);
 }
 
 }  // namespace batchllm

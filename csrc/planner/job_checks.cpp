@@ -21,20 +21,27 @@ constexpr int64_t kMinSharedTokens = 1 << 20;  // below, starting a thread costs
     throw std::invalid_argument(what);
 }
 
-void check_output_tokens(const char* name, std::span<const int32_t> counts, int32_t least, const Prompts& prompts) {
-    if (static_cast<int64_t>(counts.size()) != prompts.num_requests()) {
+[[noreturn]] void fail_entry(const char* name, RequestId request, const std::string& what) {
+    fail(std::string(name) + "[" + std::to_string(request) + "]: " + what);
+}
+
+void check_entries(const char* name, std::span<const int32_t> entries, int32_t least, const Prompts& prompts) {
+    if (static_cast<int64_t>(entries.size()) != prompts.num_requests()) {
         fail(std::string(name) + ": expected one entry for each of the " + std::to_string(prompts.num_requests()) +
-             " prompts, got " + std::to_string(counts.size()));
+             " prompts, got " + std::to_string(entries.size()));
     }
     for (RequestId request = 0; request < prompts.num_requests(); ++request) {
-        const auto fail_entry = [&](const std::string& what) {
-            fail(std::string(name) + "[" + std::to_string(request) + "]: " + what);
-        };
-        if (counts[request] < least) {
-            fail_entry("expected at least " + std::to_string(least) + ", got " + std::to_string(counts[request]));
-        }
+        if (entries[request] >= least) continue;
+        fail_entry(name, request,
+                   "expected at least " + std::to_string(least) + ", got " + std::to_string(entries[request]));
+    }
+}
+
+void check_output_tokens(const char* name, std::span<const int32_t> counts, int32_t least, const Prompts& prompts) {
+    check_entries(name, counts, least, prompts);
+    for (RequestId request = 0; request < prompts.num_requests(); ++request) {
         if (counts[request] > std::numeric_limits<int32_t>::max() - prompts.prompt_length(request)) {
-            fail_entry("prompt and output together exceed 2^31 - 1 tokens");
+            fail_entry(name, request, "prompt and output together exceed 2^31 - 1 tokens");
         }
     }
 }
@@ -111,6 +118,10 @@ void check_prompt(const Prompts& prompts, const Segments& segments, const std::v
 }
 
 }  // namespace
+
+void check_score_begin(std::span<const int32_t> score_begin, const Prompts& prompts) {
+    check_entries("score_begin", score_begin, 1, prompts);
+}
 
 void check_job(const Prompts& prompts, const Segments& segments, std::span<const int32_t> max_output_tokens,
                std::span<const int32_t> expected_output_tokens, int num_threads) {

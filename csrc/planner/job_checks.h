@@ -16,4 +16,7 @@ namespace batchllm {
 void check_job(const Prompts& prompts, const Segments& segments, std::span<const int32_t> max_output_tokens,
                std::span<const int32_t> expected_output_tokens, int num_threads = 0);
 
+// score_begin [num_requests], at least 1 each.
+void check_score_begin(std::span<const int32_t> score_begin, const Prompts& prompts);
+
 }  // namespace batchllm

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "planner/ids.h"
@@ -26,6 +27,11 @@ class PageAllocator {
 
     // Takes back all of the owner's pages.
     void release(SegmentId owner, std::vector<PageId>& pages);
+
+    // The owner of these pages is called otherwise from now on.
+    void rename(std::span<const PageId> pages, SegmentId owner) {
+        for (const PageId page : pages) owner_[page] = owner;
+    }
 
     // Every page is either free, once, or owned; throws std::logic_error.
     void audit() const;

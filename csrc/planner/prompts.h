@@ -3,6 +3,9 @@
 //
 //   tokens  5 7 2 | 5 7 | 9 1 1 4
 //   indptr  0       3     5         9        row(1) = 5 7;  with drop_last = 1: row(1) = 5
+//
+// Usually request i has row i. Where several requests have one prompt (samples of it), `prompt_of_request` names the
+// row of each, and the tokens stand there once.
 #pragma once
 
 #include <cstddef>
@@ -21,19 +24,30 @@ namespace batchllm {
 
 class Prompts {
  public:
-    using Offsets = std::vector<int64_t>;
+    // tokens [num_tokens], indptr [num_prompts + 1] of int32 or int64, prompt_of_request [num_requests], or empty: one
+    // request per prompt. Every row is read without its last `drop_last` tokens.
+    template <typename Index>
+    Prompts(std::span<const TokenId> tokens, std::span<const Index> indptr, int32_t drop_last = 0,
+            std::span<const int32_t> prompt_of_request = {})
+        : tokens_(tokens),
+          arrays_(std::make_shared<const Arrays>(
+              Arrays{{indptr.begin(), indptr.end()}, {prompt_of_request.begin(), prompt_of_request.end()}})),
+          indptr_(arrays_->indptr),
+          prompt_of_request_(arrays_->prompt_of_request),
+          drop_last_(drop_last) {
+        validate();
+        num_prompt_tokens_ = prompt_of_request_.empty() ? indptr_.back() : 0;
+        for (const int32_t prompt : prompt_of_request_) num_prompt_tokens_ += indptr_[prompt + 1] - indptr_[prompt];
+    }
 
-    // tokens [num_tokens], indptr [num_requests + 1]. Every row is read without its last `drop_last` tokens.
-    Prompts(std::span<const TokenId> tokens, std::span<const int64_t> indptr, int32_t drop_last = 0)
-        : Prompts(tokens, std::make_shared<const Offsets>(indptr.begin(), indptr.end()), drop_last) {}
-    Prompts(std::span<const TokenId> tokens, std::span<const int32_t> indptr, int32_t drop_last = 0)
-        : Prompts(tokens, std::make_shared<const Offsets>(indptr.begin(), indptr.end()), drop_last) {}
-
-    RequestId num_requests() const { return static_cast<RequestId>(indptr_.size()) - 1; }
-    int64_t num_prompt_tokens() const { return indptr_.back(); }  // dropped ones included
+    RequestId num_requests() const {
+        return static_cast<RequestId>(prompt_of_request_.empty() ? indptr_.size() - 1 : prompt_of_request_.size());
+    }
+    int64_t num_prompt_tokens() const { return num_prompt_tokens_; }  // of all requests, dropped ones included
 
     int32_t prompt_length(RequestId request) const {  // dropped ones included
-        return static_cast<int32_t>(indptr_[request + 1] - indptr_[request]);
+        const int64_t row = row_of(request);
+        return static_cast<int32_t>(indptr_[row + 1] - indptr_[row]);
     }
     std::span<const TokenId> prompt(RequestId request) const {
         return {row_data(request), static_cast<size_t>(prompt_length(request))};
@@ -42,15 +56,19 @@ class Prompts {
         const int32_t length = prompt_length(request);
         return length > drop_last_ ? length - drop_last_ : 0;
     }
-    const TokenId* row_data(RequestId request) const { return tokens_.data() + indptr_[request]; }
+    const TokenId* row_data(RequestId request) const { return tokens_.data() + indptr_[row_of(request)]; }
     std::span<const TokenId> row(RequestId request) const {
         return {row_data(request), static_cast<size_t>(row_length(request))};
     }
 
  private:
-    Prompts(std::span<const TokenId> tokens, std::shared_ptr<const Offsets> indptr, int32_t drop_last)
-        : tokens_(tokens), offsets_(std::move(indptr)), indptr_(*offsets_), drop_last_(drop_last) {
-        validate();
+    struct Arrays {
+        std::vector<int64_t> indptr;
+        std::vector<int32_t> prompt_of_request;
+    };
+
+    int64_t row_of(RequestId request) const {
+        return prompt_of_request_.empty() ? request : prompt_of_request_[request];
     }
 
     void validate() const {
@@ -69,13 +87,22 @@ class Prompts {
             fail("indptr: the last entry is " + number(indptr_.back()) + ", but tokens has " + number(tokens_.size()) +
                  " entries");
         }
+        if (prompt_of_request_.size() > kMaxInt32) fail("prompt_of_request: more than 2^31 - 1 requests");
+        const auto num_prompts = static_cast<int64_t>(indptr_.size()) - 1;
+        for (size_t i = 0; i < prompt_of_request_.size(); ++i) {
+            if (prompt_of_request_[i] >= 0 && prompt_of_request_[i] < num_prompts) continue;
+            fail("prompt_of_request[" + number(i) + "]: expected 0 to " + number(num_prompts - 1) + ", got " +
+                 number(prompt_of_request_[i]));
+        }
     }
 
     static constexpr uint32_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 
     std::span<const TokenId> tokens_;
-    std::shared_ptr<const Offsets> offsets_;  // of this and its copies
-    std::span<const int64_t> indptr_;         // offsets_, one step nearer
+    std::shared_ptr<const Arrays> arrays_;  // of this and its copies
+    std::span<const int64_t> indptr_;       // arrays_, one step nearer
+    std::span<const int32_t> prompt_of_request_;
+    int64_t num_prompt_tokens_;
     int32_t drop_last_;
 };
 

@@ -1,6 +1,16 @@
 #include "planner/token_batch.h"
 
+#include <algorithm>
+#include <iterator>
+
 namespace batchllm {
+
+std::vector<int32_t> TokenBatch::output_rows() const {
+    std::vector<int32_t> rows;
+    rows.reserve(logit_rows.size() + scored_rows.size());
+    std::ranges::set_union(logit_rows, scored_rows, std::back_inserter(rows));
+    return rows;
+}
 
 TokenBatch TokenBatch::logit_batch() const {
     TokenBatch result;
@@ -9,14 +19,22 @@ TokenBatch TokenBatch::logit_batch() const {
     result.segment_begin = segment_begin;
     result.segment_num_tokens = segment_num_tokens;
     result.logit_request_ids = logit_request_ids;
+    result.scores_indptr = scores_indptr;
+    result.score_request_ids = score_request_ids;
+    result.score_token_ids = score_token_ids;
+    const std::vector<int32_t> rows = output_rows();
+    const auto in_result = [&](int32_t row) {
+        return static_cast<int32_t>(std::ranges::lower_bound(rows, row) - rows.begin());
+    };
+    std::ranges::transform(logit_rows, std::back_inserter(result.logit_rows), in_result);
+    std::ranges::transform(scored_rows, std::back_inserter(result.scored_rows), in_result);
     int32_t span = 0;
-    for (const int32_t row : logit_rows) {
+    for (const int32_t row : rows) {
         while (span_indptr[span + 1] <= row) ++span;
         result.num_decode_tokens += row < num_decode_tokens;
         result.token_ids.push_back(token_ids[row]);
         result.positions.push_back(positions[row]);
         result.slots.push_back(slots[row]);
-        result.logit_rows.push_back(result.num_tokens() - 1);
         result.span_begin.push_back(positions[row]);
         result.span_indptr.push_back(result.num_tokens());
         result.link_segment.insert(result.link_segment.end(), link_segment.begin() + link_indptr[span],

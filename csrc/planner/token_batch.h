@@ -8,6 +8,11 @@
 //             segment s = positions [segment_begin[s], segment_begin[s] + segment_num_tokens[s]),
 //             in pages segment_page_ids[segment_page_indptr[s] .. segment_page_indptr[s + 1])
 //             (a segment that borrows part of another lists the other's first pages)
+//   scores    prompt tokens whose log-probabilities are wanted. The row at position p predicts position p + 1; a row of
+//   a
+//             shared segment is computed once and predicts for each reader that reader's own next token
+//             row scored_rows[i] is asked for score_token_ids[scores_indptr[i] .. scores_indptr[i + 1]), by the
+//             requests score_request_ids
 //
 // All K/V of the batch is written (slots) before any row attends. A row at position p then sees, in every linked
 // segment, positions [segment_begin, min(segment_begin + segment_num_tokens, p + 1)).
@@ -46,8 +51,10 @@ struct TokenBatch {
     int32_t num_segments() const { return static_cast<int32_t>(segment_begin.size()); }
     int32_t num_prefill_tokens() const { return num_tokens() - num_decode_tokens; }
 
-    // The rows whose logits are sampled, as a batch over the same segments: what is left to compute once the last
-    // layer's K and V are written.
+    // The rows whose logits somebody reads, ascending: those that are sampled and those that are scored.
+    std::vector<int32_t> output_rows() const;
+
+    // These rows as a batch over the same segments: what is left to compute once the last layer's K and V are written.
     TokenBatch logit_batch() const;
 
     int32_t num_decode_tokens = 0;  // decodes are the first rows
@@ -58,6 +65,11 @@ struct TokenBatch {
 
     std::vector<int32_t> logit_rows;           // [num_logits]: rows whose logits are sampled, the last of their spans
     std::vector<RequestId> logit_request_ids;  // [num_logits]: the request that each of them continues
+
+    std::vector<int32_t> scored_rows;          // [num_scored_rows], ascending
+    std::vector<int32_t> scores_indptr = {0};  // [num_scored_rows + 1]
+    std::vector<RequestId> score_request_ids;  // [num_scores]
+    std::vector<TokenId> score_token_ids;      // [num_scores]
 
     std::vector<int32_t> span_indptr = {0};  // [num_spans + 1]
     std::vector<int32_t> span_begin;         // [num_spans]

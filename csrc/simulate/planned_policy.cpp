@@ -48,7 +48,7 @@ Simulation simulate_planned(const SimulatedJob& job, const PoolOptions& pool, Se
                           .max_running_requests = options.max_running_requests,
                           .order = options.order});
     planner.add_requests(job.prompts, std::move(segments), job.max_output_tokens,
-                         expected_lengths(job, options.lengths));
+                         {.expected_output_tokens = expected_lengths(job, options.lengths)});
 
     Simulation result;
     std::vector<int32_t> num_outputs(job.num_requests());

@@ -1,8 +1,7 @@
 #include "fuzz_batch_planner.h"
 
 #include <algorithm>
-#include <deque>
-#include <map>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -49,7 +48,11 @@ struct FuzzRequest {
     int32_t next_own = -1;  // position of its next own row
     int32_t own_begin = -1;
     int32_t num_restarts = 0;
+    int32_t next_score;  // position of the next prompt token to be scored
     bool finished = false;
+    bool aborted = false;
+    bool forgotten = false;
+    bool was_refused = false;  // where it is forgotten
 };
 
 class Fuzz {
@@ -81,6 +84,8 @@ class Fuzz {
             num_rows += batch->num_tokens();
             step(*batch);
             planner_.audit();
+            leave();
+            planner_.audit();
             expect(planner_.stats().steps <= steps_allowed(), "no deadlock, no starvation");
         }
         check_end(num_rows);
@@ -89,11 +94,13 @@ class Fuzz {
 
  private:
     void add() {
-        Job& job = jobs_.emplace_back();
-        const int32_t num_prompts = decide_.between(1, 10);
-        std::vector<int32_t> max_output, expected;
+        const auto job = std::make_shared<Job>();  // the planner's, as long as it reads the prompts
+        alive_jobs_.push_back(job);
+        const int32_t num_requests = decide_.between(1, 10);
+        const bool is_scored = decide_.between(0, 3) == 1;
+        std::vector<int32_t> max_output, expected, score_begin, prompt_of_request;
         const int32_t knowledge = decide_.between(0, 2);  // nothing, something, of every request
-        for (int32_t i = 0; i < num_prompts; ++i) {
+        for (int32_t i = 0; i < num_requests; ++i) {
             FuzzRequest request;
             if (!requests_.empty() && decide_.between(0, 9) < 7) {  // the head of an earlier one, of any wave
                 const FuzzRequest& other = requests_[decide_.between(0, static_cast<int32_t>(requests_.size()) - 1)];
@@ -106,7 +113,15 @@ class Fuzz {
             request.prompt_length = static_cast<int32_t>(request.context.size());
             request.max_output_tokens = decide_.between(1, 8);
             request.ends_at = decide_.between(1, 16);
-            job.add(request.context);
+            if (i > 0 && decide_.between(0, 5) == 1) {  // one more sample of the prompt before
+                request = requests_.back();
+                prompt_of_request.push_back(prompt_of_request.back());
+            } else {
+                prompt_of_request.push_back(static_cast<int32_t>(job->indptr.size()) - 1);
+                job->add(request.context);
+            }
+            request.next_score = is_scored ? decide_.between(1, 12) : request.prompt_length;
+            score_begin.push_back(request.next_score);
             max_output.push_back(request.max_output_tokens);
             expected.push_back(knowledge == 2 ? decide_.between(1, 8) : decide_.between(0, 4));
             requests_.push_back(request);
@@ -114,11 +129,52 @@ class Fuzz {
         if (knowledge == 0) expected.clear();
         const auto levels = static_cast<SharingLevels>(decide_.between(0, 2));
         const double reader_cost = decide_.between(0, 2);
+        const RequestOptions options{.expected_output_tokens = expected,
+                                     .score_begin = is_scored ? score_begin : std::span<const int32_t>(),
+                                     .reader_cost = reader_cost,
+                                     .tokens_owner = job};
+        const std::span<const int64_t> indptr(job->indptr);
+        const Prompts prompts(job->tokens, indptr, 0, prompt_of_request);
+        const PrefixTrie trie(Prompts(job->tokens, indptr, 1, prompt_of_request), 1);
         const RequestId first =
-            planner_.add_requests(job.prompts(), choose_segments(PrefixTrie(job.prompts(1), 1), levels, reader_cost),
-                                  max_output, expected, reader_cost);
-        expect(first + num_prompts == static_cast<RequestId>(requests_.size()), "ids follow those there are");
+            planner_.add_requests(prompts, choose_segments(trie, levels, reader_cost), max_output, options);
+        expect(first + num_requests == static_cast<RequestId>(requests_.size()), "ids follow those there are");
         slots_.resize(int64_t{options_.num_pages} * options_.page_size);
+    }
+
+    // Some requests are aborted, of those that ended some are forgotten.
+    void leave() {
+        std::vector<RequestId> aborted, forgotten;
+        const auto known_id = [&] { return decide_.between(0, static_cast<int32_t>(requests_.size()) - 1); };
+        if (decide_.between(0, 7) == 1) aborted = {known_id(), known_id()};
+        const bool all_leave = decide_.between(0, 15) == 1;
+        std::vector<bool> refused(requests_.size(), false);
+        for (const auto& [id, why] : planner_.refused()) refused[id] = true;
+        std::erase_if(aborted, [&](RequestId id) { return requests_[id].forgotten; });
+        planner_.abort(aborted);
+        planner_.audit();
+        for (const RequestId id : aborted) {
+            FuzzRequest& request = requests_[id];
+            request.aborted |= !request.finished && !refused[id];
+        }
+        for (RequestId id = 0; id < static_cast<RequestId>(requests_.size()); ++id) {
+            FuzzRequest& request = requests_[id];
+            const bool is_over = request.finished || request.aborted || refused[id];
+            if (request.forgotten || !is_over || !(all_leave || decide_.between(0, 7) == 1)) continue;
+            check_output(id);
+            forgotten.push_back(id);
+            request.forgotten = true;
+            request.was_refused = refused[id];
+        }
+        planner_.forget(forgotten);
+        counts_.aborted += static_cast<int64_t>(aborted.size());
+        counts_.forgotten += static_cast<int64_t>(forgotten.size());
+    }
+
+    void check_output(RequestId id) const {
+        const FuzzRequest& request = requests_[id];
+        const std::vector<TokenId> output(request.context.begin() + request.prompt_length, request.context.end());
+        expect(std::ranges::equal(planner_.output_tokens(id), output), "outputs are kept");
     }
 
     // Each step computes a row, and rows are bounded: prompts and outputs, once more for every preemption, of which
@@ -143,7 +199,7 @@ class Fuzz {
                 continue;
             FuzzRequest& request = requests_[batch.logit_request_ids[logit]];
             expect(context == request.context, "a request reads its own context");
-            expect(!request.finished, "a request that finished does not run");
+            expect(!request.finished && !request.aborted, "a request that finished or was aborted does not run");
             sampled.push_back(next_token(context));
             request.context.push_back(sampled.back());
             const auto num_output = static_cast<int32_t>(request.context.size()) - request.prompt_length;
@@ -151,6 +207,7 @@ class Fuzz {
         }
         expect(sampled.size() == batch.logit_rows.size(), "logit rows are last rows of spans, in their order");
         check_own_rows(batch);
+        check_scores(batch);
         for (const RequestId id : planner_.commit(sampled, finished)) {
             FuzzRequest& request = requests_[id];
             const auto num_output = static_cast<int32_t>(request.context.size()) - request.prompt_length;
@@ -195,6 +252,27 @@ class Fuzz {
         }
     }
 
+    // Every prompt token that is to be scored is predicted once, in order, by a row that sees all before it and nothing
+    // else.
+    void check_scores(const TokenBatch& batch) {
+        int32_t span = 0;
+        expect(batch.scores_indptr.size() == batch.scored_rows.size() + 1, "scores have rows");
+        for (size_t i = 0; i < batch.scored_rows.size(); ++i) {
+            const int32_t row = batch.scored_rows[i];
+            expect(i == 0 || batch.scored_rows[i - 1] < row, "scored rows ascend");
+            while (batch.span_indptr[span + 1] <= row) ++span;
+            std::vector<TokenId> seen = context_of(batch, span);
+            seen.resize(batch.positions[row] + 1);
+            for (int32_t j = batch.scores_indptr[i]; j < batch.scores_indptr[i + 1]; ++j) {
+                FuzzRequest& request = requests_[batch.score_request_ids[j]];
+                expect(request.next_score == batch.positions[row] + 1, "each token is scored once, in order");
+                expect(std::equal(seen.begin(), seen.end(), request.context.begin()), "a score is of its own context");
+                expect(request.context[request.next_score] == batch.score_token_ids[j], "a score is of its own token");
+                ++request.next_score;
+            }
+        }
+    }
+
     void check_end(int64_t num_rows) {
         const PlannerStats stats = planner_.stats();
         expect(stats.used_pages == 0 && stats.running == 0 && stats.waiting == 0, "every page returns");
@@ -202,22 +280,28 @@ class Fuzz {
         int64_t num_restarts = 0;
         std::vector<bool> refused(requests_.size(), false);
         for (const auto& [id, why] : planner_.refused()) refused[id] = true;
+        bool any_aborted = false;
         for (size_t id = 0; id < requests_.size(); ++id) {
             const FuzzRequest& request = requests_[id];
-            expect(request.finished != refused[id], "every request finishes, or was refused");
+            if (request.was_refused) refused[id] = true;
+            any_aborted |= request.aborted;
+            expect((request.finished || request.aborted) != refused[id], "every request ends, or was refused");
             const int32_t longest = request.prompt_length + request.max_output_tokens - 1;
             const int32_t pages = (longest + options_.page_size - 1) / options_.page_size;
             expect(refused[id] == (pages > options_.num_pages), "refused are those that do not fit alone");
-            const std::vector<TokenId> output(request.context.begin() + request.prompt_length, request.context.end());
-            expect(std::ranges::equal(planner_.output_tokens(static_cast<RequestId>(id)), output), "outputs are kept");
+            if (request.finished) expect(request.next_score >= request.prompt_length, "every token is scored");
+            if (!request.forgotten) check_output(static_cast<RequestId>(id));
             num_restarts += request.num_restarts;
         }
         expect(num_restarts <= stats.preemptions, "work is done again once for a preemption");
+        expect(std::ranges::all_of(alive_jobs_, [](const auto& job) { return job.expired(); }),
+               "prompts are given back when all their requests ended");
         const int64_t num_decoded = stats.output_tokens - stats.finished;  // the last token is never an input
-        expect(num_rows == stats.prompt_tokens - stats.cached_prompt_tokens + num_decoded + stats.recomputed_tokens,
-               "a shared segment is computed once");
+        const int64_t num_planned =
+            stats.prompt_tokens - stats.cached_prompt_tokens + num_decoded + stats.recomputed_tokens;
+        if (!any_aborted) expect(num_rows == num_planned, "a shared segment is computed once");
         counts_.requests = static_cast<int64_t>(requests_.size());
-        counts_.refused = static_cast<int64_t>(planner_.refused().size());
+        counts_.refused = std::ranges::count(refused, true);
         counts_.preemptions = stats.preemptions;
         counts_.borrowed_tokens = stats.borrowed_prompt_tokens;
     }
@@ -230,7 +314,7 @@ class Fuzz {
     Decisions decide_;
     const PlannerOptions options_;
     BatchPlanner planner_;
-    std::deque<Job> jobs_;  // the planner reads their prompts
+    std::vector<std::weak_ptr<const Job>> alive_jobs_;
     std::vector<FuzzRequest> requests_;
     std::vector<StoredToken> slots_;
     FuzzCounts counts_;
@@ -244,6 +328,8 @@ void FuzzCounts::operator+=(const FuzzCounts& other) {
     preemptions += other.preemptions;
     arrivals += other.arrivals;
     borrowed_tokens += other.borrowed_tokens;
+    aborted += other.aborted;
+    forgotten += other.forgotten;
 }
 
 FuzzCounts fuzz_batch_planner(std::span<const uint8_t> bytes) {

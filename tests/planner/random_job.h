@@ -14,7 +14,9 @@ struct Job {
     std::vector<TokenId> tokens;
     std::vector<int64_t> indptr = {0};
 
-    Prompts prompts(int32_t drop_last = 0) const { return Prompts(tokens, indptr, drop_last); }
+    Prompts prompts(int32_t drop_last = 0) const {
+        return Prompts(tokens, std::span<const int64_t>(indptr), drop_last);
+    }
     std::vector<TokenId> prompt(RequestId request) const {
         return {tokens.begin() + indptr[request], tokens.begin() + indptr[request + 1]};
     }

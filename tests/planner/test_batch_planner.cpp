@@ -34,8 +34,10 @@ TEST_CASE("every random job keeps every promise of the planner") {
     CHECK(counts.refused > 10'000);
     CHECK(counts.arrivals > 20'000);
     CHECK(counts.borrowed_tokens > 4000);
+    CHECK(counts.aborted > 10'000);
+    CHECK(counts.forgotten > 50'000);
     MESSAGE(counts.requests, " requests, ", counts.preemptions, " preemptions, ", counts.refused, " refused, ",
-            counts.borrowed_tokens, " tokens borrowed");
+            counts.borrowed_tokens, " tokens borrowed, ", counts.aborted, " aborted, ", counts.forgotten, " forgotten");
 }
 
 // make fuzz

@@ -1,0 +1,54 @@
+// Whether one more request may start beside those that run: the two conditions at the top of batch_planner.h.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "planner/kv_forecast.h"
+
+namespace batchllm {
+
+class Admission {
+ public:
+    // A request's own part.
+    struct OwnPart {
+        int64_t num_pages;   // that it holds now, or when it starts
+        int64_t num_tokens;  // in them
+        int64_t most_pages;  // at its longest
+        int32_t num_steps;   // until it is expected to end
+    };
+
+    explicit Admission(int32_t page_size) : forecast_(page_size) {}
+
+    void add_running(const OwnPart& own) {
+        forecast_.add(own.num_pages, own.num_tokens, own.num_steps);
+        largest_ = std::max(largest_, own.most_pages);
+        all_largest_ += own.most_pages;
+        is_idle_ = false;
+    }
+
+    // Adds the request to those that run if it may start with `pinned_pages` pinned, its own chain among them.
+    bool try_add(const OwnPart& own, int64_t pinned_pages, int64_t pool_pages) {
+        const int64_t largest = std::max(largest_, own.most_pages);
+        const int64_t all_largest = all_largest_ + own.most_pages;
+        const bool may = pinned_pages + largest <= pool_pages;
+        forecast_.add(own.num_pages, own.num_tokens, own.num_steps);
+        const bool when = is_idle_ || pinned_pages + std::min(forecast_.peak_pages(), all_largest) <= pool_pages;
+        if (!may || !when) {
+            forecast_.remove(own.num_pages, own.num_tokens, own.num_steps);
+            return false;
+        }
+        largest_ = largest;
+        all_largest_ = all_largest;
+        is_idle_ = false;
+        return true;
+    }
+
+ private:
+    KvForecast forecast_;
+    int64_t largest_ = 0;      // pages of the largest own part at its longest
+    int64_t all_largest_ = 0;  // of all of them
+    bool is_idle_ = true;
+};
+
+}  // namespace batchllm

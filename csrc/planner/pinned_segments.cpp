@@ -1,0 +1,62 @@
+#include "planner/pinned_segments.h"
+
+#include <utility>
+
+namespace batchllm {
+
+int32_t PinnedSegments::pin(SegmentId id) {
+    SharedSegment& segment = segments_[id];
+    segment.was_pinned = true;
+    segment.population = lengths_.open(population_around(id), segment.num_holders);
+    if (can_borrow(id)) {
+        SharedSegment& source = segments_[segment.source];
+        segment.kv.pages.assign(source.kv.pages.begin(), source.kv.pages.begin() + num_pages(id));
+        segment.kv.num_stored = segment.num_tokens();  // by the time it is read: the source is queued before it
+        segment.borrows = true;
+        ++source.num_holders;
+        return segment.num_tokens();
+    }
+    pages_.allocate(id, num_pages(id), segment.kv.pages);
+    num_pinned_pages_ += static_cast<int64_t>(segment.kv.pages.size());
+    return 0;
+}
+
+void PinnedSegments::release(SegmentId id) {
+    SharedSegment& segment = segments_[id];
+    if (--segment.num_holders > 0) return;
+    segment.tokens_owner.reset();
+    if (!segment.is_pinned()) return;
+    lengths_.close(segment.population, population_around(id));
+    if (segment.borrows) {
+        segment.kv.pages = {};
+        release(segment.source);
+        return;
+    }
+    num_pinned_pages_ -= static_cast<int64_t>(segment.kv.pages.size());
+    pages_.release(id, segment.kv.pages);
+}
+
+void PinnedSegments::release_chain(SegmentId deepest) {
+    for (SegmentId segment = deepest; segment != kNone;) {
+        const SegmentId parent = segments_[segment].kv.parent;
+        release(segment);
+        segment = parent;
+    }
+}
+
+void PinnedSegments::renumber(std::span<const SegmentId> new_ids) {
+    const auto renamed = [&](SegmentId id) { return id == kNone ? kNone : new_ids[id]; };
+    SegmentId num_kept = 0;
+    for (SegmentId id = 0; id < size(); ++id) {
+        if (new_ids[id] == kNone) continue;
+        ++num_kept;
+        SharedSegment segment = std::move(segments_[id]);
+        segment.kv.parent = renamed(segment.kv.parent);
+        segment.source = renamed(segment.source);
+        if (!segment.borrows) pages_.rename(segment.kv.pages, new_ids[id]);
+        segments_[new_ids[id]] = std::move(segment);  // no later than its old place
+    }
+    segments_.erase(segments_.begin() + num_kept, segments_.end());
+}
+
+}  // namespace batchllm

@@ -1,0 +1,98 @@
+// The shared segments of a planner's requests: which are pinned, in which pages, and who holds them.
+//
+//   holders   unfinished readers, and pinned segments that borrow its pages
+//   pinned    from the start of its first reader to the end of its last holder, with all its pages
+//   borrows   its pages are the first ones of its source: an older segment that begins with the same tokens and was
+//             pinned when this one was; a source is held as long as it is borrowed from
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "planner/ids.h"
+#include "planner/length_forest.h"
+#include "planner/page_allocator.h"
+
+namespace batchllm {
+
+struct StoredSegment {  // shared, or a request's own
+    SegmentId parent = kNone;
+    int32_t begin = 0;         // position of its first token
+    int32_t num_stored = 0;    // tokens with K/V, those of the batch in flight included
+    int32_t batch_id = kNone;  // its number in the batch that is being built
+    std::vector<PageId> pages = {};
+};
+
+struct SharedSegment {
+    StoredSegment kv;
+    const TokenId* prompt;  // of a request that holds its tokens
+    int32_t end;            // position after its last token
+    int32_t num_holders;
+    SegmentId source;                                          // that it may borrow from, or kNone
+    LengthForest::Population population = LengthForest::kJob;  // while pinned: that its readers teach
+    bool borrows = false;
+    bool was_pinned = false;
+    std::shared_ptr<const void> tokens_owner = nullptr;  // of prompt, while there are holders; null: outlives all
+
+    int32_t num_tokens() const { return end - kv.begin; }
+    bool is_pinned() const { return !kv.pages.empty(); }
+};
+
+class PinnedSegments {
+ public:
+    PinnedSegments(int32_t page_size, PageAllocator& pages, LengthForest& lengths)
+        : page_size_(page_size), pages_(pages), lengths_(lengths) {}
+
+    SegmentId size() const { return static_cast<SegmentId>(segments_.size()); }
+    SharedSegment& operator[](SegmentId segment) { return segments_[segment]; }
+    const SharedSegment& operator[](SegmentId segment) const { return segments_[segment]; }
+    void reserve(SegmentId num_segments) { segments_.reserve(num_segments); }
+    void add(SharedSegment segment) { segments_.push_back(std::move(segment)); }  // parents and sources come before
+
+    int64_t num_pinned_pages() const { return num_pinned_pages_; }  // borrowed ones counted once
+    int64_t num_pages(SegmentId segment) const { return pages_for(segments_[segment].num_tokens()); }
+    // That stay while it is pinned, whether it borrows or not.
+    int64_t num_held_pages(SegmentId segment) const {
+        while (segments_[segment].source != kNone) segment = segments_[segment].source;  // the last one is the longest
+        return num_pages(segment);
+    }
+    bool can_borrow(SegmentId segment) const {
+        const SegmentId source = segments_[segment].source;
+        return source != kNone && segments_[source].is_pinned();
+    }
+    LengthForest::Population population_around(SegmentId segment) const {
+        const SegmentId parent = segments_[segment].kv.parent;
+        return parent == kNone ? LengthForest::kJob : segments_[parent].population;
+    }
+    // The segment whose pages are read for all of this one: itself, or a source that ends where it does.
+    SegmentId stored_as(SegmentId segment) const {
+        while (segments_[segment].borrows && segments_[segments_[segment].source].end == segments_[segment].end) {
+            segment = segments_[segment].source;
+        }
+        return segment;
+    }
+
+    // Its parent is pinned. Returns the borrowed tokens; 0 where it got pages of its own, to be computed.
+    int32_t pin(SegmentId segment);
+    // One holder less; the last one frees it, pinned or not.
+    void release(SegmentId segment);
+    void release_chain(SegmentId deepest);
+
+    // Drops the segments whose `new_ids` are kNone, which nobody holds or names; the others get new ids, in their
+    // order.
+    void renumber(std::span<const SegmentId> new_ids);
+
+ private:
+    int64_t pages_for(int64_t num_tokens) const { return (num_tokens + page_size_ - 1) / page_size_; }
+
+    int32_t page_size_;
+    PageAllocator& pages_;
+    LengthForest& lengths_;
+    std::vector<SharedSegment> segments_;
+    int64_t num_pinned_pages_ = 0;
+};
+
+}  // namespace batchllm
