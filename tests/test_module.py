@@ -142,7 +142,7 @@ def test_memory_that_there_is_not_is_a_memory_error_of_the_call() -> None:
         large = Case("large", requests, num_qo_heads=8, num_kv_heads=1, head_dim=8192).make_inputs()
         outputs = [(np.zeros_like(inputs.q), np.zeros(inputs.q.shape[:2], np.float32)) for inputs in (small, large)]
         attention(small, *outputs[0])
-        used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) * 1024
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 20), resource.RLIM_INFINITY))
         for _ in range(3):
             try:

@@ -172,7 +172,11 @@ cuda::PlanLayout new_layout(const AttentionPlan& plan, int64_t num_pages, const 
         const auto* const size = std::ranges::find(cuda::kNamedSizes, name, &cuda::NamedSize::name);
         if (size == std::end(cuda::kNamedSizes))
             throw py::type_error(name + ": expected a name of AttentionPlan.sizes");
-        sizes.*size->member = std::max(sizes.*size->member, value.cast<int32_t>());
+        try {
+            sizes.*size->member = std::max(sizes.*size->member, value.cast<int32_t>());
+        } catch (const py::cast_error&) {
+            throw py::value_error(name + ": expected an int32, got " + std::string(py::repr(value)));
+        }
     }
     return {plan.shape(), sizes, num_pages};
 }
