@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "attention/attention_plan.h"
+#include "attention/cpu/threads.h"
 #include "attention/cuda/plan_layout.h"
 #include "attention/roofline.h"
 #include "bindings/batch_arrays.h"
@@ -237,6 +238,7 @@ void bind_attention_plan(py::module_& module) {
             const AttentionShape shape{num_qo_heads, num_kv_heads, head_dim, page_size, window_left};
             const PlanDevice device = device_of(device_name);
             num_threads = thread_count(num_threads, device == PlanDevice::kCpu ? omp_get_max_threads() : 0);
+            if (device == PlanDevice::kCpu && num_threads > 1) check_not_forked();  // before the model's first product
             return AttentionPlan(arrays.batch(), shape, num_threads, sharing_of(share), device);
         },
         py::arg("span_indptr"), py::arg("span_begin"), py::arg("link_indptr"), py::arg("link_segment"),
