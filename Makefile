@@ -28,9 +28,10 @@ demo: .venv/installed $(MODEL)/config.json
 
 test: test-cpp test-python
 
-# And what takes minutes: every emulated kernel with threads in random order.
+# And what takes minutes: every emulated kernel with threads in random order, random calls into the native module for as
+# long as FUZZ_SECONDS says.
 test-full: test-cpp test-python
-	$(BIN)/python -m pytest -m full
+	BATCHLLM_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -m full
 
 # What only a GPU can show; the kernels under compute-sanitizer, too, where it is on PATH.
 test-gpu: .venv/installed $(MODEL)/config.json

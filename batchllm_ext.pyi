@@ -4,11 +4,12 @@ Index arguments are one-dimensional, contiguous int32 arrays (any DLPack or buff
 dtype is named; index results are read-only NumPy arrays. Tensors are float32 or bfloat16, with a last dimension of
 unit stride. A wrong argument raises ValueError or TypeError that names it, what was expected and what came.
 
-Threads: num_threads 0 is OpenMP's number (OMP_NUM_THREADS) unless said otherwise, 1,024 the most that is taken; more
-than are of use are never started. Objects may be used from several Python threads: those that never change at once, a
-BatchPlanner by one after the other. Long calls release the GIL; the arrays of a call must not be changed while it runs.
-In a process that was forked after the import, a call that needs OpenMP's threads and every use of a BatchPlanner made
-before is a RuntimeError: start processes by "spawn".
+Threads: num_threads 0 is OpenMP's number (OMP_NUM_THREADS) unless said otherwise; over 1,024 is a ValueError. More than
+the work has parts, or the machine has processors (16 always), are not started, which changes no result. Objects may be
+used from several Python threads: those that never change at once, a BatchPlanner by one after the other. Long calls
+release the GIL; the arrays of a call must not be changed while it runs. In a process that was forked after the import,
+a call that needs OpenMP's threads, and every use of a BatchPlanner made before, is a RuntimeError: start processes by
+"spawn".
 
 Tensors are on the CPU. Where has_cuda(), append_kv, merge_state, merge_states, rms_norm, rotate and silu_and_mul also
 take CUDA tensors, all on one device: the work is put on `stream`, a cudaStream_t as int

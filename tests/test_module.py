@@ -88,25 +88,29 @@ def test_a_forked_child_that_would_wait_for_threads_is_told_to_spawn(used_before
     assert run_python(FORK.replace("{used_before}", str(used_before))) == "parent goes on\n"
 
 
-def test_a_forked_child_is_told_so_by_attention() -> None:
+def test_a_forked_child_is_told_so_by_attention_and_before_it_by_the_plan() -> None:
     program = """
         import os, signal, batchllm_ext as ext
         from tests.cases import Case, decodes, prefix
 
         heads = {"num_qo_heads": 4, "num_kv_heads": 4, "head_dim": 32}
         inputs = Case("fork", decodes(prefix(3000), [3] * 40), **heads).make_inputs()
-        plan = ext.plan_attention(**inputs.plan_arguments, num_threads=2)
-        run = lambda: ext.attention(plan, inputs.q, inputs.k_pages, inputs.v_pages)
-        run()
+        make_plan = lambda num_threads: ext.plan_attention(**inputs.plan_arguments, num_threads=num_threads)
+        plan = make_plan(2)
+        run = lambda plan: ext.attention(plan, inputs.q, inputs.k_pages, inputs.v_pages)
+        run(plan)
         child = os.fork()
         if child == 0:
             signal.alarm(30)  # rather than to wait for ever
-            try:
-                run()
-            except RuntimeError as error:
-                os._exit(0 if "spawn" in str(error) else 1)
-            os._exit(2)
-        assert os.waitpid(child, 0)[1] == 0
+            num_told = 0
+            for call in (lambda: run(plan), lambda: make_plan(2)):
+                try:
+                    call()
+                except RuntimeError as error:
+                    num_told += "spawn" in str(error)
+            run(make_plan(1))
+            os._exit(num_told)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
     """
     run_python(program)
 
@@ -142,7 +146,7 @@ def test_memory_that_there_is_not_is_a_memory_error_of_the_call() -> None:
         large = Case("large", requests, num_qo_heads=8, num_kv_heads=1, head_dim=8192).make_inputs()
         outputs = [(np.zeros_like(inputs.q), np.zeros(inputs.q.shape[:2], np.float32)) for inputs in (small, large)]
         attention(small, *outputs[0])
-        used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) * 1024
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 20), resource.RLIM_INFINITY))
         for _ in range(3):
             try:

@@ -11,6 +11,7 @@
 #include "attention/plan/predict.h"
 #include "bindings/batch_arrays.h"
 #include "bindings/bindings.h"
+#include "cpu/threads.h"
 #include "planner/token_batch.h"
 
 namespace py = pybind11;
@@ -40,6 +41,7 @@ AttentionPlan plan_attention(const AttentionBatch& batch, const AttentionShape& 
                              const py::object& share, const std::string& device_name) {
     const PlanDevice device = device_of(device_name);
     num_threads = thread_count(num_threads, device == PlanDevice::kCpu ? omp_get_max_threads() : 0);
+    if (device == PlanDevice::kCpu && num_threads > 1) check_not_forked();  // before the model's first product
     return AttentionPlan(batch, shape, num_threads, sharing_of(share), device);
 }
 
@@ -185,7 +187,11 @@ cuda::PlanLayout new_layout(const AttentionPlan& plan, int64_t num_pages, const 
         const auto* const size = std::ranges::find(cuda::kNamedSizes, name, &cuda::NamedSize::name);
         if (size == std::end(cuda::kNamedSizes))
             throw py::type_error(name + ": expected a name of AttentionPlan.sizes");
-        sizes.*size->member = std::max(sizes.*size->member, value.cast<int32_t>());
+        try {
+            sizes.*size->member = std::max(sizes.*size->member, value.cast<int32_t>());
+        } catch (const py::cast_error&) {
+            throw py::value_error(name + ": expected an int32, got " + std::string(py::repr(value)));
+        }
     }
     return {plan.shape(), sizes, num_pages};
 }

@@ -10,7 +10,7 @@
 
 namespace batchllm {
 
-// More would help no machine, and few could start them: OpenMP ends the process where it cannot.
+// No machine has more. What of them is started is another matter (num_openmp_threads).
 inline constexpr int32_t kMaxThreads = 1024;
 
 // The number of threads that a caller asks for: 0 is `otherwise`, ValueError where it is negative or over kMaxThreads.

@@ -198,6 +198,8 @@ py::object Tensor::export_capsule(py::handle object) const {
         }
     } catch (py::error_already_set& error) {
         fail(std::string("its library does not export it: ") + error.what());
+    } catch (const py::cast_error&) {
+        fail("its __dlpack_device__ returned no device");
     }
 }
 

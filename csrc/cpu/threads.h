@@ -8,8 +8,13 @@
 
 namespace batchllm {
 
-// How many threads work that has `num_parts` gets, at least 1. Throws std::runtime_error for more than one in a process
-// that was forked after this library was loaded: OpenMP's threads stayed behind, and it would wait for them for ever.
+// How many threads work that has `num_parts` gets: at least 1, and no more than the machine has processors, or 16,
+// whatever the caller wishes, because OpenMP ends the process where it cannot start a thread. For more than one
+// check_not_forked().
 int32_t num_openmp_threads(int32_t num_threads, int64_t num_parts);
+
+// Throws std::runtime_error in a process that was forked after this library was loaded: OpenMP's threads stayed behind,
+// and it would wait for them for ever.
+void check_not_forked();
 
 }  // namespace batchllm

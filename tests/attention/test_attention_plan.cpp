@@ -70,9 +70,11 @@ OwnedBatch random_batch(std::mt19937& random) {
     return batch;
 }
 
+using RowKeys = std::vector<std::pair<int32_t, int64_t>>;  // (token, page_id * page_size + offset), sorted
+
 // Every (row, key) that the batch makes visible, by plain loops.
-std::set<std::pair<int32_t, int64_t>> visible_keys(const AttentionBatch& batch, const AttentionShape& shape) {
-    std::set<std::pair<int32_t, int64_t>> result;  // (token, page_id * page_size + offset)
+RowKeys visible_keys(const AttentionBatch& batch, const AttentionShape& shape) {
+    RowKeys result;
     for (int32_t span = 0; span < batch.num_spans(); ++span) {
         for (int32_t row = 0; row < batch.num_rows(span); ++row) {
             const int32_t position = batch.span_begin[span] + row;
@@ -83,19 +85,19 @@ std::set<std::pair<int32_t, int64_t>> visible_keys(const AttentionBatch& batch, 
                     if (key > position || (shape.window_left >= 0 && key < position - shape.window_left)) continue;
                     const int64_t page =
                         batch.segment_page_ids[batch.segment_page_indptr[segment] + i / shape.page_size];
-                    result.insert({batch.span_indptr[span] + row, page * shape.page_size + i % shape.page_size});
+                    result.push_back({batch.span_indptr[span] + row, page * shape.page_size + i % shape.page_size});
                 }
             }
         }
     }
+    std::sort(result.begin(), result.end());
     return result;
 }
 
 // Walks through the plan as a kernel does, and checks every invariant on the way.
-std::set<std::pair<int32_t, int64_t>> audit(const AttentionPlan& plan, PlanDevice device = PlanDevice::kCpu) {
+RowKeys audit(const AttentionPlan& plan, PlanDevice device = PlanDevice::kCpu) {
     const AttentionShape& shape = plan.shape();
-    std::set<std::pair<int32_t, int64_t>> read;
-    int64_t num_read = 0;
+    RowKeys read;
     std::map<int32_t, Ints> slots_of_token;
     std::map<int32_t, int32_t> num_items_of_token;
     for (const WorkItem& item : plan.items()) {
@@ -118,13 +120,13 @@ std::set<std::pair<int32_t, int64_t>> audit(const AttentionPlan& plan, PlanDevic
                     FAIL("no piece holds " << key);
                 const int32_t slot = key - plan.pieces()[piece].segment_begin;
                 const int64_t page = plan.page_ids()[plan.pieces()[piece].first_page + slot / shape.page_size];
-                read.insert({row.token, page * shape.page_size + slot % shape.page_size});
-                ++num_read;
+                read.push_back({row.token, page * shape.page_size + slot % shape.page_size});
             }
         }
         CHECK(*std::min_element(num_readers.begin(), num_readers.end()) > 0);  // a kernel may read all of an item
     }
-    CHECK(num_read == static_cast<int64_t>(read.size()));  // no key counts twice
+    std::sort(read.begin(), read.end());
+    CHECK(std::adjacent_find(read.begin(), read.end()) == read.end());  // no key counts twice
 
     std::set<int32_t> merged_tokens, slots;
     for (const MergeRow& row : plan.merge_rows()) {
@@ -157,11 +159,12 @@ TEST_CASE("every visible key meets every row exactly once, and nothing else does
                                    .head_dim = 64,
                                    .page_size = batch.page_size,
                                    .window_left = seed % 3 ? -1 : static_cast<int32_t>(random() % 100)};
+        const RowKeys visible = visible_keys(batch.view(), shape);
         for (int32_t num_threads : {1, 7}) {
             for (Sharing sharing : {Sharing::kNever, Sharing::kWhereItPays, Sharing::kAlways}) {
                 for (PlanDevice device : {PlanDevice::kCpu, PlanDevice::kGpu}) {
                     const AttentionPlan plan(batch.view(), shape, num_threads, sharing, device);
-                    CHECK(audit(plan, device) == visible_keys(batch.view(), shape));
+                    CHECK((audit(plan, device) == visible));
                 }
             }
         }
