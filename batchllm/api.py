@@ -44,6 +44,8 @@ class LLM:
     max_batch_tokens: tokens of one forward pass that prefill may fill up to.
     num_threads: threads of torch and of the kernels (torch's setting is process-wide); None keeps torch's.
     seed: with the job's number and the prompt's index, seeds the requests that name no seed.
+    allow_special_tokens: whether special tokens in the messages of a chat are taken as such; otherwise, but for the
+        assistant's own turns, they are text.
 
     Raises FileNotFoundError or ValueError that names the file, the field or the tensor at fault.
     """
@@ -60,6 +62,7 @@ class LLM:
         max_batch_tokens: int | None = None,
         num_threads: int | None = None,
         seed: int = 0,
+        allow_special_tokens: bool = False,
     ) -> None:
         start = time.perf_counter()
         torch_device = _torch_device(device)
@@ -80,8 +83,10 @@ class LLM:
             torch.set_num_threads(num_threads)
 
         self.directory = resolve_model(model)
-        self._tokenizer = Tokenizer(self.directory)
         self.config = ModelConfig.from_directory(self.directory)
+        self._tokenizer = Tokenizer(self.directory, allow_special_tokens=allow_special_tokens)
+        if self._tokenizer.exists:
+            self._tokenizer.backend()
         if type(seed) is not int:
             raise ValueError(f"seed: expected an integer, got {seed!r}")
         self.seed = seed
@@ -152,7 +157,11 @@ class LLM:
     ) -> list[RequestOutput]:
         """`generate` for one conversation or a list of them, each rendered with the model's chat template.
 
-        template_options go to `apply_chat_template` (chat_template, add_generation_prompt, tools, ...).
+        template_options: those of transformers' `apply_chat_template` (chat_template, add_generation_prompt, tools,
+            documents, continue_final_message), and variables of the template (enable_thinking), which may also stand
+            in chat_template_kwargs. A template runs in a process of its own, for 5 s and in 1 GiB at most.
+
+        Raises ValueError that names the conversation, before anything runs.
         """
         is_one = len(messages) > 0 and isinstance(messages[0], dict)
         conversations: list[Any] = [messages] if is_one else list(messages)
@@ -172,6 +181,10 @@ class LLM:
     def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]:
         """Token ids of a conversation in the model's chat template, opened for the assistant's answer."""
         return self._tokenizer.encode_chat(messages, **{"add_generation_prompt": True, **options})
+
+    def check_chat_template(self) -> None:
+        """Raises ValueError where the model's chat template can render no conversation at all."""
+        self._tokenizer.check_chat_template()
 
     def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         """Raises ValueError, with the numbers, if this request could never run."""
@@ -201,8 +214,6 @@ class LLM:
         params: Sequence[SamplingParams],
         on_progress: Callable[[JobProgress], None] | None,
     ) -> Iterator[tuple[int, RequestOutput]]:
-        if self._tokenizer.exists:
-            self._tokenizer.backend()  # its loading belongs to no phase of the job
         start = time.perf_counter()
         tokenize_s, self._tokenizer.encode_s = self._tokenizer.encode_s, 0.0  # since the last job
         detokenize_s = 0.0
@@ -310,9 +321,24 @@ class LLM:
         """(token ids, texts); the text is None where the prompt came as token ids."""
         parsed = [parse_prompt(index, prompt) for index, prompt in enumerate(prompts)]
         texts = [text for text, _ in parsed]
-        given = [text for text in texts if text is not None]
-        encoded = iter(self.tokenize(given) if given else [])
+        given = [(index, text) for index, text in enumerate(texts) if text is not None]
+        encoded = iter(self._encode(given))
         return [next(encoded) if ids is None else ids for _, ids in parsed], texts
+
+    def _encode(self, texts: list[tuple[int, str]]) -> list[list[int]]:
+        """All at once; one at a time where that fails, to name the prompt's index."""
+        if not texts:
+            return []
+        self.get_tokenizer()  # what is wrong with it is no prompt's fault
+        try:
+            return self.tokenize([text for _, text in texts])
+        except ValueError:
+            for index, text in texts:
+                try:
+                    self.tokenize([text])
+                except ValueError as error:
+                    raise ValueError(f"prompt {index}: {error}") from None
+            raise
 
 
 def _torch_device(device: str) -> torch.device:

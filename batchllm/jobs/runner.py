@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from jinja2 import TemplateError
-
 from batchllm.jobs.openai_batch import BatchPrompt, BatchRequest, Conversation, LineError, parse_line
 from batchllm.jobs.openai_records import answer_record, error_record
 from batchllm.outputs import JobProgress, RequestOutput
@@ -69,6 +67,8 @@ def run_batch_file(
     files.check()
     requests, errors = read_requests(files.input, chat_max_tokens)
     llm = load_llm()
+    if any(request.is_chat for request in requests):
+        llm.check_chat_template()
     owners: list[tuple[BatchRequest, int]] = []  # of each prompt of the job: its request, and its place there
     prompts: list[list[int]] = []
     params: list[SamplingParams] = []
@@ -149,7 +149,7 @@ def tokenize(reader: PromptReader, request: BatchRequest, seed: int) -> tuple[li
         params = [request.seeded_params(at, seed) for at in range(len(token_ids))]
         for ids, p in zip(token_ids, params, strict=True):
             reader.check_request(ids, p)
-    except (ValueError, TypeError, TemplateError) as error:
+    except ValueError as error:
         param = "body.messages" if request.is_chat else "body.prompt"
         raise LineError("invalid_prompt", param, str(error)).at(request.line, request.custom_id) from None
     return token_ids, params

@@ -21,6 +21,9 @@ class FakeLLM:
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         return [list(text.encode()) for text in texts]
 
+    def check_chat_template(self) -> None:
+        pass
+
     def apply_chat_template(self, messages: list[dict[str, str]]) -> list[int]:
         return list("".join(f"<{m['role']}>{m['content']}" for m in messages).encode())
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from jinja2 import TemplateError
 
 from batchllm.jobs.runner import BatchFiles, JobInterrupted, JobSummary, run_batch_file
 from tests.jobs.batch_lines import chat_line, completion_line, read_records, write_lines
@@ -90,7 +89,7 @@ def test_a_chat_template_may_refuse_one_conversation(files: BatchFiles) -> None:
     class Strict(FakeLLM):
         def apply_chat_template(self, messages: list[dict[str, str]]) -> list[int]:
             if messages[0]["role"] != "user":
-                raise TemplateError("roles must alternate")
+                raise ValueError("roles must alternate")
             return super().apply_chat_template(messages)
 
     bad = chat_line("bad", messages=[{"role": "assistant", "content": "Me first."}])
