@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from batchllm.prompts import Prompt, RequestLimits, params_list, parse_prompt, p
 from batchllm.runner import CpuRunner, Gpu, GpuRunner, Runner
 from batchllm.sampling import Sampler, stream_seed
 from batchllm.sampling_params import MAX_INT32, SamplingParams
-from batchllm.stopping import StopStringWatcher
+from batchllm.stopping import StopStringWatcher, text_after
 from batchllm.tokenizer import Message, Tokenizer
 from batchllm.weights import WeightReader
 
@@ -85,8 +86,9 @@ class LLM:
         self.directory = resolve_model(model)
         self.config = ModelConfig.from_directory(self.directory)
         self._tokenizer = Tokenizer(self.directory, allow_special_tokens=allow_special_tokens)
-        if self._tokenizer.exists:
-            self._tokenizer.backend()
+        # What any of the model's files names as an end of sequence is one.
+        known = [token for token in self._tokenizer.eos_token_ids if token < self.config.vocab_size]
+        self._eos_token_ids = tuple(dict.fromkeys((*self.config.eos_token_ids, *known)))
         if type(seed) is not int:
             raise ValueError(f"seed: expected an integer, got {seed!r}")
         self.seed = seed
@@ -225,9 +227,10 @@ class LLM:
         for finished in self._engine.run(job, on_progress):
             index, sample = completions[finished.request_id]
             clock = time.perf_counter()
-            done.setdefault(index, []).append(self._completion(finished, sample, params[index], job.stop_strings))
-            detokenize_s += time.perf_counter() - clock
             ids = list(prompts[index])
+            completion = self._completion(finished, ids, sample, params[index], job.stop_strings)
+            done.setdefault(index, []).append(completion)
+            detokenize_s += time.perf_counter() - clock
             computed[index] += len(ids) - finished.num_cached_tokens
             if len(done[index]) == params[index].n:
                 outputs = sorted(done.pop(index), key=lambda output: output.index)
@@ -267,29 +270,43 @@ class LLM:
             indptr=indptr,
             max_output_tokens=np.array(max_output_tokens, np.int32),
             expected_output_tokens=np.array(known, np.int32),
-            sampler=Sampler.create(row_params, np.array(seeds, np.uint64), self.config.eos_token_ids),
-            stop_strings=StopStringWatcher(row_params, self._tokenizer.backend() if needs_text else None),
+            sampler=Sampler.create(row_params, np.array(seeds, np.uint64), self._eos_token_ids),
+            stop_strings=StopStringWatcher(
+                row_params,
+                self._tokenizer.backend() if needs_text else None,
+                [prompts[index] for index, _ in completions],
+            ),
         )
 
     def _completion(
-        self, finished: Finished, sample: int, params: SamplingParams, stop_strings: StopStringWatcher
+        self,
+        finished: Finished,
+        prompt: Sequence[int],
+        sample: int,
+        params: SamplingParams,
+        stop_strings: StopStringWatcher,
     ) -> CompletionOutput:
-        match = stop_strings.forget(finished.request_id)
+        """Its finish_reason is "error", with what failed as its stop_reason, where its tokens cannot be decoded."""
         last = finished.token_ids[-1]
+        finish_reason = "stop" if finished.stopped else "length"
         stop_reason: int | str | None = None
-        if match:
-            text, stop_reason = match.text, match.stop
-        else:
-            hide_last = finished.stopped and not params.include_stop_str_in_output
-            text = self._tokenizer.decode(finished.token_ids[: -1 if hide_last else None], params)
-            if finished.stopped and (params.ignore_eos or last not in self.config.eos_token_ids):
-                stop_reason = last
+        try:
+            if match := stop_strings.forget(finished.request_id):
+                text, stop_reason = match.text, match.stop
+            else:
+                hide_last = finished.stopped and not params.include_stop_str_in_output
+                decode = partial(self._tokenizer.decode, params=params)
+                text = text_after(decode, prompt, finished.token_ids[: -1 if hide_last else None])
+                if finished.stopped and (params.ignore_eos or last not in self._eos_token_ids):
+                    stop_reason = last
+        except ValueError as error:
+            text, finish_reason, stop_reason = "", "error", str(error)
         return CompletionOutput(
             index=sample,
             text=text,
             token_ids=finished.token_ids,
             cumulative_logprob=finished.cumulative_logprob,
-            finish_reason="stop" if finished.stopped else "length",
+            finish_reason=finish_reason,
             stop_reason=stop_reason,
         )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import tokenizers
 from batchllm.chat_template import ChatTemplateRunner, MessagesRefused
 from batchllm.config import check_regular, read_json
 from batchllm.sampling_params import SamplingParams
-from batchllm.text import printable
+from batchllm.stopping import decoder
+from batchllm.text import as_value_error, printable
 
 Message = dict[str, Any]
 TOKENIZER_FILE, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -82,15 +83,18 @@ class Tokenizer:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """The tokenizer's own end of sequence, if it names one."""
-        token = self.hugging_face().eos_token_id if self.exists else None
+        """The tokenizer's own end of sequence, if there is a tokenizer and it names one."""
+        if not self.exists:
+            return ()
+        self.backend()
+        token = self.hugging_face().eos_token_id
         return () if token is None else (int(token),)
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """Token ids of each text. Raises ValueError for a text that the tokenizer cannot take."""
         tokenizer = self.hugging_face()
         start = time.perf_counter()
-        with _value_error("the tokenizer fails on the text"):
+        with as_value_error("the tokenizer fails on the text"):
             token_ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]
         self.encode_s += time.perf_counter() - start
         return token_ids
@@ -124,7 +128,7 @@ class Tokenizer:
                 raise ValueError(f"chat_template_kwargs: the chat template has no {printable(name)}")
         if not isinstance(messages, Sequence) or not messages:
             raise ValueError(f"messages: expected a list of messages, got {messages!r:.80}")
-        with _value_error("tools"):
+        with as_value_error("tools"):
             tools = tools and [tool if isinstance(tool, Mapping) else get_json_schema(tool) for tool in tools]
         inputs = {
             "conversations": [[_plain_message(place, message) for place, message in enumerate(messages)]],
@@ -147,24 +151,19 @@ class Tokenizer:
             raise ValueError(f"messages: expected what JSON can hold: {error}") from None
         if marked == inputs:
             return self.encode([text], add_special_tokens=False)[0]
-        with _value_error("the tokenizer fails on the text"):
+        with as_value_error("the tokenizer fails on the text"):
             token_ids: list[int] = encode_marked_chat(tokenizer, text)
         return token_ids
 
-    def decode(self, token_ids: Sequence[int], params: SamplingParams) -> str:
-        """Text of the tokens; empty where the model directory has no tokenizer. Raises ValueError where decoding
-        fails."""
-        if not self.exists:
-            return ""
-        with _value_error("the tokenizer fails on the tokens"):
-            text: str = self.backend().decode(token_ids, skip_special_tokens=params.skip_special_tokens)
-        return text
+    def decode(self, token_ids: list[int], params: SamplingParams) -> str:
+        """Text of the tokens; empty where the model directory has no tokenizer. Raises ValueError if that fails."""
+        return decoder(self.backend(), params)(token_ids) if self.exists else ""
 
     def _chat_template(self, given: str | None, tools: Sequence[Any] | None) -> str:
         tokenizer = self.hugging_face()
         if given is None and tokenizer.chat_template is None:
             raise ValueError(f"{self.directory}: the tokenizer has no chat template; use prompts instead of messages")
-        with _value_error(f"{self.directory}: chat_template"):
+        with as_value_error(f"{self.directory}: chat_template"):
             template: str = tokenizer.get_chat_template(given, tools)
         return template
 
@@ -190,10 +189,10 @@ class Tokenizer:
         path = self.directory / TOKENIZER_FILE
         plain = None
         if path.exists():
-            with _value_error(f"{path}: cannot load a tokenizer"):
+            with as_value_error(f"{path}: cannot load a tokenizer"):
                 plain = tokenizers.Tokenizer.from_file(str(path))
         loader = transformers.AutoTokenizer if plain is None else transformers.PreTrainedTokenizerFast
-        with _value_error(f"{self.directory}: cannot load a tokenizer"):
+        with as_value_error(f"{self.directory}: cannot load a tokenizer"):
             loaded = loader.from_pretrained(self.directory, trust_remote_code=False, local_files_only=True)
             if plain is not None:
                 _check_same(plain, loaded)
@@ -215,19 +214,6 @@ def _check_same(plain: tokenizers.Tokenizer, loaded: Any) -> None:
                 f"{TOKENIZER_FILE} has {expected} for {text!r}, and {as_expected!r} for these; transformers {version} "
                 f"reads it as {got} and {as_got!r}"
             )
-
-
-@contextmanager
-def _value_error(what: str) -> Iterator[None]:
-    """Whatever a tokenizer raises is a ValueError that says what failed: a panic of its Rust code, too, which is no
-    Exception."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"{what}: {kind}{printable(str(error))}") from error
 
 
 def _control_tokens(tokenizer: Any, template: str) -> re.Pattern[str]:
