@@ -102,7 +102,9 @@ class LLM:
         loaded.pack_weights()
         if kv_cache_tokens is None:
             kv_cache_tokens = max(affordable_kv_tokens(self.config, torch_dtype, torch_device), page_size)
-        self._limits = RequestLimits(self.config.vocab_size, self.config.max_model_len, page_size, kv_cache_tokens)
+        self._limits = RequestLimits(
+            self.config.vocab_size, self.config.max_model_len, page_size, kv_cache_tokens, self._eos_token_ids
+        )
         self._num_jobs = 0
         self._engine = Engine(
             model=loaded,
@@ -253,7 +255,9 @@ class LLM:
         row_params = [params[index] for index, _ in completions]
         unnamed = f"{self.seed}/{self._num_jobs}/{{}}"  # so that asking again gives other answers
         seeds = [
-            stream_seed(unnamed.format(index) if params[index].seed is None else str(params[index].seed), sample)
+            stream_seed(
+                unnamed.format(index) if params[index].seed is None else str(params[index].seed), sample, arrays[index]
+            )
             for index, sample in completions
         ]
         indptr = np.zeros(len(rows) + 1, np.int64)
