@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 import batchllm_ext as ext
-from batchllm.config import ModelConfig, resolve_model
+from batchllm.config import GENERATION_CONFIG, ModelConfig, resolve_model, sampling_defaults
 from batchllm.engine import Engine, Finished, Job
 from batchllm.kv_cache import affordable_kv_tokens
 from batchllm.model import Model
@@ -24,6 +25,7 @@ from batchllm.runner import CpuRunner, Gpu, GpuRunner, Runner
 from batchllm.sampling import Sampler, stream_seed
 from batchllm.sampling_params import MAX_INT32, SamplingParams
 from batchllm.stopping import StopStringWatcher, text_after
+from batchllm.text import printable
 from batchllm.tokenizer import Message, Tokenizer
 from batchllm.weights import WeightReader
 
@@ -47,6 +49,9 @@ class LLM:
     seed: with the job's number and the prompt's index, seeds the requests that name no seed.
     allow_special_tokens: whether special tokens in the messages of a chat are taken as such; otherwise, but for the
         assistant's own turns, they are text.
+    generation_config: "auto" takes the temperature, top_p, top_k and max_tokens of `generate` and `chat` without
+        sampling_params from the model's generation_config.json, and warns of its settings that do not exist here;
+        "vllm" takes SamplingParams' own defaults, as in vLLM. SamplingParams that are given stay as they are.
 
     Raises FileNotFoundError or ValueError that names the file, the field or the tensor at fault.
     """
@@ -64,6 +69,7 @@ class LLM:
         num_threads: int | None = None,
         seed: int = 0,
         allow_special_tokens: bool = False,
+        generation_config: str = "auto",
     ) -> None:
         start = time.perf_counter()
         torch_device = _torch_device(device)
@@ -80,11 +86,20 @@ class LLM:
                 _check_positive(name, value)
         if kv_cache_tokens is not None and kv_cache_tokens < page_size:
             raise ValueError(f"kv_cache_tokens: expected at least one page ({page_size} tokens), got {kv_cache_tokens}")
+        if generation_config not in ("auto", "vllm"):
+            raise ValueError(f"generation_config: expected 'auto' or 'vllm', got {generation_config!r}")
         if num_threads is not None:
             torch.set_num_threads(num_threads)
 
         self.directory = resolve_model(model)
         self.config = ModelConfig.from_directory(self.directory)
+        self.sampling_defaults: dict[str, Any] = {}  # fields of SamplingParams
+        if generation_config == "auto":
+            self.sampling_defaults, others = sampling_defaults(self.directory)
+            if others:
+                settings = printable(", ".join(f"{name}={value!r:.40}" for name, value in others.items()))
+                message = f"{self.directory / GENERATION_CONFIG}: not supported, and not applied: {settings}"
+                warnings.warn(message, stacklevel=2)
         self._tokenizer = Tokenizer(self.directory, allow_special_tokens=allow_special_tokens)
         # What any of the model's files names as an end of sequence is one.
         known = [token for token in self._tokenizer.eos_token_ids if token < self.config.vocab_size]
@@ -131,6 +146,10 @@ class LLM:
         """The model's Hugging Face tokenizer. Raises ValueError if it cannot be loaded."""
         return self._tokenizer.hugging_face()
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What `generate` and `chat` take where none are given."""
+        return SamplingParams(**self.sampling_defaults)
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -141,13 +160,13 @@ class LLM:
         """Answers every prompt; the outputs are in the order of the prompts.
 
         prompts: text, token ids, {"prompt": text} or {"prompt_token_ids": ids}, or a list of these.
-        sampling_params: one for all, or one for each prompt.
+        sampling_params: one for all, or one for each prompt; None takes `get_default_sampling_params`.
         use_tqdm: show a progress bar; a callable is used in tqdm's place.
 
         Raises ValueError, before anything runs, that names the index of the prompt at fault.
         """
         items = prompt_list(prompts)
-        params = params_list(sampling_params, len(items))
+        params = params_list(self._or_default(sampling_params), len(items))
         token_ids, texts = self._parse_prompts(items)
         return self._generate(token_ids, texts, params, use_tqdm)
 
@@ -169,7 +188,7 @@ class LLM:
         """
         is_one = len(messages) > 0 and isinstance(messages[0], dict)
         conversations: list[Any] = [messages] if is_one else list(messages)
-        params = params_list(sampling_params, len(conversations))
+        params = params_list(self._or_default(sampling_params), len(conversations))
         token_ids = []
         for index, conversation in enumerate(conversations):
             try:
@@ -313,6 +332,11 @@ class LLM:
             finish_reason=finish_reason,
             stop_reason=stop_reason,
         )
+
+    def _or_default(
+        self, sampling_params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> SamplingParams | Sequence[SamplingParams]:
+        return self.get_default_sampling_params() if sampling_params is None else sampling_params
 
     def _generate(
         self,

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class ChatTemplateRunner:
         return list(reply["texts"])
 
     def _answer(self, request: bytes) -> bytes:
-        process = self._process or _start()
+        process = self._process or self._start()
         self._process = None  # until the reply is whole
         assert process.stdin is not None
         assert process.stdout is not None
@@ -63,20 +64,25 @@ class ChatTemplateRunner:
         except BrokenPipeError:
             reply = b""
         except BaseException:
-            process.kill()
+            _end(process)
             raise
         if not reply.endswith(b"\n"):
             raise ValueError(_reason(process.wait()))
         self._process = process
         return reply
 
+    def _start(self) -> subprocess.Popen[bytes]:
+        """A process that finds the modules that this one has."""
+        program = f"import sys; sys.path[:] = {sys.path!r}; from batchllm.chat_template import serve; serve()"
+        command = [sys.executable, "-I", "-c", program]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        weakref.finalize(self, _end, process)
+        return process
 
-def _start() -> subprocess.Popen[bytes]:
-    """The process finds the modules that this one has. It ends with its standard input, so with this one, too."""
-    program = f"import sys; sys.path[:] = {sys.path!r}; from batchllm.chat_template import serve; serve()"
-    command = [sys.executable, "-I", "-c", program]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-    return process
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.communicate()
 
 
 def _reason(status: int) -> str:

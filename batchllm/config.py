@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from batchllm.sampling_params import MAX_INT32
+from batchllm.sampling_params import MAX_INT32, SamplingParams
 from batchllm.text import printable
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -27,6 +27,18 @@ SLIDING_WINDOW = 4096
 MAX_WINDOW_LAYERS = 28
 MIN_NUMBER, MAX_NUMBER = 1.2e-38, 3.4e38  # normal numbers of float32
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+# Settings of generation_config.json that change what is sampled: ours by their names here, and the others with the
+# values at which they do nothing.
+SAMPLING_SETTINGS = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "max_new_tokens": "max_tokens"}
+OTHER_SETTINGS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "typical_p", "length_penalty"), (1,)),
+    **dict.fromkeys(("min_p", "top_h", "epsilon_cutoff", "eta_cutoff", "diversity_penalty"), (0,)),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), (0,)),
+    **dict.fromkeys(("num_beams", "num_beam_groups", "guidance_scale"), (1,)),
+    **dict.fromkeys(("penalty_alpha", "bad_words_ids", "force_words_ids", "constraints", "sequence_bias"), ()),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"), ()),
+    **dict.fromkeys(("exponential_decay_length_penalty", "watermarking_config", "stop_strings", "dola_layers"), ()),
+}
 HUB_FILES_BUT_WEIGHTS = ["*.json", "*.jinja", "tokenizer*", "*.model"]
 
 
@@ -68,6 +80,23 @@ class ModelConfig:
             eos_token_ids += _token_ids(raw)
         known = (token for token in eos_token_ids if 0 <= token < config.vocab_size)
         return replace(config, eos_token_ids=tuple(dict.fromkeys(known)))
+
+
+def sampling_defaults(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What generation_config.json says of sampling: fields of SamplingParams, and settings that we do not have.
+
+    Raises ValueError that names the file and the field.
+    """
+    raw = _read_generation_config(directory)
+    given = {ours: raw[name] for name, ours in SAMPLING_SETTINGS.items() if raw.get(name) is not None}
+    with _naming(directory / GENERATION_CONFIG):
+        SamplingParams(**given)
+    others = {
+        name: raw[name]
+        for name, neutral in OTHER_SETTINGS.items()
+        if raw.get(name) not in (None, False, [], {}, *neutral)
+    }
+    return given, others
 
 
 def resolve_model(model: str | Path, *, weights: bool = True) -> Path:

@@ -59,12 +59,8 @@ def parse_prompt(index: int, prompt: Prompt) -> tuple[str | None, list[int] | No
     raise ValueError(f"prompt {index}: expected text, token ids or a dict with one of them, got {type(value).__name__}")
 
 
-def params_list(
-    sampling_params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
-) -> list[SamplingParams]:
+def params_list(sampling_params: SamplingParams | Sequence[SamplingParams], num_prompts: int) -> list[SamplingParams]:
     """One for each prompt. Raises ValueError for another number, or for something else in the list."""
-    if sampling_params is None:
-        return [SamplingParams()] * num_prompts
     if isinstance(sampling_params, SamplingParams):
         return [sampling_params] * num_prompts
     sampling_params = list(sampling_params)

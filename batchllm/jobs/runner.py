@@ -72,7 +72,7 @@ def run_batch_file(
     owners: list[tuple[BatchRequest, int]] = []  # of each prompt of the job: its request, and its place there
     prompts: list[list[int]] = []
     params: list[SamplingParams] = []
-    for request in requests:
+    for request in (request.with_defaults(llm.sampling_defaults) for request in requests):
         try:
             token_ids, request_params = tokenize(llm, request, seed)
         except LineError as error:
@@ -112,6 +112,12 @@ def answer_all(
             if len(outputs) == len(request.prompts):
                 del unfinished[request.line]
                 in_order = [outputs[i] for i in range(len(outputs))]
+                completions = [completion for output in in_order for completion in output.outputs]
+                if failed := next((c for c in completions if c.finish_reason == "error"), None):
+                    error = LineError("invalid_output", None, str(failed.stop_reason))
+                    errors.append(error.at(request.line, request.custom_id))
+                    write_line(errors_file, error_record(error))
+                    continue
                 write_line(output_file, answer_record(request, in_order, model_name))
                 num_answered += 1
     return num_answered

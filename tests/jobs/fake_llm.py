@@ -15,6 +15,7 @@ class FakeLLM:
     def __init__(self, model: str = "fake", **options: Any) -> None:
         self.model, self.options = model, options
         self.stats: dict[str, Any] = {}
+        self.sampling_defaults: dict[str, Any] = {}
         self.params: list[SamplingParams] = []  # of the last job
         self.after_each: Callable[[], None] = lambda: None  # called when the consumer asks for the next answer
 
