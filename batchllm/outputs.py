@@ -10,11 +10,11 @@ class CompletionOutput:
     """One of a request's `n` completions."""
 
     index: int
-    text: str  # without the stop string or stop token unless include_stop_str_in_output
+    text: str  # what follows the prompt's; without the stop string or stop token unless include_stop_str_in_output
     token_ids: list[int]  # everything that was generated, a final stop token included
     cumulative_logprob: float  # sum of the tokens' log-probabilities under the model, in nats
-    finish_reason: str  # "stop" or "length"
-    stop_reason: int | str | None = None  # the stop token id or stop string; None for end-of-sequence and "length"
+    finish_reason: str  # "stop" or "length"; "error" where the tokens could not be decoded
+    stop_reason: int | str | None = None  # the stop token id or stop string, or what failed; else None
 
 
 @dataclass

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -82,10 +83,16 @@ class BatchRequest:
     model: str | None
     prompts: list[BatchPrompt]
     params: SamplingParams
+    named_fields: frozenset[str] = frozenset()  # of the parameters, those that the line gives
 
     @property
     def is_chat(self) -> bool:
         return self.url == CHAT_URL
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> BatchRequest:
+        """Fields of the parameters that the line does not give; its limit is the command's or OpenAI's."""
+        absent = {k: v for k, v in defaults.items() if k not in self.named_fields and k != "max_tokens"}
+        return replace(self, params=msgspec.structs.replace(self.params, **absent))
 
     def seeded_params(self, prompt_index: int, job_seed: int) -> SamplingParams:
         """The line's own seed, or one made from its custom_id: the order of the file never changes an answer."""
@@ -121,6 +128,7 @@ def parse_line(data: bytes, line: int, line_of: dict[str, int], *, chat_max_toke
                 prompt_field="messages" if is_chat else "prompt",
                 default_max_tokens=chat_max_tokens if is_chat else DEFAULT_COMPLETIONS_MAX_TOKENS,
             ),
+            named_fields=SAMPLING_FIELDS & body.keys(),
         )
     except LineError as error:
         raise error.at(line, custom_id) from None

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from jinja2 import TemplateError
-
 from batchllm.jobs.openai_batch import BatchPrompt, BatchRequest, Conversation, LineError, parse_line
 from batchllm.jobs.openai_records import answer_record, error_record
 from batchllm.outputs import JobProgress, RequestOutput
@@ -69,10 +67,12 @@ def run_batch_file(
     files.check()
     requests, errors = read_requests(files.input, chat_max_tokens)
     llm = load_llm()
+    if any(request.is_chat for request in requests):
+        llm.check_chat_template()
     owners: list[tuple[BatchRequest, int]] = []  # of each prompt of the job: its request, and its place there
     prompts: list[list[int]] = []
     params: list[SamplingParams] = []
-    for request in requests:
+    for request in (request.with_defaults(llm.sampling_defaults) for request in requests):
         try:
             token_ids, request_params = tokenize(llm, request, seed)
         except LineError as error:
@@ -112,6 +112,12 @@ def answer_all(
             if len(outputs) == len(request.prompts):
                 del unfinished[request.line]
                 in_order = [outputs[i] for i in range(len(outputs))]
+                completions = [completion for output in in_order for completion in output.outputs]
+                if failed := next((c for c in completions if c.finish_reason == "error"), None):
+                    error = LineError("invalid_output", None, str(failed.stop_reason))
+                    errors.append(error.at(request.line, request.custom_id))
+                    write_line(errors_file, error_record(error))
+                    continue
                 write_line(output_file, answer_record(request, in_order, model_name))
                 num_answered += 1
     return num_answered
@@ -149,7 +155,7 @@ def tokenize(reader: PromptReader, request: BatchRequest, seed: int) -> tuple[li
         params = [request.seeded_params(at, seed) for at in range(len(token_ids))]
         for ids, p in zip(token_ids, params, strict=True):
             reader.check_request(ids, p)
-    except (ValueError, TypeError, TemplateError) as error:
+    except ValueError as error:
         param = "body.messages" if request.is_chat else "body.prompt"
         raise LineError("invalid_prompt", param, str(error)).at(request.line, request.custom_id) from None
     return token_ids, params
