@@ -17,7 +17,7 @@ from batchllm.engine import Engine, Finished, Job
 from batchllm.kv_cache import affordable_kv_tokens
 from batchllm.model import Model
 from batchllm.ops import GpuOps
-from batchllm.outputs import CompletionOutput, JobProgress, RequestOutput
+from batchllm.outputs import MODEL_LENGTH, CompletionOutput, JobProgress, RequestOutput
 from batchllm.prompts import Prompt, RequestLimits, params_list, parse_prompt, prompt_list
 from batchllm.runner import CpuRunner, Gpu, GpuRunner, Runner
 from batchllm.sampling import Sampler, stream_seed
@@ -273,6 +273,8 @@ class LLM:
             text = self._tokenizer.decode(finished.token_ids[: -1 if hide_last else None], params)
             if finished.stopped and (params.ignore_eos or last not in self.config.eos_token_ids):
                 stop_reason = last
+            elif not finished.stopped and len(finished.token_ids) != params.max_tokens:
+                stop_reason = MODEL_LENGTH
         return CompletionOutput(
             index=sample,
             text=text,

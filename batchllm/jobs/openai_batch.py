@@ -87,6 +87,10 @@ class BatchRequest:
     def is_chat(self) -> bool:
         return self.url == CHAT_URL
 
+    def names_another(self, model_name: str) -> bool:
+        """Whether the line names a model, by itself or after a directory or an organisation, other than that."""
+        return self.model is not None and self.model.rstrip("/").rpartition("/")[2] != model_name
+
     def seeded_params(self, prompt_index: int, job_seed: int) -> SamplingParams:
         """The line's own seed, or one made from its custom_id: the order of the file never changes an answer."""
         if self.params.seed is not None:

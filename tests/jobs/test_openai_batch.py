@@ -259,7 +259,7 @@ def test_chat_answer_has_openais_shape() -> None:
     assert isinstance(body.pop("created"), int)
     assert body == {
         "object": "chat.completion",
-        "model": "m",
+        "model": "dir",  # the one that ran; the line names "m"
         "choices": [
             {
                 "index": 0,
