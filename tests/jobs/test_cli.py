@@ -85,7 +85,7 @@ def test_silent_options_leave_the_choice_to_the_model(made: list[FakeLLM], in_js
 
 def test_seed_moves_the_seeds_of_requests(made: list[FakeLLM], in_jsonl: Path) -> None:
     for seed in (0, 0, 1):
-        call("run", in_jsonl, "-o", in_jsonl.with_name("o"), "--model", "m", "--seed", seed)
+        call("run", in_jsonl, "-o", in_jsonl.with_name(f"o{len(made)}"), "--model", "m", "--seed", seed)
     seeds = [[params.seed for params in llm.params] for llm in made]
     assert seeds[0] == seeds[1]
     assert not set(seeds[0]) & set(seeds[2])
@@ -134,7 +134,7 @@ def test_interrupted_while_it_loads_a_job_leaves_old_answers_alone(
     monkeypatch.setattr("batchllm.api.LLM", interrupt)
     old = in_jsonl.with_name("o")
     old.write_text("old answers")
-    result = call("run", in_jsonl, "-o", old, "--model", "m")
+    result = call("run", in_jsonl, "-o", old, "--model", "m", "--overwrite")
     assert result.exit_code == 130
     assert "interrupted; nothing was written" in result.stderr
     assert old.read_text() == "old answers"

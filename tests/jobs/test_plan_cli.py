@@ -26,7 +26,7 @@ def call(*args: object) -> Result:
 
 def planned(*args: object, folder: Path, exit_code: int = 0) -> dict[str, Any]:
     """The figures, from --json."""
-    result = call(*args, "--json", folder / "plan.json")
+    result = call(*args, "--json", folder / "plan.json", "--overwrite")
     assert result.exit_code == exit_code, result.output
     return dict(json.loads((folder / "plan.json").read_text()))
 
@@ -128,7 +128,7 @@ def test_lines_that_cannot_run_are_reported_and_left_out(config: Path, tmp_path:
     assert codes == {7: "invalid_json_line", 8: "duplicate_custom_id"} | dict.fromkeys((9, 10, 11), "invalid_prompt")
     ids = {record["custom_id"] for record in read_records(tmp_path / "to" / "shard-0001-of-0001.jsonl")}
     assert ids == {"a0", "a1", "a2", "b0", "b1", "b2"}
-    result = call(in_jsonl, *options)
+    result = call(in_jsonl, *options, "--overwrite")
     assert "6 lines (5 more cannot run), 6 requests" in result.stdout
     stderr = result.stderr
     assert "line 9: body.prompt: prompt_token_ids[0] is 1000, but the vocabulary has 1000 tokens" in stderr
