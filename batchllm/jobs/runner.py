@@ -170,7 +170,7 @@ class PromptReader(Protocol):
     """The part of `LLM` that makes token ids of prompts and says which it takes."""
 
     def tokenize(self, texts: list[str]) -> list[list[int]]: ...
-    def apply_chat_template(self, messages: Sequence[Message]) -> list[int]: ...
+    def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]: ...
     def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None: ...
 
 
@@ -190,7 +190,7 @@ def tokenize(reader: PromptReader, request: BatchRequest, seed: int) -> tuple[li
 
 def token_ids_of(reader: PromptReader, prompt: BatchPrompt) -> list[int]:
     if isinstance(prompt, Conversation):
-        return reader.apply_chat_template(prompt.messages)
+        return reader.apply_chat_template(prompt.messages, **prompt.template_options)
     if isinstance(prompt, str):
         return reader.tokenize([prompt])[0]
     return prompt
