@@ -127,7 +127,7 @@ def run_batch_file(
     except KeyboardInterrupt as interrupt:
         raise JobInterrupted(f"the answers so far are in {files.output}") from interrupt
     except ValueError as error:
-        raise ValueError(f"{error}; the {num_answered:,} answers before are in {files.output}") from error
+        raise ValueError(f"{error}; the answers so far are in {files.output}") from error
     return JobSummary(num_answered, len(errors), llm.stats, num_other_model, num_cut)
 
 
