@@ -80,8 +80,8 @@ class LLM:
             torch.set_num_threads(num_threads)
 
         self.directory = resolve_model(model)
-        self._tokenizer = Tokenizer(self.directory)
         self.config = ModelConfig.from_directory(self.directory)
+        self._tokenizer = Tokenizer(self.directory, self.config.max_model_len)
         if type(seed) is not int:
             raise ValueError(f"seed: expected an integer, got {seed!r}")
         self.seed = seed
@@ -166,7 +166,10 @@ class LLM:
         return self._generate(token_ids, [None] * len(token_ids), params, use_tqdm)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, with the special tokens that the tokenizer adds to a prompt."""
+        """Token ids of each text, with the special tokens that the tokenizer adds to a prompt.
+
+        Raises ValueError for a text so long that no number of tokens the model takes can hold it.
+        """
         return self._tokenizer.encode(texts)
 
     def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]:
@@ -312,6 +315,11 @@ class LLM:
         """(token ids, texts); the text is None where the prompt came as token ids."""
         parsed = [parse_prompt(index, prompt) for index, prompt in enumerate(prompts)]
         texts = [text for text, _ in parsed]
+        for index, text in enumerate(texts):
+            try:
+                self._tokenizer.check_length(text or "")
+            except ValueError as error:
+                raise ValueError(f"prompt {index}: {error}") from None
         given = [text for text in texts if text is not None]
         encoded = iter(self.tokenize(given) if given else [])
         return [next(encoded) if ids is None else ids for _, ids in parsed], texts

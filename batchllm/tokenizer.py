@@ -18,15 +18,21 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 class Tokenizer:
-    """Encodes, renders chats and decodes; keeps the seconds that loading and encoding took."""
+    """Encodes, renders chats and decodes; keeps the seconds that loading and encoding took.
 
-    def __init__(self, directory: Path) -> None:
+    max_tokens: of the longest prompt that is of use. A text that cannot be one by its length alone is refused before it
+        is encoded; None encodes every text.
+    """
+
+    def __init__(self, directory: Path, max_tokens: int | None = None) -> None:
         self.directory = directory
+        self.max_tokens = max_tokens
         self.exists = any(directory.glob("tokenizer*"))
         self.load_s = 0.0
         self.encode_s = 0.0
         self._hugging_face: Any = None
         self._backend: tokenizers.Tokenizer | None = None
+        self._longest_token = 0
 
     def hugging_face(self) -> Any:
         """The transformers tokenizer. Raises ValueError if it cannot be loaded."""
@@ -72,7 +78,22 @@ class Tokenizer:
         tokens = config.get("added_tokens_decoder", {}).values()
         return [tokenizers.AddedToken(token["content"], special=True) for token in tokens if token.get("special")]
 
+    def check_length(self, text: str) -> None:
+        """Raises ValueError for a text that max_tokens of the longest token cannot hold: encoding takes a hundred bytes
+        for each of it."""
+        if self.max_tokens is None or len(text) <= self.max_tokens:
+            return
+        self._longest_token = self._longest_token or max(map(len, self.backend().get_vocab()))
+        if len(text) > self.max_tokens * self._longest_token:
+            raise ValueError(
+                f"the prompt has {len(text):,} characters, and the model takes {self.max_tokens:,} tokens of at most "
+                f"{self._longest_token}"
+            )
+
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of each text. Raises ValueError as `check_length`."""
+        for text in texts:
+            self.check_length(text)
         tokenizer = self.hugging_face()
         start = time.perf_counter()
         token_ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]
