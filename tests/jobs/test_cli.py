@@ -145,6 +145,17 @@ def test_wrong_usage_is_exit_status_2(args: list[str]) -> None:
     assert call(*args).exit_code == 2
 
 
+def test_nothing_of_a_name_or_an_error_is_obeyed_by_a_terminal(in_jsonl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise ValueError("config.json: model_type: got '\x1b[2J'")
+
+    monkeypatch.setattr("batchllm.api.LLM", refuse)
+    result = call("run", in_jsonl, "-o", in_jsonl.with_name("o"), "--model", "m\x1b[2J")
+    assert result.exit_code == 1
+    assert r"loading m\x1b[2J" in result.stderr
+    assert {c for c in result.stdout + result.stderr if not c.isprintable()} == {"\n"}
+
+
 def test_version() -> None:
     assert call("--version").stdout == f"batchllm {batchllm.__version__}\n"
 
