@@ -62,6 +62,7 @@ class LLM:
         seed: int = 0,
     ) -> None:
         start = time.perf_counter()
+        ext.cpu_isa()  # raises ValueError for an unknown BATCHLLM_ISA
         torch_device = _torch_device(device)
         torch_dtype = _torch_dtype(dtype, torch_device)
         if not (levels is None or (type(levels) is int and levels in (0, 1))):

@@ -5,6 +5,7 @@ An answer is written as its request completes, so a job that is killed keeps wha
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -80,7 +81,7 @@ def run_batch_file(
     on_progress: OnProgress | None = None,
     log: Callable[[str], None] = lambda text: None,
 ) -> JobSummary:
-    """Answers every line of files.input. No file is touched before the input is read and the model loaded.
+    """Answers every line of files.input. No file is opened before the model is loaded, or replaced before it answers.
 
     model_name: in the answers.
     chat_max_tokens: for chat requests that name no limit.
@@ -88,7 +89,7 @@ def run_batch_file(
     log: is told the errors where there is no file for them.
 
     Raises OSError or ValueError before anything is written, and OSError where an output fails; JobInterrupted for a
-    KeyboardInterrupt once files are written.
+    KeyboardInterrupt after that.
     """
     files.check()
     requests, errors = read_requests(files.input, chat_max_tokens)
@@ -108,26 +109,29 @@ def run_batch_file(
     errors.sort(key=lambda error: error.line or 0)
 
     num_answered = num_other_model = num_cut = 0
-    try:
-        with ExitStack() as stack:
-            output_file = stack.enter_context(RecordFile("output", files.output, overwrite=files.overwrite))
+    with ExitStack() as stack:
+        output_file = stack.enter_context(RecordFile("output", files.output, overwrite=files.overwrite))
+        if files.errors:
+            errors_file = stack.enter_context(RecordFile("errors", files.errors, overwrite=files.overwrite))
+        results = answers(llm, owners, prompts, params, on_progress)
+        first = list(itertools.islice(results, 1))  # with it the engine stands; until then nothing is replaced
+        try:
+            output_file.empty()
             if files.errors:
-                errors_file = stack.enter_context(RecordFile("errors", files.errors, overwrite=files.overwrite))
                 errors_file.empty()
                 errors_file.write(b"".join(map(error_record, errors)))
             else:
                 for line_error in errors:
                     log(f"line {line_error.line}: {line_error}")
-            output_file.empty()
-            for request, outputs in answers(llm, owners, prompts, params, on_progress):
+            for request, outputs in itertools.chain(first, results):
                 output_file.write(answer_record(request, outputs, model_name))
                 num_answered += 1
                 num_other_model += request.names_another(model_name)
                 num_cut += any(completion.is_cut for output in outputs for completion in output.outputs)
-    except KeyboardInterrupt as interrupt:
-        raise JobInterrupted(f"the answers so far are in {files.output}") from interrupt
-    except ValueError as error:
-        raise ValueError(f"{error}; the answers so far are in {files.output}") from error
+        except KeyboardInterrupt as interrupt:
+            raise JobInterrupted(f"the answers so far are in {files.output}") from interrupt
+        except ValueError as error:
+            raise ValueError(f"{error}; the answers so far are in {files.output}") from error
     return JobSummary(num_answered, len(errors), llm.stats, num_other_model, num_cut)
 
 

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 import batchllm
 import batchllm.api
 from batchllm.cli import app
+from batchllm.outputs import RequestOutput
 from tests.jobs.batch_lines import chat_line, completion_line, read_records, write_lines
 from tests.jobs.fake_llm import FakeLLM
 
@@ -116,7 +119,10 @@ def test_a_missing_model_is_exit_status_1_and_one_line(in_jsonl: Path) -> None:
 def test_an_interrupted_job_is_exit_status_130_and_says_where_its_answers_are(
     made: list[FakeLLM], in_jsonl: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*args: object, **options: object) -> None:
+    generate = FakeLLM.generate_as_completed
+
+    def interrupt(*args: Any, **options: Any) -> Iterator[tuple[int, RequestOutput]]:
+        yield next(generate(*args, **options))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(FakeLLM, "generate_as_completed", interrupt)

@@ -180,6 +180,21 @@ def test_nothing_is_replaced_before_the_model_stands_and_every_file_is_ours(tmp_
     assert [(tmp_path / name).read_text() for name in names] == ["old", "old"]
 
 
+@pytest.mark.parametrize("error", [ValueError("no pool"), MemoryError(), KeyboardInterrupt()])
+def test_old_answers_stay_until_there_is_a_new_one(files: BatchFiles, error: BaseException) -> None:
+    class Refusing(FakeLLM):
+        def generate_as_completed(self, *args: Any, **options: Any) -> Iterator[tuple[int, RequestOutput]]:
+            raise error
+
+    assert files.errors
+    write_lines(files.input, [completion_line("a"), b"bad"])
+    files.output.write_text("old answers")
+    files.errors.write_text("old errors")
+    with pytest.raises(type(error), match=f"^{error}$"):
+        run(files, Refusing())
+    assert (files.output.read_text(), files.errors.read_text()) == ("old answers", "old errors")
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(garbage=st.lists(st.one_of(st.binary(), st.text().map(str.encode)), max_size=4))
 def test_garbage_lines_are_one_error_each_and_end_nothing(files: BatchFiles, garbage: list[bytes]) -> None:
