@@ -118,7 +118,11 @@ def run(
     model: Annotated[str, typer.Option(help="Hugging Face model directory (or hub id).")],
     errors: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Lines without an answer.", show_default="OUT.errors.jsonl"),
+        typer.Option(
+            metavar="FILE",
+            help="Lines without an answer.",
+            show_default="OUT.errors.jsonl, or the log if OUT is no file",
+        ),
     ] = None,
     overwrite: Overwrite = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="Limit of a chat answer that names none.")] = 256,
@@ -173,7 +177,7 @@ def run(
         from batchllm.jobs.report import show_progress, summary_table, write_summary
         from batchllm.jobs.runner import BatchFiles, errors_beside, run_batch_file
 
-        files = BatchFiles(input, output, errors or errors_beside(output), json_summary, overwrite)
+        files = BatchFiles(input, output, errors or errors_beside(output), json_summary, overwrite, model)
         with show_progress(log) as on_progress:
             summary = run_batch_file(
                 files,

@@ -11,7 +11,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -90,12 +90,17 @@ def rereadable(path: Path) -> Iterator[Path]:
         yield Path(copy.name)
 
 
-def check_files(input: Path, outputs: Mapping[str, Path | None], *, overwrite: bool) -> None:
+def check_files(
+    input: Path, outputs: Mapping[str, Path | None], *, overwrite: bool, model_files: Iterable[Path] = ()
+) -> None:
     """Raises OSError or ValueError where the input is missing, an output cannot be written, holds something that may
     not be replaced or is another job's, or two are one file. Changes nothing, and opens no pipe."""
     if input != STANDARD_INPUT and not input.exists():
         raise FileNotFoundError(f"input {str(input)!r}: no such file")
     names: dict[FileId, str] = {}
+    for model_file in model_files:  # of which some may be one, in a cache
+        if file_id := identify(model_file):
+            names[file_id] = "model"
     claim(names, "standard error", STDERR)
     claim(names, "input", STDIN if input == STANDARD_INPUT else input)
     for name, path in outputs.items():

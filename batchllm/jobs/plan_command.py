@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 import batchllm_ext as ext
-from batchllm.config import positive_int, read_json, resolve_model
+from batchllm.config import model_files, positive_int, read_json, resolve_model
 from batchllm.jobs.files import check_files, check_writable, rereadable, write_file
 from batchllm.jobs.openai_batch import LineError
 from batchllm.jobs.openai_records import error_record
@@ -35,7 +35,7 @@ class PlanFiles:
     num_shards: int = 0
     overwrite: bool = False  # of files that are not empty
 
-    def check(self) -> None:
+    def check(self, model: str) -> None:
         """Raises OSError or ValueError for files that no plan can be made with. Changes none of them."""
         if self.plot and self.plot.suffix.lower() not in PLOT_SUFFIXES:
             raise ValueError(f"plot {str(self.plot)!r}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}")
@@ -47,7 +47,7 @@ class PlanFiles:
                 raise NotADirectoryError(f"shards {str(directory)!r}: is a file, not a directory")
             else:
                 check_writable("shards", directory)
-        check_files(self.input, outputs, overwrite=self.overwrite)
+        check_files(self.input, outputs, overwrite=self.overwrite, model_files=model_files(model))
 
 
 def plan_batch_file(
@@ -68,7 +68,7 @@ def plan_batch_file(
 
     Raises OSError or ValueError before anything is written.
     """
-    files.check()
+    files.check(model)
     config_path = find_config(model)
     shape, device = ModelShape.from_config(config_path), DEVICES[device_name]
     if kv_tokens is None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from batchllm.config import model_files
 from batchllm.jobs.files import RecordFile, check_files, read_lines
 from batchllm.jobs.openai_batch import BatchPrompt, BatchRequest, Conversation, LineError, parse_line
 from batchllm.jobs.openai_records import answer_record, error_record
@@ -33,11 +34,13 @@ class BatchFiles:
     errors: Path | None  # None: errors are logged
     summary: Path | None = None
     overwrite: bool = False  # of files that are not empty
+    model: str | None = None  # a directory, whose files are none of the others
 
     def check(self) -> None:
         """Raises OSError or ValueError for files that no job can run with. Changes none of them."""
         outputs = {"output": self.output, "errors": self.errors, "summary": self.summary}
-        check_files(self.input, outputs, overwrite=self.overwrite)
+        inputs = model_files(self.model) if self.model else []
+        check_files(self.input, outputs, overwrite=self.overwrite, model_files=inputs)
 
 
 def errors_beside(output: Path) -> Path | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from batchllm.config import model_files
 from batchllm.jobs.files import RecordFile, check_files, read_lines, rereadable
 from batchllm.jobs.runner import errors_beside
 
@@ -132,6 +133,23 @@ def test_no_output_is_the_input_or_another_output_by_any_name(tmp_path: Path, na
     (tmp_path / "dangling").symlink_to("other.jsonl")
     with pytest.raises(ValueError, match=r"plot '.*': is the (input|json) file"):
         check_files(source, {"json": other, "plot": tmp_path / name}, overwrite=True)
+
+
+def test_no_output_is_a_file_of_the_model(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "model.safetensors", "answers.jsonl"):
+        (tmp_path / "model" / name).touch()
+    (tmp_path / "other").hardlink_to(tmp_path / "model" / "model.safetensors")
+    (tmp_path / "in.jsonl").touch()
+
+    def check(output: str) -> None:
+        files = model_files(tmp_path / "model")
+        check_files(tmp_path / "in.jsonl", {"output": tmp_path / output}, overwrite=True, model_files=files)
+
+    for output in ("model/config.json", "other"):
+        with pytest.raises(ValueError, match=r"output '.*': is the model file"):
+            check(output)
+    check("model/answers.jsonl")
 
 
 def test_outputs_are_checked_before_anything_starts(tmp_path: Path) -> None:
