@@ -1,6 +1,6 @@
 """`batchllm` as a process of its own, with FakeLLM in the place of the model: python -m tests.jobs.fake_command ARGS
 
-FAKE_SECONDS: how long each answer takes.
+FAKE_SECONDS: how long each answer takes. FAKE_LOAD_SECONDS: how long the model takes to load.
 """
 
 import os
@@ -16,6 +16,7 @@ from tests.jobs.fake_llm import FakeLLM
 class SlowLLM(FakeLLM):
     def __init__(self, *args: str, **options: Any) -> None:
         super().__init__(*args, **options)
+        time.sleep(float(os.environ.get("FAKE_LOAD_SECONDS", "0")))
         self.after_each = lambda: time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
 
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,17 +21,22 @@ def in_jsonl(tmp_path: Path) -> Path:
     return write_lines(tmp_path / "in.jsonl", [completion_line(str(i)) for i in range(NUM_LINES)])
 
 
-def start(*args: object, seconds: float = 0, **options: Any) -> subprocess.Popen[str]:
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
-    environment = os.environ | {"FAKE_SECONDS": str(seconds), "PYTHONPATH": str(ROOT)}
-    command = [*COMMAND, *(str(arg) for arg in args)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **options)
+def start(*args: object, seconds: float = 0, load_seconds: float = 0) -> subprocess.Popen[str]:
+    environment = {"FAKE_SECONDS": str(seconds), "FAKE_LOAD_SECONDS": str(load_seconds), "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [*COMMAND, *(str(arg) for arg in args)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
-def run(*args: object, **options: Any) -> tuple[int, str, str]:
-    process = start(*args, **options)
+def run(*args: object) -> tuple[int, str, str]:
+    process = start(*args)
     out, err = process.communicate(timeout=60)
-    return process.returncode, out or "", err or ""
+    return process.returncode, out, err
 
 
 def shell(command: str, folder: Path) -> tuple[int, str, str]:
@@ -56,6 +60,19 @@ def test_a_stopped_job_keeps_its_answers_and_says_where(
     assert process.returncode == status
     assert err.endswith(f"batchllm: {word}; the answers so far are in {output}\n")
     assert 0 < len(read_records(output)) < NUM_LINES
+
+
+def test_a_job_stopped_while_it_loads_says_that_nothing_was_written(in_jsonl: Path) -> None:
+    output = in_jsonl.with_name("out.jsonl")
+    output.write_text("old answers")
+    process = start("run", in_jsonl, "-o", output, "--model", "m", "--overwrite", load_seconds=60)
+    assert process.stderr
+    assert process.stderr.readline() == "loading m\n"
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert err.endswith("batchllm: terminated; nothing was written\n")
+    assert output.read_text() == "old answers"
 
 
 def wait_for_answer(output: Path) -> None:
