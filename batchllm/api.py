@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 import batchllm_ext as ext
-from batchllm.config import ModelConfig, resolve_model
+from batchllm.config import GENERATION_CONFIG, ModelConfig, resolve_model, sampling_defaults
 from batchllm.engine import Engine, Finished, Job
 from batchllm.kv_cache import affordable_kv_tokens
 from batchllm.model import Model
@@ -22,7 +24,8 @@ from batchllm.prompts import Prompt, RequestLimits, params_list, parse_prompt, p
 from batchllm.runner import CpuRunner, Gpu, GpuRunner, Runner
 from batchllm.sampling import Sampler, stream_seed
 from batchllm.sampling_params import MAX_INT32, SamplingParams
-from batchllm.stopping import StopStringWatcher
+from batchllm.stopping import StopStringWatcher, text_after
+from batchllm.text import printable
 from batchllm.tokenizer import Message, Tokenizer
 from batchllm.weights import WeightReader
 
@@ -44,6 +47,11 @@ class LLM:
     max_batch_tokens: tokens of one forward pass that prefill may fill up to.
     num_threads: threads of torch and of the kernels (torch's setting is process-wide); None keeps torch's.
     seed: with the job's number and the prompt's index, seeds the requests that name no seed.
+    allow_special_tokens: whether special tokens in the messages of a chat are taken as such; otherwise, but for the
+        assistant's own turns, they are text.
+    generation_config: "auto" takes the temperature, top_p, top_k and max_tokens of `generate` and `chat` without
+        sampling_params from the model's generation_config.json, and warns of its settings that do not exist here;
+        "vllm" takes SamplingParams' own defaults, as in vLLM. SamplingParams that are given stay as they are.
 
     Raises FileNotFoundError or ValueError that names the file, the field or the tensor at fault.
     """
@@ -60,6 +68,8 @@ class LLM:
         max_batch_tokens: int | None = None,
         num_threads: int | None = None,
         seed: int = 0,
+        allow_special_tokens: bool = False,
+        generation_config: str = "auto",
     ) -> None:
         start = time.perf_counter()
         ext.cpu_isa()  # raises ValueError for an unknown BATCHLLM_ISA
@@ -77,12 +87,26 @@ class LLM:
                 _check_positive(name, value)
         if kv_cache_tokens is not None and kv_cache_tokens < page_size:
             raise ValueError(f"kv_cache_tokens: expected at least one page ({page_size} tokens), got {kv_cache_tokens}")
+        if generation_config not in ("auto", "vllm"):
+            raise ValueError(f"generation_config: expected 'auto' or 'vllm', got {generation_config!r}")
         if num_threads is not None:
             torch.set_num_threads(num_threads)
 
         self.directory = resolve_model(model)
         self.config = ModelConfig.from_directory(self.directory)
-        self._tokenizer = Tokenizer(self.directory, self.config.max_model_len)
+        self.sampling_defaults: dict[str, Any] = {}  # fields of SamplingParams
+        if generation_config == "auto":
+            self.sampling_defaults, others = sampling_defaults(self.directory)
+            if others:
+                settings = printable(", ".join(f"{name}={value!r:.40}" for name, value in others.items()))
+                message = f"{self.directory / GENERATION_CONFIG}: not supported, and not applied: {settings}"
+                warnings.warn(message, stacklevel=2)
+        self._tokenizer = Tokenizer(
+            self.directory, self.config.max_model_len, allow_special_tokens=allow_special_tokens
+        )
+        # What any of the model's files names as an end of sequence is one.
+        known = [token for token in self._tokenizer.eos_token_ids if token < self.config.vocab_size]
+        self._eos_token_ids = tuple(dict.fromkeys((*self.config.eos_token_ids, *known)))
         if type(seed) is not int:
             raise ValueError(f"seed: expected an integer, got {seed!r}")
         self.seed = seed
@@ -96,7 +120,9 @@ class LLM:
         loaded.pack_weights()
         if kv_cache_tokens is None:
             kv_cache_tokens = max(affordable_kv_tokens(self.config, torch_dtype, torch_device), page_size)
-        self._limits = RequestLimits(self.config.vocab_size, self.config.max_model_len, page_size, kv_cache_tokens)
+        self._limits = RequestLimits(
+            self.config.vocab_size, self.config.max_model_len, page_size, kv_cache_tokens, self._eos_token_ids
+        )
         self._num_jobs = 0
         self._engine = Engine(
             model=loaded,
@@ -123,6 +149,10 @@ class LLM:
         """The model's Hugging Face tokenizer. Raises ValueError if it cannot be loaded."""
         return self._tokenizer.hugging_face()
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What `generate` and `chat` take where none are given."""
+        return SamplingParams(**self.sampling_defaults)
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -133,13 +163,13 @@ class LLM:
         """Answers every prompt; the outputs are in the order of the prompts.
 
         prompts: text, token ids, {"prompt": text} or {"prompt_token_ids": ids}, or a list of these.
-        sampling_params: one for all, or one for each prompt.
+        sampling_params: one for all, or one for each prompt; None takes `get_default_sampling_params`.
         use_tqdm: show a progress bar; a callable is used in tqdm's place.
 
         Raises ValueError, before anything runs, that names the index of the prompt at fault.
         """
         items = prompt_list(prompts)
-        params = params_list(sampling_params, len(items))
+        params = params_list(self._or_default(sampling_params), len(items))
         token_ids, texts = self._parse_prompts(items)
         return self._generate(token_ids, texts, params, use_tqdm)
 
@@ -153,11 +183,15 @@ class LLM:
     ) -> list[RequestOutput]:
         """`generate` for one conversation or a list of them, each rendered with the model's chat template.
 
-        template_options go to `apply_chat_template` (chat_template, add_generation_prompt, tools, ...).
+        template_options: those of transformers' `apply_chat_template` (chat_template, add_generation_prompt, tools,
+            documents, continue_final_message), and variables of the template (enable_thinking), which may also stand
+            in chat_template_kwargs. A template runs in a process of its own, for 5 s and in 1 GiB at most.
+
+        Raises ValueError that names the conversation, before anything runs.
         """
         is_one = len(messages) > 0 and isinstance(messages[0], dict)
         conversations: list[Any] = [messages] if is_one else list(messages)
-        params = params_list(sampling_params, len(conversations))
+        params = params_list(self._or_default(sampling_params), len(conversations))
         token_ids = []
         for index, conversation in enumerate(conversations):
             try:
@@ -176,6 +210,10 @@ class LLM:
     def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]:
         """Token ids of a conversation in the model's chat template, opened for the assistant's answer."""
         return self._tokenizer.encode_chat(messages, **{"add_generation_prompt": True, **options})
+
+    def check_chat_template(self) -> None:
+        """Raises ValueError where the model's chat template can render no conversation at all."""
+        self._tokenizer.check_chat_template()
 
     def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         """Raises ValueError, with the numbers, if this request could never run."""
@@ -205,8 +243,6 @@ class LLM:
         params: Sequence[SamplingParams],
         on_progress: Callable[[JobProgress], None] | None,
     ) -> Iterator[tuple[int, RequestOutput]]:
-        if self._tokenizer.exists:
-            self._tokenizer.backend()  # its loading belongs to no phase of the job
         start = time.perf_counter()
         tokenize_s, self._tokenizer.encode_s = self._tokenizer.encode_s, 0.0  # since the last job
         detokenize_s = 0.0
@@ -218,9 +254,10 @@ class LLM:
         for finished in self._engine.run(job, on_progress):
             index, sample = completions[finished.request_id]
             clock = time.perf_counter()
-            done.setdefault(index, []).append(self._completion(finished, sample, params[index], job.stop_strings))
-            detokenize_s += time.perf_counter() - clock
             ids = list(prompts[index])
+            completion = self._completion(finished, ids, sample, params[index], job.stop_strings)
+            done.setdefault(index, []).append(completion)
+            detokenize_s += time.perf_counter() - clock
             computed[index] += len(ids) - finished.num_cached_tokens
             if len(done[index]) == params[index].n:
                 outputs = sorted(done.pop(index), key=lambda output: output.index)
@@ -243,7 +280,9 @@ class LLM:
         row_params = [params[index] for index, _ in completions]
         unnamed = f"{self.seed}/{self._num_jobs}/{{}}"  # so that asking again gives other answers
         seeds = [
-            stream_seed(unnamed.format(index) if params[index].seed is None else str(params[index].seed), sample)
+            stream_seed(
+                unnamed.format(index) if params[index].seed is None else str(params[index].seed), sample, arrays[index]
+            )
             for index, sample in completions
         ]
         indptr = np.zeros(len(rows) + 1, np.int64)
@@ -260,33 +299,52 @@ class LLM:
             indptr=indptr,
             max_output_tokens=np.array(max_output_tokens, np.int32),
             expected_output_tokens=np.array(known, np.int32),
-            sampler=Sampler.create(row_params, np.array(seeds, np.uint64), self.config.eos_token_ids),
-            stop_strings=StopStringWatcher(row_params, self._tokenizer.backend() if needs_text else None),
+            sampler=Sampler.create(row_params, np.array(seeds, np.uint64), self._eos_token_ids),
+            stop_strings=StopStringWatcher(
+                row_params,
+                self._tokenizer.backend() if needs_text else None,
+                [prompts[index] for index, _ in completions],
+            ),
         )
 
     def _completion(
-        self, finished: Finished, sample: int, params: SamplingParams, stop_strings: StopStringWatcher
+        self,
+        finished: Finished,
+        prompt: Sequence[int],
+        sample: int,
+        params: SamplingParams,
+        stop_strings: StopStringWatcher,
     ) -> CompletionOutput:
-        match = stop_strings.forget(finished.request_id)
+        """Its finish_reason is "error", with what failed as its stop_reason, where its tokens cannot be decoded."""
         last = finished.token_ids[-1]
+        finish_reason = "stop" if finished.stopped else "length"
         stop_reason: int | str | None = None
-        if match:
-            text, stop_reason = match.text, match.stop
-        else:
-            hide_last = finished.stopped and not params.include_stop_str_in_output
-            text = self._tokenizer.decode(finished.token_ids[: -1 if hide_last else None], params)
-            if finished.stopped and (params.ignore_eos or last not in self.config.eos_token_ids):
-                stop_reason = last
-            elif not finished.stopped and len(finished.token_ids) != params.max_tokens:
-                stop_reason = MODEL_LENGTH
+        try:
+            if match := stop_strings.forget(finished.request_id):
+                text, stop_reason = match.text, match.stop
+            else:
+                hide_last = finished.stopped and not params.include_stop_str_in_output
+                decode = partial(self._tokenizer.decode, params=params)
+                text = text_after(decode, prompt, finished.token_ids[: -1 if hide_last else None])
+                if finished.stopped and (params.ignore_eos or last not in self._eos_token_ids):
+                    stop_reason = last
+                elif not finished.stopped and len(finished.token_ids) != params.max_tokens:
+                    stop_reason = MODEL_LENGTH
+        except ValueError as error:
+            text, finish_reason, stop_reason = "", "error", str(error)
         return CompletionOutput(
             index=sample,
             text=text,
             token_ids=finished.token_ids,
             cumulative_logprob=finished.cumulative_logprob,
-            finish_reason="stop" if finished.stopped else "length",
+            finish_reason=finish_reason,
             stop_reason=stop_reason,
         )
+
+    def _or_default(
+        self, sampling_params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> SamplingParams | Sequence[SamplingParams]:
+        return self.get_default_sampling_params() if sampling_params is None else sampling_params
 
     def _generate(
         self,
@@ -316,14 +374,24 @@ class LLM:
         """(token ids, texts); the text is None where the prompt came as token ids."""
         parsed = [parse_prompt(index, prompt) for index, prompt in enumerate(prompts)]
         texts = [text for text, _ in parsed]
-        for index, text in enumerate(texts):
-            try:
-                self._tokenizer.check_length(text or "")
-            except ValueError as error:
-                raise ValueError(f"prompt {index}: {error}") from None
-        given = [text for text in texts if text is not None]
-        encoded = iter(self.tokenize(given) if given else [])
+        given = [(index, text) for index, text in enumerate(texts) if text is not None]
+        encoded = iter(self._encode(given))
         return [next(encoded) if ids is None else ids for _, ids in parsed], texts
+
+    def _encode(self, texts: list[tuple[int, str]]) -> list[list[int]]:
+        """All at once; one at a time where that fails, to name the prompt's index."""
+        if not texts:
+            return []
+        self.get_tokenizer()  # what is wrong with it is no prompt's fault
+        try:
+            return self.tokenize([text for _, text in texts])
+        except ValueError:
+            for index, text in texts:
+                try:
+                    self.tokenize([text])
+                except ValueError as error:
+                    raise ValueError(f"prompt {index}: {error}") from None
+            raise
 
 
 def _torch_device(device: str) -> torch.device:

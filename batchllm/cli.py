@@ -49,6 +49,11 @@ class Levels(str, Enum):
     single = "1"
 
 
+class GenerationConfig(str, Enum):
+    auto = "auto"
+    vllm = "vllm"
+
+
 class DeviceName(str, Enum):
     a100 = "a100"
     h100 = "h100"
@@ -130,6 +135,13 @@ def run(
     levels: Annotated[
         Levels, typer.Option(help="Depth of prefix sharing: any (auto), a single level (1), none (0).")
     ] = Levels.auto,
+    generation_config: Annotated[
+        GenerationConfig,
+        typer.Option(help="auto: the model's temperature, top_p and top_k where a line has none; vllm: 1, 1 and 0."),
+    ] = GenerationConfig.auto,
+    allow_special_tokens: Annotated[
+        bool, typer.Option("--allow-special-tokens", help="Special tokens in messages are no text.")
+    ] = False,
     dtype: Annotated[Dtype, typer.Option(help="auto: bfloat16 where the CPU multiplies it.")] = Dtype.auto,
     device: Annotated[RunDevice, typer.Option(help="auto: the CPU. cuda has not run on a GPU yet.")] = RunDevice.auto,
     kv_cache_tokens: Annotated[
@@ -148,8 +160,8 @@ def run(
 
     Lines: POST to /v1/chat/completions or /v1/completions. Answers are written as they complete, in any order;
     match them by custom_id. Without a limit of its own, a chat answer ends after --max-tokens and a completion
-    after 16 tokens; temperature is 1. An answer that the model's length ends before its limit has the finish_reason
-    "length" and the stop_reason "max_model_len".
+    after 16 tokens; without a temperature, top_p or top_k it has those of the model's generation_config.json. An answer
+    that the model's length ends before its limit has the finish_reason "length" and the stop_reason "max_model_len".
 
     Exit status: 0 every line was answered; 3 the job ran, but some lines failed (see --errors); 1 the job could
     not run, or its answers not be written; 2 wrong usage; 130 interrupted and 143 terminated, with the answers so
@@ -170,6 +182,8 @@ def run(
             kv_cache_tokens=kv_cache_tokens,
             max_batch_tokens=max_batch_tokens,
             num_threads=num_threads,
+            generation_config=generation_config.value,
+            allow_special_tokens=allow_special_tokens,
         )
 
     with exit_status(log, when_interrupted="; nothing was written"):

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -60,8 +61,11 @@ class Engine:
 
     @torch.inference_mode()
     def run(self, job: Job, on_progress: Callable[[JobProgress], None] | None = None) -> Iterator[Finished]:
-        """Answers every request of the job, each as it finishes. Raises ValueError, before anything runs, for a
-        request that the KV pool can never hold."""
+        """Answers every request of the job, each as it finishes.
+
+        Raises ValueError, before anything runs, for a request that the KV pool can never hold; and in the first step
+        whose logits are not finite, after which every answer would be worthless.
+        """
         clock = PhaseClock()
         with clock("plan"):
             planner, kv_cache = self._plan(job)
@@ -83,7 +87,7 @@ class Engine:
         logprobs = np.zeros(len(job.max_output_tokens), np.float64)  # [n], of the tokens so far, summed
         remaining_tokens = int(job.max_output_tokens.sum())
         next_progress_s = 0.0
-        while True:
+        for step in count(1):
             with clock("schedule"):
                 batch = planner.next_batch()
                 if batch is None:
@@ -95,6 +99,10 @@ class Engine:
                 hidden = self.runner.forward(batch, plan, logit_plan, kv_cache)
             ids = batch.logit_request_ids
             sampled, step_logprobs = self._sample(job, hidden, ids, num_output_tokens[ids], clock)
+            if not np.isfinite(step_logprobs).all():  # as they are where one logit of a row is not
+                raise ValueError(
+                    f"the logits are not finite since step {step} of the job: weights of the model are not, or overflow"
+                )
             with clock("sample"):
                 num_output_tokens[ids] += 1
                 logprobs[ids] += step_logprobs

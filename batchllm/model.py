@@ -45,7 +45,7 @@ class Model:
         self.layers = [_load_layer(reader, config, f"model.layers.{i}.") for i in range(config.num_layers)]
         self.norm = reader.take("model.norm.weight", hidden)
         if config.tie_word_embeddings:
-            reader.drop("lm_head.weight")
+            reader.drop_copy("lm_head.weight", self.embedding, of="model.embed_tokens.weight")
             self.lm_head = Linear(self.embedding)
         else:
             self.lm_head = Linear(reader.take("lm_head.weight", config.vocab_size, hidden))
@@ -153,4 +153,6 @@ def _inv_freq(config: ModelConfig) -> Tensor:
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         kept = ((turns - low) / (high - low)).clamp(0, 1)
         inv_freq = inv_freq * kept + inv_freq / scaling["factor"] * (1 - kept)
+    if not (inv_freq * config.max_model_len).isfinite().all():
+        raise ValueError(f"config.json: rope_theta: the angles of {config.rope_theta:g} are not finite in float32")
     return inv_freq

@@ -12,11 +12,11 @@ class CompletionOutput:
     """One of a request's `n` completions."""
 
     index: int
-    text: str  # without the stop string or stop token unless include_stop_str_in_output
+    text: str  # what follows the prompt's; without the stop string or stop token unless include_stop_str_in_output
     token_ids: list[int]  # everything that was generated, a final stop token included
     cumulative_logprob: float  # sum of the tokens' log-probabilities under the model, in nats
-    finish_reason: str  # "stop" or "length"
-    # The stop token id or stop string; MODEL_LENGTH where the context was full before max_tokens; else None.
+    finish_reason: str  # "stop" or "length"; "error" where the tokens could not be decoded
+    # The stop token or string; MODEL_LENGTH where the context was full before max_tokens; what failed; else None.
     stop_reason: int | str | None = None
 
     @property

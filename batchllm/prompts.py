@@ -59,12 +59,8 @@ def parse_prompt(index: int, prompt: Prompt) -> tuple[str | None, list[int] | No
     raise ValueError(f"prompt {index}: expected text, token ids or a dict with one of them, got {type(value).__name__}")
 
 
-def params_list(
-    sampling_params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
-) -> list[SamplingParams]:
+def params_list(sampling_params: SamplingParams | Sequence[SamplingParams], num_prompts: int) -> list[SamplingParams]:
     """One for each prompt. Raises ValueError for another number, or for something else in the list."""
-    if sampling_params is None:
-        return [SamplingParams()] * num_prompts
     if isinstance(sampling_params, SamplingParams):
         return [sampling_params] * num_prompts
     sampling_params = list(sampling_params)
@@ -84,6 +80,7 @@ class RequestLimits:
     max_model_len: int  # of a prompt and its output together
     page_size: int
     kv_cache_tokens: int
+    eos_token_ids: tuple[int, ...] = ()
 
     def check(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         """Raises ValueError, with the numbers, if this request could never run."""
@@ -97,6 +94,12 @@ class RequestLimits:
             raise ValueError(f"prompt_token_ids[{at}] is {ids[at]}, but the vocabulary has {self.vocab_size} tokens")
         if bad_stops := [token for token in params.stop_token_ids or () if token >= self.vocab_size]:
             raise ValueError(f"stop_token_ids: {bad_stops[0]}, but the vocabulary has {self.vocab_size} tokens")
+        ends = {*(params.stop_token_ids or ()), *(() if params.ignore_eos else self.eos_token_ids)}
+        if params.min_tokens and len(ends) == self.vocab_size:
+            raise ValueError(
+                f"min_tokens: {params.min_tokens}, but each of the {self.vocab_size} tokens of the vocabulary ends the "
+                "request"
+            )
         if len(ids) >= self.max_model_len:
             raise ValueError(
                 f"the prompt has {len(ids)} tokens, and the model takes {self.max_model_len} with the output"

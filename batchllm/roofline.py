@@ -177,11 +177,11 @@ def _parse(raw: dict[str, Any]) -> ModelShape:
         raise ValueError(f"{experts}: mixture-of-experts models are not supported (model_type {model_type!r})")
     if "quantization_config" in raw:
         raise ValueError("quantization_config: quantized weights are not supported")
-    if model_type not in _FAMILIES:
+    if not isinstance(model_type, str) or model_type not in _FAMILIES:
         raise ValueError(f"model_type: expected one of {', '.join(_FAMILIES)}, got {model_type!r}")
     family = _FAMILIES[model_type]
     dtype = raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"
-    if dtype not in _VALUE_BYTES:
+    if not isinstance(dtype, str) or dtype not in _VALUE_BYTES:
         raise ValueError(f"dtype: expected one of {', '.join(_VALUE_BYTES)}, got {dtype!r}")
 
     layers = positive_int(raw, "num_hidden_layers")

@@ -1,4 +1,4 @@
-"""From logits to tokens: greedy, temperature, top-k, top-p; a request's draw depends on its seed and position only."""
+"""From logits to tokens: greedy, temperature, top-k, top-p; a draw depends on a request's seed, prompt and length."""
 
 from __future__ import annotations
 
@@ -143,10 +143,11 @@ def _cut(ordered: Tensor, top_k: Tensor, top_p: Tensor, total: Tensor) -> tuple[
     return threshold[:, 0], (allowed & (ordered == threshold)).sum(dim=-1)
 
 
-def stream_seed(seed: int | str, sample: int) -> int:
-    """64 bits for sample number `sample` of a request with this seed."""
-    digest = hashlib.blake2b(f"{seed}/{sample}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+def stream_seed(seed: int | str, sample: int, prompt_token_ids: Sequence[int] | np.ndarray) -> int:
+    """64 bits for sample number `sample` of a prompt with this seed: one seed for a whole job is not one noise."""
+    hashed = hashlib.blake2b(f"{seed}/{sample}/".encode(), digest_size=8)
+    hashed.update(np.asarray(prompt_token_ids, "<i4").tobytes())
+    return int.from_bytes(hashed.digest(), "little")
 
 
 def uniform_draws(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -1,82 +1,98 @@
-"""The model's Hugging Face tokenizer, loaded on first use: jobs of token ids only decode, without transformers."""
+"""The model's tokenizer, one for encoding and decoding, and its chat template."""
 
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import tokenizers
 
+from batchllm.chat_template import ChatTemplateRunner, MessagesRefused
+from batchllm.config import check_regular, read_json
 from batchllm.sampling_params import SamplingParams
+from batchllm.stopping import decoder
+from batchllm.text import as_value_error, printable
 
 Message = dict[str, Any]
-TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILE, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+OTHER_FILES = ("chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "tokenizer.model")
+# Texts that tell apart how spaces, bytes and special tokens are taken.
+PROBES = ("Hello world", "  two  spaces\n\ttabs, and one at the end ", "naïve café, 東京 🙂 \u0301", "1234 5,678.9")
+# Widely sent: where a template never mentions it, there is nothing to switch.
+HARMLESS_VARIABLES = frozenset({"enable_thinking"})
+# Options, and what the template has by other ways.
+NOT_VARIABLES = frozenset(
+    {
+        *("messages", "conversations", "chat_template", "tools", "documents", "add_generation_prompt"),
+        *("continue_final_message", "return_assistant_tokens_mask"),
+    }
+)
 
 
 class Tokenizer:
-    """Encodes, renders chats and decodes; keeps the seconds that loading and encoding took.
+    """Encodes, renders chats and decodes; keeps the seconds that loading and encoding took. Loaded on first use.
+
+    A tokenizer.json is taken as it is, which is how its publisher used it: classes of transformers that build another
+    from its parts read some files differently. No Python of the model directory is run.
 
     max_tokens: of the longest prompt that is of use. A text that cannot be one by its length alone is refused before it
         is encoded; None encodes every text.
+    allow_special_tokens: whether text in the messages of others than the assistant can be a special token. Otherwise
+        it is text.
     """
 
-    def __init__(self, directory: Path, max_tokens: int | None = None) -> None:
+    def __init__(self, directory: Path, max_tokens: int | None = None, *, allow_special_tokens: bool = False) -> None:
         self.directory = directory
         self.max_tokens = max_tokens
+        self.allow_special_tokens = allow_special_tokens
         self.exists = any(directory.glob("tokenizer*"))
         self.load_s = 0.0
         self.encode_s = 0.0
         self._hugging_face: Any = None
-        self._backend: tokenizers.Tokenizer | None = None
         self._longest_token = 0
+        self._templates = ChatTemplateRunner()
 
     def hugging_face(self) -> Any:
-        """The transformers tokenizer. Raises ValueError if it cannot be loaded."""
+        """The transformers tokenizer. Raises ValueError if it cannot be loaded, or cannot be relied on."""
         if self._hugging_face is None:
             start = time.perf_counter()
-            from transformers import AutoTokenizer
-
-            try:
-                self._hugging_face = AutoTokenizer.from_pretrained(self.directory)
-            except Exception as error:
-                raise ValueError(f"{self.directory}: cannot load a tokenizer: {error}") from error
+            self._hugging_face = self._load()
             self.load_s += time.perf_counter() - start
         return self._hugging_face
 
     def backend(self) -> tokenizers.Tokenizer:
-        """What transformers wraps, without the second and a half that importing it takes; the wrapped one where the
-        directory has no tokenizer.json. Raises ValueError if there is none, or it cannot be loaded."""
-        if self._backend is None:
-            path = self.directory / TOKENIZER_FILE
-            self._backend = self._load(path) if path.exists() else self._wrapped()
-        return self._backend
-
-    def _load(self, path: Path) -> tokenizers.Tokenizer:
-        start = time.perf_counter()
-        try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(path))
-            tokenizer.add_special_tokens(self._special_tokens())
-        except Exception as error:
-            raise ValueError(f"{path}: cannot load a tokenizer: {error}") from error
-        self.load_s += time.perf_counter() - start
-        return tokenizer
-
-    def _wrapped(self) -> tokenizers.Tokenizer:
+        """What transformers wraps. Raises ValueError if there is none, or it cannot be loaded."""
         backend = getattr(self.hugging_face(), "backend_tokenizer", None)
         if backend is None:
             raise ValueError(f"{self.directory}: expected a fast tokenizer ({TOKENIZER_FILE})")
         return backend
 
-    def _special_tokens(self) -> list[tokenizers.AddedToken]:
-        """Those that tokenizer_config.json names, which tokenizer.json may know as plain tokens."""
-        path = self.directory / "tokenizer_config.json"
-        config = json.loads(path.read_text()) if path.exists() else {}
-        tokens = config.get("added_tokens_decoder", {}).values()
-        return [tokenizers.AddedToken(token["content"], special=True) for token in tokens if token.get("special")]
+    def check_chat_template(self) -> None:
+        """Raises ValueError where there is a template that can render no conversation at all: the fault is the model's,
+        not a message's."""
+        if not self.exists or self.hugging_face().chat_template is None:
+            return
+        template = self._chat_template(None, None)
+        try:
+            self._templates.render(conversations=[], chat_template=template)
+            with suppress(MessagesRefused):  # a template may want other messages than these
+                self.encode_chat([{"role": "user", "content": "Hello"}], add_generation_prompt=True)
+        except ValueError as error:
+            raise ValueError(f"{self.directory}: {error}") from None
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokenizer's own end of sequence, if there is a tokenizer and it names one."""
+        if not self.exists:
+            return ()
+        self.backend()
+        token = self.hugging_face().eos_token_id
+        return () if token is None else (int(token),)
 
     def check_length(self, text: str) -> None:
         """Raises ValueError for a text that max_tokens of the longest token cannot hold: encoding takes a hundred bytes
@@ -91,42 +107,181 @@ class Tokenizer:
             )
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
-        """Token ids of each text. Raises ValueError as `check_length`."""
+        """Token ids of each text. Raises ValueError as `check_length`, or for a text that the tokenizer cannot take."""
         for text in texts:
             self.check_length(text)
         tokenizer = self.hugging_face()
         start = time.perf_counter()
-        token_ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]
+        with as_value_error("the tokenizer fails on the text"):
+            token_ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]
         self.encode_s += time.perf_counter() - start
         return token_ids
 
-    def encode_chat(self, messages: Sequence[Message], **options: Any) -> list[int]:
-        """A conversation in the model's chat template. Raises ValueError where there is none, or a message is amiss."""
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        chat_template: str | None = None,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **variables: Any,
+    ) -> list[int]:
+        """A conversation in the model's chat template. The options are those of transformers' `apply_chat_template`;
+        variables of the template stand in chat_template_kwargs or beside them.
+
+        Raises ValueError where there is no template, it has no such variable, or it fails, or a message is amiss.
+        """
+        from transformers.utils.chat_template_utils import encode_marked_chat, get_json_schema
+
         tokenizer = self.hugging_face()
-        if tokenizer.chat_template is None and "chat_template" not in options:
-            raise ValueError(f"{self.directory}: the tokenizer has no chat template; use prompts instead of messages")
-        plain = [_plain_message(place, message) for place, message in enumerate(messages)]
+        template = self._chat_template(chat_template, tools)
+        if not isinstance(chat_template_kwargs, (Mapping, type(None))):
+            raise ValueError(f"chat_template_kwargs: expected a dict, got {chat_template_kwargs!r:.80}")
+        variables |= chat_template_kwargs or {}
+        for name in variables.keys() - HARMLESS_VARIABLES:
+            if name in NOT_VARIABLES or not re.search(rf"\b{re.escape(name)}\b", template):
+                raise ValueError(f"chat_template_kwargs: the chat template has no {printable(name)}")
+        if not isinstance(messages, Sequence) or not messages:
+            raise ValueError(f"messages: expected a list of messages, got {messages!r:.80}")
+        with as_value_error("tools"):
+            tools = tools and [tool if isinstance(tool, Mapping) else get_json_schema(tool) for tool in tools]
+        inputs = {
+            "conversations": [[_plain_message(place, message) for place, message in enumerate(messages)]],
+            "tools": tools,
+            "documents": documents and list(documents),
+            **variables,
+        }
         try:
-            text = tokenizer.apply_chat_template(plain, tokenize=False, **options)
-        except jinja2.TemplateError as error:
-            raise ValueError(f"the chat template refuses the messages: {error}") from None
-        return self.encode([text], add_special_tokens=False)[0]
+            marked = inputs if self.allow_special_tokens else _mark(inputs, _control_tokens(tokenizer, template))
+            (text,) = self._templates.render(
+                **tokenizer.special_tokens_map | marked,
+                chat_template=template,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            )
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"not valid Unicode: {error}") from None
+        except (TypeError, RecursionError) as error:
+            raise ValueError(f"messages: expected what JSON can hold: {error}") from None
+        if marked == inputs:
+            return self.encode([text], add_special_tokens=False)[0]
+        self.check_length(text)
+        with as_value_error("the tokenizer fails on the text"):
+            token_ids: list[int] = encode_marked_chat(tokenizer, text)
+        return token_ids
 
     def decode(self, token_ids: list[int], params: SamplingParams) -> str:
-        """Text of the tokens; empty where the model directory has no tokenizer."""
-        if not self.exists:
-            return ""
-        text: str = self.backend().decode(token_ids, skip_special_tokens=params.skip_special_tokens)
-        return text
+        """Text of the tokens; empty where the model directory has no tokenizer. Raises ValueError if that fails."""
+        return decoder(self.backend(), params)(token_ids) if self.exists else ""
+
+    def _chat_template(self, given: str | None, tools: Sequence[Any] | None) -> str:
+        tokenizer = self.hugging_face()
+        if given is None and tokenizer.chat_template is None:
+            raise ValueError(f"{self.directory}: the tokenizer has no chat template; use prompts instead of messages")
+        with as_value_error(f"{self.directory}: chat_template"):
+            template: str = tokenizer.get_chat_template(given, tools)
+        return template
+
+    def _check_files(self) -> None:
+        """What would make a loader wait, ask, or fail later."""
+        path = self.directory / TOKENIZER_CONFIG
+        for name in (TOKENIZER_FILE, TOKENIZER_CONFIG, *OTHER_FILES):
+            check_regular(self.directory / name)
+        config = read_json(path) if path.exists() else {}
+        auto_map = config.get("auto_map")
+        if "AutoTokenizer" in auto_map if isinstance(auto_map, dict) else auto_map:
+            raise ValueError(f"{path}: auto_map: Python of a model directory is never run, got {auto_map!r:.80}")
+        length = config.get("model_max_length", 1)
+        if not isinstance(length, (int, float)) or isinstance(length, bool):
+            raise ValueError(f"{path}: model_max_length: expected a number, got {length!r:.80}")
+        if not isinstance(config.get("chat_template", ""), (str, list, type(None))):
+            raise ValueError(f"{path}: chat_template: expected text, got {config['chat_template']!r:.80}")
+
+    def _load(self) -> Any:
+        self._check_files()
+        import transformers
+
+        path = self.directory / TOKENIZER_FILE
+        plain = None
+        if path.exists():
+            with as_value_error(f"{path}: cannot load a tokenizer"):
+                plain = tokenizers.Tokenizer.from_file(str(path))
+        loader = transformers.AutoTokenizer if plain is None else transformers.PreTrainedTokenizerFast
+        with as_value_error(f"{self.directory}: cannot load a tokenizer"):
+            loaded = loader.from_pretrained(self.directory, trust_remote_code=False, local_files_only=True)
+            if plain is not None:
+                _check_same(plain, loaded)
+        return loaded
+
+
+def _check_same(plain: tokenizers.Tokenizer, loaded: Any) -> None:
+    """Raises ValueError where transformers makes something else of tokenizer.json than it says."""
+    plain.no_truncation()
+    plain.no_padding()
+    for text in PROBES:
+        expected = plain.encode(text, add_special_tokens=False).ids
+        got = loaded(text, add_special_tokens=False)["input_ids"]
+        as_expected, as_got = plain.decode(expected), loaded.backend_tokenizer.decode(got)
+        if got != expected or as_got != as_expected:
+            from transformers import __version__ as version
+
+            raise ValueError(
+                f"{TOKENIZER_FILE} has {expected} for {text!r}, and {as_expected!r} for these; transformers {version} "
+                f"reads it as {got} and {as_got!r}"
+            )
+
+
+def _control_tokens(tokenizer: Any, template: str) -> re.Pattern[str]:
+    """What matches the special tokens, and the other added tokens that the template writes; the longest first."""
+    contents = [
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.special or (token.content in template and not token.content.isspace())
+    ]
+    return re.compile("|".join(map(re.escape, sorted(contents, key=len, reverse=True))) or "(?!)")
+
+
+def _mark(inputs: dict[str, Any], control_tokens: re.Pattern[str]) -> dict[str, Any]:
+    """The same, where what looks like a control token in any text but the assistant's is marked as text."""
+    from transformers.utils.chat_template_utils import mark_control_tokens
+
+    marked: dict[str, Any] = mark_control_tokens(inputs, control_tokens)
+    (before,), (after,) = inputs["conversations"], marked["conversations"]
+    turns = zip(before, after, strict=True)
+    return marked | {"conversations": [[ours if ours["role"] == "assistant" else theirs for ours, theirs in turns]]}
 
 
 def _plain_message(place: int, message: Message) -> Message:
-    """The message with its content as one text: OpenAI's list of text parts is joined by newlines."""
+    """The message as templates take it: without nulls, OpenAI's list of text parts joined by newlines, and the
+    arguments of tool calls as objects. Content may be missing where an assistant calls tools."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise ValueError(f"messages[{place}]: expected a dict with a role and content, got {message!r:.80}")
-    content = message.get("content")
+    plain = {name: value for name, value in message.items() if value is not None}
+    content = plain.get("content")
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        content = "\n".join(str(part.get("text")) for part in content)
-    if not isinstance(content, str):
+        plain["content"] = content = "\n".join(str(part.get("text")) for part in content)
+    if not isinstance(content, str) and not (content is None and plain["role"] == "assistant"):
         raise ValueError(f"messages[{place}].content: expected text or text parts, got {message.get('content')!r:.80}")
-    return {**message, "content": content}
+    if (calls := plain.get("tool_calls")) is not None:
+        where = f"messages[{place}].tool_calls"
+        if not isinstance(calls, list):
+            raise ValueError(f"{where}: expected a list, got {calls!r:.80}")
+        plain["tool_calls"] = [_plain_tool_call(f"{where}[{index}]", call) for index, call in enumerate(calls)]
+    return plain
+
+
+def _plain_tool_call(where: str, call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        raise ValueError(f"{where}: expected a dict with a function, got {call!r:.80}")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError as error:
+            raise ValueError(f"{where}.function.arguments: not valid JSON: {error}") from None
+    return {**call, "function": {**function, "arguments": arguments}}

@@ -11,7 +11,8 @@ import hashlib
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -94,6 +95,7 @@ class BatchRequest:
     model: str | None
     prompts: list[BatchPrompt]
     params: SamplingParams
+    named_fields: frozenset[str] = frozenset()  # of the parameters, those that the line gives
 
     @property
     def is_chat(self) -> bool:
@@ -102,6 +104,11 @@ class BatchRequest:
     def names_another(self, model_name: str) -> bool:
         """Whether the line names a model, by itself or after a directory or an organisation, other than that."""
         return self.model is not None and self.model.rstrip("/").rpartition("/")[2] != model_name
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> BatchRequest:
+        """Fields of the parameters that the line does not give; its limit is the command's or OpenAI's."""
+        absent = {k: v for k, v in defaults.items() if k not in self.named_fields and k != "max_tokens"}
+        return replace(self, params=msgspec.structs.replace(self.params, **absent))
 
     def seeded_params(self, prompt_index: int, job_seed: int) -> SamplingParams:
         """The line's own seed, or one made from its custom_id: the order of the file never changes an answer."""
@@ -138,6 +145,7 @@ def parse_line(data: bytes, line: int, line_of: dict[str, int], *, chat_max_toke
                 prompt_fields=CHAT_FIELDS if is_chat else COMPLETIONS_FIELDS,
                 default_max_tokens=chat_max_tokens if is_chat else DEFAULT_COMPLETIONS_MAX_TOKENS,
             ),
+            named_fields=SAMPLING_FIELDS & body.keys(),
         )
     except LineError as error:
         raise error.at(line, custom_id) from None

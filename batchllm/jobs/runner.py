@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from batchllm.config import model_files
 from batchllm.jobs.files import RecordFile, check_files, read_lines
@@ -97,40 +97,49 @@ def run_batch_file(
     files.check()
     requests, errors = read_requests(files.input, chat_max_tokens)
     llm = load_llm()
-    owners: list[tuple[BatchRequest, int]] = []  # of each prompt of the job: its request, and its place there
-    prompts: list[list[int]] = []
-    params: list[SamplingParams] = []
-    for request in requests:
+    if any(request.is_chat for request in requests):
+        llm.check_chat_template()
+    prompts: list[JobPrompt] = []
+    for request in (request.with_defaults(llm.sampling_defaults) for request in requests):
         try:
-            token_ids, request_params = tokenize(llm, request, seed)
+            token_ids, params = tokenize(llm, request, seed)
+            prompts += [
+                JobPrompt(request, at, *prompt) for at, prompt in enumerate(zip(token_ids, params, strict=True))
+            ]
         except LineError as error:
             errors.append(error)
-            continue
-        owners += [(request, at) for at in range(len(token_ids))]
-        prompts += token_ids
-        params += request_params
     errors.sort(key=lambda error: error.line or 0)
-
     num_answered = num_other_model = num_cut = 0
     with ExitStack() as stack:
         output_file = stack.enter_context(RecordFile("output", files.output, overwrite=files.overwrite))
+        errors_file = None
         if files.errors:
             errors_file = stack.enter_context(RecordFile("errors", files.errors, overwrite=files.overwrite))
-        results = answers(llm, owners, prompts, params, on_progress)
+
+        def report(error: LineError) -> None:
+            if errors_file:
+                errors_file.write(error_record(error))
+            else:
+                log(f"line {error.line}: {error}")
+
+        results = answers(llm, prompts, on_progress)
         first = list(itertools.islice(results, 1))  # with it the engine stands; until then nothing is replaced
         try:
             output_file.empty()
-            if files.errors:
+            if errors_file:
                 errors_file.empty()
-                errors_file.write(b"".join(map(error_record, errors)))
-            else:
-                for line_error in errors:
-                    log(f"line {line_error.line}: {line_error}")
+            for line_error in errors:
+                report(line_error)
             for request, outputs in itertools.chain(first, results):
+                completions = [completion for output in outputs for completion in output.outputs]
+                if failed := next((c for c in completions if c.finish_reason == "error"), None):
+                    errors.append(LineError("invalid_output", None, str(failed.stop_reason)))
+                    report(errors[-1].at(request.line, request.custom_id))
+                    continue
                 output_file.write(answer_record(request, outputs, model_name))
                 num_answered += 1
                 num_other_model += request.names_another(model_name)
-                num_cut += any(completion.is_cut for output in outputs for completion in output.outputs)
+                num_cut += any(completion.is_cut for completion in completions)
         except KeyboardInterrupt as interrupt:
             raise JobInterrupted(f"the answers so far are in {files.output}") from interrupt
         except ValueError as error:
@@ -138,19 +147,23 @@ def run_batch_file(
     return JobSummary(num_answered, len(errors), llm.stats, num_other_model, num_cut)
 
 
+class JobPrompt(NamedTuple):
+    request: BatchRequest
+    at: int  # its place among the request's prompts
+    token_ids: list[int]
+    params: SamplingParams
+
+
 def answers(
-    llm: LLM,
-    owners: list[tuple[BatchRequest, int]],
-    prompts: list[list[int]],
-    params: list[SamplingParams],
-    on_progress: OnProgress | None,
+    llm: LLM, prompts: list[JobPrompt], on_progress: OnProgress | None
 ) -> Iterator[tuple[BatchRequest, list[RequestOutput]]]:
     """Each request as its last prompt is answered, with the outputs of its prompts in their order."""
     if not prompts:
         return
     unfinished: dict[int, dict[int, RequestOutput]] = {}  # line -> place -> output
-    for index, output in llm.generate_as_completed(prompts, params, on_progress=on_progress):
-        request, at = owners[index]
+    token_ids, params = [prompt.token_ids for prompt in prompts], [prompt.params for prompt in prompts]
+    for index, output in llm.generate_as_completed(token_ids, params, on_progress=on_progress):
+        request, at = prompts[index].request, prompts[index].at
         outputs = unfinished.setdefault(request.line, {})
         outputs[at] = output
         if len(outputs) == len(request.prompts):
@@ -188,10 +201,9 @@ def tokenize(reader: PromptReader, request: BatchRequest, seed: int) -> tuple[li
         params = [request.seeded_params(at, seed) for at in range(len(token_ids))]
         for ids, p in zip(token_ids, params, strict=True):
             reader.check_request(ids, p)
-    except Exception as error:  # whatever a chat template runs into
+    except ValueError as error:
         param = "body.messages" if request.is_chat else "body.prompt"
-        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise LineError("invalid_prompt", param, reason).at(request.line, request.custom_id) from None
+        raise LineError("invalid_prompt", param, str(error)).at(request.line, request.custom_id) from None
     return token_ids, params
 
 

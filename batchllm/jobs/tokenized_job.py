@@ -68,6 +68,8 @@ def read_job(path: Path, model: WeightlessModel, *, chat_max_tokens: int) -> tup
             f"{len(requests):,} lines are text (first: line {needs_tokenizer[0].line}); only prompts of token ids "
             "can be planned without one"
         )
+    if any(request.is_chat for request in requests):
+        model.tokenizer.check_chat_template()
     line_numbers: list[int] = []
     line_lengths: list[int] = []
     rows: list[NDArray[np.int32]] = []

@@ -52,6 +52,7 @@ def refused(llm: LLM, prompts, message: str, params=ONE_TOKEN) -> None:
         ({"kv_cache_tokens": 15}, r"kv_cache_tokens: expected at least one page \(16 tokens\), got 15"),
         ({"max_batch_tokens": -4}, "max_batch_tokens: expected an integer from 1 to 2147483647, got -4"),
         ({"num_threads": 0}, "num_threads: expected an integer from 1 to 2147483647, got 0"),
+        ({"generation_config": "none"}, "generation_config: expected 'auto' or 'vllm', got 'none'"),
         ({"num_threads": "2"}, "num_threads: expected an integer from 1 to 2147483647, got '2'"),
     ],
     ids=str,

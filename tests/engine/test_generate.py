@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from batchllm import LLM, RequestOutput, SamplingParams
@@ -103,12 +104,12 @@ def test_text_and_logprob_are_those_of_the_tokens(tiny_llm, tiny_dir, prompts, p
         assert completion.text == decode(tiny_llm, text_ids)
 
 
-def test_tokens_are_drawn_from_transformers_logits_by_seed_and_position(tiny_llm, tiny_dir, prompts):
+def test_tokens_are_drawn_from_transformers_logits_by_seed_prompt_and_position(tiny_llm, tiny_dir, prompts):
     model = AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=torch.float32).eval()
     params = [SamplingParams(max_tokens=6, seed=i, top_k=40, ignore_eos=True, n=2) for i in range(len(prompts))]
     for index, [_, second] in enumerate(tokens(generate(tiny_llm, prompts, params))):
         (logits,) = transformers_logits(model, [prompts[index]], [second])
-        sampler = Sampler.create([params[index]], np.array([stream_seed(str(index), 1)], np.uint64), ())
+        sampler = Sampler.create([params[index]], np.array([stream_seed(str(index), 1, prompts[index])], np.uint64), ())
         drawn = [sampler.sample(logits[i : i + 1], np.array([0]), np.array([i]))[0] for i in range(6)]
         assert np.concatenate(drawn).tolist() == second
 
@@ -287,6 +288,15 @@ def test_a_seed_gives_the_same_tokens_twice_and_another_seed_others(tiny_llm, pr
 
     assert run(1) == run(1)
     assert all(one != other for one, other in zip(run(1), run(2), strict=True))
+
+
+def test_one_seed_for_many_prompts_is_not_one_noise(tiny_llm):
+    prompts = [[9, 5 + i] for i in range(200)]
+    params = SamplingParams(temperature=50.0, seed=42, max_tokens=1, ignore_eos=True)  # as good as uniform
+    first = [ids[0] for [ids] in tokens(generate(tiny_llm, prompts, params))]
+    assert len(set(first)) > 100, "of 260 tokens"
+    assert first[::-1] == [ids[0] for [ids] in tokens(generate(tiny_llm, prompts[::-1], params))]
+    assert tokens(generate(tiny_llm, [prompts[0]] * 2, params)) == [[[first[0]]]] * 2, "the same prompt is the same"
 
 
 def test_completions_of_a_prompt_differ_and_fewer_are_the_first_of_more(tiny_llm, prompts):
@@ -532,3 +542,63 @@ def test_numpy_prompts_come_back_as_plain_integers(tiny_llm):
     for prompt in (np.array([5, 6]), list(np.array([5, 6])), (5, 6)):
         (output,) = generate(tiny_llm, [prompt], SamplingParams(max_tokens=1))
         assert [type(token) for token in output.prompt_token_ids] == [int, int]
+
+
+# Models that are broken.
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["model.norm.weight", "lm_head.weight", "model.layers.1.self_attn.o_proj.weight"])
+def test_a_job_stops_at_the_first_step_whose_logits_are_not_finite(tiny_dir, tmp_path, name, value):
+    directory = tiny.copy_with(tiny_dir, tmp_path / "model")
+    tensors = load_file(directory / "model.safetensors")
+    tensors[name].view(-1)[7] = value
+    save_file(tensors, directory / "model.safetensors")
+    for dtype in ("float32", "bfloat16"):
+        with pytest.raises(ValueError, match=r"^the logits are not finite since step 1 of the job: "):
+            generate(LLM(directory, dtype=dtype), [[5], [6, 7]])
+
+
+def test_what_was_answered_before_the_logits_were_not_finite_is_kept(tiny_dir, tmp_path):
+    """The embedding of one token is broken: requests that meet it come after those that are answered."""
+    directory = tiny.copy_with(tiny_dir, tmp_path / "model")
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.embed_tokens.weight"][200] = float("nan")
+    save_file(tensors, directory / "model.safetensors")
+    llm = LLM(directory, dtype="float32", max_batch_tokens=2, levels=0)
+    outputs = llm.generate_as_completed([[5], [200] * 9], [SamplingParams(max_tokens=1)] * 2)
+    assert next(outputs)[0] == 0
+    with pytest.raises(ValueError, match=r"^the logits are not finite since step \d of the job: "):
+        next(outputs)
+
+
+# What ends a request.
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "tokenizer_config.json"])
+def test_whichever_file_names_an_end_of_sequence_it_is_one(tiny_llm, tiny_dir, tmp_path, file):
+    free = SamplingParams(temperature=0, max_tokens=4)
+    token = generate(tiny_llm, [[5]], free)[0].outputs[0].token_ids[0]
+    assert token != tiny.EOS
+    content = tiny_llm.get_tokenizer().convert_ids_to_tokens(token)
+    changes = {"eos_token": content} if file.startswith("tokenizer") else {"eos_token_id": [2, token, 99999]}
+    directory = tiny.copy_with(tiny_dir, tmp_path / "model", "generation_config.json", eos_token_id=None)
+    tiny.copy_with(directory, tmp_path / "changed", file, **changes)
+    llm = LLM(tmp_path / "changed", dtype="float32")
+    (completion,) = generate(llm, [[5]], free)[0].outputs
+    assert (completion.token_ids, completion.finish_reason, completion.stop_reason) == ([token], "stop", None)
+    assert len(run_with(llm, [5], max_tokens=4, min_tokens=3).token_ids) >= 3
+    assert len(run_with(llm, [5], max_tokens=4).token_ids) == 4
+
+
+def test_min_tokens_where_every_token_ends_the_request_is_refused(tiny_llm):
+    all_but_eos = [token for token in range(tiny.VOCAB_SIZE) if token != tiny.EOS]
+    params = SamplingParams(stop_token_ids=all_but_eos, min_tokens=1)
+    message = "^prompt 1: min_tokens: 1, but each of the 260 tokens of the vocabulary ends the request$"
+    with pytest.raises(ValueError, match=message):
+        generate(tiny_llm, [[5], [6]], [GREEDY, params])
+    every = SamplingParams(stop_token_ids=[*all_but_eos, tiny.EOS], ignore_eos=True, min_tokens=2)
+    with pytest.raises(ValueError, match=r"^prompt 0: min_tokens: 2, but"):
+        generate(tiny_llm, [[5]], every)
+    (output,) = generate(tiny_llm, [[5]], msgspec.structs.replace(params, ignore_eos=True, max_tokens=3))
+    assert output.outputs[0].token_ids[0] == tiny.EOS, "the only token that may come first"

@@ -45,7 +45,7 @@ def draw_row(logits: torch.Tensor, temperature: float, top_k: int, top_p: float,
 
 
 def sampler_of(params: list[SamplingParams]) -> Sampler:
-    seeds = [stream_seed(p.seed if p.seed is not None else 0, 0) for p in params]
+    seeds = [stream_seed(p.seed if p.seed is not None else 0, 0, []) for p in params]
     return Sampler.create(params, np.array(seeds, np.uint64), (EOS,))
 
 
@@ -164,7 +164,7 @@ def test_uniform_draws_are_uniform_and_uncorrelated(vary):
     num = 1 << 16
     varied = np.arange(num, dtype=np.uint64)
     seeds = {"seed": varied, "position": np.full(num, 9, np.uint64)}.get(
-        vary, np.array([stream_seed(i, 0) for i in range(num)], np.uint64)
+        vary, np.array([stream_seed(i, 0, []) for i in range(num)], np.uint64)
     )
     draws = uniform_draws(seeds, varied if vary == "position" else np.zeros(num, np.int32))
     assert draws.dtype == np.float64
@@ -184,12 +184,14 @@ def test_uniform_draws_are_the_numbers_of_splitmix64():
     assert draws.tolist() == [(number >> 11) / 2**53 for number in splitmix64]
 
 
-def test_streams_of_seeds_and_samples_are_all_different():
+def test_streams_of_seeds_samples_and_prompts_are_all_different():
     pairs = list(itertools.product([0, 1, 11, -1, "0/1", "1/0", "11"], range(50)))
-    seeds = [stream_seed(seed, sample) for seed, sample in pairs if seed != 11]  # 11 and "11" are one seed
+    prompts = [[], [1], [1, 2], [2, 1], [256]]
+    distinct = [(seed, sample) for seed, sample in pairs if seed != 11]  # 11 and "11" are one seed
+    seeds = [stream_seed(seed, sample, prompt) for prompt in prompts for seed, sample in distinct]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**64 for seed in seeds)
-    assert stream_seed(5, 3) == stream_seed(5, 3) == stream_seed("5", 3)
+    assert stream_seed(5, 3, [1]) == stream_seed(5, 3, np.array([1])) == stream_seed("5", 3, [1])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

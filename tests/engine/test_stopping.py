@@ -10,7 +10,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from batchllm import SamplingParams
-from batchllm.stopping import StopStringWatcher
+from batchllm.stopping import GrowingText, StopStringWatcher, context_of, decoder, text_after
+from tests.engine import tiny
 
 TEXTS = [
     "The river rose by nine feet, and the mill at the bend was carried away.\n\nQ: Who was there?\nA:",
@@ -121,11 +122,93 @@ def test_a_stop_string_may_begin_before_min_tokens(tokenizer):
     assert watch(tokenizer, token_ids, stop="two three", min_tokens=3) == (3, "two three", "one ")
 
 
-@pytest.mark.parametrize(("skip", "stopped"), [(True, None), (False, (2, "<|im_end|>", "Hi"))])
-def test_special_tokens_are_text_only_where_they_are_not_skipped(tokenizer, skip, stopped):
+@pytest.mark.parametrize("skip", [True, False])
+def test_special_tokens_are_text_only_where_they_are_not_skipped(tokenizer, skip):
     token_ids = [*encode(tokenizer, "Hi"), tokenizer.eos_token_id, *encode(tokenizer, " there")]
-    assert watch(tokenizer, token_ids, stop="<|im_end|>", skip_special_tokens=skip) == stopped
     assert (watch(tokenizer, token_ids, stop="Hi there", skip_special_tokens=skip) is not None) == skip
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_special_token_given_as_a_stop_string_stops_be_it_shown_or_not(tokenizer, skip):
+    token_ids = [*encode(tokenizer, "Hi"), tokenizer.eos_token_id, *encode(tokenizer, " there")]
+    options = {"stop": ["there", "<|im_end|>"], "skip_special_tokens": skip}
+    assert watch(tokenizer, token_ids, **options) == (2, "<|im_end|>", "Hi")
+    assert watch(tokenizer, token_ids, include_stop_str_in_output=True, **options)[2] == "Hi<|im_end|>"
+    assert watch(tokenizer, token_ids, min_tokens=3, **options)[:2] == (3, "there")
+
+
+def random_outputs(vocab_size: int, seed: int) -> list[int]:
+    """Tokens of a model that knows no language: bytes that are no characters, special tokens, some words."""
+    generator = random.Random(seed)
+    return [generator.randrange(vocab_size) for _ in range(12)]
+
+
+@pytest.fixture(scope="module", params=[tiny.save_tokenizer, tiny.save_metaspace_tokenizer])
+def any_tokenizer(request, tmp_path_factory):
+    request.param(directory := tmp_path_factory.mktemp("tokenizer"))
+    return AutoTokenizer.from_pretrained(directory).backend_tokenizer
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_growing_text_is_always_what_the_prompt_and_all_tokens_decode_to(any_tokenizer, skip):
+    decode = decoder(any_tokenizer, SamplingParams(skip_special_tokens=skip))
+    for seed in range(1500):
+        token_ids = random_outputs(any_tokenizer.get_vocab_size(), seed)
+        for prompt in ([], [tiny.BOS], any_tokenizer.encode("the cat é").ids, token_ids[::-1]):
+            growing = GrowingText(decode, prompt)
+            for num_tokens, token in enumerate(token_ids, start=1):
+                before, changed_at = growing.text, growing.append(token)
+                whole = text_after(decode, prompt, token_ids[:num_tokens])
+                assert growing.whole() == whole
+                if changed_at is None:
+                    assert growing.text == before
+                    assert decode([*context_of(decode, prompt), *token_ids[:num_tokens]]).endswith("\ufffd")
+                else:
+                    assert growing.text == whole
+                    assert before[:changed_at] == whole[:changed_at]
+
+
+@pytest.mark.parametrize("prompt", ["the cat", "the cat ", "a", "é", ""])
+@pytest.mark.parametrize("text", [" the dog", "the dog", " ", " é ", "é"])
+def test_prompt_and_text_are_the_decoded_whole(any_tokenizer, prompt, text):
+    decode = decoder(any_tokenizer, SamplingParams())
+    prompt_ids = any_tokenizer.encode(prompt).ids
+    token_ids = [token for letter in text for token in letter_ids(any_tokenizer, letter)]
+    assert decode(prompt_ids) + text_after(decode, prompt_ids, token_ids) == decode([*prompt_ids, *token_ids])
+
+
+def letter_ids(tokenizer, letter: str) -> list[int]:
+    """Tokens of one character, as a model writes them amid a text: without what is put before a text."""
+    begin = tokenizer.encode("x", add_special_tokens=False).ids
+    return tokenizer.encode(f"x{letter}", add_special_tokens=False).ids[len(begin) :]
+
+
+def test_a_stop_string_with_a_leading_space_is_found_at_the_first_token(any_tokenizer):
+    (prompt, the) = any_tokenizer.encode("a").ids, letter_ids(any_tokenizer, " the")
+    watcher = StopStringWatcher([SamplingParams(stop=" the")], any_tokenizer, [prompt])
+    stopped = [
+        bool(watcher.update(np.array([0]), np.array([token]), np.array([num]))[0])
+        for num, token in enumerate(the, start=1)
+    ]
+    assert stopped == [*[False] * (len(the) - 1), True]
+    assert watcher.forget(0).text == ""
+
+
+def test_tokens_that_cannot_be_decoded_are_their_requests_error(any_tokenizer):
+    class Broken:
+        def get_added_tokens_decoder(self):
+            return {}
+
+        def decode(self, token_ids, skip_special_tokens):
+            if 9 in token_ids:
+                raise BaseException("panicked")
+            return any_tokenizer.decode(token_ids)
+
+    watcher = StopStringWatcher([SamplingParams(stop="x")] * 2, Broken())
+    assert watcher.update(np.array([0, 1]), np.array([9, 8]), np.array([1, 1])).tolist() == [True, False]
+    with pytest.raises(ValueError, match=r"^the tokenizer fails on the tokens: BaseException: panicked$"):
+        watcher.forget(0)
+    assert watcher.forget(0) is watcher.forget(1) is None
 
 
 def test_requests_in_one_batch_do_not_see_each_other(tokenizer):

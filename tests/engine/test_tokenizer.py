@@ -1,12 +1,17 @@
-"""Where text comes from when a directory has no tokenizer.json, and what is too long to be encoded."""
+"""One tokenizer encodes and decodes; what is wrong with its files is said once, when it is loaded."""
 
+import io
+import json
+import os
+import sys
 from types import SimpleNamespace
 
 import pytest
+import tokenizers
 
 from batchllm import LLM
 from batchllm.sampling_params import SamplingParams
-from batchllm.tokenizer import TOKENIZER_FILE, Tokenizer
+from batchllm.tokenizer import TOKENIZER_CONFIG, TOKENIZER_FILE, Tokenizer
 from tests.engine import tiny
 
 
@@ -14,6 +19,11 @@ from tests.engine import tiny
 def directory(tmp_path):
     tiny.save_tokenizer(tmp_path)
     return tmp_path
+
+
+def configure(directory, file=TOKENIZER_CONFIG, **changes) -> None:
+    path = directory / file
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | changes))
 
 
 def test_without_tokenizer_json_the_tokenizer_is_transformers_own(directory, monkeypatch):
@@ -56,3 +66,123 @@ def test_a_prompt_of_a_list_that_cannot_fit_is_named(tiny_model, tmp_path):
     tiny.save_tokenizer(model)
     with pytest.raises(ValueError, match=r"^prompt 1: the prompt has 2,561 characters, and the model takes 512 tokens"):
         LLM(model).generate(["short", " " * (tiny.MAX_MODEL_LEN * LONGEST_TOKEN + 1)], use_tqdm=False)
+
+
+@pytest.mark.parametrize("named_class", ["PreTrainedTokenizerFast", "LlamaTokenizerFast", "Qwen2Tokenizer", None])
+@pytest.mark.parametrize("save", [tiny.save_tokenizer, tiny.save_metaspace_tokenizer])
+def test_tokenizer_json_is_taken_as_it_is_whatever_class_is_named(tmp_path, save, named_class):
+    save(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    configure(tmp_path, tokenizer_class=named_class)
+    plain, tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / TOKENIZER_FILE)), Tokenizer(tmp_path)
+    for text in ("hello world", "  two  spaces ", "a\nb\t", "naïve 東京 🙂", "<eos>x", "x <bos> y", " ", ""):
+        (token_ids,) = tokenizer.encode([text])
+        assert token_ids == plain.encode(text).ids
+        for skip in (True, False):
+            params = SamplingParams(skip_special_tokens=skip)
+            assert tokenizer.decode(token_ids, params) == plain.decode(token_ids, skip_special_tokens=skip)
+
+
+def test_a_transformers_that_reads_the_file_differently_is_refused(directory, monkeypatch):
+    import transformers
+
+    other = Tokenizer(directory).hugging_face()
+    other.backend_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    monkeypatch.setattr(transformers.PreTrainedTokenizerFast, "from_pretrained", lambda *_, **__: other)
+    with pytest.raises(ValueError, match=f"^{directory}: .*{TOKENIZER_FILE} has .*transformers .* reads it as"):
+        Tokenizer(directory).encode(["a"])
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {TOKENIZER_CONFIG: {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}, "tokenizer_class": "Evil"}},
+        {TOKENIZER_CONFIG: {"auto_map": ["evil.Evil", None]}},
+        {"config.json": {"auto_map": {"AutoConfig": "evil.Evil"}, "model_type": "zzz"}, TOKENIZER_FILE: None},
+    ],
+)
+def test_python_of_a_model_directory_is_never_run(directory, monkeypatch, files):
+    (directory / "evil.py").write_text(f"open({str(directory / 'ran')!r}, 'w')\nclass Evil: model_type = 'zzz'\n")
+    for file, changes in files.items():
+        if changes is None:
+            (directory / file).unlink()
+        else:
+            configure(directory, file, **changes)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 100))
+    with pytest.raises(ValueError, match=f"^{directory}"):
+        Tokenizer(directory).encode(["a"])
+    assert not (directory / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        (TOKENIZER_FILE, "{", f"/{TOKENIZER_FILE}: cannot load a tokenizer: "),
+        (TOKENIZER_FILE, '{"model": 5}', f"/{TOKENIZER_FILE}: cannot load a tokenizer: "),
+        (TOKENIZER_CONFIG, "[1]", f"/{TOKENIZER_CONFIG}: expected a JSON object, got list"),
+        (TOKENIZER_CONFIG, "[" * 100_000, f"/{TOKENIZER_CONFIG}: not valid JSON: nested too deeply"),
+        (TOKENIZER_CONFIG, '{"model_max_length": "x"}', f"/{TOKENIZER_CONFIG}: model_max_length: expected a number"),
+        (TOKENIZER_CONFIG, '{"chat_template": 5}', f"/{TOKENIZER_CONFIG}: chat_template: expected text, got 5"),
+        (TOKENIZER_CONFIG, '{"added_tokens_decoder": 5}', ": cannot load a tokenizer: "),
+        (TOKENIZER_CONFIG, '{"eos_token": 5}', ": cannot load a tokenizer: "),
+        (TOKENIZER_CONFIG, '{"auto_map": 5}', f"/{TOKENIZER_CONFIG}: auto_map: "),
+    ],
+)
+def test_a_broken_file_is_named_before_anything_runs(tiny_dir, tmp_path, file, text, reason):
+    directory = tiny.copy_with(tiny_dir, tmp_path / "model")
+    (directory / file).write_text(text)
+    with pytest.raises(ValueError, match=f"^{directory}{reason}"):
+        LLM(directory, dtype="float32")
+
+
+@pytest.mark.parametrize("file", [TOKENIZER_FILE, TOKENIZER_CONFIG, "chat_template.jinja"])
+def test_a_fifo_is_named_and_not_waited_for(directory, file):
+    (directory / file).unlink()
+    os.mkfifo(directory / file)
+    with pytest.raises(ValueError, match=f"^{directory / file}: not a regular file$"):
+        Tokenizer(directory).encode(["a"])
+
+
+class PanicException(BaseException):
+    """As pyo3's, which is no Exception."""
+
+
+@pytest.mark.parametrize("error", [PanicException, OverflowError, ValueError])
+def test_whatever_the_tokenizer_raises_is_the_texts_error(directory, monkeypatch, error):
+    tokenizer = Tokenizer(directory)
+    loaded = tokenizer.hugging_face()
+
+    def fail(*_, **__):
+        raise error("index out of bounds\x1b")
+
+    monkeypatch.setattr(type(loaded), "__call__", fail)
+    with pytest.raises(ValueError, match=r"^the tokenizer fails on the text: .*index out of bounds\\x1b$"):
+        tokenizer.encode(["a"])
+    with pytest.raises(ValueError, match=r"^the tokenizer fails on the text: "):
+        tokenizer.encode_chat([{"role": "user", "content": "a"}])
+
+
+def test_a_text_that_cannot_be_encoded_is_refused_by_its_index(tiny_dir, monkeypatch):
+    llm = LLM(tiny_dir, dtype="float32")
+    kind = type(llm.get_tokenizer())
+    encode = kind.__call__
+
+    def fail(self, texts, **options):
+        if "bad" in texts:
+            raise PanicException("no")
+        return encode(self, texts, **options)
+
+    monkeypatch.setattr(kind, "__call__", fail)
+    with pytest.raises(ValueError, match=r"^prompt 2: the tokenizer fails on the text: PanicException: no$"):
+        llm.generate(["good", [5], "bad", "good"], use_tqdm=False)
+
+
+def test_an_interruption_is_no_error_of_a_text(directory, monkeypatch):
+    tokenizer = Tokenizer(directory)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(tokenizer.hugging_face()), "__call__", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer.encode(["a"])

@@ -1,5 +1,6 @@
 """Weights: every tensor is checked by name and shape, and nothing of a file outlives its reading."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from batchllm.config import ModelConfig
 from batchllm.linear import Linear
-from batchllm.model import Model
+from batchllm.model import Model, _inv_freq
 from batchllm.weights import WeightReader
 from tests.engine import tiny
 
@@ -129,9 +130,61 @@ def test_a_bias_that_the_config_announces_must_be_there(tiny_model, tmp_path, mi
 def test_what_no_decoder_needs_is_passed_over(tiny_model, tmp_path):
     directory = Path(shutil.copytree(tiny_model("llama-tied"), tmp_path / "model"))
     inv_freq = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}
-    rewrite(directory, {"lm_head.weight": torch.zeros(tiny.VOCAB_SIZE, 32), **inv_freq})
+    embedding = load_file(directory / "model.safetensors")["model.embed_tokens.weight"]
+    rewrite(directory, {"lm_head.weight": embedding.clone(), **inv_freq})
     model = load(directory)
     assert model.lm_head.weight is model.embedding
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "qwen2-tied"])
+def test_a_head_that_is_said_to_be_tied_but_is_another_is_refused(tiny_model, tmp_path, family):
+    directory = Path(shutil.copytree(tiny_model(family), tmp_path / "model"))
+    rewrite(directory, {"lm_head.weight": torch.ones(tiny.VOCAB_SIZE, 32)})
+    with pytest.raises(ValueError, match=r"tensor lm_head.weight differs from model.embed_tokens.weight, which config"):
+        load(directory)
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, os.mkdir])
+@pytest.mark.parametrize("where", ["single", "shard"])
+def test_weights_that_are_no_regular_file_are_named_and_not_waited_for(directory, sharded, where, kind):
+    directory = directory if where == "single" else sharded
+    path = sorted(directory.glob("*.safetensors"))[-1]
+    path.unlink()
+    kind(path)
+    with pytest.raises(ValueError, match=f"^{path}: not a regular file$"):
+        load(directory)
+
+
+def test_a_whole_file_is_read_though_a_stale_index_lies_beside_it(directory):
+    stale = {"weight_map": {name: "model-00001-of-00002.safetensors" for name in (NORM, Q_PROJ)}}
+    (directory / INDEX).write_text(json.dumps(stale))
+    expected = load_file(directory / "model.safetensors")[NORM]
+    assert torch.equal(load(directory).norm, expected)
+
+
+@pytest.mark.parametrize(
+    ("file", "shown"),
+    [
+        ("../model/model.safetensors", "'../model/model.safetensors'"),
+        ("/etc/passwd", "'/etc/passwd'"),
+        ("shards/a.safetensors", "'shards/a.safetensors'"),
+        (5, "5"),
+        (None, "None"),
+        ("a\0b", r"'a\\x00b'"),
+    ],
+)
+def test_an_index_names_files_of_its_directory(sharded, file, shown):
+    index = json.loads((sharded / INDEX).read_text())
+    index["weight_map"][NORM] = file
+    (sharded / INDEX).write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=f"{INDEX}: .*weight_map.{NORM}: expected the name of a file.*, got {shown}$"):
+        load(sharded)
+
+
+def test_rotary_angles_must_be_finite(directory):
+    config = dataclasses.replace(ModelConfig.from_directory(directory), rope_theta=1.2e-38, head_dim=64)
+    with pytest.raises(ValueError, match=r"rope_theta: the angles of 1.2e-38 are not finite in float32"):
+        _inv_freq(dataclasses.replace(config, max_model_len=10_000))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +226,7 @@ def test_a_tensor_that_its_shard_does_not_hold_is_named(sharded):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": ["a"]}', '{"weight_map": null}']
+    "text", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": ["a"]}', '{"weight_map": null}', "[" * 100_000]
 )
 def test_a_broken_index_is_named(sharded, text):
     (sharded / INDEX).write_text(text)

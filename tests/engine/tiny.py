@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from batchllm import LLM
 
@@ -108,6 +108,24 @@ def save_tokenizer(directory: Path) -> None:
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>")
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(directory)
+
+
+def save_metaspace_tokenizer(directory: Path) -> None:
+    """As Llama 2's: spaces are ▁, one is put before a text and taken off before what is decoded, and what the
+    vocabulary does not have is spelled in bytes, which are tokens from NUM_SPECIAL on."""
+    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+    letters = [*"▁abcdefghijklmnopqrstuvwxyz", "▁t", "▁th", "▁the"]
+    vocab = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *byte_tokens, *letters))}
+    merges = [("▁", "t"), ("▁t", "h"), ("▁th", "e")]
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<pad>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    strip = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(strip)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>")

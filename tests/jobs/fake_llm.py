@@ -15,11 +15,15 @@ class FakeLLM:
     def __init__(self, model: str = "fake", **options: Any) -> None:
         self.model, self.options = model, options
         self.stats: dict[str, Any] = {}
+        self.sampling_defaults: dict[str, Any] = {}
         self.params: list[SamplingParams] = []  # of the last job
         self.after_each: Callable[[], None] = lambda: None  # called when the consumer asks for the next answer
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         return [list(text.encode()) for text in texts]
+
+    def check_chat_template(self) -> None:
+        pass
 
     def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
         return list("".join(f"<{m['role']}>{m['content']}" for m in messages).encode())

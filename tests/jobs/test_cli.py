@@ -65,7 +65,7 @@ def test_some_failed_lines_are_exit_status_3(made: list[FakeLLM], tmp_path: Path
 
 def test_options_reach_the_model_and_the_requests(made: list[FakeLLM], in_jsonl: Path) -> None:
     options = "--levels 1 --dtype bfloat16 --kv-cache-tokens 512 --max-batch-tokens 64 --page-size 4 --num-threads 2"
-    options += " --device cuda"
+    options += " --device cuda --generation-config vllm --allow-special-tokens"
     call("run", in_jsonl, "-o", in_jsonl.with_name("o"), "--model", "m", *options.split(), "--max-tokens", 9)
     assert made[0].options == {
         "levels": 1,
@@ -75,6 +75,8 @@ def test_options_reach_the_model_and_the_requests(made: list[FakeLLM], in_jsonl:
         "max_batch_tokens": 64,
         "page_size": 4,
         "num_threads": 2,
+        "generation_config": "vllm",
+        "allow_special_tokens": True,
     }
     assert [params.max_tokens for params in made[0].params] == [9, 3]
 
@@ -82,7 +84,12 @@ def test_options_reach_the_model_and_the_requests(made: list[FakeLLM], in_jsonl:
 def test_silent_options_leave_the_choice_to_the_model(made: list[FakeLLM], in_jsonl: Path) -> None:
     call("run", in_jsonl, "-o", in_jsonl.with_name("o"), "--model", "m")
     options = {"levels": None, "dtype": "auto", "kv_cache_tokens": None, "max_batch_tokens": None, "num_threads": None}
-    assert made[0].options == options | {"page_size": 16, "device": "auto"}
+    assert made[0].options == options | {
+        "page_size": 16,
+        "device": "auto",
+        "generation_config": "auto",
+        "allow_special_tokens": False,
+    }
     assert [params.max_tokens for params in made[0].params] == [256, 3]
 
 

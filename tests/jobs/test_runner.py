@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from jinja2 import TemplateError
 
 from batchllm.jobs.files import RecordFile
 from batchllm.jobs.runner import BatchFiles, JobInterrupted, JobSummary, run_batch_file
@@ -95,26 +94,13 @@ def test_a_chat_template_may_refuse_one_conversation(files: BatchFiles) -> None:
     class Strict(FakeLLM):
         def apply_chat_template(self, messages: list[dict[str, str]]) -> list[int]:
             if messages[0]["role"] != "user":
-                raise TemplateError("roles must alternate")
+                raise ValueError("roles must alternate")
             return super().apply_chat_template(messages)
 
     bad = chat_line("bad", messages=[{"role": "assistant", "content": "Me first."}])
     write_lines(files.input, [bad, chat_line("good")])
     run(files, Strict())
     assert failures(files) == {1: "invalid_prompt"}
-    assert answers(files).keys() == {"good"}
-
-
-def test_whatever_a_chat_template_raises_ends_one_line(files: BatchFiles) -> None:
-    class Strange(FakeLLM):
-        def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
-            raise {"zero": ZeroDivisionError("by zero"), "key": KeyError("role")}[messages[0]["content"]]
-
-    lines = [chat_line("a", "zero"), completion_line("good"), chat_line("b", "key")]
-    write_lines(files.input, lines)
-    run(files, Strange())
-    messages = [record["error"]["message"] for record in read_records(files.errors)]
-    assert messages == ["body.messages: ZeroDivisionError: by zero", "body.messages: KeyError: 'role'"]
     assert answers(files).keys() == {"good"}
 
 
@@ -267,6 +253,44 @@ def test_a_job_that_breaks_keeps_its_answers_and_its_errors(files: BatchFiles) -
         run(files, llm)
     assert answers(files).keys() == {"c"}  # one of b's two prompts was answered: b is not
     assert failures(files) == {3: "invalid_json_line"}
+
+
+def test_what_a_line_does_not_give_is_the_models(files: BatchFiles) -> None:
+    llm = FakeLLM()
+    llm.sampling_defaults = {"temperature": 0.6, "top_k": 20, "max_tokens": 7}
+    write_lines(files.input, [completion_line("a"), completion_line("b", temperature=0, top_k=0)])
+    run(files, llm)
+    assert [(p.temperature, p.top_k, p.top_p, p.max_tokens) for p in llm.params] == [(0.6, 20, 1, 16), (0, 0, 1, 16)]
+
+
+def test_an_answer_that_cannot_be_decoded_is_its_lines_error(files: BatchFiles) -> None:
+    class Undecodable(FakeLLM):
+        def generate_as_completed(self, *args: Any, **options: Any) -> Iterator[tuple[int, RequestOutput]]:
+            for index, output in super().generate_as_completed(*args, **options):
+                if index == 1:
+                    output.outputs[-1].finish_reason, output.outputs[-1].stop_reason = "error", "it panicked"
+                yield index, output
+
+    write_lines(files.input, [completion_line("a"), completion_line("b", n=2), completion_line("c")])
+    summary = run(files, Undecodable())
+    assert answers(files).keys() == {"a", "c"}
+    assert [record["error"]["message"] for record in read_records(files.errors)] == ["it panicked"]
+    assert (summary.num_answered, summary.num_failed) == (2, 1)
+
+
+def test_a_template_that_renders_nothing_ends_the_job_before_anything_is_written(files: BatchFiles) -> None:
+    class Broken(FakeLLM):
+        def check_chat_template(self) -> None:
+            raise ValueError("dir: the chat template does not compile")
+
+    write_lines(files.input, [completion_line("a")])
+    run(files, Broken())
+    assert answers(files).keys() == {"a"}, "without conversations nobody asks"
+    files.output.unlink()
+    write_lines(files.input, [completion_line("a"), chat_line("b")])
+    with pytest.raises(ValueError, match=r"^dir: the chat template does not compile$"):
+        run(files, Broken())
+    assert not files.output.exists()
 
 
 def test_seeds_do_not_depend_on_the_order_of_the_file(files: BatchFiles) -> None:
