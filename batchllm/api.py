@@ -19,7 +19,7 @@ from batchllm.engine import Engine, Finished, Job
 from batchllm.kv_cache import affordable_kv_tokens
 from batchllm.model import Model
 from batchllm.ops import GpuOps
-from batchllm.outputs import CompletionOutput, JobProgress, RequestOutput
+from batchllm.outputs import MODEL_LENGTH, CompletionOutput, JobProgress, RequestOutput
 from batchllm.prompts import Prompt, RequestLimits, params_list, parse_prompt, prompt_list
 from batchllm.runner import CpuRunner, Gpu, GpuRunner, Runner
 from batchllm.sampling import Sampler, stream_seed
@@ -72,6 +72,7 @@ class LLM:
         generation_config: str = "auto",
     ) -> None:
         start = time.perf_counter()
+        ext.cpu_isa()  # raises ValueError for an unknown BATCHLLM_ISA
         torch_device = _torch_device(device)
         torch_dtype = _torch_dtype(dtype, torch_device)
         if not (levels is None or (type(levels) is int and levels in (0, 1))):
@@ -100,7 +101,9 @@ class LLM:
                 settings = printable(", ".join(f"{name}={value!r:.40}" for name, value in others.items()))
                 message = f"{self.directory / GENERATION_CONFIG}: not supported, and not applied: {settings}"
                 warnings.warn(message, stacklevel=2)
-        self._tokenizer = Tokenizer(self.directory, allow_special_tokens=allow_special_tokens)
+        self._tokenizer = Tokenizer(
+            self.directory, self.config.max_model_len, allow_special_tokens=allow_special_tokens
+        )
         # What any of the model's files names as an end of sequence is one.
         known = [token for token in self._tokenizer.eos_token_ids if token < self.config.vocab_size]
         self._eos_token_ids = tuple(dict.fromkeys((*self.config.eos_token_ids, *known)))
@@ -198,7 +201,10 @@ class LLM:
         return self._generate(token_ids, [None] * len(token_ids), params, use_tqdm)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, with the special tokens that the tokenizer adds to a prompt."""
+        """Token ids of each text, with the special tokens that the tokenizer adds to a prompt.
+
+        Raises ValueError for a text so long that no number of tokens the model takes can hold it.
+        """
         return self._tokenizer.encode(texts)
 
     def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]:
@@ -322,6 +328,8 @@ class LLM:
                 text = text_after(decode, prompt, finished.token_ids[: -1 if hide_last else None])
                 if finished.stopped and (params.ignore_eos or last not in self._eos_token_ids):
                     stop_reason = last
+                elif not finished.stopped and len(finished.token_ids) != params.max_tokens:
+                    stop_reason = MODEL_LENGTH
         except ValueError as error:
             text, finish_reason, stop_reason = "", "error", str(error)
         return CompletionOutput(

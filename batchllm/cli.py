@@ -5,19 +5,26 @@ Everything heavy is imported inside the commands, so that `batchllm --help` answ
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
+
+from batchllm.text import printable
 
 if TYPE_CHECKING:
     from batchllm.api import LLM
 
 PIPED_WIDTH = 140  # of tables that no terminal shows
-EXIT_NOT_RUN, EXIT_SOME_LINES_FAILED, EXIT_INTERRUPTED = 1, 3, 130
+EXIT_NOT_RUN, EXIT_SOME_LINES_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 3, 130, 143
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
@@ -53,6 +60,9 @@ class DeviceName(str, Enum):
     cpu = "cpu"
 
 
+INPUT_HELP = "Requests in the OpenAI Batch format; - is standard input."
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are not empty.", show_default=False)]
+
 UNIT_BYTES = {"B": 1, **{f"{p}B": 1000**n for n, p in enumerate("KMGT", 1)}}
 UNIT_BYTES |= {f"{p}iB": 1024**n for n, p in enumerate("KMGT", 1)}
 
@@ -63,6 +73,30 @@ def memory_size(text: str) -> int:
     if not match or match[2] not in UNIT_BYTES or not (size := int(float(match[1]) * UNIT_BYTES[match[2]])):
         raise typer.BadParameter(f"expected a size such as 40GiB, 512MiB or 12GB, got {text!r}")
     return size
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which stops a job as Ctrl-C does."""
+
+
+@contextmanager
+def exit_status(log: Console, when_interrupted: str = "") -> Iterator[None]:
+    """Says in one line what ended a command early, and exits with its status. Import what is slow inside."""
+    try:
+        yield
+    except (OSError, ValueError, MemoryError) as error:
+        say(log, f"batchllm: {str(error) or 'out of memory'}", style="red")
+        raise typer.Exit(EXIT_NOT_RUN) from None
+    except KeyboardInterrupt as stop:
+        is_terminated = isinstance(stop.__cause__ or stop, Terminated)
+        state = f"; {stop}" if stop.args else when_interrupted
+        say(log, f"batchllm: {'terminated' if is_terminated else 'interrupted'}{state}")
+        raise typer.Exit(EXIT_TERMINATED if is_terminated else EXIT_INTERRUPTED) from None
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """A line as it is, wrapped by the terminal alone, with nothing in it that a terminal obeys."""
+    console.print(printable(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_version(wanted: bool) -> None:
@@ -84,15 +118,18 @@ def batchllm(
 
 @app.command()
 def run(
-    input: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests in the OpenAI Batch format.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Answers; an existing file is replaced.")
-    ],
+    input: Annotated[Path, typer.Argument(metavar="IN.jsonl", help=INPUT_HELP)],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Answers.")],
     model: Annotated[str, typer.Option(help="Hugging Face model directory (or hub id).")],
     errors: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Lines without an answer; replaced, too.", show_default="OUT.errors.jsonl"),
+        typer.Option(
+            metavar="FILE",
+            help="Lines without an answer.",
+            show_default="OUT.errors.jsonl, or the log if OUT is no file",
+        ),
     ] = None,
+    overwrite: Overwrite = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="Limit of a chat answer that names none.")] = 256,
     seed: Annotated[int, typer.Option(help="Seeds, with its custom_id, each request that names no seed.")] = 0,
     levels: Annotated[
@@ -123,22 +160,19 @@ def run(
 
     Lines: POST to /v1/chat/completions or /v1/completions. Answers are written as they complete, in any order;
     match them by custom_id. Without a limit of its own, a chat answer ends after --max-tokens and a completion
-    after 16 tokens; without a temperature, top_p or top_k it has those of the model's generation_config.json.
+    after 16 tokens; without a temperature, top_p or top_k it has those of the model's generation_config.json. An answer
+    that the model's length ends before its limit has the finish_reason "length" and the stop_reason "max_model_len".
 
     Exit status: 0 every line was answered; 3 the job ran, but some lines failed (see --errors); 1 the job could
-    not run; 2 wrong usage; 130 interrupted, with the answers so far in OUT.jsonl.
+    not run, or its answers not be written; 2 wrong usage; 130 interrupted and 143 terminated, with the answers so
+    far in OUT.jsonl.
     """
-    import msgspec
-
-    from batchllm.jobs.report import show_progress, summary_table
-    from batchllm.jobs.runner import BatchFiles, JobInterrupted, run_batch_file
-
     log = Console(stderr=True)
 
     def load_llm() -> LLM:
         from batchllm.api import LLM
 
-        log.print(f"loading {model}", highlight=False, markup=False, soft_wrap=True)
+        say(log, f"loading {model}")
         return LLM(
             model,
             dtype=dtype.value,
@@ -152,33 +186,36 @@ def run(
             allow_special_tokens=allow_special_tokens,
         )
 
-    try:
+    with exit_status(log, when_interrupted="; nothing was written"):
+        from batchllm.jobs.files import is_standard_output
+        from batchllm.jobs.report import show_progress, summary_table, write_summary
+        from batchllm.jobs.runner import BatchFiles, errors_beside, run_batch_file
+
+        files = BatchFiles(input, output, errors or errors_beside(output), json_summary, overwrite, model)
         with show_progress(log) as on_progress:
             summary = run_batch_file(
-                BatchFiles(input, output, errors or output.with_suffix(".errors.jsonl"), json_summary),
+                files,
                 load_llm,
                 model_name=Path(model).resolve().name,
                 chat_max_tokens=max_tokens,
                 seed=seed,
                 on_progress=on_progress,
+                log=lambda line: say(log, line),
             )
-        if json_summary:
-            json_summary.write_bytes(msgspec.json.encode(summary) + b"\n")
-    except (OSError, ValueError, MemoryError) as error:
-        log.print(f"batchllm: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(EXIT_NOT_RUN) from None
-    except (KeyboardInterrupt, JobInterrupted) as stop:
-        state = f"the answers so far are in {output}" if isinstance(stop, JobInterrupted) else "nothing was written"
-        log.print(f"batchllm: interrupted; {state}", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    Console().print(summary_table(summary))
+    if json_summary:
+        try:
+            write_summary(json_summary, summary, overwrite=overwrite)
+        except OSError as error:  # the answers are there all the same
+            say(log, f"batchllm: {error}", style="red")
+    holds_records = any(is_standard_output(path) for path in (output, files.errors, json_summary))
+    (log if holds_records else Console()).print(summary_table(summary))
     if summary.num_failed:
         raise typer.Exit(EXIT_SOME_LINES_FAILED)
 
 
 @app.command()
 def plan(
-    input: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests in the OpenAI Batch format.")],
+    input: Annotated[Path, typer.Argument(metavar="IN.jsonl", help=INPUT_HELP)],
     model: Annotated[str, typer.Option(help="Model directory, its config.json, or a hub id. No weights are read.")],
     device: Annotated[DeviceName, typer.Option(help="What the model of time is for.")] = DeviceName.h100,
     kv_memory: Annotated[
@@ -204,6 +241,7 @@ def plan(
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every figure as JSON.")] = None,
     errors: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the lines that cannot run.")] = None,
+    overwrite: Overwrite = False,
     shards: Annotated[int | None, typer.Option(min=1, help="Cut the job into so many files of equal cost.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where shards go.")] = None,
 ) -> None:
@@ -212,20 +250,21 @@ def plan(
     The job is simulated under several policies; nothing is run, and times are those of a roofline model. Prompts of
     text need the model's tokenizer; prompts of token ids need only its config.json.
 
-    Exit status: 0 every line was planned; 3 some lines cannot run and were left out; 1 the job could not be planned;
-    2 wrong usage. Files that exist are replaced.
+    Exit status: 0 every line was planned; 3 some lines cannot run and were left out; 1 the job could not be planned,
+    or a file not be written; 2 wrong usage; 130 interrupted; 143 terminated.
     """
     if kv_memory and kv_cache_tokens:
         raise typer.BadParameter("give --kv-memory or --kv-cache-tokens, not both")
     if (shards is None) != (output is None):
         raise typer.BadParameter("--shards N and --output DIR go together")
-    from batchllm.jobs.plan_command import PlanFiles, plan_batch_file
-    from batchllm.jobs.plan_report import print_plan
-
     log = Console(stderr=True)
-    try:
+    with exit_status(log):
+        from batchllm.jobs.files import is_standard_output
+        from batchllm.jobs.plan_command import PlanFiles, plan_batch_file
+        from batchllm.jobs.plan_report import print_plan
+
         job_plan = plan_batch_file(
-            PlanFiles(input, errors, plot, json, output, shards or 0),
+            PlanFiles(input, errors, plot, json, output, shards or 0, overwrite),
             model,
             device.value,
             kv_bytes=kv_memory,
@@ -233,18 +272,55 @@ def plan(
             chat_max_tokens=max_tokens,
             expected_output_tokens=expected_output_tokens,
             max_batch_tokens=max_batch_tokens,
-            log=lambda line: log.print(line, highlight=False, markup=False, soft_wrap=True),
+            log=lambda line: say(log, line),
         )
-    except (OSError, ValueError, MemoryError) as error:
-        log.print(f"batchllm: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(EXIT_NOT_RUN) from None
-    except KeyboardInterrupt:
-        log.print("batchllm: interrupted")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    print_plan(Console(width=None if Console().is_terminal else PIPED_WIDTH), job_plan)
+    holds_records = any(is_standard_output(path) for path in (errors, plot, json))
+    print_plan(Console(stderr=holds_records, width=None if Console().is_terminal else PIPED_WIDTH), job_plan)
     if job_plan.failed_lines:
         raise typer.Exit(EXIT_SOME_LINES_FAILED)
 
 
+class BestEffort:
+    """A standard stream that drops what it cannot take: a closed pipe or a full disk under a log ends no job."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, action: Callable[..., object], *args: str) -> None:
+        try:
+            action(*args)
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)  # for what is buffered, too, which Python writes when it ends
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def best_effort(stream: TextIO | None) -> TextIO:
+    if stream is None:  # closed
+        return open(os.devnull, "w")
+    stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
+    return BestEffort(stream)  # type: ignore[return-value]
+
+
+def terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
 def main() -> None:
+    # Where a standard stream is closed, the next file opened would have its number, and hold what is meant for it.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout, sys.stderr = best_effort(sys.stdout), best_effort(sys.stderr)
+    signal.signal(signal.SIGTERM, terminate)
     app()

@@ -123,6 +123,15 @@ def resolve_model(model: str | Path, *, weights: bool = True) -> Path:
         ) from error
 
 
+def model_files(model: str | Path) -> list[Path]:
+    """What is read of a local model, or of its config.json alone; nothing of a hub id."""
+    path = Path(model).expanduser()
+    if path.is_file():
+        return [path]
+    patterns = (*HUB_FILES_BUT_WEIGHTS, "*.safetensors")
+    return [file for pattern in patterns for file in path.glob(pattern) if file.exists()]
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; FileNotFoundError or ValueError that names the file, and the field where a number is
     not finite."""

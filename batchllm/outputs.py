@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MODEL_LENGTH = "max_model_len"
+
 
 @dataclass
 class CompletionOutput:
@@ -14,7 +16,13 @@ class CompletionOutput:
     token_ids: list[int]  # everything that was generated, a final stop token included
     cumulative_logprob: float  # sum of the tokens' log-probabilities under the model, in nats
     finish_reason: str  # "stop" or "length"; "error" where the tokens could not be decoded
-    stop_reason: int | str | None = None  # the stop token id or stop string, or what failed; else None
+    # The stop token or string; MODEL_LENGTH where the context was full before max_tokens; what failed; else None.
+    stop_reason: int | str | None = None
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the model's length ended it, before max_tokens."""
+        return self.finish_reason == "length" and self.stop_reason == MODEL_LENGTH
 
 
 @dataclass

@@ -40,17 +40,21 @@ class Tokenizer:
     A tokenizer.json is taken as it is, which is how its publisher used it: classes of transformers that build another
     from its parts read some files differently. No Python of the model directory is run.
 
+    max_tokens: of the longest prompt that is of use. A text that cannot be one by its length alone is refused before it
+        is encoded; None encodes every text.
     allow_special_tokens: whether text in the messages of others than the assistant can be a special token. Otherwise
         it is text.
     """
 
-    def __init__(self, directory: Path, *, allow_special_tokens: bool = False) -> None:
+    def __init__(self, directory: Path, max_tokens: int | None = None, *, allow_special_tokens: bool = False) -> None:
         self.directory = directory
+        self.max_tokens = max_tokens
         self.allow_special_tokens = allow_special_tokens
         self.exists = any(directory.glob("tokenizer*"))
         self.load_s = 0.0
         self.encode_s = 0.0
         self._hugging_face: Any = None
+        self._longest_token = 0
         self._templates = ChatTemplateRunner()
 
     def hugging_face(self) -> Any:
@@ -90,8 +94,22 @@ class Tokenizer:
         token = self.hugging_face().eos_token_id
         return () if token is None else (int(token),)
 
+    def check_length(self, text: str) -> None:
+        """Raises ValueError for a text that max_tokens of the longest token cannot hold: encoding takes a hundred bytes
+        for each of it."""
+        if self.max_tokens is None or len(text) <= self.max_tokens:
+            return
+        self._longest_token = self._longest_token or max(map(len, self.backend().get_vocab()))
+        if len(text) > self.max_tokens * self._longest_token:
+            raise ValueError(
+                f"the prompt has {len(text):,} characters, and the model takes {self.max_tokens:,} tokens of at most "
+                f"{self._longest_token}"
+            )
+
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
-        """Token ids of each text. Raises ValueError for a text that the tokenizer cannot take."""
+        """Token ids of each text. Raises ValueError as `check_length`, or for a text that the tokenizer cannot take."""
+        for text in texts:
+            self.check_length(text)
         tokenizer = self.hugging_face()
         start = time.perf_counter()
         with as_value_error("the tokenizer fails on the text"):
@@ -151,6 +169,7 @@ class Tokenizer:
             raise ValueError(f"messages: expected what JSON can hold: {error}") from None
         if marked == inputs:
             return self.encode([text], add_special_tokens=False)[0]
+        self.check_length(text)
         with as_value_error("the tokenizer fails on the text"):
             token_ids: list[int] = encode_marked_chat(tokenizer, text)
         return token_ids

@@ -8,6 +8,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+from batchllm.text import printable
+
 
 def main() -> None:
     job_path, answers_path, *rest = sys.argv[1:]
@@ -17,8 +19,8 @@ def main() -> None:
     for answer in answers[:: max(1, len(answers) // num_shown)][:num_shown]:
         question = requests[answer["custom_id"]]["messages"][-1]["content"].rpartition("in one sentence: ")[2]
         text = answer["response"]["body"]["choices"][0]["message"]["content"]
-        print(f"\n{answer['custom_id']}: {question}")
-        print(textwrap.indent(textwrap.fill(text, 100), "    "))
+        print(f"\n{printable(answer['custom_id'])}: {printable(question)}")
+        print(textwrap.indent(textwrap.fill(printable(" ".join(text.split())), 100), "    "))
     print()
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -22,6 +23,7 @@ CHAT_URL, COMPLETIONS_URL = "/v1/chat/completions", "/v1/completions"
 DEFAULT_COMPLETIONS_MAX_TOKENS = 16  # OpenAI's
 MAX_COMPLETIONS = 128  # of one prompt; OpenAI's
 
+CHAT_FIELDS, COMPLETIONS_FIELDS = frozenset({"messages", "chat_template_kwargs"}), frozenset({"prompt"})
 SAMPLING_FIELDS = frozenset(SamplingParams.__struct_fields__)
 HARMLESS_FIELDS = frozenset(
     {
@@ -29,30 +31,40 @@ HARMLESS_FIELDS = frozenset(
         *("parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_retention"),
     }
 )
+INTEGER_FIELDS = frozenset({"n", "top_k", "seed", "max_tokens", "max_completion_tokens", "min_tokens"})
 # Fields we do not implement, at values that ask for nothing.
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
     "best_of": (1,),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
     "echo": (False,),
-    "frequency_penalty": (0, 0.0),
+    "frequency_penalty": (0,),
     "functions": ([],),
+    "length_penalty": (1,),
     "logit_bias": ({},),
     "logprobs": (False,),
-    "min_p": (0, 0.0),
+    "min_p": (0,),
     "modalities": (["text"],),
-    "presence_penalty": (0, 0.0),
-    "repetition_penalty": (1, 1.0),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
+    "return_token_ids": (False,),
     "stream": (False,),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "top_logprobs": (0,),
+    "use_beam_search": (False,),
 }
+# What asks for something only in the body; beside it, it would be passed over.
+BODY_FIELDS = frozenset(SAMPLING_FIELDS | INTEGER_FIELDS | CHAT_FIELDS | COMPLETIONS_FIELDS | NEUTRAL_VALUES.keys())
 
 
 @dataclass(frozen=True)
 class Conversation:
-    messages: list[dict[str, str]]  # role and content, as chat templates take them
+    messages: list[dict[str, Any]]  # as chat templates take them: role and content, and of a tool turn its calls
+    template_options: dict[str, Any] = field(default_factory=dict)  # chat_template_kwargs, where there are any
 
 
 BatchPrompt = str | list[int] | Conversation
@@ -89,6 +101,10 @@ class BatchRequest:
     def is_chat(self) -> bool:
         return self.url == CHAT_URL
 
+    def names_another(self, model_name: str) -> bool:
+        """Whether the line names a model, by itself or after a directory or an organisation, other than that."""
+        return self.model is not None and self.model.rstrip("/").rpartition("/")[2] != model_name
+
     def with_defaults(self, defaults: Mapping[str, Any]) -> BatchRequest:
         """Fields of the parameters that the line does not give; its limit is the command's or OpenAI's."""
         absent = {k: v for k, v in defaults.items() if k not in self.named_fields and k != "max_tokens"}
@@ -115,6 +131,7 @@ def parse_line(data: bytes, line: int, line_of: dict[str, int], *, chat_max_toke
         custom_id = _custom_id(record)
         if (first := line_of.setdefault(custom_id, line)) != line:
             raise LineError("duplicate_custom_id", "custom_id", f"{_brief(custom_id)} was used on line {first}")
+        _check_keys(data)
         url, body = _endpoint(record)
         is_chat = url == CHAT_URL
         return BatchRequest(
@@ -125,7 +142,7 @@ def parse_line(data: bytes, line: int, line_of: dict[str, int], *, chat_max_toke
             prompts=[_conversation(body)] if is_chat else _completion_prompts(body),
             params=_sampling_params(
                 body,
-                prompt_field="messages" if is_chat else "prompt",
+                prompt_fields=CHAT_FIELDS if is_chat else COMPLETIONS_FIELDS,
                 default_max_tokens=chat_max_tokens if is_chat else DEFAULT_COMPLETIONS_MAX_TOKENS,
             ),
             named_fields=SAMPLING_FIELDS & body.keys(),
@@ -137,18 +154,50 @@ def parse_line(data: bytes, line: int, line_of: dict[str, int], *, chat_max_toke
 _TokenLimit = Annotated[int, msgspec.Meta(ge=1, le=MAX_INT32)]
 
 
+_Nothing = Annotated[list[Any], msgspec.Meta(max_length=0)]
+
+
 class _TextPart(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
     text: str
+    cache_control: Any = None  # a hint to a cache, which changes no answer
+    annotations: _Nothing = []
+
+
+class _Function(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    arguments: str | dict[str, Any] = "{}"  # JSON, or what it says
+
+
+class _ToolCall(msgspec.Struct, tag_field="type", tag="function", forbid_unknown_fields=True, omit_defaults=True):
+    function: _Function
+    id: str | None = None
+    index: int | None = None  # of a streamed answer
 
 
 class _ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_TextPart]
-    name: str | None = None  # a participant's name: chat templates of open models have no place for it
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[_TextPart] | None = None
+    name: str | None = None  # a participant's: chat templates of open models have no place for it; or a tool's
+    tool_calls: list[_ToolCall] = []
+    tool_call_id: str | None = None
+    cache_control: Any = None
+    annotations: _Nothing = []
 
-    def for_template(self) -> dict[str, str]:
-        text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+    def for_template(self, where: str) -> dict[str, Any]:
+        if self.content is None and self.role != "assistant":
+            raise LineError("invalid_body", where, "object missing required field `content`")
+        if self.tool_calls and self.role != "assistant":
+            raise LineError("invalid_body", f"{where}.tool_calls", f"not supported of the role {self.role!r}")
+        if self.tool_call_id is not None and self.role != "tool":
+            raise LineError("invalid_body", f"{where}.tool_call_id", f"not supported of the role {self.role!r}")
+        parts = self.content or ""
+        text = parts if isinstance(parts, str) else "\n".join(part.text for part in parts)
+        message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        if self.tool_calls:
+            message["tool_calls"] = msgspec.to_builtins(self.tool_calls)
+        if self.role == "tool":
+            message |= _without_nulls({"tool_call_id": self.tool_call_id, "name": self.name})
+        return message
 
 
 def _decode_object(data: bytes, line: int) -> dict[str, Any]:
@@ -160,6 +209,17 @@ def _decode_object(data: bytes, line: int) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise LineError("invalid_json_line", None, f"line {line}: expected a JSON object, got {_brief(record)}")
     return record
+
+
+def _check_keys(data: bytes) -> None:
+    """Raises LineError where an object of the line has a key twice: readers of JSON differ in which they take."""
+
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        if len(dict(pairs)) < len(pairs):
+            [(key, count)] = Counter(key for key, _ in pairs).most_common(1)
+            raise LineError("duplicate_key", None, f"the key {_brief(key)} stands {count} times in one object")
+
+    json.loads(data, object_pairs_hook=check, parse_int=float)  # of any number of digits
 
 
 def _error_column(data: bytes, error: Exception) -> int:
@@ -185,6 +245,9 @@ def _endpoint(record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         raise LineError("invalid_url", "url", f'expected "{CHAT_URL}" or "{COMPLETIONS_URL}", got {_brief(url)}')
     if not isinstance(body, dict):
         raise LineError("invalid_body", "body", f"expected an object, got {_brief(body)}")
+    for name in sorted(_without_nulls(record).keys() & BODY_FIELDS):
+        if not _asks_for_nothing(name, record[name]):
+            raise LineError("misplaced_parameter", name, "expected inside body, got it beside body")
     return url, _without_nulls(body)
 
 
@@ -197,7 +260,11 @@ def _conversation(body: dict[str, Any]) -> Conversation:
     if not isinstance(messages, list) or not messages:
         raise LineError("invalid_body", "body.messages", f"expected a non-empty list, got {_brief(messages)}")
     parsed = _convert([_without_nulls(message) for message in messages], list[_ChatMessage], "body.messages")
-    return Conversation([message.for_template() for message in parsed])
+    variables = _convert(body.get("chat_template_kwargs", {}), dict[str, Any], "body.chat_template_kwargs")
+    return Conversation(
+        [message.for_template(f"body.messages[{i}]") for i, message in enumerate(parsed)],
+        {"chat_template_kwargs": variables} if variables else {},
+    )
 
 
 def _completion_prompts(body: dict[str, Any]) -> list[BatchPrompt]:
@@ -215,10 +282,11 @@ def _completion_prompts(body: dict[str, Any]) -> list[BatchPrompt]:
     raise LineError("invalid_body", "body.prompt", f"{expected}, got {_brief(prompt)}")
 
 
-def _sampling_params(body: dict[str, Any], *, prompt_field: str, default_max_tokens: int) -> SamplingParams:
+def _sampling_params(body: dict[str, Any], *, prompt_fields: frozenset[str], default_max_tokens: int) -> SamplingParams:
     """The body's sampling fields; every other field must be harmless or ask for nothing."""
-    for name in sorted(body.keys() - SAMPLING_FIELDS - HARMLESS_FIELDS - {prompt_field, "max_completion_tokens"}):
+    for name in sorted(body.keys() - SAMPLING_FIELDS - HARMLESS_FIELDS - prompt_fields - {"max_completion_tokens"}):
         _check_asks_for_nothing(name, body[name])
+    body = {name: _integer(value) if name in INTEGER_FIELDS else value for name, value in body.items()}
     limit_names = body.keys() & {"max_tokens", "max_completion_tokens"}
     limits = {_convert(body[name], _TokenLimit, f"body.{name}") for name in limit_names} or {default_max_tokens}
     if len(limits) > 1:
@@ -230,10 +298,20 @@ def _sampling_params(body: dict[str, Any], *, prompt_field: str, default_max_tok
     return params
 
 
-def _check_asks_for_nothing(name: str, value: Any) -> None:
+def _integer(value: Any) -> Any:
+    """2 for the 2.0 that data frames write where a column has gaps."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _asks_for_nothing(name: str, value: Any) -> bool:
     neutral = NEUTRAL_VALUES.get(name, ())
-    if any(type(value) is type(allowed) and value == allowed for allowed in neutral):
+    return any(isinstance(value, bool) is isinstance(allowed, bool) and value == allowed for allowed in neutral)
+
+
+def _check_asks_for_nothing(name: str, value: Any) -> None:
+    if _asks_for_nothing(name, value):
         return
+    neutral = NEUTRAL_VALUES.get(name, ())
     allowed_text = f" (accepted: {_brief(neutral[0])})" if neutral else ""
     raise LineError("unsupported_parameter", f"body.{name}", f"not supported, got {_brief(value)}{allowed_text}")
 

@@ -17,7 +17,7 @@ from batchllm.outputs import RequestOutput
 
 
 def answer_record(request: BatchRequest, outputs: list[RequestOutput], model: str) -> bytes:
-    """The output line of a request: outputs[i] answers its prompt i."""
+    """The output line of a request: outputs[i] answers its prompt i. model: the name of the one that ran."""
     unique = uuid.uuid4().hex
     completions = [completion for output in outputs for completion in output.outputs]
     prompt_tokens = sum(len(output.prompt_token_ids) for output in outputs)
@@ -26,7 +26,7 @@ def answer_record(request: BatchRequest, outputs: list[RequestOutput], model: st
         "id": f"{'chatcmpl' if request.is_chat else 'cmpl'}-{unique}",
         "object": "chat.completion" if request.is_chat else "text_completion",
         "created": int(time.time()),
-        "model": request.model or model,
+        "model": model,
         "choices": [
             {
                 "index": index,
@@ -36,6 +36,7 @@ def answer_record(request: BatchRequest, outputs: list[RequestOutput], model: st
                     else {"text": completion.text}
                 ),
                 "finish_reason": completion.finish_reason,
+                **({} if completion.stop_reason is None else {"stop_reason": completion.stop_reason}),  # as vLLM has it
                 "logprobs": None,
             }
             for index, completion in enumerate(completions)

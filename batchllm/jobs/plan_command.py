@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 import batchllm_ext as ext
-from batchllm.config import positive_int, read_json, resolve_model
+from batchllm.config import model_files, positive_int, read_json, resolve_model
+from batchllm.jobs.files import check_files, check_writable, rereadable, write_file
 from batchllm.jobs.openai_batch import LineError
 from batchllm.jobs.openai_records import error_record
 from batchllm.jobs.plan import PAGE_SIZE, Assumptions, JobPlan, plan_job
-from batchllm.jobs.runner import check_files, check_writable
 from batchllm.jobs.shards import shard_paths, write_shards
 from batchllm.jobs.tokenized_job import WeightlessModel, read_job
 from batchllm.prompts import RequestLimits
@@ -32,9 +33,10 @@ class PlanFiles:
     json: Path | None = None
     shards_directory: Path | None = None
     num_shards: int = 0
+    overwrite: bool = False  # of files that are not empty
 
-    def check(self) -> None:
-        """Raises OSError or ValueError for files that cannot be read or written, and for one that would be both."""
+    def check(self, model: str) -> None:
+        """Raises OSError or ValueError for files that no plan can be made with. Changes none of them."""
         if self.plot and self.plot.suffix.lower() not in PLOT_SUFFIXES:
             raise ValueError(f"plot {str(self.plot)!r}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}")
         outputs = {"errors": self.errors, "plot": self.plot, "json": self.json}
@@ -45,7 +47,7 @@ class PlanFiles:
                 raise NotADirectoryError(f"shards {str(directory)!r}: is a file, not a directory")
             else:
                 check_writable("shards", directory)
-        check_files(self.input, outputs)
+        check_files(self.input, outputs, overwrite=self.overwrite, model_files=model_files(model))
 
 
 def plan_batch_file(
@@ -66,7 +68,7 @@ def plan_batch_file(
 
     Raises OSError or ValueError before anything is written.
     """
-    files.check()
+    files.check(model)
     config_path = find_config(model)
     shape, device = ModelShape.from_config(config_path), DEVICES[device_name]
     if kv_tokens is None:
@@ -76,30 +78,41 @@ def plan_batch_file(
     kv_tokens -= kv_tokens % PAGE_SIZE
     limits = RequestLimits(shape.vocab_size, max_model_len(config_path), PAGE_SIZE, kv_tokens)
     log(f"reading {files.input}")
-    job, errors = read_job(files.input, WeightlessModel(config_path.parent, limits), chat_max_tokens=chat_max_tokens)
-    log_errors(errors, log)
-    if job.num_requests == 0:
-        raise ValueError(f"input {str(files.input)!r}: no line that could run")
-    if files.num_shards > job.num_lines:
-        raise ValueError(f"shards: expected at most {job.num_lines}, the lines that can run, got {files.num_shards}")
-
-    given = Assumptions(model_name(model), shape, device, kv_tokens, expected_output_tokens, max_batch_tokens)
-    trie = ext.PrefixTrie(job.tokens, job.indptr, drop_last=1)
-    plan, simulations = plan_job(job, trie, len(errors), given, log)
-    if files.shards_directory:
-        outputs = given.output_tokens(job.max_output_tokens)
-        shards = write_shards(
-            files.input, files.shards_directory, files.num_shards, job, trie.order, outputs, shape, device
-        )
-        plan = msgspec.structs.replace(plan, shards=shards)
+    with rereadable(files.input) if files.num_shards else nullcontext(files.input) as input:
+        job, errors = read_job(input, WeightlessModel(config_path.parent, limits), chat_max_tokens=chat_max_tokens)
+        log_errors(errors, log)
+        if job.num_requests == 0:
+            raise ValueError(f"input {str(files.input)!r}: no line that could run")
+        if files.num_shards > job.num_lines:
+            raise ValueError(
+                f"shards: expected at most {job.num_lines}, the lines that can run, got {files.num_shards}"
+            )
+        given = Assumptions(model_name(model), shape, device, kv_tokens, expected_output_tokens, max_batch_tokens)
+        trie = ext.PrefixTrie(job.tokens, job.indptr, drop_last=1)
+        plan, simulations = plan_job(job, trie, len(errors), given, log)
+        if files.shards_directory:
+            outputs = given.output_tokens(job.max_output_tokens)
+            shards = write_shards(
+                input,
+                files.shards_directory,
+                files.num_shards,
+                job,
+                trie.order,
+                outputs,
+                shape,
+                device,
+                overwrite=files.overwrite,
+            )
+            plan = msgspec.structs.replace(plan, shards=shards)
     if files.plot:
         from batchllm.jobs.plan_plot import save_plot
 
-        save_plot(files.plot, plan, simulations)
+        save_plot(files.plot, plan, simulations, overwrite=files.overwrite)
     if files.errors:
-        files.errors.write_bytes(b"".join(map(error_record, errors)))
+        write_file("errors", files.errors, b"".join(map(error_record, errors)), overwrite=files.overwrite)
     if files.json:
-        files.json.write_bytes(msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
+        json = msgspec.json.format(msgspec.json.encode(plan)) + b"\n"
+        write_file("json", files.json, json, overwrite=files.overwrite)
     return plan
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from batchllm.jobs.files import write_file
 from batchllm.jobs.plan import JobPlan
 from batchllm.jobs.plan_report import NAMES
 from batchllm.simulate import Policy, Simulation
@@ -27,9 +29,11 @@ STYLES = {
 }
 
 
-def save_plot(path: Path, plan: JobPlan, simulations: dict[Policy, Simulation]) -> None:
+def save_plot(path: Path, plan: JobPlan, simulations: dict[Policy, Simulation], *, overwrite: bool = False) -> None:
     """Writes the figure in the format of the path's suffix."""
-    plan_figure(plan, simulations).savefig(path, dpi=150)
+    image = BytesIO()
+    plan_figure(plan, simulations).savefig(image, format=path.suffix.removeprefix(".").lower(), dpi=150)
+    write_file("plot", path, image.getvalue(), overwrite=overwrite)
 
 
 def plan_figure(plan: JobPlan, simulations: dict[Policy, Simulation]) -> Figure:

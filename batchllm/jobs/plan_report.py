@@ -13,6 +13,7 @@ from rich.table import Table
 from batchllm.jobs.plan import CacheCrossover, JobPlan
 from batchllm.jobs.report import duration
 from batchllm.simulate import Policy
+from batchllm.text import printable
 
 NAMES = {
     Policy.NONE: "no sharing",
@@ -150,7 +151,7 @@ def shard_table(plan: JobPlan) -> Table:
 
 
 def new_table(title: str, first: str, *numbers: str) -> Table:
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=escape(printable(title)), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column(first, no_wrap=True)
     for name in numbers:
         table.add_column(name, justify="right", vertical="bottom")
@@ -158,7 +159,7 @@ def new_table(title: str, first: str, *numbers: str) -> Table:
 
 
 def say(console: Console, sentence: str) -> None:
-    console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    console.print(printable(sentence), highlight=False, markup=False, soft_wrap=True)
 
 
 def tokens_and_bytes(plan: JobPlan, kv_tokens: int) -> str:

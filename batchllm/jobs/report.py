@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from batchllm.jobs.files import write_file
 from batchllm.jobs.runner import JobSummary, OnProgress
 from batchllm.outputs import JobProgress
 
@@ -59,6 +62,10 @@ def fraction_done(progress: JobProgress) -> float:
     return progress.output_tokens / max(progress.output_tokens + progress.remaining_output_tokens, 1)
 
 
+def write_summary(path: Path, summary: JobSummary, *, overwrite: bool) -> None:
+    write_file("summary", path, msgspec.json.encode(summary) + b"\n", overwrite=overwrite)
+
+
 def summary_table(summary: JobSummary) -> Table:
     table = Table(show_header=False, title="batchllm run", title_justify="left")
     table.add_column()
@@ -70,6 +77,10 @@ def summary_table(summary: JobSummary) -> Table:
 
 def summary_rows(summary: JobSummary) -> Iterator[tuple[str, str]]:
     yield "lines answered", f"{summary.num_answered:,}"
+    if summary.num_other_model:
+        yield "  naming another model", f"{summary.num_other_model:,}"
+    if summary.num_cut:
+        yield "  cut at the model's length", f"{summary.num_cut:,}"
     yield "lines failed", f"{summary.num_failed:,}"
     stats: dict[str, Any] = summary.stats
     if not stats:  # nothing ran

@@ -1,16 +1,20 @@
 """A job from an input file to an output file: every line is answered, or reported, exactly once.
 
-An answer is written and flushed as its request completes, so a job that is killed keeps what it has.
+An answer is written as its request completes, so a job that is killed keeps what it has.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from batchllm.config import model_files
+from batchllm.jobs.files import RecordFile, check_files, read_lines
 from batchllm.jobs.openai_batch import BatchPrompt, BatchRequest, Conversation, LineError, parse_line
 from batchllm.jobs.openai_records import answer_record, error_record
 from batchllm.outputs import JobProgress, RequestOutput
@@ -21,19 +25,40 @@ if TYPE_CHECKING:
     from batchllm.api import LLM
 
 OnProgress = Callable[[JobProgress], None]
-UTF8_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
 class BatchFiles:
     input: Path
     output: Path
-    errors: Path
+    errors: Path | None  # None: errors are logged
     summary: Path | None = None
+    overwrite: bool = False  # of files that are not empty
+    model: str | None = None  # a directory, whose files are none of the others
 
     def check(self) -> None:
         """Raises OSError or ValueError for files that no job can run with. Changes none of them."""
-        check_files(self.input, {"output": self.output, "errors": self.errors, "summary": self.summary})
+        outputs = {"output": self.output, "errors": self.errors, "summary": self.summary}
+        inputs = model_files(self.model) if self.model else []
+        check_files(self.input, outputs, overwrite=self.overwrite, model_files=inputs)
+
+
+def errors_beside(output: Path) -> Path | None:
+    """OUT.errors.jsonl for OUT.jsonl; None for a pipe or a device.
+
+    Raises FileExistsError where that file holds something and the output does not exist: OUT.txt has the same.
+    """
+    directory = Path(os.path.realpath(output.parent))
+    is_special = directory == Path("/dev") or Path("/proc") in (directory, *directory.parents)
+    if is_special or (output.exists() and not output.is_file()):
+        return None
+    errors = output.with_suffix(".errors.jsonl")
+    if not output.exists() and errors.is_file() and errors.stat().st_size:
+        raise FileExistsError(
+            f"errors {str(errors)!r}: is not empty, and {str(output)!r} does not exist, so it may belong to another "
+            "output; name another with --errors"
+        )
+    return errors
 
 
 @dataclass(frozen=True)
@@ -41,10 +66,12 @@ class JobSummary:
     num_answered: int  # lines in the output file
     num_failed: int  # lines in the errors file
     stats: dict[str, Any]  # LLM.stats
+    num_other_model: int = 0  # answered lines that name a model other than the one that ran
+    num_cut: int = 0  # answered lines with a completion that ended at the model's length, before its max_tokens
 
 
-class JobInterrupted(Exception):
-    """The user stopped the job while it ran; the answers so far are in the output file."""
+class JobInterrupted(KeyboardInterrupt):
+    """A KeyboardInterrupt, its cause, stopped the job while it ran; says where the answers so far are."""
 
 
 def run_batch_file(
@@ -55,88 +82,107 @@ def run_batch_file(
     chat_max_tokens: int,
     seed: int = 0,
     on_progress: OnProgress | None = None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> JobSummary:
-    """Answers every line of files.input. Nothing is written before the input is read and the model loaded.
+    """Answers every line of files.input. No file is opened before the model is loaded, or replaced before it answers.
 
-    model_name: in the answers to requests that name no model.
+    model_name: in the answers.
     chat_max_tokens: for chat requests that name no limit.
     seed: makes, with the custom_id, the seed of a request that names none.
+    log: is told the errors where there is no file for them.
 
-    Raises OSError or ValueError before anything is written; JobInterrupted for a KeyboardInterrupt after that.
+    Raises OSError or ValueError before anything is written, and OSError where an output fails; JobInterrupted for a
+    KeyboardInterrupt after that.
     """
     files.check()
     requests, errors = read_requests(files.input, chat_max_tokens)
     llm = load_llm()
     if any(request.is_chat for request in requests):
         llm.check_chat_template()
-    owners: list[tuple[BatchRequest, int]] = []  # of each prompt of the job: its request, and its place there
-    prompts: list[list[int]] = []
-    params: list[SamplingParams] = []
+    prompts: list[JobPrompt] = []
     for request in (request.with_defaults(llm.sampling_defaults) for request in requests):
         try:
-            token_ids, request_params = tokenize(llm, request, seed)
+            token_ids, params = tokenize(llm, request, seed)
+            prompts += [
+                JobPrompt(request, at, *prompt) for at, prompt in enumerate(zip(token_ids, params, strict=True))
+            ]
         except LineError as error:
             errors.append(error)
-            continue
-        owners += [(request, at) for at in range(len(token_ids))]
-        prompts += token_ids
-        params += request_params
+    errors.sort(key=lambda error: error.line or 0)
+    num_answered = num_other_model = num_cut = 0
+    with ExitStack() as stack:
+        output_file = stack.enter_context(RecordFile("output", files.output, overwrite=files.overwrite))
+        errors_file = None
+        if files.errors:
+            errors_file = stack.enter_context(RecordFile("errors", files.errors, overwrite=files.overwrite))
 
-    try:
-        num_answered = answer_all(files, llm, owners, prompts, params, errors, model_name, on_progress)
-    except KeyboardInterrupt:
-        raise JobInterrupted from None
-    return JobSummary(num_answered, len(errors), llm.stats)
+        def report(error: LineError) -> None:
+            if errors_file:
+                errors_file.write(error_record(error))
+            else:
+                log(f"line {error.line}: {error}")
 
-
-def answer_all(
-    files: BatchFiles,
-    llm: LLM,
-    owners: list[tuple[BatchRequest, int]],
-    prompts: list[list[int]],
-    params: list[SamplingParams],
-    errors: list[LineError],
-    model_name: str,
-    on_progress: OnProgress | None,
-) -> int:
-    """Writes the errors, then every answer as it completes; returns how many lines were answered."""
-    with files.output.open("wb") as output_file, files.errors.open("wb") as errors_file:
-        for line_error in sorted(errors, key=lambda error: error.line or 0):
-            write_line(errors_file, error_record(line_error))
-        num_answered = 0
-        unfinished: dict[int, dict[int, RequestOutput]] = {}  # line -> place -> output
-        for index, output in llm.generate_as_completed(prompts, params, on_progress=on_progress) if prompts else ():
-            request, at = owners[index]
-            outputs = unfinished.setdefault(request.line, {})
-            outputs[at] = output
-            if len(outputs) == len(request.prompts):
-                del unfinished[request.line]
-                in_order = [outputs[i] for i in range(len(outputs))]
-                completions = [completion for output in in_order for completion in output.outputs]
+        results = answers(llm, prompts, on_progress)
+        first = list(itertools.islice(results, 1))  # with it the engine stands; until then nothing is replaced
+        try:
+            output_file.empty()
+            if errors_file:
+                errors_file.empty()
+            for line_error in errors:
+                report(line_error)
+            for request, outputs in itertools.chain(first, results):
+                completions = [completion for output in outputs for completion in output.outputs]
                 if failed := next((c for c in completions if c.finish_reason == "error"), None):
-                    error = LineError("invalid_output", None, str(failed.stop_reason))
-                    errors.append(error.at(request.line, request.custom_id))
-                    write_line(errors_file, error_record(error))
+                    errors.append(LineError("invalid_output", None, str(failed.stop_reason)))
+                    report(errors[-1].at(request.line, request.custom_id))
                     continue
-                write_line(output_file, answer_record(request, in_order, model_name))
+                output_file.write(answer_record(request, outputs, model_name))
                 num_answered += 1
-    return num_answered
+                num_other_model += request.names_another(model_name)
+                num_cut += any(completion.is_cut for completion in completions)
+        except KeyboardInterrupt as interrupt:
+            raise JobInterrupted(f"the answers so far are in {files.output}") from interrupt
+        except ValueError as error:
+            raise ValueError(f"{error}; the answers so far are in {files.output}") from error
+    return JobSummary(num_answered, len(errors), llm.stats, num_other_model, num_cut)
+
+
+class JobPrompt(NamedTuple):
+    request: BatchRequest
+    at: int  # its place among the request's prompts
+    token_ids: list[int]
+    params: SamplingParams
+
+
+def answers(
+    llm: LLM, prompts: list[JobPrompt], on_progress: OnProgress | None
+) -> Iterator[tuple[BatchRequest, list[RequestOutput]]]:
+    """Each request as its last prompt is answered, with the outputs of its prompts in their order."""
+    if not prompts:
+        return
+    unfinished: dict[int, dict[int, RequestOutput]] = {}  # line -> place -> output
+    token_ids, params = [prompt.token_ids for prompt in prompts], [prompt.params for prompt in prompts]
+    for index, output in llm.generate_as_completed(token_ids, params, on_progress=on_progress):
+        request, at = prompts[index].request, prompts[index].at
+        outputs = unfinished.setdefault(request.line, {})
+        outputs[at] = output
+        if len(outputs) == len(request.prompts):
+            del unfinished[request.line]
+            yield request, [outputs[i] for i in range(len(outputs))]
 
 
 def read_requests(path: Path, chat_max_tokens: int) -> tuple[list[BatchRequest], list[LineError]]:
-    """Every line that is not blank, as a request or as an error."""
+    """Every line that is not blank, as a request or as an error. Raises OSError or ValueError as `read_lines`."""
     requests: list[BatchRequest] = []
     errors: list[LineError] = []
     line_of: dict[str, int] = {}
-    with path.open("rb") as file:
-        for line, data in enumerate(file, start=1):
-            data = data.removeprefix(UTF8_BOM) if line == 1 else data
-            if not data.strip():
-                continue
-            try:
-                requests.append(parse_line(data.rstrip(b"\r\n"), line, line_of, chat_max_tokens=chat_max_tokens))
-            except LineError as error:
-                errors.append(error)
+    for line, data in enumerate(read_lines(path), start=1):
+        if not data.strip():
+            continue
+        try:
+            requests.append(parse_line(data.rstrip(b"\r\n"), line, line_of, chat_max_tokens=chat_max_tokens))
+        except LineError as error:
+            errors.append(error)
     return requests, errors
 
 
@@ -144,7 +190,7 @@ class PromptReader(Protocol):
     """The part of `LLM` that makes token ids of prompts and says which it takes."""
 
     def tokenize(self, texts: list[str]) -> list[list[int]]: ...
-    def apply_chat_template(self, messages: Sequence[Message]) -> list[int]: ...
+    def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]: ...
     def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None: ...
 
 
@@ -163,36 +209,7 @@ def tokenize(reader: PromptReader, request: BatchRequest, seed: int) -> tuple[li
 
 def token_ids_of(reader: PromptReader, prompt: BatchPrompt) -> list[int]:
     if isinstance(prompt, Conversation):
-        return reader.apply_chat_template(prompt.messages)
+        return reader.apply_chat_template(prompt.messages, **prompt.template_options)
     if isinstance(prompt, str):
         return reader.tokenize([prompt])[0]
     return prompt
-
-
-def write_line(file: BinaryIO, record: bytes) -> None:
-    file.write(record)
-    file.flush()
-
-
-def check_files(input: Path, outputs: Mapping[str, Path | None]) -> None:
-    """Raises OSError or ValueError where the input cannot be read, an output not written, or two are one file."""
-    if not input.exists():
-        raise FileNotFoundError(f"input {str(input)!r}: no such file")
-    input.open("rb").close()
-    taken = {input.resolve(): "input"}
-    for name, path in outputs.items():
-        if path is None:
-            continue
-        check_writable(name, path)
-        if other := taken.get(path.resolve()):
-            raise ValueError(f"{name} {str(path)!r}: is the {other} file")
-        taken[path.resolve()] = name
-
-
-def check_writable(name: str, path: Path) -> None:
-    if path.is_dir():
-        raise IsADirectoryError(f"{name} {str(path)!r}: is a directory")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{name} {str(path)!r}: no such directory {str(path.parent)!r}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise PermissionError(f"{name} {str(path)!r}: not writable")

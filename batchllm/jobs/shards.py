@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from batchllm.jobs.runner import UTF8_BOM
+from batchllm.jobs.files import RecordFile, lock, without_bom
 from batchllm.jobs.tokenized_job import TokenizedJob
 from batchllm.roofline import Device, ModelShape
 from batchllm.shards import partition, shard_costs
@@ -44,13 +46,16 @@ def write_shards(
     output_tokens: NDArray[np.int32],
     model: ModelShape,
     device: Device,
+    *,
+    overwrite: bool = False,
 ) -> list[ShardFigures]:
-    """Writes shard_paths(directory, num_shards), the directory included; files that exist are replaced.
+    """Writes shard_paths(directory, num_shards), the directory included; overwrite: replaces files that are not empty.
 
     order: int32 [num_requests], requests depth-first (PrefixTrie.order). output_tokens: int32 [num_requests].
 
-    A line keeps its bytes (a byte order mark at the head of the file aside). Lines go by the first of their requests
-    in `order`, and their cost is that of `request_costs`. Raises ValueError for more shards than lines.
+    A line keeps its bytes (byte order marks aside). Lines go by the first of their requests
+    in `order`, and their cost is that of `request_costs`. Raises ValueError for more shards than lines; OSError for a
+    directory that another plan writes shards to, and as RecordFile.
     """
     lines = LineSequence.of(job, order)
     costs = request_costs(job, lines, output_tokens, model, device)
@@ -60,10 +65,13 @@ def write_shards(
 
     directory.mkdir(exist_ok=True)
     paths = shard_paths(directory, num_shards)
-    texts = read_lines(input, job.line_numbers[lines.line])
-    for path, num_lines in zip(paths, np.diff(cuts), strict=True):
-        with path.open("wb") as file:
-            file.writelines(next(texts) for _ in range(num_lines))
+    texts = pick_lines(input, job.line_numbers[lines.line])
+    with locked_directory(directory):
+        for path, num_lines in zip(paths, np.diff(cuts), strict=True):
+            with RecordFile("shard", path, overwrite=overwrite) as file:
+                file.empty()
+                for text in itertools.islice(texts, num_lines):
+                    file.write(text)
 
     lengths = np.diff(job.indptr)[lines.request]
     computed = np.add.reduceat(lengths - lines.shared_tokens, lines.indptr[:-1])
@@ -157,13 +165,23 @@ def num_pairs(num_tokens: FloatArray) -> FloatArray:
     return num_tokens * (num_tokens + 1) / 2
 
 
-def read_lines(path: Path, line_numbers: IntArray) -> Iterator[bytes]:
+@contextmanager
+def locked_directory(directory: Path) -> Iterator[None]:
+    """Shards of two plans in one directory would be lines of neither."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        lock(descriptor, f"shards {str(directory)!r}")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def pick_lines(path: Path, line_numbers: IntArray) -> Iterator[bytes]:
     """Those lines of the file, from 1, in that order, each ended by a newline."""
     with path.open("rb") as file:
         ends = np.cumsum([len(line) for line in file])
         for number in line_numbers:
             begin = ends[number - 2] if number > 1 else 0
             file.seek(begin)
-            text = file.read(ends[number - 1] - begin)
-            text = text.removeprefix(UTF8_BOM) if number == 1 else text
+            text = without_bom(file.read(ends[number - 1] - begin))
             yield text if text.endswith(b"\n") else text + b"\n"

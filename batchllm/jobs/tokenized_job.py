@@ -44,7 +44,7 @@ class WeightlessModel:
 
     def __init__(self, directory: Path, limits: RequestLimits) -> None:
         self.limits = limits
-        self.tokenizer = Tokenizer(directory)
+        self.tokenizer = Tokenizer(directory, limits.max_model_len)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer.encode(texts)

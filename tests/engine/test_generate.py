@@ -431,7 +431,9 @@ def test_without_max_tokens_a_request_fills_the_model(tiny_llm):
     for max_tokens in (None, 21, 10**9):
         completion = run_with(tiny_llm, prompt, max_tokens=max_tokens)
         assert len(completion.token_ids) == 20
-        assert completion.finish_reason == "length"
+        assert (completion.finish_reason, completion.stop_reason) == ("length", "max_model_len")
+    completion = run_with(tiny_llm, prompt, max_tokens=20)
+    assert (len(completion.token_ids), completion.stop_reason) == (20, None), "its own limit, not the model's"
 
 
 def test_the_longest_prompt_leaves_one_token(tiny_llm):

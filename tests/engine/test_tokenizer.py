@@ -41,6 +41,33 @@ def test_a_tokenizer_that_is_not_fast_is_named(directory, monkeypatch):
         Tokenizer(directory).backend()
 
 
+LONGEST_TOKEN = len("<bos>")
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(directory, monkeypatch):
+    tokenizer = Tokenizer(directory, max_tokens=10)
+    assert len(tokenizer.encode(["<bos>" * 10])[0]) == 11  # <bos> opens a text
+    assert len(tokenizer.encode(["x" * 10 * LONGEST_TOKEN])[0]) == 51  # only its tokens tell that it does not fit
+    monkeypatch.setattr(Tokenizer, "hugging_face", lambda self: pytest.fail("encoded"))
+    for text in ("x" * 51, " " * 10**8):
+        with pytest.raises(ValueError, match=f"the prompt has {len(text):,} characters, and the model takes 10 tokens"):
+            tokenizer.encode(["short", text])
+
+
+def test_a_chat_that_cannot_fit_is_refused_before_it_is_encoded(directory):
+    tokenizer = Tokenizer(directory, max_tokens=20)
+    tokenizer.encode_chat([{"role": "user", "content": "x" * 50}])
+    with pytest.raises(ValueError, match="the prompt has 116 characters"):
+        tokenizer.encode_chat([{"role": "user", "content": "x" * 100}])
+
+
+def test_a_prompt_of_a_list_that_cannot_fit_is_named(tiny_model, tmp_path):
+    model = tiny.copy_with(tiny_model("llama"), tmp_path / "model")
+    tiny.save_tokenizer(model)
+    with pytest.raises(ValueError, match=r"^prompt 1: the prompt has 2,561 characters, and the model takes 512 tokens"):
+        LLM(model).generate(["short", " " * (tiny.MAX_MODEL_LEN * LONGEST_TOKEN + 1)], use_tqdm=False)
+
+
 @pytest.mark.parametrize("named_class", ["PreTrainedTokenizerFast", "LlamaTokenizerFast", "Qwen2Tokenizer", None])
 @pytest.mark.parametrize("save", [tiny.save_tokenizer, tiny.save_metaspace_tokenizer])
 def test_tokenizer_json_is_taken_as_it_is_whatever_class_is_named(tmp_path, save, named_class):

@@ -25,7 +25,7 @@ class FakeLLM:
     def check_chat_template(self) -> None:
         pass
 
-    def apply_chat_template(self, messages: list[dict[str, str]]) -> list[int]:
+    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
         return list("".join(f"<{m['role']}>{m['content']}" for m in messages).encode())
 
     def check_request(self, prompt_token_ids: list[int], params: SamplingParams) -> None:

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 import batchllm
 import batchllm.api
 from batchllm.cli import app
+from batchllm.outputs import RequestOutput
 from tests.jobs.batch_lines import chat_line, completion_line, read_records, write_lines
 from tests.jobs.fake_llm import FakeLLM
 
@@ -92,7 +95,7 @@ def test_silent_options_leave_the_choice_to_the_model(made: list[FakeLLM], in_js
 
 def test_seed_moves_the_seeds_of_requests(made: list[FakeLLM], in_jsonl: Path) -> None:
     for seed in (0, 0, 1):
-        call("run", in_jsonl, "-o", in_jsonl.with_name("o"), "--model", "m", "--seed", seed)
+        call("run", in_jsonl, "-o", in_jsonl.with_name(f"o{len(made)}"), "--model", "m", "--seed", seed)
     seeds = [[params.seed for params in llm.params] for llm in made]
     assert seeds[0] == seeds[1]
     assert not set(seeds[0]) & set(seeds[2])
@@ -123,7 +126,10 @@ def test_a_missing_model_is_exit_status_1_and_one_line(in_jsonl: Path) -> None:
 def test_an_interrupted_job_is_exit_status_130_and_says_where_its_answers_are(
     made: list[FakeLLM], in_jsonl: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*args: object, **options: object) -> None:
+    generate = FakeLLM.generate_as_completed
+
+    def interrupt(*args: Any, **options: Any) -> Iterator[tuple[int, RequestOutput]]:
+        yield next(generate(*args, **options))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(FakeLLM, "generate_as_completed", interrupt)
@@ -141,7 +147,7 @@ def test_interrupted_while_it_loads_a_job_leaves_old_answers_alone(
     monkeypatch.setattr("batchllm.api.LLM", interrupt)
     old = in_jsonl.with_name("o")
     old.write_text("old answers")
-    result = call("run", in_jsonl, "-o", old, "--model", "m")
+    result = call("run", in_jsonl, "-o", old, "--model", "m", "--overwrite")
     assert result.exit_code == 130
     assert "interrupted; nothing was written" in result.stderr
     assert old.read_text() == "old answers"
@@ -150,6 +156,17 @@ def test_interrupted_while_it_loads_a_job_leaves_old_answers_alone(
 @pytest.mark.parametrize("args", [["run"], ["run", "in", "-o", "out"], ["run", "in", "--levels", "2"], ["walk"]])
 def test_wrong_usage_is_exit_status_2(args: list[str]) -> None:
     assert call(*args).exit_code == 2
+
+
+def test_nothing_of_a_name_or_an_error_is_obeyed_by_a_terminal(in_jsonl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise ValueError("config.json: model_type: got '\x1b[2J'")
+
+    monkeypatch.setattr("batchllm.api.LLM", refuse)
+    result = call("run", in_jsonl, "-o", in_jsonl.with_name("o"), "--model", "m\x1b[2J")
+    assert result.exit_code == 1
+    assert r"loading m\x1b[2J" in result.stderr
+    assert {c for c in result.stdout + result.stderr if not c.isprintable()} == {"\n"}
 
 
 def test_version() -> None:

@@ -46,7 +46,8 @@ def test_answers_are_those_of_transformers(model_dir: Path, tmp_path: Path) -> N
         *(chat_line(f"chat{i}", f"{document}{i}?", temperature=0, max_tokens=12) for i in range(4)),
         completion_line("texts", [f"{document}And so", document], temperature=0, max_tokens=9),
         b'{"custom_id": "torn", "method": "PO',
-        completion_line("endless", "x" * tiny.MAX_MODEL_LEN),
+        completion_line("long", "x" * tiny.MAX_MODEL_LEN),
+        chat_line("endless", " " * 10**6),  # refused by its characters
     ]
     answers = run(model_dir, lines, tmp_path)
     for i in range(4):
@@ -56,15 +57,16 @@ def test_answers_are_those_of_transformers(model_dir: Path, tmp_path: Path) -> N
     assert texts == [greedy_text(model_dir, prompt, 9) for prompt in (f"{document}And so", document)]
 
     summary = answers[""]
-    assert (summary["num_answered"], summary["num_failed"]) == (5, 2)
+    assert (summary["num_answered"], summary["num_failed"]) == (5, 3)
     usage = [answers[name]["usage"] for name in answers if name]
     assert sum(u["prompt_tokens"] for u in usage) == summary["stats"]["prompt_tokens"]
     assert sum(u["completion_tokens"] for u in usage) == summary["stats"]["output_tokens"]
     saved = summary["stats"]["prompt_tokens"] - summary["stats"]["computed_prompt_tokens"]
     assert sum(u["prompt_tokens_details"]["cached_tokens"] for u in usage) == saved
     assert saved > 3 * len(document)
-    codes = [record["error"]["code"] for record in read_records(tmp_path / "out.errors.jsonl")]
-    assert codes == ["invalid_json_line", "invalid_prompt"]
+    errors = [record["error"] for record in read_records(tmp_path / "out.errors.jsonl")]
+    assert [error["code"] for error in errors] == ["invalid_json_line", "invalid_prompt", "invalid_prompt"]
+    assert "1,000,032 characters, and the model takes 512 tokens of at most 5" in errors[2]["message"]
 
 
 def test_neither_order_nor_sharing_changes_an_answer(model_dir: Path, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from batchllm.outputs import CompletionOutput, RequestOutput
 from batchllm.sampling_params import SamplingParams
 from tests.jobs.batch_lines import chat_line, completion_line
 
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+
 
 def parse(line: dict[str, Any] | bytes, **line_of: int) -> BatchRequest:
     data = line if isinstance(line, bytes) else json.dumps(line).encode()
@@ -97,9 +99,98 @@ def test_max_completion_tokens_is_max_tokens() -> None:
     assert refusal(chat_line("a", max_completion_tokens=3, max_tokens=4)).param == "body.max_tokens"
 
 
+def test_tool_turns_go_to_the_chat_template() -> None:
+    messages = [
+        {"role": "user", "content": "Call f."},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "1", "name": "f", "content": [{"type": "text", "text": "42"}]},
+        {"role": "assistant", "content": None},
+    ]
+    [prompt] = parse(chat_line("a", messages=messages)).prompts
+    assert prompt == Conversation(
+        [
+            {"role": "user", "content": "Call f."},
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            {"role": "tool", "content": "42", "tool_call_id": "1", "name": "f"},
+            {"role": "assistant", "content": ""},
+        ]
+    )
+
+
+def test_parts_of_messages_that_ask_for_nothing_are_accepted() -> None:
+    cached = {"cache_control": {"type": "ephemeral"}}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "Hi", "annotations": [], **cached}], **cached},
+        {"role": "assistant", "content": "Hi.", "annotations": [], "tool_calls": [], "refusal": None, "audio": None},
+    ]
+    [prompt] = parse(chat_line("a", messages=messages)).prompts
+    assert prompt == Conversation([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi."}])
+
+
+def test_variables_of_the_chat_template_go_to_it() -> None:
+    variables = {"enable_thinking": False}
+    [prompt] = parse(chat_line("a", chat_template_kwargs=variables)).prompts
+    assert prompt == Conversation([{"role": "user", "content": "Hello"}], {"chat_template_kwargs": variables})
+    assert parse(chat_line("a", chat_template_kwargs={})).prompts == parse(chat_line("b")).prompts
+    assert parse(completion_line("a", chat_template_kwargs={})).prompts == ["Hello"]
+    assert refusal(completion_line("a", chat_template_kwargs=variables)).param == "body.chat_template_kwargs"
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "n", "top_k", "seed", "min_tokens"])
+def test_a_whole_number_with_a_point_is_an_integer(name: str) -> None:
+    params = parse(chat_line("a", **{name: 2.0})).params
+    field = "max_tokens" if name == "max_completion_tokens" else name
+    assert (getattr(params, field), type(getattr(params, field))) == (2, int)
+    assert refusal(chat_line("a", **{name: 2.5})).param == f"body.{name}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"custom_id": "a", "custom_id": "a", "body": {}}',
+        '{"custom_id": "a", "body": {"max_tokens": 2, "n": 1, "max_tokens": 3}}',
+        '{"custom_id": "a", "body": {"messages": [{"role": "user", "content": "x", "cont\\u0065nt": "y"}]}}',
+        '{"custom_id": "a", "body": {"metadata": {"k": 1, "k": 1}}}',
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(line: str) -> None:
+    error = refusal(line.encode())
+    assert (error.code, error.custom_id) == ("duplicate_key", "a")
+    assert "stands 2 times in one object" in str(error)
+
+
+@pytest.mark.parametrize("field", [{"temperature": 0}, {"max_completion_tokens": 9}, {"logprobs": True}, {"stop": "x"}])
+def test_what_belongs_in_the_body_is_refused_beside_it(field: dict[str, Any]) -> None:
+    error = refusal(chat_line("a") | field)
+    [name] = field
+    assert (error.code, error.param, error.custom_id) == ("misplaced_parameter", name, "a")
+
+
+def test_what_asks_for_nothing_may_stand_beside_the_body() -> None:
+    beside = {"note": "x", "temperature": None, "stream": False, "metadata": {}}
+    assert parse(chat_line("a") | beside).params == SamplingParams(max_tokens=99)
+
+
+@pytest.mark.parametrize(
+    ("model", "is_another"),
+    [(None, False), ("dir", False), ("org/dir", False), ("models/dir/", False), ("gpt-4o", True), ("dir2", True)],
+)
+def test_a_line_may_name_another_model(model: str | None, is_another: bool) -> None:
+    assert parse(chat_line("a", model=model)).names_another("dir") is is_another
+
+
+def test_a_completion_cut_by_the_models_length_says_so() -> None:
+    cut = RequestOutput("0", None, [1], [CompletionOutput(0, "x", [5], -1.0, "length", "max_model_len")], True, 0)
+    [choice] = json.loads(answer_record(parse(chat_line("a")), [cut], "dir"))["response"]["body"]["choices"]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "max_model_len")
+    assert cut.outputs[0].is_cut
+    assert not CompletionOutput(0, "x", [5], -1.0, "stop", "max_model_len").is_cut  # a stop string of that text
+
+
 @pytest.mark.parametrize(
     "fields",
     [
+        {"add_generation_prompt": True, "continue_final_message": False, "repetition_penalty": 1.0, "best_of": 1.0},
         {"user": "u", "metadata": {"k": "v"}, "store": True, "service_tier": "auto"},
         {"tools": [], "tool_choice": "none", "logprobs": False, "top_logprobs": 0, "stream": False},
         {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "response_format": {"type": "text"}},
@@ -153,9 +244,14 @@ def test_fields_that_would_change_the_answer_are_refused_by_name(field: dict[str
         ({"messages": "hi"}, "body.messages", 'expected a non-empty list, got "hi"'),
         ({"messages": None}, "body.messages", "expected a non-empty list, got nothing"),
         ({"messages": ["hi"]}, "body.messages[0]", "expected `object`, got `str`"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "body.messages[0].role", "invalid enum value 'tool'"),
+        ({"messages": [{"role": "human", "content": "x"}]}, "body.messages[0].role", "invalid enum value 'human'"),
         ({"messages": [{"role": "user"}]}, "body.messages[0]", "missing required field `content`"),
-        ({"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]}, "body.messages[0]", "`tool_calls`"),
+        ({"messages": [{"role": "user", "content": None}]}, "body.messages[0]", "missing required field `content`"),
+        ({"messages": [{"role": "assistant", "tool_calls": [1]}]}, "body.messages[0].tool_calls[0]", "`object`"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "body.messages[0].tool_calls", "user"),
+        ({"messages": [{"role": "user", "content": "x", "annotations": [1]}]}, "body.messages[0].annotations", "<= 0"),
+        ({"messages": [{"role": "user", "content": "x", "cach_control": 1}]}, "body.messages[0]", "`cach_control`"),
+        ({"chat_template_kwargs": "thinking"}, "body.chat_template_kwargs", "expected `object`, got `str`"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "body.messages[0].content[0].type",
@@ -259,7 +355,7 @@ def test_chat_answer_has_openais_shape() -> None:
     assert isinstance(body.pop("created"), int)
     assert body == {
         "object": "chat.completion",
-        "model": "m",
+        "model": "dir",  # the one that ran; the line names "m"
         "choices": [
             {
                 "index": 0,

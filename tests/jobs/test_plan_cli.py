@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def call(*args: object) -> Result:
 
 def planned(*args: object, folder: Path, exit_code: int = 0) -> dict[str, Any]:
     """The figures, from --json."""
-    result = call(*args, "--json", folder / "plan.json")
+    result = call(*args, "--json", folder / "plan.json", "--overwrite")
     assert result.exit_code == exit_code, result.output
     return dict(json.loads((folder / "plan.json").read_text()))
 
@@ -128,7 +129,7 @@ def test_lines_that_cannot_run_are_reported_and_left_out(config: Path, tmp_path:
     assert codes == {7: "invalid_json_line", 8: "duplicate_custom_id"} | dict.fromkeys((9, 10, 11), "invalid_prompt")
     ids = {record["custom_id"] for record in read_records(tmp_path / "to" / "shard-0001-of-0001.jsonl")}
     assert ids == {"a0", "a1", "a2", "b0", "b1", "b2"}
-    result = call(in_jsonl, *options)
+    result = call(in_jsonl, *options, "--overwrite")
     assert "6 lines (5 more cannot run), 6 requests" in result.stdout
     stderr = result.stderr
     assert "line 9: body.prompt: prompt_token_ids[0] is 1000, but the vocabulary has 1000 tokens" in stderr
@@ -249,6 +250,52 @@ def test_a_plan_that_cannot_be_made_is_exit_status_1_and_changes_nothing(
     assert message in result.stderr.splitlines()[-1]
     assert in_jsonl.read_bytes() == data
     assert {path.name for path in Path().iterdir()} == {"in.jsonl", "model", "shards"}
+
+
+def test_nothing_of_a_line_or_a_name_is_obeyed_by_a_terminal(config: Path, tmp_path: Path) -> None:
+    lines = [completion_line("a", [1]), chat_line("b\x1b[2J", temperature="\x1b[2J"), chat_line("c", **{"\x1b[2J": 1})]
+    lines.append(completion_line("d\x07", [1], stop=[{"\x9b": 1}]))
+    in_jsonl = write_lines(tmp_path / "in\x1b]0;title\x07.jsonl", lines)
+    result = call(in_jsonl, "--model", config, "--shards", 1, "-o", tmp_path / "[red]to\x1b[2J")
+    assert result.exit_code == 3
+    assert r"reading" in result.stderr
+    assert r"in\x1b]0;title\x07.jsonl" in result.stderr
+    assert r"body.\x1b[2J: not supported" in result.stderr
+    assert r"[red]to\x1b[2J" in result.stdout
+    shown = result.stdout + result.stderr
+    assert {c for c in shown if not c.isprintable()} == {"\n"}
+
+
+def test_what_holds_something_is_replaced_only_if_asked(
+    config: Path, in_jsonl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(in_jsonl.parent)
+    names = ("plot.png", "plan.json", "errors.jsonl", "shards/shard-0002-of-0002.jsonl")
+    outputs = ["--plot", "plot.png", "--json", "plan.json", "--errors", "errors.jsonl", "--shards", "2", "-o", "shards"]
+    Path("shards").mkdir()
+    for name in names:
+        for other in (*names, "shards/shard-0001-of-0002.jsonl"):
+            Path(other).write_text("old" if other == name else "")
+        result = call("in.jsonl", "--model", config, *outputs)
+        assert result.exit_code == 1
+        assert f"{name}': exists and is not empty" in result.stderr
+        assert "reading" not in result.stderr
+        assert [Path(other).read_text() for other in names] == ["old" if other == name else "" for other in names]
+        assert call("in.jsonl", "--model", config, *outputs, "--overwrite").exit_code == 0
+        assert "old" not in [Path(other).read_bytes()[:3] for other in names]
+
+
+def test_a_plan_of_a_pipe_is_that_of_the_file(config: Path, in_jsonl: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    options = ["--model", config, "--shards", 2, "-o", tmp_path / "to"]
+    of_file = planned(in_jsonl, *options, folder=tmp_path)
+    shards = [path.read_bytes() for path in sorted((tmp_path / "to").iterdir())]
+    writer = threading.Thread(target=pipe.write_bytes, args=(in_jsonl.read_bytes(),))
+    writer.start()
+    assert planned(pipe, *options, folder=tmp_path) == of_file
+    writer.join()
+    assert [path.read_bytes() for path in sorted((tmp_path / "to").iterdir())] == shards
 
 
 def test_a_missing_input_is_named_before_the_model_is_looked_at(tmp_path: Path) -> None:

@@ -78,6 +78,12 @@ def test_summary_has_every_figure_and_every_phase() -> None:
     }
 
 
+def test_summary_tells_of_lines_that_are_not_what_they_seem() -> None:
+    rows = dict(summary_rows(JobSummary(3, 1, STATS, num_other_model=2, num_cut=1)))
+    assert (rows["  naming another model"], rows["  cut at the model's length"]) == ("2", "1")
+    assert not [name for name in dict(summary_rows(JobSummary(3, 1, STATS))) if "another" in name or "cut" in name]
+
+
 def test_summary_of_a_job_without_a_request() -> None:
     console = Console(file=io.StringIO(), width=80)
     console.print(summary_table(JobSummary(0, 2, {})))

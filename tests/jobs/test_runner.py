@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from batchllm.jobs.files import RecordFile
 from batchllm.jobs.runner import BatchFiles, JobInterrupted, JobSummary, run_batch_file
 from batchllm.outputs import RequestOutput
 from tests.jobs.batch_lines import chat_line, completion_line, read_records, write_lines
@@ -18,11 +20,12 @@ from tests.jobs.fake_llm import FakeLLM
 
 @pytest.fixture
 def files(tmp_path: Path) -> BatchFiles:
-    return BatchFiles(tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "errors.jsonl")
+    return BatchFiles(tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "errors.jsonl", overwrite=True)
 
 
 def run(files: BatchFiles, llm: FakeLLM | None = None, **options: Any) -> JobSummary:
-    return run_batch_file(files, lambda: llm or FakeLLM(), model_name="dir", chat_max_tokens=256, **options)
+    options = {"load_llm": lambda: llm or FakeLLM(), "model_name": "dir", "chat_max_tokens": 256, **options}
+    return run_batch_file(files, **options)
 
 
 def answers(files: BatchFiles) -> dict[str, Any]:
@@ -101,6 +104,83 @@ def test_a_chat_template_may_refuse_one_conversation(files: BatchFiles) -> None:
     assert answers(files).keys() == {"good"}
 
 
+def test_variables_of_the_chat_template_reach_it(files: BatchFiles) -> None:
+    class Thinking(FakeLLM):
+        def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
+            if options.get("chat_template_kwargs", {}).keys() - {"enable_thinking"}:
+                raise ValueError("the chat template has no such variable")
+            return super().apply_chat_template(messages) + [1] * len(options)
+
+    known = chat_line("known", chat_template_kwargs={"enable_thinking": False})
+    unknown = chat_line("unknown", chat_template_kwargs={"enable_thinkin": False})
+    write_lines(files.input, [known, unknown, chat_line("plain")])
+    run(files, Thinking())
+    assert failures(files) == {2: "invalid_prompt"}
+    lengths = {name: body["usage"]["prompt_tokens"] for name, body in answers(files).items()}
+    assert lengths["known"] == lengths["plain"] + 1
+
+
+def test_the_summary_counts_lines_of_another_model_and_answers_that_were_cut(files: BatchFiles) -> None:
+    class Short(FakeLLM):
+        def generate_as_completed(self, *args: Any, **options: Any) -> Iterator[tuple[int, RequestOutput]]:
+            for index, output in super().generate_as_completed(*args, **options):
+                if index == 0:
+                    output.outputs[-1].finish_reason, output.outputs[-1].stop_reason = "length", "max_model_len"
+                yield index, output
+
+    lines = [completion_line("a", n=2), completion_line("b", model="gpt-4o"), completion_line("c", model="org/dir")]
+    write_lines(files.input, lines)
+    summary = run(files, Short())
+    assert (summary.num_answered, summary.num_cut, summary.num_other_model) == (3, 1, 1)
+    assert {body["model"] for body in answers(files).values()} == {"dir"}
+    reasons = [choice.get("stop_reason") for choice in answers(files)["a"]["choices"]]
+    assert reasons == [None, "max_model_len"]
+
+
+def test_a_job_that_fails_while_it_runs_says_what_it_has(files: BatchFiles) -> None:
+    class Failing(FakeLLM):
+        def generate_as_completed(self, *args: Any, **options: Any) -> Iterator[tuple[int, RequestOutput]]:
+            yield next(super().generate_as_completed(*args, **options))
+            raise ValueError("the logits are not finite")
+
+    write_lines(files.input, [completion_line("a"), completion_line("b")])
+    with pytest.raises(ValueError, match=r"the logits are not finite; the answers so far are in .*out\.jsonl"):
+        run(files, Failing())
+    assert answers(files).keys() == {"b"}
+
+
+def test_nothing_is_replaced_before_the_model_stands_and_every_file_is_ours(tmp_path: Path) -> None:
+    names = ("out.jsonl", "errors.jsonl")
+    for name in names:
+        (tmp_path / name).write_text("old")
+    source = write_lines(tmp_path / "in.jsonl", [completion_line("a")])
+    with ExitStack() as other_job:
+
+        def load_llm() -> FakeLLM:
+            assert [(tmp_path / name).read_text() for name in names] == ["old", "old"]
+            other_job.enter_context(RecordFile("errors", tmp_path / "errors.jsonl", overwrite=True))
+            return FakeLLM()
+
+        with pytest.raises(BlockingIOError, match=r"errors .* another job is writing it"):
+            run(BatchFiles(source, *(tmp_path / name for name in names), overwrite=True), load_llm=load_llm)
+    assert [(tmp_path / name).read_text() for name in names] == ["old", "old"]
+
+
+@pytest.mark.parametrize("error", [ValueError("no pool"), MemoryError(), KeyboardInterrupt()])
+def test_old_answers_stay_until_there_is_a_new_one(files: BatchFiles, error: BaseException) -> None:
+    class Refusing(FakeLLM):
+        def generate_as_completed(self, *args: Any, **options: Any) -> Iterator[tuple[int, RequestOutput]]:
+            raise error
+
+    assert files.errors
+    write_lines(files.input, [completion_line("a"), b"bad"])
+    files.output.write_text("old answers")
+    files.errors.write_text("old errors")
+    with pytest.raises(type(error), match=f"^{error}$"):
+        run(files, Refusing())
+    assert (files.output.read_text(), files.errors.read_text()) == ("old answers", "old errors")
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(garbage=st.lists(st.one_of(st.binary(), st.text().map(str.encode)), max_size=4))
 def test_garbage_lines_are_one_error_each_and_end_nothing(files: BatchFiles, garbage: list[bytes]) -> None:
@@ -108,8 +188,9 @@ def test_garbage_lines_are_one_error_each_and_end_nothing(files: BatchFiles, gar
     write_lines(files.input, [chat_line("first"), *lines, completion_line("last")])
     run(files)
     assert answers(files).keys() == {"first", "last"}
-    # The input's first line may start with a BOM; no other line may.
-    assert failures(files).keys() == {line for line, data in enumerate(lines, start=2) if data.strip()}
+    assert failures(files).keys() == {
+        line for line, data in enumerate(lines, start=2) if data.strip() and data.replace(b"\xef\xbb\xbf", b"").strip()
+    }
 
 
 JSON_VALUES = st.recursive(
@@ -217,7 +298,8 @@ def test_seeds_do_not_depend_on_the_order_of_the_file(files: BatchFiles) -> None
     seeds = []
     for order in (lines, lines[::-1]):
         llm = FakeLLM()
-        run(files := BatchFiles(write_lines(files.input, order), files.output, files.errors), llm, seed=5)
+        write_lines(files.input, order)
+        run(files, llm, seed=5)
         seeds.append(sorted(params.seed or 0 for params in llm.params))
     assert seeds[0] == seeds[1]
     assert len(set(seeds[0])) == 4

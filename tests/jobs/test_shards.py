@@ -29,7 +29,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelShape:
 def shard(path: Path, job: TokenizedJob, num_shards: int, model: ModelShape) -> list[ShardFigures]:
     trie = ext.PrefixTrie(job.tokens, job.indptr, drop_last=1)
     directory = path.parent / "shards"
-    return write_shards(path, directory, num_shards, job, trie.order, job.max_output_tokens, model, DEVICE)
+    outputs = job.max_output_tokens
+    return write_shards(path, directory, num_shards, job, trie.order, outputs, model, DEVICE, overwrite=True)
 
 
 def distinct_tokens(prompts: list[list[int]]) -> int:
