@@ -69,7 +69,8 @@ def context_is_lost() -> bool:
 
 
 def synchronize() -> None:
-    if not DRY:
+    """Waits for what was launched, if anything was."""
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 

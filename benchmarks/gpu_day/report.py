@@ -72,7 +72,7 @@ def with_floor(cells: list[Cells], lines: list[Line], rows: Sequence[str]) -> li
         row["floor"] = number(line["floor_us"]) if line else ""
         row["ours of floor"] = percent(line["floor_us"] / line["us"]) if line else ""
         if any("predicted_us" in other for other in lines):
-            row["predicted"] = number(line["predicted_us"]) if line else ""
+            row["predicted"] = number(line["predicted_us"]) if line and "predicted_us" in line else ""
     return cells
 
 
