@@ -40,7 +40,7 @@ OPTIONS: list[dict[str, Any]] = [
 DRAWS: list[dict[str, Any]] = [{}, {"top_k": 9}, {"top_p": 0.7}, {"min_tokens": 3}, {"n": 3}]
 NUM_PROMPTS, REPEATED = (3, 1) if DRY else (40, 6)
 MAX_TOKENS = 3 if DRY else 40
-LEAST_EQUAL = 0.5  # of the outputs: where sums have another order, close calls of bfloat16 may fall otherwise
+LEAST_EQUAL = 0.8  # of the first tokens: where sums have another order, close calls of bfloat16 may fall otherwise
 SECONDS_FOR_A_FAMILY = 15
 if DRY:
     FAMILIES, OPTIONS = {"Llama, head_dim 64": FAMILIES["Llama, head_dim 64"]}, OPTIONS[:1]
@@ -88,9 +88,17 @@ def check_tokens(name: str, directory: Path, prompts: list[list[int]]) -> None:
     }.items():
         with attempt("engine", model=name, check=check):
             other = gpu_llm(directory, **options)
-            equal = share_equal(first, tokens_of(other, prompts, greedy))
-            record("engine", model=name, check=check, equal=equal, preemptions=other.stats["preemptions"])
-            assert equal >= LEAST_EQUAL, f"{equal:.0%} of the outputs are equal"
+            second = tokens_of(other, prompts, greedy)
+            begins_equal = share_equal([output[0][0] for output in first], [output[0][0] for output in second])
+            record(
+                "engine",
+                model=name,
+                check=check,
+                equal=share_equal(first, second),
+                begins_equal=begins_equal,
+                preemptions=other.stats["preemptions"],
+            )
+            assert begins_equal >= LEAST_EQUAL, f"{begins_equal:.0%} of the outputs begin equally"
     drawn = [SamplingParams(seed=i, max_tokens=6, **DRAWS[i % len(DRAWS)]) for i in range(len(prompts))]
     with attempt("engine", model=name, check="the same draws from the same seeds"):
         assert tokens_of(llm, prompts, drawn) == tokens_of(llm, prompts, drawn)

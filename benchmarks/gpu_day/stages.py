@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -22,7 +22,6 @@ from pathlib import Path
 from benchmarks.gpu_day.results import DRY, OUT, RESULTS, is_failure, read, record, set_older_aside, write
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = ROOT / "tests"
 HERE = "benchmarks/gpu_day"
 MODEL = "models/smollm2-135m-instruct"
 STANDIN = "build/standin"
@@ -54,22 +53,26 @@ class Command:
 class Stage:
     commands: Callable[[], list[Command]]  # asked for when the stage begins
     is_dry: bool = False  # a dry run has it, too
-    needs: str | None = None  # a program on PATH
+    tool: str | None = None  # on PATH, without which it cannot run
+    package: str | None = None  # likewise, of Python
 
 
 def program(name: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", f"benchmarks.gpu_day.{name}", *arguments]
 
 
-def pytest(suite: str, folders: Iterable[Path]) -> list[str]:
-    """The tests marked gpu, in processes that are replaced after a CUDA error where pytest-xdist is installed."""
-    files = (file for folder in folders for file in folder.rglob("test_*.py"))
-    marked = sorted(str(file.relative_to(ROOT)) for file in files if "mark.gpu" in file.read_text())
-    workers = os.environ.get("WORKERS", str(min(12, os.cpu_count() or 1)))
-    spread = ["-n", workers, "--dist", "worksteal", "--max-worker-restart", MAX_FAILURES]
+def pytest(suite: str) -> list[str]:
+    """The tests marked gpu of tests/engine or, "kernels", of all other folders; in processes that are replaced after a
+    CUDA error where pytest-xdist is installed."""
+    files = [file.relative_to(ROOT) for file in sorted((ROOT / "tests").rglob("test_*.py"))]
+    chosen = [str(file) for file in files if ("engine" in file.parts) == (suite == "engine")]
+    marked = [file for file in chosen if "mark.gpu" in (ROOT / file).read_text()]
     options = ["-m", "gpu", "-o", "timeout=90", "--maxfail", MAX_FAILURES, "-p", "benchmarks.gpu_day.pytest_plugin"]
-    has_xdist = importlib.util.find_spec("xdist") is not None
-    return [sys.executable, "-m", "pytest", *options, "--suite", suite, *(spread if has_xdist else []), *marked]
+    if importlib.util.find_spec("xdist"):
+        workers = os.environ.get("WORKERS", str(min(12, os.cpu_count() or 1)))
+        options += ["-n", workers, "--dist", "worksteal", "--max-worker-restart", MAX_FAILURES]
+    threads = "OMP_NUM_THREADS=2"  # of the references on the CPU, in as many processes
+    return ["env", threads, sys.executable, "-m", "pytest", *options, "--suite", suite, *marked]
 
 
 def env() -> list[Command]:
@@ -84,18 +87,16 @@ def engine() -> list[Command]:
     ours = Command(program("engine"), 60)
     if DRY:
         return [ours]
-    standin = [] if Path(os.environ["BATCHLLM_TEST_MODEL"]).exists() else [Command(program("standin", STANDIN), 20)]
-    return [*standin, Command(pytest("engine", [TESTS / "engine"]), 60), ours]
+    standin = [] if Path(os.environ["BATCHLLM_TEST_MODEL"]).exists() else [Command(program("standin", STANDIN), 30)]
+    return [*standin, Command(pytest("engine"), 60), ours]
 
 
 # In order of value.
 STAGES = {
     "env": Stage(env, is_dry=True),
     "smoke": Stage(lambda: [Command(program("smoke"), 45)], is_dry=True),
-    "kernels": Stage(
-        lambda: [Command(pytest("kernels", (d for d in TESTS.iterdir() if d.is_dir() and d.name != "engine")), 100)]
-    ),
-    "engine": Stage(engine, is_dry=True),
+    "kernels": Stage(lambda: [Command(pytest("kernels"), 100)], package="pytest"),
+    "engine": Stage(engine, is_dry=True, package="transformers"),
     "bench": Stage(
         lambda: [
             Command(program("bench", "torch"), 110),
@@ -108,13 +109,13 @@ STAGES = {
     "peers": Stage(
         lambda: [Command(program("peers", "transformers"), 90), Command(program("peers", "vllm"), 120)], is_dry=True
     ),
-    "ncu": Stage(lambda: [Command([*NCU, *program("bench", "ours")], 60, "ncu.txt")], needs="ncu"),
+    "ncu": Stage(lambda: [Command([*NCU, *program("bench", "ours")], 60, "ncu.txt")], tool="ncu"),
     "sanitizer": Stage(
         lambda: [
             Command([*SANITIZER, tool, *program("smoke", "--sanitized")], 60, "sanitizer.txt")
             for tool in ("memcheck", "racecheck")
         ],
-        needs="compute-sanitizer",
+        tool="compute-sanitizer",
     ),
 }
 
@@ -174,8 +175,10 @@ def why_skipped(stage: Stage, no_gpu: str | None, end: float) -> str | None:
         return "a dry run has no GPU"
     if no_gpu:
         return no_gpu
-    if stage.needs and not shutil.which(stage.needs):
-        return f"{stage.needs} is not on PATH"
+    if stage.tool and not shutil.which(stage.tool):
+        return f"{stage.tool} is not on PATH"
+    if stage.package and importlib.util.find_spec(stage.package) is None:
+        return f"{stage.package} is not installed"
     if end - time.time() < LEAST_S:
         return "no time left"
     return None

@@ -228,6 +228,33 @@ time.sleep(99)
     assert not status.exists() or "State:\tZ" in status.read_text()
 
 
+def test_every_test_that_is_marked_gpu_belongs_to_one_suite():
+    files = [set(arg for arg in stages.pytest(suite) if arg.startswith("tests/")) for suite in ("kernels", "engine")]
+    assert not files[0] & files[1]
+    marked = subprocess.run(
+        ["grep", "-rlE", r"(pytestmark =|@|marks=)\s*pytest\.mark\.gpu", "tests", "--include=*.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert set(marked.stdout.split()) <= files[0] | files[1]
+
+
+@pytest.mark.parametrize(
+    ("stage", "reason"),
+    [
+        (stages.Stage(list, tool="no-such-tool"), "no-such-tool is not on PATH"),
+        (stages.Stage(list, package="no_such_package"), "no_such_package is not installed"),
+        (stages.Stage(list), None),
+    ],
+)
+def test_a_stage_without_its_tool_or_package_says_so(monkeypatch, stage, reason):
+    monkeypatch.setattr(stages, "DRY", False)
+    assert stages.why_skipped(stage, None, time.time() + 60) == reason
+    assert stages.why_skipped(stage, "torch sees no GPU", time.time() + 60) == "torch sees no GPU"
+    assert stages.why_skipped(stage, None, time.time() + 1) in (reason, "no time left")
+
+
 def test_no_command_is_begun_without_time(lines_of):
     assert stages.run_stage("late", stage_of("raise SystemExit(1)"), time.time() + 1, 1) == 0
     assert "no time left" in lines_of()[0]["skipped"]
