@@ -1,11 +1,11 @@
-# make demo | test | test-full | test-gpu | sass | check | format | sanitize | fuzz | peers | clean. All of it in .venv, models/, out/ and build/.
+# make demo | test | test-full | test-gpu | gpu-day-dry | sass | check | format | sanitize | fuzz | peers | clean. All of it in .venv, models/, out/ and build/.
 PYTHON ?= python3
 BIN    := .venv/bin
 MODEL  := models/smollm2-135m-instruct
 JOB    := examples/documents.jsonl
 SOURCES := $(shell find csrc batchllm -type f) setup.py pyproject.toml CMakeLists.txt batchllm_ext.pyi
 
-.PHONY: help demo test test-full test-gpu test-cpp test-python sass sanitize fuzz peers check format clean
+.PHONY: help demo test test-full test-gpu gpu-day-dry test-cpp test-python sass sanitize fuzz peers check format clean
 
 help:
 	@sed -n 1p Makefile
@@ -32,14 +32,25 @@ demo: .venv/installed $(MODEL)/config.json
 test: test-cpp test-python
 
 # And what takes minutes: every emulated kernel with threads in random order, random calls into the native module for as
-# long as FUZZ_SECONDS says.
-test-full: test-cpp test-python
+# long as FUZZ_SECONDS says, and the programs for a day with a GPU.
+test-full: test-cpp test-python gpu-day-dry
 	BATCHLLM_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -m full
 
-# What only a GPU can show; the kernels under compute-sanitizer, too, where it is on PATH.
-test-gpu: .venv/installed $(MODEL)/config.json
-	$(BIN)/python -m pytest -m gpu
-	! command -v compute-sanitizer || compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest -m gpu tests/attention tests/ops
+gpu-day-dry: .venv/installed
+	GPU_DAY_DRY=1 OUT=out/gpu_day_dry PYTHON=$(BIN)/python bash benchmarks/gpu_day/run.sh
+
+# What only a GPU can show; the kernels under compute-sanitizer, too, where it is on PATH. By the interpreter PYTHON, with
+# what benchmarks/gpu_day/prepare.sh has put into .gpu/ (the stage env builds the extension where it is missing): no package
+# index is asked, nothing is installed.
+GPU_PYTHON := bash benchmarks/gpu_day/python.sh
+STANDIN    := build/standin
+test-gpu: export BATCHLLM_TEST_MODEL := $(if $(wildcard $(MODEL)/config.json),$(MODEL),$(STANDIN))
+test-gpu:
+	$(GPU_PYTHON) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make test-gpu needs a GPU that torch sees")'
+	STAGES=env OUT=out/test_gpu bash benchmarks/gpu_day/run.sh
+	test -f $(BATCHLLM_TEST_MODEL)/config.json || $(GPU_PYTHON) -m benchmarks.gpu_day.standin $(STANDIN)
+	$(GPU_PYTHON) -m pytest -m gpu
+	! command -v compute-sanitizer || compute-sanitizer --error-exitcode 1 $(GPU_PYTHON) -m pytest -m gpu tests/attention tests/ops
 
 # doctest is one header. Where the system lacks it, Debian's package is unpacked into build/; nothing is installed.
 build/doctest/usr/include/doctest/doctest.h:

@@ -1,0 +1,1 @@
+"""What to run in the first minutes on a GPU: README.md."""
