@@ -348,7 +348,7 @@ def simulate_lru(
     """First come, first served over hashed KV blocks with LRU eviction, as vLLM does it.
 
     tokens, indptr as in PrefixTrie; output_tokens, max_output_tokens: int32 [num_requests]; an output takes a step per
-    token, 2^24 at most. Returns the fields of batchllm.simulate.Simulation by name, all but policy.
+    token, 2^24 at most. Returns the fields of batchllm.estimate.simulate.Simulation by name, all but policy.
     """
 
 def simulate_radix(

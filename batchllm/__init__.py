@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from batchllm.api import LLM
+    from batchllm.llm import LLM
     from batchllm.outputs import CompletionOutput, JobProgress, RequestOutput
     from batchllm.sampling_params import SamplingParams
 
@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 __all__ = ["LLM", "CompletionOutput", "JobProgress", "RequestOutput", "SamplingParams"]
 
 _MODULES = {
-    "LLM": "api",
+    "LLM": "llm",
     "CompletionOutput": "outputs",
     "JobProgress": "outputs",
     "RequestOutput": "outputs",

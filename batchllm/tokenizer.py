@@ -13,9 +13,9 @@ from typing import Any
 import tokenizers
 
 from batchllm.chat_template import ChatTemplateRunner, MessagesRefused
-from batchllm.config import check_regular, read_json
+from batchllm.models.config import check_regular, read_json
+from batchllm.sampling.stopping import decoder
 from batchllm.sampling_params import SamplingParams
-from batchllm.stopping import decoder
 from batchllm.text import as_value_error, printable
 
 Message = dict[str, Any]
@@ -95,8 +95,8 @@ class Tokenizer:
         return () if token is None else (int(token),)
 
     def check_length(self, text: str) -> None:
-        """Raises ValueError for a text that max_tokens of the longest token cannot hold: encoding takes a hundred bytes
-        for each of it."""
+        """Raises ValueError for a text that max_tokens of the longest token cannot hold: encoding takes hundreds of
+        bytes per character."""
         if self.max_tokens is None or len(text) <= self.max_tokens:
             return
         self._longest_token = self._longest_token or max(map(len, self.backend().get_vocab()))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import batchllm_ext as ext
-from batchllm.roofline import ModelShape
+from batchllm.estimate.roofline import ModelShape
 from benchmarks.contestant import Request
 
 FLOP_PER_WEIGHT = 2  # a multiplication and an addition

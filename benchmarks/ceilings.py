@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import linear
 
-from batchllm.roofline import ModelShape
+from batchllm.estimate.roofline import ModelShape
 
 LAYER_ROWS = (1, 16, 64, 256, 2048)
 LOGIT_ROWS = 256

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchllm.roofline import ModelShape
+from batchllm.estimate.roofline import ModelShape
 from benchmarks import compare_report
 from benchmarks.bound import Work
 from benchmarks.contestant import read_requests

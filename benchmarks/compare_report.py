@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from batchllm.roofline import ModelShape
+from batchllm.estimate.roofline import ModelShape
 from benchmarks.bound import Work
 from benchmarks.machine import QUIET_SHARE
 from benchmarks.paper.report import read_csv, write_csv

@@ -29,7 +29,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from batchllm.roofline import ModelShape
+from batchllm.estimate.roofline import ModelShape
 
 PREFIXES = (256, 1024, 2048, 8192)
 READERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

@@ -13,10 +13,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from batchllm.estimate.partition import partition, shard_costs
+from batchllm.estimate.roofline import Device, ModelShape
 from batchllm.jobs.files import RecordFile, lock, without_bom
 from batchllm.jobs.tokenized_job import TokenizedJob
-from batchllm.roofline import Device, ModelShape
-from batchllm.shards import partition, shard_costs
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchllm.jobs.openai_batch import BatchRequest, LineError
-from batchllm.jobs.runner import read_requests, tokenize
-from batchllm.prompts import RequestLimits
+from batchllm.jobs.run import read_requests, tokenize
+from batchllm.requests import RequestLimits
 from batchllm.sampling_params import SamplingParams
 from batchllm.tokenizer import Message, Tokenizer
 

@@ -11,8 +11,8 @@ from unittest.mock import patch
 
 import torch
 
-from batchllm import LLM, api
-from batchllm.runner import GpuRunner
+from batchllm import LLM
+from batchllm.engine.runner import GpuRunner
 from benchmarks.gpu_day.results import DRY
 
 STANDARD_DEVIATION = 0.02
@@ -32,7 +32,7 @@ def gpu_llm(directory: Path, **options: Any) -> LLM:
 def random_llm(directory: Path, **options: Any) -> LLM:
     """gpu_llm of a directory that needs a config.json only."""
     torch.manual_seed(0)
-    with patch.object(api, "WeightReader", RandomWeights):
+    with patch("batchllm.llm.WeightReader", RandomWeights):
         return gpu_llm(directory, **options)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchllm.roofline import ModelShape
+from batchllm.estimate.roofline import ModelShape
 
 LLAMA_8B = ModelShape(  # Llama 3.1, bfloat16
     num_layers=32,

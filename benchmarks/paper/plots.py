@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from batchllm.simulate import Simulation
+from batchllm.estimate.simulate import Simulation
 from benchmarks.paper.scheduling import BUDGET, batch_tokens
 from benchmarks.paper.sharing import Row
 

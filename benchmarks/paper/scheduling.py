@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from batchllm.roofline import DEVICES, step_seconds
-from batchllm.simulate import Policy, SimulatedJob, Simulation, simulate
+from batchllm.estimate.roofline import DEVICES, step_seconds
+from batchllm.estimate.simulate import Policy, SimulatedJob, Simulation, simulate
 from benchmarks.conversation_trace import Trace
 from benchmarks.paper import workloads
 from benchmarks.paper.hardware import A100_GIB, LLAMA_8B, pool_tokens

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 import batchllm_ext as ext
-from batchllm.simulate import Policy, SimulatedJob, simulate
+from batchllm.estimate.simulate import Policy, SimulatedJob, simulate
 from benchmarks.paper import pure_python_tree, workloads
 from benchmarks.paper.hardware import A100_GIB, pool_tokens
 

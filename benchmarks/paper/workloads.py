@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import batchllm_ext as ext
-from batchllm.simulate import SimulatedJob
+from batchllm.estimate.simulate import SimulatedJob
 from benchmarks.conversation_trace import Trace
 
 VOCABULARY = 128_256  # of Llama 3

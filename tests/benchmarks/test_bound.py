@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from batchllm.roofline import ModelShape
+from batchllm.estimate.roofline import ModelShape
 from benchmarks.bound import Work
 from benchmarks.contestant import Request
 

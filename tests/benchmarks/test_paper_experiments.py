@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import batchllm_ext as ext
-from batchllm.simulate import Policy, simulate
+from batchllm.estimate.simulate import Policy, simulate
 from benchmarks.conversation_trace import SLICE, Trace, read_trace
 from benchmarks.paper import report, sharing, trace, workloads
 

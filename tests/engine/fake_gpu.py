@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import batchllm_ext as ext
-from batchllm.ops import GpuOps
+from batchllm.device.ops import GpuOps
 from tests.packed_plan import packed_arrays
 
 WRITE_THROUGH = -1

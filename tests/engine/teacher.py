@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from batchllm import LLM, SamplingParams
-from batchllm.engine import Job
-from batchllm.stopping import StopStringWatcher
+from batchllm.engine.engine import Job
+from batchllm.sampling.stopping import StopStringWatcher
 
 Tokens = list[int]
 

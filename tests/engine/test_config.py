@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from batchllm.config import ModelConfig, resolve_model
+from batchllm.models.config import ModelConfig, resolve_model
 from tests.engine import tiny
 
 LLAMA = {

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from batchllm import LLM, RequestOutput, SamplingParams
-from batchllm.config import ModelConfig
-from batchllm.kv_cache import kv_bytes_per_token
-from batchllm.sampling import Sampler, stream_seed
+from batchllm.device.kv_cache import kv_bytes_per_token
+from batchllm.models.config import ModelConfig
+from batchllm.sampling.sampler import Sampler, stream_seed
 from tests.engine import tiny
 from tests.engine.teacher import transformers_logits
 
@@ -250,7 +250,7 @@ def test_a_pool_made_for_a_small_job_grows_for_a_large_one(tiny_dir, prompts, pa
 
 def test_a_pool_sized_by_us_stays_within_the_memory_available(tiny_dir, monkeypatch, prompts, params, expected):
     available_bytes = 150 * kv_bytes_per_token(ModelConfig.from_directory(tiny_dir), torch.float32)
-    monkeypatch.setattr("batchllm.kv_cache.available_memory_bytes", lambda: available_bytes)
+    monkeypatch.setattr("batchllm.device.kv_cache.available_memory_bytes", lambda: available_bytes)
     llm = LLM(tiny_dir, dtype="float32", page_size=4)
     assert tokens(generate(llm, prompts, params)) == expected
     pool = llm._engine.kv_cache

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from batchllm.config import ModelConfig
-from batchllm.kv_cache import PagedKVCache, available_memory_bytes, kv_bytes_per_token
+from batchllm.device.kv_cache import PagedKVCache, available_memory_bytes, kv_bytes_per_token
+from batchllm.models.config import ModelConfig
 
 MIB = 2**20
 MEMINFO = f"MemTotal:  {64 * 1024} kB\nMemFree:  {1 * 1024} kB\nMemAvailable:  {32 * 1024} kB\nHugePages_Total: 0\n"

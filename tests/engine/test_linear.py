@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import batchllm.linear
-from batchllm.linear import Linear, can_pack, packing_pays
+import batchllm.device.linear
+from batchllm.device.linear import Linear, can_pack, packing_pays
 
 
 def random_linear(dtype: torch.dtype, bias: bool) -> Linear:
@@ -21,7 +21,7 @@ def packing_is(monkeypatch):
     """packing_is(faster=...) says what the measurement shall find."""
 
     def patch(*, faster: bool) -> None:
-        monkeypatch.setattr(batchllm.linear, "packing_pays", lambda *shape: faster)
+        monkeypatch.setattr(batchllm.device.linear, "packing_pays", lambda *shape: faster)
 
     return patch
 
@@ -66,7 +66,7 @@ def test_the_way_that_took_longer_loses(monkeypatch, slower):
         run()
         return 2.0 if (next(runs) % 2 == 0) == (slower == "plain") else 1.0
 
-    monkeypatch.setattr(batchllm.linear, "seconds", timed)
+    monkeypatch.setattr(batchllm.device.linear, "seconds", timed)
     assert packing_pays.__wrapped__(48, 40, torch.float32, 2) == (slower == "plain")
 
 

@@ -9,8 +9,8 @@ import torch
 
 import batchllm_ext as ext
 from batchllm import LLM, SamplingParams
-from batchllm.runner import GpuRunner, bucket
-from batchllm.step import NO_SLOT, StepLayout, UploadRing
+from batchllm.device.step import NO_SLOT, StepLayout, UploadRing
+from batchllm.engine.runner import GpuRunner, bucket
 from tests.engine import tiny
 from tests.engine.fake_gpu import FakeEvent, FakeGpu, FakeGpuOps
 from tests.engine.teacher import assert_logits_agree, our_logits

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from batchllm import SamplingParams, sampling
-from batchllm.sampling import Sampler, draw, stream_seed, uniform_draws
+import batchllm.sampling.sampler
+from batchllm import SamplingParams
+from batchllm.sampling.sampler import Sampler, draw, stream_seed, uniform_draws
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -143,7 +144,7 @@ def test_bfloat16_logits_are_sampled_as_their_float32_values_and_in_slices_of_an
     params = [SamplingParams(temperature=i % 3, seed=i, min_tokens=i % 2, max_tokens=9) for i in range(100)]
     logits[:, EOS] = 9.0  # the largest, wherever it is not banned
     tokens, logprobs = sample(params, logits.float())
-    monkeypatch.setattr(sampling, "DRAWN_ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(batchllm.sampling.sampler, "DRAWN_ROWS_AT_ONCE", 7)
     sliced_tokens, sliced_logprobs = sample(params, logits)
     assert sliced_tokens.tolist() == tokens.tolist()
     np.testing.assert_allclose(sliced_logprobs, logprobs, atol=2e-6)
@@ -268,6 +269,6 @@ def test_a_few_candidates_filter_as_the_whole_vocabulary_does(monkeypatch, round
     top_p = torch.rand(200, generator=generator).clamp_(min=1e-3)
     filtered = {}
     for num_candidates in (4, 60):
-        monkeypatch.setattr(sampling, "NUM_CANDIDATES", num_candidates)
-        filtered[num_candidates] = sampling._filter(probs, top_k, top_p)
+        monkeypatch.setattr(batchllm.sampling.sampler, "NUM_CANDIDATES", num_candidates)
+        filtered[num_candidates] = batchllm.sampling.sampler._filter(probs, top_k, top_p)
     assert torch.equal(filtered[4], filtered[60])

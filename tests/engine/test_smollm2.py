@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import batchllm_ext
-from batchllm import LLM, SamplingParams, engine
+from batchllm import LLM, SamplingParams
+from batchllm.engine import engine
 from tests.engine.teacher import assert_greedy_agrees, assert_logits_agree, our_logits, transformers_logits
 
 TOLERANCE = 1e-4

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from batchllm import SamplingParams
-from batchllm.stopping import GrowingText, StopStringWatcher, context_of, decoder, text_after
+from batchllm.sampling.stopping import GrowingText, StopStringWatcher, context_of, decoder, text_after
 from tests.engine import tiny
 
 TEXTS = [

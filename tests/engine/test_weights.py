@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from batchllm.config import ModelConfig
-from batchllm.linear import Linear
-from batchllm.model import Model, _inv_freq
-from batchllm.weights import WeightReader
+from batchllm.device.linear import Linear
+from batchllm.models.config import ModelConfig
+from batchllm.models.decoder import Model, _inv_freq
+from batchllm.models.weights import WeightReader
 from tests.engine import tiny
 
 INDEX = "model.safetensors.index.json"

@@ -21,7 +21,7 @@ class SlowLLM(FakeLLM):
 
 
 if __name__ == "__main__":
-    api = ModuleType("batchllm.api")  # the real one imports torch
-    api.LLM = SlowLLM  # type: ignore[attr-defined]
-    sys.modules["batchllm.api"] = api
+    llm = ModuleType("batchllm.llm")  # the real one imports torch
+    llm.LLM = SlowLLM  # type: ignore[attr-defined]
+    sys.modules["batchllm.llm"] = llm
     main()

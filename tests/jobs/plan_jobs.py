@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from batchllm.jobs.tokenized_job import TokenizedJob, WeightlessModel, read_job
-from batchllm.prompts import RequestLimits
+from batchllm.requests import RequestLimits
 from tests.jobs.batch_lines import completion_line, write_lines
 
 CONFIG = {

@@ -12,7 +12,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import batchllm
-import batchllm.api
+import batchllm.llm
 from batchllm.cli import app
 from batchllm.outputs import RequestOutput
 from tests.jobs.batch_lines import chat_line, completion_line, read_records, write_lines
@@ -28,7 +28,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[FakeLLM]:
         models.append(FakeLLM(*args, **options))
         return models[-1]
 
-    monkeypatch.setattr(batchllm.api, "LLM", make)
+    monkeypatch.setattr(batchllm.llm, "LLM", make)
     return models
 
 
@@ -144,7 +144,7 @@ def test_interrupted_while_it_loads_a_job_leaves_old_answers_alone(
     def interrupt(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("batchllm.api.LLM", interrupt)
+    monkeypatch.setattr("batchllm.llm.LLM", interrupt)
     old = in_jsonl.with_name("o")
     old.write_text("old answers")
     result = call("run", in_jsonl, "-o", old, "--model", "m", "--overwrite")
@@ -162,7 +162,7 @@ def test_nothing_of_a_name_or_an_error_is_obeyed_by_a_terminal(in_jsonl: Path, m
     def refuse(*args: object, **options: object) -> None:
         raise ValueError("config.json: model_type: got '\x1b[2J'")
 
-    monkeypatch.setattr("batchllm.api.LLM", refuse)
+    monkeypatch.setattr("batchllm.llm.LLM", refuse)
     result = call("run", in_jsonl, "-o", in_jsonl.with_name("o"), "--model", "m\x1b[2J")
     assert result.exit_code == 1
     assert r"loading m\x1b[2J" in result.stderr

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from batchllm.jobs.openai_batch import Conversation
-from batchllm.jobs.runner import read_requests
+from batchllm.jobs.run import read_requests
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from batchllm.config import model_files
 from batchllm.jobs.files import RecordFile, check_files, read_lines, rereadable
-from batchllm.jobs.runner import errors_beside
+from batchllm.jobs.run import errors_beside
+from batchllm.models.config import model_files
 
 BOM = b"\xef\xbb\xbf"
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchllm.shards import partition, shard_costs
+from batchllm.estimate.partition import partition, shard_costs
 
 
 def random_job(rng: np.random.Generator, num_items: int) -> tuple[np.ndarray, np.ndarray]:

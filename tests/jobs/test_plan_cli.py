@@ -11,9 +11,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from batchllm.cli import app, memory_size
-from batchllm.config import resolve_model
-from batchllm.jobs.plan_command import KV_SHARE
-from batchllm.roofline import DEVICES, ModelShape
+from batchllm.cli.plan import KV_SHARE
+from batchllm.estimate.roofline import DEVICES, ModelShape
+from batchllm.models.config import resolve_model
 from tests.engine import tiny
 from tests.jobs.batch_lines import chat_line, completion_line, read_records, write_lines
 from tests.jobs.plan_jobs import two_documents, write_config
@@ -307,7 +307,7 @@ def test_an_interrupted_plan_is_exit_status_130(config: Path, in_jsonl: Path, mo
     def interrupt(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("batchllm.jobs.plan.simulate", interrupt)
+    monkeypatch.setattr("batchllm.estimate.job_plan.simulate", interrupt)
     result = call(in_jsonl, "--model", config)
     assert result.exit_code == 130
     assert result.stderr.endswith("batchllm: interrupted\n")

@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from batchllm.jobs.report import duration, progress_line, show_progress, summary_rows, summary_table
-from batchllm.jobs.runner import JobSummary
+from batchllm.jobs.run import JobSummary
 from batchllm.outputs import JobProgress
+from batchllm.reports.run_text import duration, progress_line, show_progress, summary_rows, summary_table
 
 STATS = {
     "num_requests": 4,

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batchllm.jobs.files import RecordFile
-from batchllm.jobs.runner import BatchFiles, JobInterrupted, JobSummary, run_batch_file
+from batchllm.jobs.run import BatchFiles, JobInterrupted, JobSummary, run_batch_file
 from batchllm.outputs import RequestOutput
 from tests.jobs.batch_lines import chat_line, completion_line, read_records, write_lines
 from tests.jobs.fake_llm import FakeLLM

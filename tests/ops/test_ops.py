@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from batchllm.ops import CpuOps, GpuOps
+from batchllm.device.ops import CpuOps, GpuOps
 from tests.engine.fake_gpu import FakeGpuOps
 from tests.ops.test_row_ops import dtypes, normal
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import batchllm_ext as ext
-from batchllm.simulate import Policy, SimulatedJob, simulate
+from batchllm.estimate.simulate import Policy, SimulatedJob, simulate
 from tests.planner.replay import ragged, replay
 from tests.simulate.jobs import random_job
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from batchllm.simulate import SimulatedJob
+from batchllm.estimate.simulate import SimulatedJob
 from tests.planner.replay import ragged
 
 

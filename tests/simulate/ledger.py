@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from batchllm.simulate import Simulation
+from batchllm.estimate.simulate import Simulation
 
 STEP_FIELDS = (
     "num_decode_tokens",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from batchllm.simulate import Policy, simulate
+from batchllm.estimate.simulate import Policy, simulate
 from tests.simulate.jobs import random_job
 from tests.simulate.reference_lru import LruReference
 

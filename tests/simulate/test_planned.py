@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import batchllm_ext as ext
-from batchllm.simulate import Policy, simulate
+from batchllm.estimate.simulate import Policy, simulate
 from tests.planner.replay import make_planner, spans_of
 from tests.simulate.jobs import random_job
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import batchllm_ext as ext
-from batchllm.simulate import Policy, SimulatedJob, simulate
+from batchllm.estimate.simulate import Policy, SimulatedJob, simulate
 from tests.planner.replay import ragged
 from tests.simulate.jobs import SmallJob, random_job
 
@@ -158,5 +158,5 @@ def test_no_policy_saves_more_than_ours_where_no_prompt_continues_another(policy
 
 
 def test_neither_simulator_nor_roofline_imports_torch():
-    code = "import sys, batchllm.simulate, batchllm.roofline; sys.exit('torch' in sys.modules)"
+    code = "import sys, batchllm.estimate.simulate, batchllm.estimate.roofline; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from batchllm.simulate import Policy, SimulatedJob, simulate
+from batchllm.estimate.simulate import Policy, SimulatedJob, simulate
 from tests.planner.replay import ragged
 from tests.simulate.jobs import random_job
 from tests.simulate.reference_radix import RadixReference

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from batchllm.roofline import DEVICES, Device, ModelShape, step_seconds
-from batchllm.simulate import Policy, SimulatedJob, simulate
+from batchllm.estimate.roofline import DEVICES, Device, ModelShape, step_seconds
+from batchllm.estimate.simulate import Policy, SimulatedJob, simulate
 from tests.planner.replay import ragged
 
 LLAMA_3_1_8B = {

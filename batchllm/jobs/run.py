@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from batchllm.config import model_files
 from batchllm.jobs.files import RecordFile, check_files, read_lines
 from batchllm.jobs.openai_batch import BatchPrompt, BatchRequest, Conversation, LineError, parse_line
 from batchllm.jobs.openai_records import answer_record, error_record
+from batchllm.models.config import model_files
 from batchllm.outputs import JobProgress, RequestOutput
 from batchllm.sampling_params import SamplingParams
 from batchllm.tokenizer import Message
 
 if TYPE_CHECKING:
-    from batchllm.api import LLM
+    from batchllm.llm import LLM
 
 OnProgress = Callable[[JobProgress], None]
 

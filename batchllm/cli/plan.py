@@ -10,15 +10,15 @@ from pathlib import Path
 import msgspec
 
 import batchllm_ext as ext
-from batchllm.config import model_files, positive_int, read_json, resolve_model
+from batchllm.estimate.job_plan import PAGE_SIZE, Assumptions, JobPlan, plan_job
+from batchllm.estimate.roofline import DEVICES, Device, ModelShape
 from batchllm.jobs.files import check_files, check_writable, rereadable, write_file
 from batchllm.jobs.openai_batch import LineError
 from batchllm.jobs.openai_records import error_record
-from batchllm.jobs.plan import PAGE_SIZE, Assumptions, JobPlan, plan_job
 from batchllm.jobs.shards import shard_paths, write_shards
 from batchllm.jobs.tokenized_job import WeightlessModel, read_job
-from batchllm.prompts import RequestLimits
-from batchllm.roofline import DEVICES, Device, ModelShape
+from batchllm.models.config import model_files, positive_int, read_json, resolve_model
+from batchllm.requests import RequestLimits
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 KV_SHARE = 0.9  # of a device's memory less the weights: activations, logits and the allocator need the rest
@@ -105,7 +105,7 @@ def plan_batch_file(
             )
             plan = msgspec.structs.replace(plan, shards=shards)
     if files.plot:
-        from batchllm.jobs.plan_plot import save_plot
+        from batchllm.reports.plot import save_plot
 
         save_plot(files.plot, plan, simulations, overwrite=files.overwrite)
     if files.errors:

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import batchllm_ext as ext
-from batchllm.jobs.crossover import CLOSE, shortest_shared_read, smallest_close_kv_tokens
+from batchllm.estimate.crossover import CLOSE, shortest_shared_read, smallest_close_kv_tokens
+from batchllm.estimate.roofline import Device, ModelShape, step_seconds
+from batchllm.estimate.simulate import READER_COST_TOKENS, Policy, SimulatedJob, Simulation, simulate
 from batchllm.jobs.shards import ShardFigures
 from batchllm.jobs.tokenized_job import TokenizedJob
-from batchllm.roofline import Device, ModelShape, step_seconds
-from batchllm.simulate import READER_COST_TOKENS, Policy, SimulatedJob, Simulation, simulate
 
 PAGE_SIZE = 16
 

@@ -44,7 +44,7 @@ HUB_FILES_BUT_WEIGHTS = ["*.json", "*.jinja", "tokenizer*", "*.model"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The decoder that `batchllm.model` runs. Sizes are in elements."""
+    """The decoder that `batchllm.models.decoder` runs. Sizes are in elements."""
 
     architecture: str
     vocab_size: int

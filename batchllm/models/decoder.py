@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from batchllm.config import ModelConfig
-from batchllm.kv_cache import PagedKVCache
-from batchllm.linear import Linear
-from batchllm.ops import Ops
-from batchllm.step import Step
-from batchllm.weights import WeightReader
+from batchllm.device.kv_cache import PagedKVCache
+from batchllm.device.linear import Linear
+from batchllm.device.ops import Ops
+from batchllm.device.step import Step
+from batchllm.models.config import ModelConfig
+from batchllm.models.weights import WeightReader
 
 
 @dataclass

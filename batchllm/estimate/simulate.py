@@ -3,7 +3,7 @@
     job = SimulatedJob(tokens, indptr, output_tokens, max_output_tokens)
     simulate(job, Policy.LRU, kv_tokens=500_000).saved_share
 
-A simulation counts tokens exactly; `batchllm.roofline` turns its steps into seconds, by a model.
+A simulation counts tokens exactly; `batchllm.estimate.roofline` turns its steps into seconds, by a model.
 """
 
 from __future__ import annotations

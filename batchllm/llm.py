@@ -14,20 +14,20 @@ import torch
 from tqdm import tqdm
 
 import batchllm_ext as ext
-from batchllm.config import GENERATION_CONFIG, ModelConfig, resolve_model, sampling_defaults
-from batchllm.engine import Engine, Finished, Job
-from batchllm.kv_cache import affordable_kv_tokens
-from batchllm.model import Model
-from batchllm.ops import GpuOps
+from batchllm.device.kv_cache import affordable_kv_tokens
+from batchllm.device.ops import GpuOps
+from batchllm.engine.engine import Engine, Finished, Job
+from batchllm.engine.runner import CpuRunner, Gpu, GpuRunner, Runner
+from batchllm.models.config import GENERATION_CONFIG, ModelConfig, resolve_model, sampling_defaults
+from batchllm.models.decoder import Model
+from batchllm.models.weights import WeightReader
 from batchllm.outputs import MODEL_LENGTH, CompletionOutput, JobProgress, RequestOutput
-from batchllm.prompts import Prompt, RequestLimits, params_list, parse_prompt, prompt_list
-from batchllm.runner import CpuRunner, Gpu, GpuRunner, Runner
-from batchllm.sampling import Sampler, stream_seed
+from batchllm.requests import Prompt, RequestLimits, params_list, parse_prompt, prompt_list
+from batchllm.sampling.sampler import Sampler, stream_seed
+from batchllm.sampling.stopping import StopStringWatcher, text_after
 from batchllm.sampling_params import MAX_INT32, SamplingParams
-from batchllm.stopping import StopStringWatcher, text_after
 from batchllm.text import printable
 from batchllm.tokenizer import Message, Tokenizer
-from batchllm.weights import WeightReader
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DEFAULT_MAX_BATCH_TOKENS = 1024

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 import batchllm_ext as ext
-from batchllm.kv_cache import PagedKVCache
-from batchllm.model import Model
+from batchllm.device.kv_cache import PagedKVCache
+from batchllm.engine.runner import Runner
+from batchllm.estimate.simulate import READER_COST_TOKENS
+from batchllm.models.decoder import Model
 from batchllm.outputs import JobProgress
-from batchllm.runner import Runner
-from batchllm.sampling import ROWS_AT_ONCE, Sampler
-from batchllm.simulate import READER_COST_TOKENS
-from batchllm.stopping import StopStringWatcher
+from batchllm.sampling.sampler import ROWS_AT_ONCE, Sampler
+from batchllm.sampling.stopping import StopStringWatcher
 
 SECONDS_BETWEEN_PROGRESS = 0.1
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from batchllm.config import check_regular, read_json
+from batchllm.models.config import check_regular, read_json
 from batchllm.text import printable
 
 # Tensors that some exporters write and no decoder needs.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from batchllm.config import ModelConfig
+from batchllm.models.config import ModelConfig
 
 # Share of the available memory that a pool sized by us may take: activations, logits and the allocator need the rest.
 POOL_SHARE = 0.75

@@ -21,7 +21,7 @@ from rich.console import Console
 from batchllm.text import printable
 
 if TYPE_CHECKING:
-    from batchllm.api import LLM
+    from batchllm.llm import LLM
 
 PIPED_WIDTH = 140  # of tables that no terminal shows
 EXIT_NOT_RUN, EXIT_SOME_LINES_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 3, 130, 143
@@ -170,7 +170,7 @@ def run(
     log = Console(stderr=True)
 
     def load_llm() -> LLM:
-        from batchllm.api import LLM
+        from batchllm.llm import LLM
 
         say(log, f"loading {model}")
         return LLM(
@@ -188,8 +188,8 @@ def run(
 
     with exit_status(log, when_interrupted="; nothing was written"):
         from batchllm.jobs.files import is_standard_output
-        from batchllm.jobs.report import show_progress, summary_table, write_summary
-        from batchllm.jobs.runner import BatchFiles, errors_beside, run_batch_file
+        from batchllm.jobs.run import BatchFiles, errors_beside, run_batch_file
+        from batchllm.reports.run_text import show_progress, summary_table, write_summary
 
         files = BatchFiles(input, output, errors or errors_beside(output), json_summary, overwrite, model)
         with show_progress(log) as on_progress:
@@ -259,9 +259,9 @@ def plan(
         raise typer.BadParameter("--shards N and --output DIR go together")
     log = Console(stderr=True)
     with exit_status(log):
+        from batchllm.cli.plan import PlanFiles, plan_batch_file
         from batchllm.jobs.files import is_standard_output
-        from batchllm.jobs.plan_command import PlanFiles, plan_batch_file
-        from batchllm.jobs.plan_report import print_plan
+        from batchllm.reports.plan_text import print_plan
 
         job_plan = plan_batch_file(
             PlanFiles(input, errors, plot, json, output, shards or 0, overwrite),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batchllm.ops import CpuOps, Ops
+from batchllm.device.ops import CpuOps, Ops
 from batchllm.sampling_params import SamplingParams
 
 # Rows of logits that are alive at once: a vocabulary of 128,000 in bfloat16 is 0.25 MB a row. Fewer rows would read

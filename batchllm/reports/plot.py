@@ -11,10 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from batchllm.estimate.job_plan import JobPlan
+from batchllm.estimate.simulate import Policy, Simulation
 from batchllm.jobs.files import write_file
-from batchllm.jobs.plan import JobPlan
-from batchllm.jobs.plan_report import NAMES
-from batchllm.simulate import Policy, Simulation
+from batchllm.reports.plan_text import NAMES
 
 MAX_POINTS = 300  # of the longest line; each is then the mean of a run of steps, of one length for all lines
 STYLES = {

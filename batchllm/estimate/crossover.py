@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from batchllm.roofline import ModelShape
+from batchllm.estimate.roofline import ModelShape
 
 CLOSE = 1.01  # a policy that computes at most so many times our prompt tokens does as well
 PRECISION = 1.05  # of the memory that is searched for

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from batchllm.jobs.plan import CacheCrossover, JobPlan
-from batchllm.jobs.report import duration
-from batchllm.simulate import Policy
+from batchllm.estimate.job_plan import CacheCrossover, JobPlan
+from batchllm.estimate.simulate import Policy
+from batchllm.reports.run_text import duration
 from batchllm.text import printable
 
 NAMES = {

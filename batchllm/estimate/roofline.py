@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import batchllm_ext as ext
-from batchllm.config import positive_int, read_json
-from batchllm.simulate import Simulation
+from batchllm.estimate.simulate import Simulation
+from batchllm.models.config import positive_int, read_json
 
 
 @dataclass(frozen=True)

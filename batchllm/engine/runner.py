@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 import batchllm_ext as ext
-from batchllm.kv_cache import PagedKVCache
-from batchllm.model import Model
-from batchllm.ops import CpuOps, GpuOps
-from batchllm.step import Event, Step, StepLayout, UploadRing, cpu_step
+from batchllm.device.kv_cache import PagedKVCache
+from batchllm.device.ops import CpuOps, GpuOps
+from batchllm.device.step import Event, Step, StepLayout, UploadRing, cpu_step
+from batchllm.models.decoder import Model
 
 
 class CpuRunner:

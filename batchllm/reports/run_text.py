@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from batchllm.jobs.files import write_file
-from batchllm.jobs.runner import JobSummary, OnProgress
+from batchllm.jobs.run import JobSummary, OnProgress
 from batchllm.outputs import JobProgress
 
 SECONDS_BETWEEN_LINES = 5.0

@@ -1,0 +1,1 @@
+"""What a model is: its directory, config, weights and forward pass."""
