@@ -263,8 +263,9 @@ class BatchPlanner:
         max_batch_tokens: int = 1024,
         order: Literal["decode_first", "arrival", "blend"] = "decode_first",
         max_running_requests: int | None = None,
+        first_request_id: int = 0,
     ) -> None:
-        """Without requests yet."""
+        """Without requests yet; their ids will count on from first_request_id."""
 
     def add_requests(
         self,

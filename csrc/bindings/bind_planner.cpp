@@ -266,8 +266,13 @@ RequestId add_requests(SharedPlanner& planner, const py::object& tokens, const p
 }
 
 std::unique_ptr<SharedPlanner> new_planner(int32_t num_pages, int32_t page_size, int32_t max_batch_tokens,
-                                           const std::string& order, std::optional<int32_t> max_running_requests) {
+                                           const std::string& order, std::optional<int32_t> max_running_requests,
+                                           RequestId first_request_id) {
+    if (first_request_id < 0) {
+        throw py::value_error("first_request_id: expected at least 0, got " + std::to_string(first_request_id));
+    }
     PlannerOptions options{num_pages, page_size, max_batch_tokens};
+    options.first_request_id = first_request_id;
     options.order = group_order_by_name(order);
     if (max_running_requests) options.max_running_requests = *max_running_requests;
     return std::make_unique<SharedPlanner>(options);
@@ -281,7 +286,7 @@ void bind_batch_planner(py::module_& module) {
                             const py::object& max_output_tokens, int32_t num_pages, int32_t page_size,
                             int32_t max_batch_tokens, const py::object& expected_output_tokens,
                             const std::string& order, std::optional<int32_t> max_running_requests) {
-                    auto planner = new_planner(num_pages, page_size, max_batch_tokens, order, max_running_requests);
+                    auto planner = new_planner(num_pages, page_size, max_batch_tokens, order, max_running_requests, 0);
                     add_requests(*planner, tokens, indptr, segments, max_output_tokens, expected_output_tokens, 0.0,
                                  py::none(), py::none());
                     return planner;
@@ -292,7 +297,7 @@ void bind_batch_planner(py::module_& module) {
                 py::arg("max_running_requests") = py::none());
     planner.def(py::init(&new_planner), py::kw_only(), py::arg("num_pages"), py::arg("page_size") = 16,
                 py::arg("max_batch_tokens") = 1024, py::arg("order") = "decode_first",
-                py::arg("max_running_requests") = py::none(), "Without requests yet.");
+                py::arg("max_running_requests") = py::none(), py::arg("first_request_id") = 0, "Without requests yet.");
     planner.def("add_requests", &add_requests, py::arg("tokens"), py::arg("indptr"), py::arg("segments"), py::kw_only(),
                 py::arg("max_output_tokens"), py::arg("expected_output_tokens") = py::none(),
                 py::arg("reader_cost") = 0.0, py::arg("prompt_of_request") = py::none(),

@@ -331,8 +331,8 @@ std::vector<RequestId> BatchPlanner::order() const {
 
 // kNone where it was refused.
 BatchPlanner::Place BatchPlanner::known(RequestId request) const {
-    if (request < 0 || request >= num_requests()) {
-        throw std::out_of_range("request_id: expected 0 to " + std::to_string(num_requests() - 1) + ", got " +
+    if (request < 0 || request >= next_request_id()) {
+        throw std::out_of_range("request_id: expected 0 to " + std::to_string(next_request_id() - 1) + ", got " +
                                 std::to_string(request));
     }
     const Place place = request < first_id_ ? kNone : place_[request - first_id_];

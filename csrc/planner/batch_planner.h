@@ -71,6 +71,7 @@ struct PlannerOptions {
     int32_t max_batch_tokens = 1024;
     int32_t max_running_requests = std::numeric_limits<int32_t>::max();  // KV memory alone bounds them
     GroupOrder order = GroupOrder::kDecodeFirst;
+    RequestId first_request_id = 0;  // where ids begin
 };
 
 struct PlannerStats {
@@ -126,7 +127,7 @@ class BatchPlanner {
     // them still runs or waits, std::out_of_range as output_tokens() does, and then forgets none.
     void forget(std::span<const RequestId> requests);
 
-    RequestId num_requests() const { return first_id_ + static_cast<RequestId>(place_.size()); }  // ever added
+    RequestId next_request_id() const { return first_id_ + static_cast<RequestId>(place_.size()); }
     std::vector<RequestId> order() const;  // scheduled requests that are not forgotten, first to start first
     const std::vector<std::pair<RequestId, std::string>>& refused() const { return refused_; }  // and not forgotten
 
@@ -229,7 +230,7 @@ class BatchPlanner {
     const int32_t max_running_requests_;
     const GroupOrder group_order_;
 
-    RequestId first_id_ = 0;    // lower ones are forgotten
+    RequestId first_id_;        // lower ones are forgotten, or of a planner before this one
     std::vector<Place> place_;  // by id - first_id_; kNone where refused or forgotten
     std::vector<std::pair<RequestId, std::string>> refused_;
     std::vector<Request> requests_;  // by place

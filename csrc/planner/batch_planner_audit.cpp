@@ -194,7 +194,7 @@ void BatchPlanner::audit_counts() const {
     expect(num_output_tokens == stats_.output_tokens, "output tokens are counted");
     const PlannerStats counted = stats();
     const int64_t num_refused = std::ssize(refused_) + forgotten_.num_refused;
-    expect(counted.running + counted.waiting + counted.finished + counted.aborted + num_refused == num_requests(),
+    expect(counted.running + counted.waiting + counted.finished + counted.aborted + num_refused == stats_.num_requests,
            "every request runs, waits, is finished, aborted or refused");
 }
 

@@ -117,7 +117,7 @@ void BatchPlanner::compact() {
         segment = is_shared(segment) ? new_segment[segment] : own_segment(new_place[reader_of_own(segment)]);
     }
 
-    RequestId first_known = num_requests();
+    RequestId first_known = next_request_id();
     for (const Request& request : requests_) first_known = std::min(first_known, request.id);
     for (const auto& [id, why] : refused_) first_known = std::min(first_known, id);
     place_.erase(place_.begin(), place_.begin() + (first_known - first_id_));

@@ -23,12 +23,13 @@ BatchPlanner::BatchPlanner(const PlannerOptions& options)
       max_batch_tokens_(positive(options.max_batch_tokens, "max_batch_tokens")),
       max_running_requests_(positive(options.max_running_requests, "max_running_requests")),
       group_order_(options.order),
+      first_id_(options.first_request_id),
       pages_(positive(options.num_pages, "num_pages")),
       shared_(page_size_, pages_, lengths_) {}
 
 RequestId BatchPlanner::add_requests(const Prompts& prompts, Segments segments,
                                      std::span<const int32_t> max_output_tokens, const RequestOptions& options) {
-    const RequestId first_request = num_requests();
+    const RequestId first_request = next_request_id();
     const std::span<const int32_t> expected_output_tokens = options.expected_output_tokens;
     check_job(prompts, segments, max_output_tokens, expected_output_tokens);
     if (!options.score_begin.empty()) check_score_begin(options.score_begin, prompts);
@@ -53,7 +54,7 @@ RequestId BatchPlanner::add_requests(const Prompts& prompts, Segments segments,
     }
     const std::vector<RequestId> order = group_order(forest, own_tokens, expected, group_order_);
 
-    if (first_request == 0) {  // later ones are few: let the arrays double
+    if (requests_.empty()) {  // later ones are few: let the arrays double
         shared_.reserve(forest.num_segments());
         requests_.reserve(prompts.num_requests());
         place_.reserve(prompts.num_requests());
@@ -114,7 +115,7 @@ std::vector<bool> BatchPlanner::detach_or_refuse(const Prompts& prompts, Segment
         segments.detach(request);  // in one piece it rounds up to whole pages only once
         if (pages_for(num_tokens) <= pages_.num_pages()) continue;
         refused[request] = true;
-        const RequestId id = num_requests() + request;
+        const RequestId id = next_request_id() + request;
         refused_.emplace_back(id, "request " + std::to_string(id) + " needs " + std::to_string(pages_for(num_tokens)) +
                                       " KV pages of " + std::to_string(page_size_) + " tokens (prompt " +
                                       std::to_string(prompts.prompt_length(request)) + " + max_output_tokens " +
