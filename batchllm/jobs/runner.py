@@ -72,7 +72,7 @@ def run_batch_file(
     owners: list[tuple[BatchRequest, int]] = []  # of each prompt of the job: its request, and its place there
     prompts: list[list[int]] = []
     params: list[SamplingParams] = []
-    for request in (request.with_defaults(llm.sampling_defaults) for request in requests):
+    for request in (line.with_defaults(llm.sampling_defaults) for line in requests):
         try:
             token_ids, request_params = tokenize(llm, request, seed)
         except LineError as error:
