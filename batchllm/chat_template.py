@@ -73,7 +73,9 @@ class ChatTemplateRunner:
 
     def _start(self) -> subprocess.Popen[bytes]:
         """A process that finds the modules that this one has."""
-        program = f"import sys; sys.path[:] = {sys.path!r}; from batchllm.chat_template import serve; serve()"
+        program = (
+            f"import sys; sys.path[:] = {[*map(str, sys.path)]!r}; from batchllm.chat_template import serve; serve()"
+        )
         command = [sys.executable, "-I", "-c", program]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         weakref.finalize(self, _end, process)

@@ -265,7 +265,7 @@ class LLM:
                 yield index, RequestOutput(str(index), None, ids, outputs, True, num_cached_tokens)
         self.stats = self._engine.stats
         self.stats["seconds"] |= {
-            "load": self._load_s + self._tokenizer.load_s,
+            "load": self._load_s,
             "tokenize": tokenize_s,
             "detokenize": detokenize_s,
             "total": time.perf_counter() - start + tokenize_s,

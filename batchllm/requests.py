@@ -94,12 +94,13 @@ class RequestLimits:
             raise ValueError(f"prompt_token_ids[{at}] is {ids[at]}, but the vocabulary has {self.vocab_size} tokens")
         if bad_stops := [token for token in params.stop_token_ids or () if token >= self.vocab_size]:
             raise ValueError(f"stop_token_ids: {bad_stops[0]}, but the vocabulary has {self.vocab_size} tokens")
-        ends = {*(params.stop_token_ids or ()), *(() if params.ignore_eos else self.eos_token_ids)}
-        if params.min_tokens and len(ends) == self.vocab_size:
-            raise ValueError(
-                f"min_tokens: {params.min_tokens}, but each of the {self.vocab_size} tokens of the vocabulary ends the "
-                "request"
-            )
+        if params.min_tokens:
+            ends = {*(params.stop_token_ids or ()), *(() if params.ignore_eos else self.eos_token_ids)}
+            if len(ends) == self.vocab_size:
+                raise ValueError(
+                    f"min_tokens: {params.min_tokens}, but each of the {self.vocab_size} tokens of the vocabulary ends "
+                    "the request"
+                )
         if len(ids) >= self.max_model_len:
             raise ValueError(
                 f"the prompt has {len(ids)} tokens, and the model takes {self.max_model_len} with the output"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -204,18 +205,39 @@ class Tokenizer:
     def _load(self) -> Any:
         self._check_files()
         import transformers
+        from transformers.utils import chat_template_utils
 
+        if not hasattr(chat_template_utils, "mark_control_tokens"):
+            raise ValueError(f"transformers {transformers.__version__} is too old: 5.24 or later is needed")
         path = self.directory / TOKENIZER_FILE
         plain = None
         if path.exists():
             with as_value_error(f"{path}: cannot load a tokenizer"):
                 plain = tokenizers.Tokenizer.from_file(str(path))
         loader = transformers.AutoTokenizer if plain is None else transformers.PreTrainedTokenizerFast
-        with as_value_error(f"{self.directory}: cannot load a tokenizer"):
+        with _printable_log("transformers"), as_value_error(f"{self.directory}: cannot load a tokenizer"):
             loaded = loader.from_pretrained(self.directory, trust_remote_code=False, local_files_only=True)
             if plain is not None:
                 _check_same(plain, loaded)
         return loaded
+
+
+@contextmanager
+def _printable_log(name: str) -> Iterator[None]:
+    """What a logger shows meanwhile, which may quote the model's files, is printable."""
+
+    def rewrite(record: logging.LogRecord) -> bool:
+        record.msg, record.args = printable(record.getMessage()), ()
+        return True
+
+    handlers = list(logging.getLogger(name).handlers)
+    for handler in handlers:
+        handler.addFilter(rewrite)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(rewrite)
 
 
 def _check_same(plain: tokenizers.Tokenizer, loaded: Any) -> None:

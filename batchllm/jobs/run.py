@@ -100,7 +100,7 @@ def run_batch_file(
     if any(request.is_chat for request in requests):
         llm.check_chat_template()
     prompts: list[JobPrompt] = []
-    for request in (request.with_defaults(llm.sampling_defaults) for request in requests):
+    for request in (line.with_defaults(llm.sampling_defaults) for line in requests):
         try:
             token_ids, params = tokenize(llm, request, seed)
             prompts += [

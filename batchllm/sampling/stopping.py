@@ -13,7 +13,7 @@ from batchllm.sampling_params import SamplingParams
 from batchllm.text import as_value_error
 
 INCOMPLETE = "\ufffd"  # what bytes decode to that are no character, or not yet
-CONTEXT_TOKENS = 8  # of a prompt: an unfinished character has at most 3
+CONTEXT_TOKENS = 8  # of a prompt, at first; an unfinished character has at most 3
 
 Decode = Callable[[list[int]], str]
 
@@ -31,13 +31,14 @@ def text_after(decode: Decode, prompt: Sequence[int], output: Sequence[int]) -> 
 
 
 def context_of(decode: Decode, prompt: Sequence[int]) -> list[int]:
-    """The last tokens of a prompt, some of which are text, if any of the prompt is; without an unfinished character,
-    whose bytes are the prompt's."""
+    """The last tokens of a prompt, some of which are text, if any of the prompt is. An unfinished character's bytes are
+    the prompt's, and join with nothing."""
     num_tokens = CONTEXT_TOKENS
     while True:
         context = [int(token) for token in prompt[-num_tokens:]]
-        while context and decode(context).endswith(INCOMPLETE):
-            context.pop()
+        for _ in context[-CONTEXT_TOKENS:]:
+            if decode(context).endswith(INCOMPLETE):
+                context.pop()
         if num_tokens >= len(prompt) or decode(context):
             return context
         num_tokens *= 2

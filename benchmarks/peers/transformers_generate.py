@@ -30,7 +30,9 @@ class Transformers(Contestant):
     def load(self, kv_tokens: int | None) -> None:
         if kv_tokens:
             raise ValueError("generate has no KV pool, so none of a given size")
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(self.options.model, dtype=torch.bfloat16)
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(
+            self.options.model, dtype=torch.bfloat16, trust_remote_code=False
+        )
         self.model.generation_config = transformers.GenerationConfig(do_sample=False, pad_token_id=PADDING)
         self.prepare(WARM_UP)()
 

@@ -177,6 +177,19 @@ def test_prompt_and_text_are_the_decoded_whole(any_tokenizer, prompt, text):
     assert decode(prompt_ids) + text_after(decode, prompt_ids, token_ids) == decode([*prompt_ids, *token_ids])
 
 
+@pytest.mark.parametrize("token", [tiny.BOS, tiny.NUM_SPECIAL + 0x80])
+def test_a_long_prompt_without_text_is_decoded_few_times(any_tokenizer, token):
+    lengths = []
+
+    def decode(token_ids: list[int]) -> str:
+        lengths.append(len(token_ids))
+        return any_tokenizer.decode(token_ids)
+
+    context_of(decode, [token] * 100_000)
+    assert len(lengths) < 200
+    assert sum(lengths) < 4_000_000
+
+
 def letter_ids(tokenizer, letter: str) -> list[int]:
     """Tokens of one character, as a model writes them amid a text: without what is put before a text."""
     begin = tokenizer.encode("x", add_special_tokens=False).ids

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -141,6 +142,18 @@ def test_a_fifo_is_named_and_not_waited_for(directory, file):
     os.mkfifo(directory / file)
     with pytest.raises(ValueError, match=f"^{directory / file}: not a regular file$"):
         Tokenizer(directory).encode(["a"])
+
+
+def test_what_transformers_says_of_a_model_is_printable(directory):
+    """In a process of its own: the handler holds the standard error that it began with. Without tokenizer.json there is
+    nothing to load, but config.json is read."""
+    (directory / TOKENIZER_FILE).unlink()
+    (directory / "config.json").write_text(json.dumps({"model_type": "\x1b[31mred"}))
+    program = "import sys; from pathlib import Path; from batchllm.tokenizer import Tokenizer; "
+    program += f"Tokenizer(Path({str(directory)!r})).encode(['a'])"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stderr
+    assert "\x1b" not in said
+    assert "model of type `\\x1b[31mred`" in said
 
 
 class PanicException(BaseException):
