@@ -95,8 +95,8 @@ class Tokenizer:
         return () if token is None else (int(token),)
 
     def check_length(self, text: str) -> None:
-        """Raises ValueError for a text that max_tokens of the longest token cannot hold: encoding takes a hundred bytes
-        for each of it."""
+        """Raises ValueError for a text that max_tokens of the longest token cannot hold: encoding takes hundreds of
+        bytes per character."""
         if self.max_tokens is None or len(text) <= self.max_tokens:
             return
         self._longest_token = self._longest_token or max(map(len, self.backend().get_vocab()))
