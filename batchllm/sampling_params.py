@@ -14,8 +14,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Sampling parameters of one request.
 
     `temperature=0` is greedy. `top_k=0` (or -1) and `top_p=1` switch their filters off; the filters apply
-    after the temperature. `max_tokens=None` means up to the model's length. Neither the end-of-sequence token
-    nor `stop_token_ids` can be sampled, and no stop string ends the text, before `min_tokens` tokens.
+    after the temperature. `max_tokens=None` means up to the model's length; that ends requests for more, too, with
+    the stop_reason "max_model_len". Neither the end-of-sequence token nor `stop_token_ids` can be sampled, and no
+    stop string ends the text, before `min_tokens` tokens.
     A request with a `seed` gives the same tokens in any batch (up to the rounding of its logits); every prompt, and
     sample i of its `n`, draws its own stream from that seed.
 

@@ -80,7 +80,7 @@ def check_format(path: Path, line: bytes) -> None:
 @contextmanager
 def rereadable(path: Path) -> Iterator[Path]:
     """A path of the same content that may be read twice: where `path` is a pipe, of a temporary copy."""
-    if path.is_file():
+    if path != STANDARD_INPUT and path.is_file():
         yield path
         return
     with tempfile.NamedTemporaryFile(prefix="batchllm-") as copy:
@@ -98,11 +98,11 @@ def check_files(
     if input != STANDARD_INPUT and not input.exists():
         raise FileNotFoundError(f"input {str(input)!r}: no such file")
     names: dict[FileId, str] = {}
-    for model_file in model_files:  # of which some may be one, in a cache
-        if file_id := identify(model_file):
-            names[file_id] = "model"
     claim(names, "standard error", STDERR)
     claim(names, "input", STDIN if input == STANDARD_INPUT else input)
+    for model_file in model_files:  # of which some may be one, in a cache
+        if file_id := identify(model_file):
+            names.setdefault(file_id, "model")
     for name, path in outputs.items():
         if path is not None:
             check_writable(name, path)
@@ -183,7 +183,7 @@ class RecordFile:
         """Hands the whole record to the operating system, or raises with none of it in the file."""
         rest = memoryview(record)
         try:
-            with self._named(f"; the {self._num_records:,} lines before are whole"):
+            with self._named(f"; the {self._num_records:,} lines before are whole" if self._num_records else ""):
                 while rest:
                     rest = rest[os.write(self._file, rest) :]
             self._size += len(record)

@@ -58,7 +58,7 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
 }
 # What asks for something only in the body; beside it, it would be passed over.
-BODY_FIELDS = frozenset(SAMPLING_FIELDS | INTEGER_FIELDS | CHAT_FIELDS | COMPLETIONS_FIELDS | NEUTRAL_VALUES.keys())
+BODY_FIELDS = SAMPLING_FIELDS | INTEGER_FIELDS | NEUTRAL_VALUES.keys()
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,10 @@ def _check_keys(data: bytes) -> None:
             [(key, count)] = Counter(key for key, _ in pairs).most_common(1)
             raise LineError("duplicate_key", None, f"the key {_brief(key)} stands {count} times in one object")
 
-    json.loads(data, object_pairs_hook=check, parse_int=float)  # of any number of digits
+    try:
+        json.loads(data, object_pairs_hook=check, parse_int=float)  # of any number of digits
+    except RecursionError:
+        raise LineError("invalid_json_line", None, "nested too deeply") from None
 
 
 def _error_column(data: bytes, error: Exception) -> int:

@@ -1,5 +1,6 @@
 """One line in, one record out."""
 
+import contextlib
 import json
 from typing import Any
 
@@ -157,6 +158,15 @@ def test_a_key_that_stands_twice_is_refused(line: str) -> None:
     error = refusal(line.encode())
     assert (error.code, error.custom_id) == ("duplicate_key", "a")
     assert "stands 2 times in one object" in str(error)
+
+
+def test_a_line_of_any_depth_is_read_or_refused() -> None:
+    for depth in range(0, 2000, 10):
+        metadata = b'{"k":' * depth + b"1" + b"}" * depth
+        line = json.dumps(chat_line("a", metadata="here")).encode().replace(b'"here"', metadata)
+        with contextlib.suppress(LineError):
+            assert parse(line).custom_id == "a"
+    assert refusal(line).code == "invalid_json_line"
 
 
 @pytest.mark.parametrize("field", [{"temperature": 0}, {"max_completion_tokens": 9}, {"logprobs": True}, {"stop": "x"}])
