@@ -7,6 +7,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 default=$root/.venv/bin/python
 [ -x "$default" ] || default=python3
 python=$(command -v "${PYTHON:-$default}") || { echo "PYTHON: there is no ${PYTHON:-$default}" >&2; exit 2; }
+python=$(realpath -s "$python") # absolute, and still that of a virtual environment
 carried=$root/.gpu/$("$python" -c 'import sys; print(sys.implementation.cache_tag)') # e.g. cpython-312
 
 # Packages that are carried as wheels, which are smaller, and FlashInfer's compiled kernels where it looks for them.

@@ -6,6 +6,7 @@ Started by run.sh, whose head lists the environment variables. Standard library 
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import shlex
 import shutil
@@ -22,7 +23,6 @@ from pathlib import Path
 from benchmarks.gpu_day.results import DRY, OUT, RESULTS, is_failure, read, record, set_older_aside, write
 
 ROOT = Path(__file__).resolve().parents[2]
-HERE = "benchmarks/gpu_day"
 MODEL = "models/smollm2-135m-instruct"
 STANDIN = "build/standin"
 
@@ -79,7 +79,7 @@ def env() -> list[Command]:
     """Builds the extension where none was carried or installed that has what this run needs."""
     probe = f"import batchllm_ext as ext, sys; sys.exit(not ({DRY} or ext.has_cuda()))"
     is_there = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, stderr=subprocess.DEVNULL).returncode == 0
-    build = [] if is_there else [Command(["bash", f"{HERE}/build_extension.sh"], 110)]
+    build = [] if is_there else [Command(["bash", "benchmarks/gpu_day/build_extension.sh"], 110)]
     return [*build, Command(program("machine"), 30)]
 
 
@@ -87,7 +87,7 @@ def engine() -> list[Command]:
     ours = Command(program("engine"), 60)
     if DRY:
         return [ours]
-    standin = [] if Path(os.environ["BATCHLLM_TEST_MODEL"]).exists() else [Command(program("standin", STANDIN), 30)]
+    standin = [] if (ROOT / os.environ["BATCHLLM_TEST_MODEL"]).exists() else [Command(program("standin", STANDIN), 30)]
     return [*standin, Command(pytest("engine"), 60), ours]
 
 
@@ -194,7 +194,8 @@ def main() -> None:
     if unknown := [name for name in names if name not in STAGES]:
         sys.exit(f"no stage {unknown[0]}; there are {', '.join(STAGES)}")
     budget_s = float(os.environ.get("BUDGET", DEFAULT_BUDGET_S))
-    end, scale = time.time() + budget_s - SPARE_S, max(1.0, budget_s / DEFAULT_BUDGET_S)
+    end = time.time() + budget_s - SPARE_S
+    scale = math.inf if DRY else max(1.0, budget_s / DEFAULT_BUDGET_S)  # in a dry run all that is left
     os.environ.setdefault("BATCHLLM_TEST_MODEL", MODEL if (ROOT / MODEL / "config.json").exists() else STANDIN)
 
     OUT.mkdir(parents=True, exist_ok=True)
