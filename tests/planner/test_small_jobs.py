@@ -1,4 +1,4 @@
-"""Trie, segments and order of twenty thousand small jobs, against a model that knows nothing but prefixes.
+"""Trie, segments and order of small jobs, five thousand or twenty, against a model that knows nothing but prefixes.
 
 Hypothesis draws the seed of a hundred jobs at a time. A prompt ends in a token of its own, which is not shared
 (drop_last=1), so what is shared may be empty, equal, or the prefix of another.
@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,15 +35,18 @@ def random_job(rng: random.Random) -> list[Prefix]:
     return prompts
 
 
-def seeded_jobs(test: Callable[[list[Prefix], random.Random], None]) -> Callable[[], None]:
-    """Runs the test on 100 random jobs for each of 200 seeds."""
+def seeded_jobs(test: Callable[[list[Prefix], random.Random], None]) -> Callable[[int], None]:
+    """Runs the test on 100 random jobs for each of 50 seeds; in `make test-full` of 200."""
 
-    @settings(max_examples=200, deadline=None)
     @given(st.integers(0, 2**32 - 1))
-    def run(seed: int) -> None:
+    def run_seed(seed: int) -> None:
         rng = random.Random(seed)
         for _ in range(JOBS_A_SEED):
             test(random_job(rng), rng)
+
+    @pytest.mark.parametrize("num_seeds", [50, pytest.param(200, marks=pytest.mark.full)])
+    def run(num_seeds: int) -> None:
+        settings(max_examples=num_seeds, deadline=None)(run_seed)()
 
     run.__name__ = test.__name__
     return run

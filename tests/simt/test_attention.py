@@ -13,6 +13,7 @@ from tests.simt.generated import generated_case
 from tests.simt.precision import check
 
 CASES = [case for case in ATTENTION_CASES if supports(case)]
+FORESTS = [*range(240), *(pytest.param(number, marks=pytest.mark.full) for number in range(240, 1000))]
 
 
 def same_bits(a: Result, b: Result) -> bool:
@@ -44,7 +45,7 @@ def test_kernels_match_the_reference_however_keys_are_shared(case: Case, share: 
         check(inputs, result, "bfloat16")
 
 
-@pytest.mark.parametrize("number", range(1000))
+@pytest.mark.parametrize("number", FORESTS)
 def test_kernels_match_the_reference_on_generated_forests(number: int):
     dtype = "float16" if number % 4 == 3 else "bfloat16"
     inputs = rounded(generated_case(number).make_inputs(), dtype)

@@ -1,5 +1,7 @@
 """Trees of published size: nodes per level _ tokens per level; the last level holds the requests' own tokens."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -58,8 +60,18 @@ def check_tree(inputs, result) -> None:
     np.testing.assert_allclose(result.lse, lse, atol=1e-4)
 
 
-@pytest.mark.parametrize("num_heads", HEADS, ids=lambda heads: f"{heads[0]}_{heads[1]}")
-@pytest.mark.parametrize("tree", TREES)
+def in_turn(index: int) -> list[pytest.MarkDecorator]:
+    """Of every tree one number of heads, another for the next tree; `make test-full` takes all with all."""
+    return [] if index % len(HEADS) == index // len(HEADS) % len(HEADS) else [pytest.mark.full]
+
+
+@pytest.mark.parametrize(
+    ("tree", "num_heads"),
+    [
+        pytest.param(tree, num_heads, marks=in_turn(index), id=f"{tree}-{num_heads[0]}_{num_heads[1]}")
+        for index, (tree, num_heads) in enumerate(itertools.product(TREES, HEADS))
+    ],
+)
 def test_one_head_of_a_tree_matches_the_reference(tree: str, num_heads: tuple[int, int]):
     inputs = rounded(tree_case(tree, num_heads[0] // num_heads[1], 1).make_inputs(), "bfloat16")
     check_tree(inputs, attention(inputs, build="fast"))

@@ -58,8 +58,8 @@ void run_attention_cpu(const AttentionPlan& plan, const AttentionParams& params,
     const int64_t num_tasks = static_cast<int64_t>(tasks.size());
     const int64_t num_merges = static_cast<int64_t>(merge_rows.size());
     num_threads = num_openmp_threads(num_threads, std::max(num_tasks, num_merges));
-    constexpr int64_t kPageFloats = 1024;  // threads share no line, and no page that lies with one of them
-    const int64_t scratch_size = (scratch_floats + kPageFloats - 1) / kPageFloats * kPageFloats;
+    constexpr int64_t kLinesFloats = 32;  // two cache lines, which some CPUs fetch together: threads share none
+    const int64_t scratch_size = (scratch_floats + kLinesFloats - 1) / kLinesFloats * kLinesFloats;
     float* const all_scratch = kernel_scratch.at_least(num_threads * scratch_size);
 
 #pragma omp parallel num_threads(num_threads)

@@ -15,8 +15,8 @@
 
 namespace batchllm {
 
-// Bounds of a batch and of its heads, far beyond any model's. Within them, whatever the positions are, a plan's indices
-// and a kernel's offsets into scratch memory fit into int32; of rows, few numbers could ask for all memory there is.
+// Bounds of a batch and of its heads, far beyond any model's. Within them a plan's indices and a kernel's offsets into
+// scratch memory fit into int32 wherever positions begin, and a few wrong numbers do not ask for all memory there is.
 inline constexpr int64_t kMaxRows = 1 << 24;
 inline constexpr int64_t kMaxLinkRows = 1 << 26;  // pairs of a row and a link of its span
 inline constexpr int32_t kMaxHeads = 1024;
