@@ -1,18 +1,38 @@
 """Offline, large-batch LLM inference for prompts that share prefixes."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# OpenMP's threads wait for each other by spinning, for a few ms by default: a busy machine loses most of its time to
+# that. This many turns are about 0.1 ms. Read when torch or batchllm_ext loads libgomp; what the user sets stays.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 if TYPE_CHECKING:
+    from batchllm.async_llm import AsyncLLM
     from batchllm.llm import LLM
-    from batchllm.outputs import CompletionOutput, JobProgress, RequestOutput
+    from batchllm.outputs import CompletionOutput, JobProgress, Logprob, RequestOutput
+    from batchllm.sampling.rules import LogitsRule
     from batchllm.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "CompletionOutput", "JobProgress", "RequestOutput", "SamplingParams"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "CompletionOutput",
+    "JobProgress",
+    "LogitsRule",
+    "Logprob",
+    "RequestOutput",
+    "SamplingParams",
+]
 
 _MODULES = {
+    "AsyncLLM": "async_llm",
     "LLM": "llm",
+    "LogitsRule": "sampling.rules",
+    "Logprob": "outputs",
     "CompletionOutput": "outputs",
     "JobProgress": "outputs",
     "RequestOutput": "outputs",

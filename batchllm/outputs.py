@@ -8,6 +8,15 @@ MODEL_LENGTH = "max_model_len"
 
 
 @dataclass
+class Logprob:
+    """Of one token where it might have stood."""
+
+    logprob: float  # under the model, in nats
+    rank: int  # 1 is the likeliest token there
+    decoded_token: str | None = None  # the token alone; None where the model has no tokenizer
+
+
+@dataclass
 class CompletionOutput:
     """One of a request's `n` completions."""
 
@@ -15,7 +24,7 @@ class CompletionOutput:
     text: str  # what follows the prompt's; without the stop string or stop token unless include_stop_str_in_output
     token_ids: list[int]  # everything that was generated, a final stop token included
     cumulative_logprob: float  # sum of the tokens' log-probabilities under the model, in nats
-    finish_reason: str  # "stop" or "length"; "error" where the tokens could not be decoded
+    finish_reason: str | None  # "stop" or "length"; "error" where the tokens could not be decoded; None: not yet
     # The stop token or string; MODEL_LENGTH where the context was full before max_tokens; what failed; else None.
     stop_reason: int | str | None = None
 
@@ -33,6 +42,9 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     num_cached_tokens: int  # prompt tokens that were not computed for this request and its n completions
+    # Where SamplingParams.prompt_logprobs asks: per token of the prompt the likeliest tokens and that token itself, by
+    # id; None for the first, which nothing predicts.
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     A request with a `seed` gives the same tokens in any batch (up to the rounding of its logits); every prompt, and
     sample i of its `n`, draws its own stream from that seed.
 
+    `prompt_logprobs` asks for the log-probabilities of the prompt's tokens and, at each place, of that many of the
+    likeliest ones.
+
     Raises ValueError, naming the field, what was expected and what came.
     """
 
@@ -35,6 +38,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     min_tokens: int = 0
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _check_int("n", self.n, at_least=1)
@@ -50,6 +54,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         _check_int("min_tokens", self.min_tokens, at_least=0)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens: expected at most max_tokens ({self.max_tokens}), got {self.min_tokens}")
+        if self.prompt_logprobs is not None:
+            _check_int("prompt_logprobs", self.prompt_logprobs, at_least=0)
         for text in [self.stop] if isinstance(self.stop, str) else _items("stop", self.stop):
             _expect(isinstance(text, str) and text != "", "stop", "non-empty strings", text)
         for token_id in _items("stop_token_ids", self.stop_token_ids):

@@ -15,7 +15,7 @@ import tokenizers
 
 from batchllm.chat_template import ChatTemplateRunner, MessagesRefused
 from batchllm.models.config import check_regular, read_json
-from batchllm.sampling.stopping import decoder
+from batchllm.sampling.growing_text import decoder
 from batchllm.sampling_params import SamplingParams
 from batchllm.text import as_value_error, printable
 

@@ -18,24 +18,24 @@ ALIGNMENT_INTS = 4  # every array of a buffer begins at a multiple of 16 bytes
 
 @dataclass
 class Step:
-    """What a forward pass over T rows reads, of which R sample a token."""
+    """What a forward pass over T rows reads, of which R have logits that somebody reads."""
 
     token_ids: Tensor  # int32 [T]
     positions: Tensor  # int32 [T]
     slots: Tensor  # int64 [T]
     plan: Any  # what the device's attention takes, of all rows
-    logit_rows: Tensor | None = None  # int32 [R]; None where all rows sample
-    logit_plan: Any = None  # of the rows that sample
+    logit_rows: Tensor | None = None  # int32 [R]; None where all rows have
+    logit_plan: Any = None  # of these rows
 
 
 def cpu_step(batch: ext.TokenBatch, plan: ext.AttentionPlan, logit_plan: ext.AttentionPlan | None) -> Step:
-    """`logit_plan` is that of `batch.logit_batch()`; None where all rows sample."""
+    """`logit_plan` is that of `batch.logit_batch()`; None where all rows have logits that somebody reads."""
     return Step(
         token_ids=torch.tensor(batch.token_ids),
         positions=torch.tensor(batch.positions),
         slots=torch.tensor(batch.slots),
         plan=plan,
-        logit_rows=None if logit_plan is None else torch.tensor(batch.logit_rows),
+        logit_rows=None if logit_plan is None else torch.tensor(batch.output_rows),
         logit_plan=logit_plan,
     )
 
@@ -79,7 +79,7 @@ class StepLayout:
             part[:num_rows], part[num_rows:] = values, 0
         self.plan.pack(plan, buffer[self._parts["plan"]])
         if self.logit_plan is not None and logit_plan is not None:
-            buffer[self._parts["logit_rows"]] = batch.logit_rows
+            buffer[self._parts["logit_rows"]] = batch.output_rows
             self.logit_plan.pack(logit_plan, buffer[self._parts["logit_plan"]])
 
     def step(self, buffer: Tensor, new_plan: Callable[[ext.PlanLayout, Tensor], Any]) -> Step:

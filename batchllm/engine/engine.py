@@ -1,13 +1,13 @@
-"""The loop: plan a batch, run it, sample, commit; until every request is answered."""
+"""The engine: add requests, step until nothing is left, abort what nobody wants any more.
+
+A step plans a batch, runs it, draws tokens and commits them. Requests may be added between steps; those that are added
+together are planned together, and share what they have in common with each other and with what is in the pool.
+"""
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import count
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,158 +15,219 @@ import torch
 
 import batchllm_ext as ext
 from batchllm.device.kv_cache import PagedKVCache
+from batchllm.engine.figures import PhaseClock, RunFigures
 from batchllm.engine.runner import Runner
-from batchllm.estimate.simulate import READER_COST_TOKENS
 from batchllm.models.decoder import Model
-from batchllm.outputs import JobProgress
-from batchllm.sampling.sampler import ROWS_AT_ONCE, Sampler
-from batchllm.sampling.stopping import StopStringWatcher
+from batchllm.options import READER_COST_TOKENS
+from batchllm.outputs import JobProgress, Logprob
+from batchllm.request_table import End, RequestTable
+from batchllm.sampling.logprobs import add_prompt_logprobs
+from batchllm.sampling.rules import LogitsRule, Rows
+from batchllm.sampling.sampler import Sampler
+from batchllm.sampling_params import SamplingParams
 
-SECONDS_BETWEEN_PROGRESS = 0.1
-
-
-@dataclass
-class Job:
-    """n requests (a prompt with several completions stands here once for each)."""
-
-    tokens: np.ndarray  # int32 [sum of prompt lengths]
-    indptr: np.ndarray  # int64 [n + 1]
-    max_output_tokens: np.ndarray  # int32 [n]
-    expected_output_tokens: np.ndarray  # int32 [n]; 0 where unknown
-    sampler: Sampler
-    stop_strings: StopStringWatcher
+# Rows of logits that are alive at once: a vocabulary of 128,000 in bfloat16 is 0.25 MB per row. Fewer rows would read
+# the output embedding, the largest matrix, more often.
+ROWS_AT_ONCE = 256
 
 
-@dataclass
+@dataclass(frozen=True)
+class EngineRequest:
+    """One prompt and its n completions, each of which is a request of the engine."""
+
+    prompt_token_ids: np.ndarray  # int32 [prompt length], at least one
+    params: SamplingParams
+    seeds: Sequence[int]  # [n], 64 bits each
+    max_output_tokens: int
+
+
+@dataclass(frozen=True)
 class Finished:
-    """One request that a commit finished."""
+    """A request that a step finished."""
 
     request_id: int
     token_ids: list[int]
-    stopped: bool  # by a stop token or a stop string; otherwise by length
+    end: End | None  # None: by length
     cumulative_logprob: float
     num_cached_tokens: int
+    prompt_logprobs: list[dict[int, Logprob] | None] | None
 
 
-@dataclass
+@dataclass(frozen=True)
+class StepOutput:
+    request_ids: np.ndarray  # int32 [R]: those that got a token
+    token_ids: np.ndarray  # int32 [R]
+    finished: list[Finished]
+
+
 class Engine:
-    model: Model
-    runner: Runner
-    levels: int | None
-    page_size: int
-    kv_cache_tokens: int  # at most; a job gets a pool of what it needs
-    max_batch_tokens: int
-    kv_cache: PagedKVCache | None = None
-    stats: dict[str, Any] = field(default_factory=dict)
+    """One model, one KV pool, any number of requests.
+
+    An exception out of `step` (logits that are not finite, Ctrl-C) ends all requests; the engine is empty then and
+    takes new ones.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        runner: Runner,
+        rules: Sequence[LogitsRule],
+        *,
+        levels: int | None,
+        page_size: int,
+        kv_cache_tokens: int,
+        max_batch_tokens: int,
+    ) -> None:
+        """Raises MemoryError where the machine has no room for a pool of kv_cache_tokens. Pages of a CPU take memory
+        when they are first written."""
+        self.model, self.runner, self.rules = model, runner, rules
+        self.levels, self.page_size, self.max_batch_tokens = levels, page_size, max_batch_tokens
+        num_pages = kv_cache_tokens // page_size
+        self.kv_cache = PagedKVCache.allocate(model.config, num_pages, page_size, model.dtype, model.device)
+        self._next_id = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self.requests = RequestTable()
+        self._sampler = Sampler(self.requests, self.rules)
+        self._num_output_tokens = self.requests.column(np.int32)
+        self._logprob = self.requests.column(np.float64)  # of the tokens so far, summed
+        for rule in self.rules:
+            rule.bind(self.requests)
+        self._remaining_tokens = 0  # that live requests may still generate, at most
+        self._planner: ext.BatchPlanner | None = None
+        self._clock = PhaseClock()
+
+    @property
+    def num_live(self) -> int:
+        return len(self.requests)
+
+    def add(self, requests: Sequence[EngineRequest]) -> list[range]:
+        """The ids of each request's completions. Ids ascend and are never given twice.
+
+        Raises ValueError, naming the place in `requests`, for one that the pool can never hold or that a rule refuses;
+        then none is added.
+        """
+        if self.num_live == 0:
+            self._reset()
+            self._planner = ext.BatchPlanner(
+                num_pages=self.kv_cache.num_pages,
+                page_size=self.page_size,
+                max_batch_tokens=self.max_batch_tokens,
+                first_request_id=self._next_id,
+            )
+        assert self._planner is not None
+        if not requests:
+            return []
+        # Kept once for the planner and for the table; a request's own array may go.
+        prompts = np.concatenate([request.prompt_token_ids for request in requests])
+        with self._clock("plan"):
+            first = self._add_to_planner(self._planner, requests, prompts)
+        prompt_of = np.split(prompts, np.cumsum([len(request.prompt_token_ids) for request in requests])[:-1])
+        begins = first + np.cumsum([0, *(len(request.seeds) for request in requests)])
+        self._next_id = int(begins[-1])
+        refused = dict(self._planner.refused)
+        try:
+            for place, request in enumerate(requests):
+                ids = range(int(begins[place]), int(begins[place + 1]))
+                if why := next((refused[i] for i in ids if i in refused), None):
+                    raise ValueError(f"request {place}: {why}")
+                try:
+                    self._add_to_table(request, prompt_of[place], ids)
+                except ValueError as error:
+                    raise ValueError(f"request {place}: {error}") from error
+        except BaseException:
+            self._forget(np.arange(first, self._next_id, dtype=np.int32), also_running=True)
+            raise
+        return [range(int(begins[place]), int(begins[place + 1])) for place in range(len(requests))]
+
+    def _add_to_planner(self, planner: ext.BatchPlanner, requests: Sequence[EngineRequest], tokens: np.ndarray) -> int:
+        indptr = np.zeros(len(requests) + 1, np.int64)
+        np.cumsum([len(request.prompt_token_ids) for request in requests], out=indptr[1:])
+        counts = np.array([len(request.seeds) for request in requests])
+        prompt_of_request = np.repeat(np.arange(len(requests), dtype=np.int32), counts)
+        rows = None if (counts == 1).all() else prompt_of_request
+        bounds = np.array([request.max_output_tokens for request in requests], np.int32)
+        known = np.array([request.params.ends_only_at_max_tokens for request in requests], bool)
+        trie = ext.PrefixTrie(tokens, indptr, drop_last=1, prompt_of_request=rows)
+        return planner.add_requests(
+            tokens,
+            indptr,
+            ext.choose_segments(trie, levels=self.levels, reader_cost=READER_COST_TOKENS),
+            max_output_tokens=np.repeat(bounds, counts),
+            expected_output_tokens=np.repeat(np.where(known, bounds, 0).astype(np.int32), counts),
+            reader_cost=READER_COST_TOKENS,
+            prompt_of_request=rows,
+            score_begin=_score_begin(requests, counts),
+        )
+
+    def _add_to_table(self, request: EngineRequest, prompt: np.ndarray, ids: range) -> None:
+        params = request.params
+        for request_id, seed in zip(ids, request.seeds, strict=True):
+            live = self.requests.add(request_id, prompt, params, seed, request.max_output_tokens)
+            self._remaining_tokens += live.max_output_tokens
+            if params.prompt_logprobs is not None and request_id == ids.start:
+                live.prompt_logprobs = [None] * len(prompt)
+            self._sampler.add(live)
+            for rule in self.rules:
+                rule.add(live)
+
+    def abort(self, request_ids: Sequence[int]) -> None:
+        """Ends requests without more output; ids of those that have gone are passed over."""
+        live = [request_id for request_id in request_ids if request_id in self.requests]
+        if live:
+            self._forget(np.array(live, np.int32), also_running=True)
 
     @torch.inference_mode()
-    def run(self, job: Job, on_progress: Callable[[JobProgress], None] | None = None) -> Iterator[Finished]:
-        """Answers every request of the job, each as it finishes.
+    def step(self) -> StepOutput | None:
+        """One forward pass; None where nothing is left to do.
 
-        Raises ValueError, before anything runs, for a request that the KV pool can never hold; and in the first step
-        whose logits are not finite, after which every answer would be worthless.
+        Raises ValueError in the first step whose logits are not finite, after which every answer would be worthless.
         """
-        clock = PhaseClock()
-        with clock("plan"):
-            planner, kv_cache = self._plan(job)
-        self.kv_cache = None  # ours while this job runs: another job makes its own
         try:
-            yield from self._loop(job, planner, kv_cache, clock, on_progress)
-        finally:
-            self.kv_cache = kv_cache
+            return self._step()
+        except BaseException:
+            self._reset()
+            raise
 
-    def _loop(
-        self,
-        job: Job,
-        planner: ext.BatchPlanner,
-        kv_cache: PagedKVCache,
-        clock: PhaseClock,
-        on_progress: Callable[[JobProgress], None] | None,
-    ) -> Iterator[Finished]:
-        num_output_tokens = np.zeros(len(job.max_output_tokens), np.int32)  # [n]
-        logprobs = np.zeros(len(job.max_output_tokens), np.float64)  # [n], of the tokens so far, summed
-        remaining_tokens = int(job.max_output_tokens.sum())
-        next_progress_s = 0.0
-        for step in count(1):
-            with clock("schedule"):
-                batch = planner.next_batch()
-                if batch is None:
-                    break
-                plan = self._plan_attention(batch)
-                all_sample = len(batch.logit_rows) == batch.num_tokens
-                logit_plan = None if all_sample else self._plan_attention(batch.logit_batch())
-            with clock("forward"):
-                hidden = self.runner.forward(batch, plan, logit_plan, kv_cache)
-            ids = batch.logit_request_ids
-            sampled, step_logprobs = self._sample(job, hidden, ids, num_output_tokens[ids], clock)
-            if not np.isfinite(step_logprobs).all():  # as they are where one logit of a row is not
-                raise ValueError(
-                    f"the logits are not finite since step {step} of the job: weights of the model are not, or overflow"
-                )
-            with clock("sample"):
-                num_output_tokens[ids] += 1
-                logprobs[ids] += step_logprobs
-                stopped = job.sampler.ends(sampled, ids)
-                goes_on = ~stopped
-                on_ids = ids[goes_on]
-                stopped[goes_on] = job.stop_strings.update(on_ids, sampled[goes_on], num_output_tokens[on_ids])
-            with clock("schedule"):
-                done = planner.commit(sampled, stopped)
-            remaining_tokens -= len(ids) + int((job.max_output_tokens[done] - num_output_tokens[done]).sum())
-            self.stats = self._stats(planner, clock)
-            if on_progress and (len(done) or clock.elapsed_s >= next_progress_s):
-                next_progress_s = clock.elapsed_s + SECONDS_BETWEEN_PROGRESS
-                on_progress(_progress(planner, remaining_tokens, clock))
-            stopped_ids = set(ids[stopped].tolist())
-            for request in done.tolist():
-                yield Finished(
-                    request_id=request,
-                    token_ids=planner.output_tokens(request).tolist(),
-                    stopped=request in stopped_ids,
-                    cumulative_logprob=float(logprobs[request]),
-                    num_cached_tokens=planner.num_cached_tokens(request),
-                )
-        self.stats = self._stats(planner, clock)
-
-    def _plan(self, job: Job) -> tuple[ext.BatchPlanner, PagedKVCache]:
-        trie = ext.PrefixTrie(job.tokens, job.indptr, drop_last=1)
-        segments = ext.choose_segments(trie, levels=self.levels, reader_cost=READER_COST_TOKENS)
-        kv_cache = self._kv_cache_for(job, segments)
-        planner = ext.BatchPlanner(
-            job.tokens,
-            job.indptr,
-            segments,
-            max_output_tokens=job.max_output_tokens,
-            expected_output_tokens=job.expected_output_tokens,
-            num_pages=kv_cache.num_pages,
-            page_size=self.page_size,
-            max_batch_tokens=self.max_batch_tokens,
-        )
-        if planner.refused:
-            raise ValueError(planner.refused[0][1])
-        return planner, kv_cache
-
-    def _kv_cache_for(self, job: Job, segments: ext.Segments) -> PagedKVCache:
-        """A pool that holds the whole job at its worst, or as much of it as `kv_cache_tokens` allows."""
-        needed_pages = max(job_pages(job, segments, self.page_size), 1)
-        num_pages = min(needed_pages, self.kv_cache_tokens // self.page_size)
-        if self.kv_cache is None or self.kv_cache.num_pages < num_pages:
-            self.kv_cache = None  # give the old pool back first
-            model = self.model
-            self.kv_cache = PagedKVCache.allocate(model.config, num_pages, self.page_size, model.dtype, model.device)
-        return self.kv_cache
+    def _step(self) -> StepOutput | None:
+        planner, clock = self._planner, self._clock
+        if planner is None:
+            return None
+        with clock("schedule"):
+            batch = planner.next_batch()
+            if batch is None:
+                return None
+            plan = self._plan_attention(batch)
+            outputs = batch if len(batch.output_rows) == batch.num_tokens else batch.logit_batch()
+            output_plan = None if outputs is batch else self._plan_attention(outputs)
+        with clock("forward"):
+            hidden = self.runner.forward(batch, plan, output_plan, self.kv_cache)
+        ids = batch.logit_request_ids
+        slots = self.requests.slots(ids)
+        rows = Rows(self.requests, ids, slots, self._num_output_tokens.values[slots])
+        sampled, logprobs = self._sample(hidden, outputs, rows)
+        if not np.isfinite(logprobs).all():  # as they are where one logit of a row is not
+            raise ValueError(
+                f"the logits are not finite since step {planner.stats['steps']} of the job: weights of the model are "
+                "not, or overflow"
+            )
+        self._score(hidden, outputs)
+        with clock("sample"):
+            stopped = self._end(rows, sampled)
+            self._num_output_tokens.values[slots] += 1
+            self._logprob.values[slots] += logprobs
+            self._remaining_tokens -= len(ids)
+        with clock("schedule"):
+            done = planner.commit(sampled, stopped)
+            finished = [self._finished(planner, request_id) for request_id in done.tolist()]
+            self._forget(done)
+        return StepOutput(ids, sampled, finished)
 
     def _plan_attention(self, batch: ext.TokenBatch) -> ext.AttentionPlan:
         config = self.model.config
         return ext.plan_attention(
-            batch.span_indptr,
-            batch.span_begin,
-            batch.link_indptr,
-            batch.link_segment,
-            batch.segment_page_indptr,
-            batch.segment_page_ids,
-            batch.segment_begin,
-            batch.segment_num_tokens,
+            batch,
             num_qo_heads=config.num_qo_heads,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
@@ -174,72 +235,119 @@ class Engine:
             **self.runner.plan_options,
         )
 
-    def _sample(
-        self, job: Job, hidden: torch.Tensor, request_ids: np.ndarray, num_output_tokens: np.ndarray, clock: PhaseClock
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens int32 [R] and their log-probabilities float32 [R] for hidden [R, hidden_size]; a slice of the rows at
-        a time, because logits are the largest activation."""
-        tokens = np.empty(len(request_ids), np.int32)
-        logprobs = np.empty(len(request_ids), np.float32)
-        for begin in range(0, len(request_ids), ROWS_AT_ONCE):
-            rows = slice(begin, begin + ROWS_AT_ONCE)
-            with clock("forward"):
-                logits = self.model.logits(hidden[rows])
-            with clock("sample"):
-                tokens[rows], logprobs[rows] = job.sampler.sample(
-                    logits, request_ids[rows], num_output_tokens[rows], self.runner.ops
-                )
+    def _sample(self, hidden: torch.Tensor, outputs: ext.TokenBatch, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens int32 [R] and their log-probabilities float32 [R]; a slice of the rows at a time, because logits are
+        the largest activation."""
+        tokens = np.empty(len(rows), np.int32)
+        logprobs = np.empty(len(rows), np.float32)
+        if len(outputs.scored_rows):
+            hidden = hidden[torch.as_tensor(np.array(outputs.logit_rows), device=hidden.device)]
+        for begin in range(0, len(rows), ROWS_AT_ONCE):
+            part = slice(begin, begin + ROWS_AT_ONCE)
+            with self._clock("forward"):
+                logits = self.model.logits(hidden[part])
+            with self._clock("sample"):
+                tokens[part], logprobs[part] = self._sampler.sample(logits, rows.take(part), self.runner.ops)
         return tokens, logprobs
 
-    def _stats(self, planner: ext.BatchPlanner, clock: PhaseClock) -> dict[str, Any]:
-        counts = planner.stats
-        names = "num_requests prompt_tokens computed_prompt_tokens recomputed_tokens output_tokens steps preemptions"
-        return {
-            **{name: counts[name] for name in names.split()},
-            "peak_kv_tokens": counts["peak_pages"] * self.page_size,
-            "seconds": dict(clock.seconds),
-        }
+    def _score(self, hidden: torch.Tensor, outputs: ext.TokenBatch) -> None:
+        """Prompt tokens that this step's rows predict."""
+        scored, indptr = np.array(outputs.scored_rows), outputs.scores_indptr
+        for begin in range(0, len(scored), ROWS_AT_ONCE):
+            rows = scored[begin : begin + ROWS_AT_ONCE]
+            spans = [slice(indptr[i], indptr[i + 1]) for i in range(begin, begin + len(rows))]
+            with self._clock("forward"):
+                logits = self.model.logits(hidden[torch.as_tensor(rows, device=hidden.device)])
+            with self._clock("sample"):
+                readers = [[self.requests[i] for i in outputs.score_request_ids[span].tolist()] for span in spans]
+                targets = [outputs.score_token_ids[span] for span in spans]
+                add_prompt_logprobs(logits, outputs.positions[rows] + 1, readers, targets)
 
+    def _end(self, rows: Rows, sampled: np.ndarray) -> np.ndarray:
+        """bool [R]: the requests that a rule ends with their token of this step; the first rule that does says why."""
+        stopped = np.zeros(len(rows), bool)
+        for rule in self.rules:
+            for row, end in rule.after_draw(rows, sampled):
+                if not stopped[row]:
+                    stopped[row] = True
+                    rows[row].end = end
+        return stopped
 
-class PhaseClock:
-    """Seconds by phase: `with clock("forward"): ...`"""
+    def _finished(self, planner: ext.BatchPlanner, request_id: int) -> Finished:
+        request = self.requests[request_id]
+        self._remaining_tokens -= request.max_output_tokens - int(self._num_output_tokens.values[request.slot])
+        return Finished(
+            request_id=request_id,
+            token_ids=planner.output_tokens(request_id).tolist(),
+            end=request.end,
+            cumulative_logprob=float(self._logprob.values[request.slot]),
+            num_cached_tokens=planner.num_cached_tokens(request_id),
+            prompt_logprobs=request.prompt_logprobs,
+        )
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._start = time.perf_counter()
+    def _forget(self, request_ids: np.ndarray, *, also_running: bool = False) -> None:
+        """int32 ids: of requests that finished, or also_running of any."""
+        assert self._planner is not None
+        if also_running:
+            self._planner.abort(request_ids)
+        for request_id in request_ids.tolist():
+            if request_id not in self.requests:
+                continue
+            request = self.requests[request_id]
+            if also_running:
+                num_output_tokens = int(self._num_output_tokens.values[request.slot])
+                self._remaining_tokens -= request.max_output_tokens - num_output_tokens
+            for rule in self.rules:
+                rule.forget(request)
+            self.requests.remove(request)
+        self._planner.forget(request_ids)
 
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] += time.perf_counter() - start
+    def audit(self) -> None:
+        """Recomputes what the planner counts, and compares whom it and the table know. Raises RuntimeError."""
+        if self._planner is None:
+            return
+        self._planner.audit()
+        stats = self._planner.stats
+        if stats["running"] + stats["waiting"] != self.num_live:
+            raise RuntimeError(f"the planner has {stats['running'] + stats['waiting']} requests, not {self.num_live}")
+        if self.num_live == 0 and (stats["used_pages"] or self._remaining_tokens):
+            raise RuntimeError(f"nothing is left, but {stats['used_pages']} pages are in use")
 
     @property
-    def elapsed_s(self) -> float:
-        return time.perf_counter() - self._start
+    def figures(self) -> RunFigures:
+        if self._planner is None:
+            return RunFigures()
+        counts = self._planner.stats
+        names = "num_requests prompt_tokens computed_prompt_tokens recomputed_tokens output_tokens steps preemptions"
+        return RunFigures(
+            **{name: counts[name] for name in names.split()},
+            peak_kv_tokens=counts["peak_pages"] * self.page_size,
+            seconds=dict(self._clock.seconds),
+        )
+
+    @property
+    def progress(self) -> JobProgress:
+        counts: dict[str, Any] = self._planner.stats if self._planner else {}
+        saved = counts.get("cached_prompt_tokens", 0)
+        first_time = counts.get("computed_prompt_tokens", 0) - counts.get("recomputed_prompt_tokens", 0)
+        return JobProgress(
+            num_requests=counts.get("num_requests", 0),
+            finished_requests=counts.get("finished", 0),
+            scheduled_prompt_tokens=first_time + saved,
+            saved_prompt_tokens=saved,
+            output_tokens=counts.get("output_tokens", 0),
+            remaining_output_tokens=self._remaining_tokens,
+            elapsed_s=self._clock.elapsed_s,
+        )
 
 
-def job_pages(job: Job, segments: ext.Segments, page_size: int) -> int:
-    """Pages that hold every segment and every request's own part at its longest, all at once."""
-    segment_tokens = segments.token_end - segments.token_begin
-    # A segment's end stands at the request's own beginning; the last token sampled is never written.
-    ends = np.append(segments.token_end, 0)[segments.request_segment]
-    own_tokens = np.diff(job.indptr) - ends + job.max_output_tokens - 1
-    return int((-(-segment_tokens // page_size)).sum() + (-(-own_tokens // page_size)).sum())
-
-
-def _progress(planner: ext.BatchPlanner, remaining_output_tokens: int, clock: PhaseClock) -> JobProgress:
-    stats = planner.stats
-    saved = stats["cached_prompt_tokens"]
-    first_time = stats["computed_prompt_tokens"] - stats["recomputed_prompt_tokens"]
-    return JobProgress(
-        num_requests=stats["num_requests"],
-        finished_requests=stats["finished"],
-        scheduled_prompt_tokens=first_time + saved,
-        saved_prompt_tokens=saved,
-        output_tokens=stats["output_tokens"],
-        remaining_output_tokens=remaining_output_tokens,
-        elapsed_s=clock.elapsed_s,
-    )
+def _score_begin(requests: Sequence[EngineRequest], counts: np.ndarray) -> np.ndarray | None:
+    """int32 [sum of counts]: the first completion of a prompt that is to be scored asks for all but the first token."""
+    if all(request.params.prompt_logprobs is None for request in requests):
+        return None
+    begin = np.repeat(np.array([len(request.prompt_token_ids) for request in requests], np.int32), counts)
+    firsts = np.cumsum([0, *counts])[:-1]
+    for request, first in zip(requests, firsts.tolist(), strict=True):
+        if request.params.prompt_logprobs is not None:
+            begin[first] = 1
+    return begin

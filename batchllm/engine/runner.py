@@ -82,7 +82,7 @@ class GpuRunner:
         self._gpu = gpu
         self._ring = UploadRing(gpu.pinned_ints, gpu.event)
         # By row count. A graph has the addresses of the pool's pages, so it goes with the pool.
-        self._graphs: WeakKeyDictionary[PagedKVCache, dict[int, Graph]] = WeakKeyDictionary()
+        self.graphs: WeakKeyDictionary[PagedKVCache, dict[int, Graph]] = WeakKeyDictionary()
 
     def forward(
         self,
@@ -98,7 +98,7 @@ class GpuRunner:
             buffer, step = self._new_step(layout)
             self._ring.upload(partial(layout.write, batch=batch, plan=plan, logit_plan=logit_plan), buffer)
             return self.model.forward(step, kv_cache, self.ops)
-        graphs = self._graphs.setdefault(kv_cache, {})
+        graphs = self.graphs.setdefault(kv_cache, {})
         num_rows = bucket(batch.num_tokens)
         graph = graphs.get(num_rows)
         if graph is None or not graph.layout.plan.has_room_for(plan):

@@ -16,9 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import batchllm_ext as ext
-
-# kappa of docs/design.md, in tokens: a shared segment costs each of its readers a partial state to merge in every step.
-READER_COST_TOKENS = 2.0
+from batchllm.options import READER_COST_TOKENS
 
 Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]

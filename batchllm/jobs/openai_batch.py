@@ -24,7 +24,25 @@ DEFAULT_COMPLETIONS_MAX_TOKENS = 16  # OpenAI's
 MAX_COMPLETIONS = 128  # of one prompt; OpenAI's
 
 CHAT_FIELDS, COMPLETIONS_FIELDS = frozenset({"messages", "chat_template_kwargs"}), frozenset({"prompt"})
-SAMPLING_FIELDS = frozenset(SamplingParams.__struct_fields__)
+# Fields of a body that are SamplingParams' fields of that name. By name, because not every field that both have means
+# the same (OpenAI's `logprobs` is a flag).
+SAMPLING_FIELDS = frozenset(
+    {
+        *(
+            "n",
+            "temperature",
+            "top_p",
+            "top_k",
+            "seed",
+            "stop",
+            "stop_token_ids",
+            "ignore_eos",
+            "max_tokens",
+            "min_tokens",
+        ),
+        *("include_stop_str_in_output", "skip_special_tokens"),
+    }
+)
 HARMLESS_FIELDS = frozenset(
     {
         *("model", "user", "metadata", "store", "service_tier", "safety_identifier", "priority"),

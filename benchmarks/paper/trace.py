@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import batchllm_ext as ext
-from batchllm.estimate.simulate import READER_COST_TOKENS
+from batchllm.options import READER_COST_TOKENS
 from benchmarks.conversation_trace import Trace
 from benchmarks.paper import workloads
 from benchmarks.paper.sharing import CACHES, Row, saved_by_policy, trie_of

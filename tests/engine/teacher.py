@@ -8,52 +8,68 @@ import numpy as np
 import torch
 
 from batchllm import LLM, SamplingParams
-from batchllm.engine.engine import Job
-from batchllm.sampling.stopping import StopStringWatcher
+from batchllm.engine.engine import Engine, EngineRequest
+from batchllm.request_table import End
+from batchllm.sampling.rules import LogitsRule, Rows
 
 Tokens = list[int]
 
 
 @dataclass
-class ForcedSampler:
-    """Stands in the sampler's place: records the logits of every row and answers with the given continuation, at
-    whose end the request stops."""
+class Forced(LogitsRule):
+    """Records the logits of every row, and lets the given continuation be drawn; the request ends with it."""
 
-    continuations: list[Tokens]
-    logits: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
-    lengths: dict[int, int] = field(default_factory=dict)
+    continuations: list[Tokens]  # by request
+    logits: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)  # by request and place in its output
 
-    def sample(self, logits, request_ids, num_output_tokens, ops):
-        places = list(zip(request_ids.tolist(), num_output_tokens.tolist(), strict=True))
-        for row, place in enumerate(places):
-            assert place not in self.logits, f"request {place[0]} sampled token {place[1]} twice"
-            self.logits[place] = logits[row].float().cpu()
-            self.lengths[place[0]] = place[1] + 1
-        tokens = np.array([self.continuations[request][position] for request, position in places], np.int32)
-        return tokens, np.zeros(len(places), np.float32)
+    def concerns(self, rows: Rows) -> np.ndarray:
+        return np.ones(len(rows), bool)
 
-    def ends(self, tokens, request_ids):
-        ended = [self.lengths[request] == len(self.continuations[request]) for request in request_ids.tolist()]
-        return np.array(ended, bool)
+    def before_draw(self, logits: torch.Tensor, rows: Rows) -> None:
+        for row, (request, place) in enumerate(self._places(rows)):
+            assert (request, place) not in self.logits, f"request {request} sampled token {place} twice"
+            self.logits[request, place] = logits[row].to("cpu", torch.float32, copy=True)
+            logits[row] = -torch.inf
+            logits[row, self.continuations[request][place]] = 0
+
+    def after_draw(self, rows: Rows, tokens: np.ndarray) -> list[tuple[int, End]]:
+        places = enumerate(self._places(rows))
+        return [(row, End()) for row, (request, place) in places if place + 1 == len(self.continuations[request])]
+
+    def _places(self, rows: Rows) -> list[tuple[int, int]]:
+        return list(zip(rows.request_ids.tolist(), rows.num_output_tokens.tolist(), strict=True))
+
+
+def new_engine(llm: LLM, rules: list[LogitsRule]) -> Engine:
+    """On the same model and runner, with the same options, and a pool and rules of its own."""
+    return Engine(
+        llm.engine.model,
+        llm.engine.runner,
+        rules,
+        levels=llm.options.levels,
+        page_size=llm.options.page_size,
+        kv_cache_tokens=llm.engine.kv_cache.num_pages * llm.options.page_size,
+        max_batch_tokens=llm.options.max_batch_tokens,
+    )
 
 
 def our_logits(llm: LLM, prompts: list[Tokens], continuations: list[Tokens]) -> list[torch.Tensor]:
     """For each prompt, float32 [len(continuation), vocab_size]: the logits that each of its tokens is drawn from."""
-    sampler = ForcedSampler(continuations)
-    indptr = np.zeros(len(prompts) + 1, np.int64)
-    np.cumsum([len(prompt) for prompt in prompts], out=indptr[1:])
-    job = Job(
-        tokens=np.concatenate([np.array(prompt, np.int32) for prompt in prompts]),
-        indptr=indptr,
-        max_output_tokens=np.array([len(tokens) for tokens in continuations], np.int32),
-        expected_output_tokens=np.zeros(len(continuations), np.int32),
-        sampler=sampler,
-        stop_strings=StopStringWatcher([SamplingParams()] * len(prompts), None),
+    forced = Forced(continuations)
+    engine = new_engine(llm, [forced])
+    params = SamplingParams(temperature=0, max_tokens=None)
+    engine.add(
+        [
+            EngineRequest(np.array(prompt, np.int32), params, [0], len(continuation))
+            for prompt, continuation in zip(prompts, continuations, strict=True)
+        ]
     )
-    finished = sorted(done.request_id for done in llm._engine.run(job))
-    assert finished == list(range(len(prompts))), "every request is answered exactly once"
+    finished: list[int] = []
+    while (step := engine.step()) is not None:
+        finished += [done.request_id for done in step.finished]
+    assert sorted(finished) == list(range(len(prompts))), "every request is answered exactly once"
     return [
-        torch.stack([sampler.logits[request, position] for position in range(len(continuation))])
+        torch.stack([forced.logits[request, place] for place in range(len(continuation))])
         for request, continuation in enumerate(continuations)
     ]
 

@@ -25,7 +25,7 @@ def idle_llm(tiny_llm, monkeypatch) -> LLM:
     def must_not_run(*_):
         raise AssertionError("a batch ran")
 
-    monkeypatch.setattr(type(tiny_llm._engine.model), "forward", must_not_run)
+    monkeypatch.setattr(type(tiny_llm.engine.model), "forward", must_not_run)
     return tiny_llm
 
 

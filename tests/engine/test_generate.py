@@ -13,9 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from batchllm import LLM, RequestOutput, SamplingParams
 from batchllm.device.kv_cache import kv_bytes_per_token
+from batchllm.device.ops import CpuOps
 from batchllm.models.config import ModelConfig
-from batchllm.sampling.sampler import Sampler, stream_seed
+from batchllm.sampling.draw import stream_seed
 from tests.engine import tiny
+from tests.engine.rows import Requests
 from tests.engine.teacher import transformers_logits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -109,8 +111,8 @@ def test_tokens_are_drawn_from_transformers_logits_by_seed_prompt_and_position(t
     params = [SamplingParams(max_tokens=6, seed=i, top_k=40, ignore_eos=True, n=2) for i in range(len(prompts))]
     for index, [_, second] in enumerate(tokens(generate(tiny_llm, prompts, params))):
         (logits,) = transformers_logits(model, [prompts[index]], [second])
-        sampler = Sampler.create([params[index]], np.array([stream_seed(str(index), 1, prompts[index])], np.uint64), ())
-        drawn = [sampler.sample(logits[i : i + 1], np.array([0]), np.array([i]))[0] for i in range(6)]
+        one = Requests([params[index]], [], seeds=[stream_seed(str(index), 1, prompts[index])])
+        drawn = [one.sampler.sample(logits[i : i + 1], one.rows([0], [i]), CpuOps())[0] for i in range(6)]
         assert np.concatenate(drawn).tolist() == second
 
 
@@ -230,17 +232,17 @@ def test_preemption_changes_no_tokens(tiny_dir, levels):
 
 
 def test_what_is_left_in_the_pool_changes_no_tokens(tiny_dir, prompts, params, expected):
-    llm = LLM(tiny_dir, dtype="float32", page_size=4)
+    llm = LLM(tiny_dir, dtype="float32", page_size=4, kv_cache_tokens=4000)
     assert tokens(generate(llm, prompts, params)) == expected
-    pool = llm._engine.kv_cache
+    pool = llm.engine.kv_cache
     with torch.inference_mode():
         for pages in (*pool.k_pages, *pool.v_pages):
             pages.fill_(float("nan"))
     assert tokens(generate(llm, prompts[::-1], params[::-1])) == expected[::-1]
-    assert llm._engine.kv_cache is pool, "the pool is used again"
+    assert llm.engine.kv_cache is pool, "the pool is used again"
 
 
-def test_a_pool_made_for_a_small_job_grows_for_a_large_one(tiny_dir, prompts, params, expected):
+def test_a_small_job_before_a_large_one_leaves_it_the_whole_pool(tiny_dir, prompts, params, expected):
     llm = LLM(tiny_dir, dtype="float32", page_size=4)
     assert generate(llm, []) == []
     generate(llm, [[5]], SamplingParams(max_tokens=1))
@@ -253,7 +255,7 @@ def test_a_pool_sized_by_us_stays_within_the_memory_available(tiny_dir, monkeypa
     monkeypatch.setattr("batchllm.device.kv_cache.available_memory_bytes", lambda: available_bytes)
     llm = LLM(tiny_dir, dtype="float32", page_size=4)
     assert tokens(generate(llm, prompts, params)) == expected
-    pool = llm._engine.kv_cache
+    pool = llm.engine.kv_cache
     assert available_bytes / 2 < sum(pages.nbytes for pages in (*pool.k_pages, *pool.v_pages)) < available_bytes
 
 

@@ -10,10 +10,11 @@ import torch
 import batchllm_ext as ext
 from batchllm import LLM, SamplingParams
 from batchllm.device.step import NO_SLOT, StepLayout, UploadRing
+from batchllm.engine.engine import EngineRequest
 from batchllm.engine.runner import GpuRunner, bucket
 from tests.engine import tiny
 from tests.engine.fake_gpu import FakeEvent, FakeGpu, FakeGpuOps
-from tests.engine.teacher import assert_logits_agree, our_logits
+from tests.engine.teacher import assert_logits_agree, new_engine, our_logits
 from tests.engine.test_families import job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,7 +29,7 @@ def wide_dir(tmp_path_factory):
 
 def on_fake_gpu(directory, **options) -> tuple[LLM, FakeGpu]:
     llm, gpu = LLM(directory, dtype="float32", **options), FakeGpu()
-    llm._engine.runner = GpuRunner(llm._engine.model, gpu, FakeGpuOps())
+    llm.engine.runner = GpuRunner(llm.engine.model, gpu, FakeGpuOps())
     return llm, gpu
 
 
@@ -72,16 +73,18 @@ class GpuThatKeepsNothing(FakeGpu):
 
 def test_graphs_go_with_their_pool(wide_dir):
     llm = LLM(wide_dir, dtype="float32", page_size=4)
-    llm._engine.runner = GpuRunner(llm._engine.model, GpuThatKeepsNothing(), FakeGpuOps())
+    llm.engine.runner = GpuRunner(llm.engine.model, GpuThatKeepsNothing(), FakeGpuOps())
     params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
-    llm.generate([[5, 6, 7]], params, use_tqdm=False)
-    graphs = llm._engine.runner._graphs
-    assert len(graphs) == 1
-    llm.generate([[5, 6, 7]], params, use_tqdm=False)
-    assert len(graphs) == 1, "the pool is used again"
-    llm.generate([[5, 6, 7]] * 20, params, use_tqdm=False)  # needs a larger one
+    for _ in range(2):
+        llm.generate([[5, 6, 7]], params, use_tqdm=False)
+        assert len(llm.engine.runner.graphs) == 1, "the pool is used again"
+    another = new_engine(llm, [])
+    another.add([EngineRequest(np.array([5, 6, 7], np.int32), params, [0], 3)])
+    while another.step() is not None:
+        assert len(llm.engine.runner.graphs) <= 2
+    del another
     gc.collect()
-    assert len(graphs) == 1
+    assert len(llm.engine.runner.graphs) == 1
 
 
 def test_sampling_on_a_gpu_draws_the_tokens_of_the_cpu(wide_dir):

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+import batchllm.sampling.draw
 import batchllm.sampling.sampler
 from batchllm import SamplingParams
-from batchllm.sampling.sampler import Sampler, draw, stream_seed, uniform_draws
+from batchllm.device.ops import CpuOps
+from batchllm.sampling.draw import draw, stream_seed, uniform_draws
+from batchllm.sampling.stop_tokens import MinTokens, StopTokens
+from tests.engine.rows import Requests
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,15 +49,19 @@ def draw_row(logits: torch.Tensor, temperature: float, top_k: int, top_p: float,
     ).numpy()
 
 
-def sampler_of(params: list[SamplingParams]) -> Sampler:
-    seeds = [stream_seed(p.seed if p.seed is not None else 0, 0, []) for p in params]
-    return Sampler.create(params, np.array(seeds, np.uint64), (EOS,))
+def requests_of(params: list[SamplingParams]) -> Requests:
+    stop_tokens = StopTokens((EOS,))
+    return Requests(params, [MinTokens(stop_tokens), stop_tokens])
 
 
 def sample(params: list[SamplingParams], logits: torch.Tensor, positions=None) -> tuple[np.ndarray, np.ndarray]:
-    rows = np.arange(len(params), dtype=np.int32)
-    positions = np.zeros_like(rows) if positions is None else np.asarray(positions, np.int32)
-    return sampler_of(params).sample(logits.clone(), rows, positions)
+    """One row for each of the parameters, after so many tokens of its output."""
+    requests = requests_of(params)
+    positions = [0] * len(params) if positions is None else positions
+    before = logits.clone()
+    sampled = requests.sampler.sample(logits, requests.rows(range(len(params)), positions), CpuOps())
+    assert torch.equal(logits, before), "logits are not changed"
+    return sampled
 
 
 def assert_uniform(counts: np.ndarray, expected: np.ndarray) -> None:
@@ -156,7 +164,8 @@ def test_sampling_a_part_of_the_requests_is_sampling_those():
     params = [SamplingParams(seed=i, top_k=5 * (i % 2)) for i in range(30)]
     logits, part = random_logits(30), np.array([29, 4, 11], np.int32)
     whole, _ = sample(params, logits)
-    tokens, _ = sampler_of(params).sample(logits[part].clone(), part, np.zeros(3, np.int32))
+    requests = requests_of(params)
+    tokens, _ = requests.sampler.sample(logits[part], requests.rows(part.tolist(), [0] * 3), CpuOps())
     assert tokens.tolist() == whole[part].tolist()
 
 
@@ -212,7 +221,7 @@ def test_no_token_ends_a_request_before_min_tokens(temperature):
 
 
 def test_stop_sets_end_only_their_own_requests():
-    sampler = sampler_of(
+    requests = requests_of(
         [
             SamplingParams(),
             SamplingParams(ignore_eos=True),
@@ -220,14 +229,24 @@ def test_stop_sets_end_only_their_own_requests():
             SamplingParams(stop_token_ids=[9], ignore_eos=True),
         ]
     )
-    requests = np.array([3, 2, 1, 0], np.int32)
 
     def ends(token: int) -> list[bool]:
-        return sampler.ends(np.full(4, token, np.int32), requests).tolist()
+        ended = requests.ends([3, 2, 1, 0], [0] * 4, [token] * 4)
+        return [request in ended for request in (3, 2, 1, 0)]
 
     assert ends(EOS) == [False, True, False, True]
     assert ends(9) == [True, True, False, False]
     assert ends(8) == [False] * 4
+
+
+def test_logprobs_are_those_of_the_model_before_rules():
+    params = [
+        SamplingParams(temperature=t, min_tokens=1, stop_token_ids=[0, 1], seed=1, max_tokens=9) for t in (0.0, 1.0)
+    ]
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]]).expand(2, 4)
+    tokens, logprobs = sample(params, torch.nn.functional.pad(logits, (0, VOCAB_SIZE - 4), value=-torch.inf))
+    assert set(tokens.tolist()) <= {2, 3}
+    np.testing.assert_allclose(logprobs, torch.log_softmax(logits[0], -1)[torch.from_numpy(tokens).long()], atol=1e-6)
 
 
 def test_logprobs_are_those_of_the_model_before_temperature_and_filters():
@@ -269,6 +288,6 @@ def test_a_few_candidates_filter_as_the_whole_vocabulary_does(monkeypatch, round
     top_p = torch.rand(200, generator=generator).clamp_(min=1e-3)
     filtered = {}
     for num_candidates in (4, 60):
-        monkeypatch.setattr(batchllm.sampling.sampler, "NUM_CANDIDATES", num_candidates)
-        filtered[num_candidates] = batchllm.sampling.sampler._filter(probs, top_k, top_p)
+        monkeypatch.setattr(batchllm.sampling.draw, "NUM_CANDIDATES", num_candidates)
+        filtered[num_candidates] = batchllm.sampling.draw._filter(probs, top_k, top_p)
     assert torch.equal(filtered[4], filtered[60])

@@ -18,6 +18,7 @@ VLLM_DEFAULTS = {
     "min_tokens": 0,
     "include_stop_str_in_output": False,
     "skip_special_tokens": True,
+    "prompt_logprobs": None,
 }
 
 REFUSED = [
@@ -49,6 +50,8 @@ REFUSED = [
     ({"stop_token_ids": 5}, "stop_token_ids: expected .*, got 5"),
     ({"ignore_eos": "no"}, "ignore_eos: expected .*, got 'no'"),
     ({"include_stop_str_in_output": 2}, "include_stop_str_in_output: expected .*, got 2"),
+    ({"prompt_logprobs": -1}, "prompt_logprobs: expected an integer >= 0, got -1"),
+    ({"prompt_logprobs": True}, "prompt_logprobs: expected an integer >= 0, got True"),
     ({"skip_special_tokens": None}, "skip_special_tokens: expected .*, got None"),
 ]
 

@@ -10,8 +10,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from batchllm import SamplingParams
-from batchllm.sampling.stopping import GrowingText, StopStringWatcher, context_of, decoder, text_after
+from batchllm.request_table import End
+from batchllm.sampling.growing_text import GrowingText, context_of, decoder, text_after
+from batchllm.sampling.stop_strings import StopStrings
 from tests.engine import tiny
+from tests.engine.rows import Requests
 
 TEXTS = [
     "The river rose by nine feet, and the mill at the bend was carried away.\n\nQ: Who was there?\nA:",
@@ -32,14 +35,16 @@ def encode(tokenizer, text: str) -> list[int]:
 
 def watch(tokenizer, token_ids: list[int], **fields) -> tuple[int, str, str] | None:
     """Feeds the tokens to one request: (tokens read, stop, text) once it stops."""
-    watcher = StopStringWatcher([SamplingParams(max_tokens=None, **fields)], tokenizer.backend_tokenizer)
+    requests = watched([SamplingParams(max_tokens=None, **fields)], tokenizer.backend_tokenizer)
     for num_tokens, token in enumerate(token_ids, start=1):
-        (stopped,) = watcher.update(np.array([0]), np.array([token]), np.array([num_tokens]))
-        if stopped:
-            match = watcher.forget(0)
-            return num_tokens, match.stop, match.text
-    assert watcher.forget(0) is None
+        if end := requests.ends([0], [num_tokens - 1], [token]).get(0):
+            return num_tokens, end.reason, end.text
     return None
+
+
+def watched(params: list[SamplingParams], tokenizer, prompts: list[list[int]] | None = None) -> Requests:
+    """Requests with the rule of stop strings; texts begin where they begin, unless there are prompts."""
+    return Requests(params, [StopStrings(lambda: tokenizer)], prompts=prompts or [[]] * len(params))
 
 
 def first_match(tokenizer, token_ids: list[int], stops: list[str]) -> tuple[int, str, str] | None:
@@ -198,13 +203,9 @@ def letter_ids(tokenizer, letter: str) -> list[int]:
 
 def test_a_stop_string_with_a_leading_space_is_found_at_the_first_token(any_tokenizer):
     (prompt, the) = any_tokenizer.encode("a").ids, letter_ids(any_tokenizer, " the")
-    watcher = StopStringWatcher([SamplingParams(stop=" the")], any_tokenizer, [prompt])
-    stopped = [
-        bool(watcher.update(np.array([0]), np.array([token]), np.array([num]))[0])
-        for num, token in enumerate(the, start=1)
-    ]
-    assert stopped == [*[False] * (len(the) - 1), True]
-    assert watcher.forget(0).text == ""
+    requests = watched([SamplingParams(stop=" the")], any_tokenizer, [prompt])
+    ends = [requests.ends([0], [num], [token]).get(0) for num, token in enumerate(the)]
+    assert ends == [*[None] * (len(the) - 1), End(" the", "")]
 
 
 def test_tokens_that_cannot_be_decoded_are_their_requests_error(any_tokenizer):
@@ -217,43 +218,42 @@ def test_tokens_that_cannot_be_decoded_are_their_requests_error(any_tokenizer):
                 raise BaseException("panicked")
             return any_tokenizer.decode(token_ids)
 
-    watcher = StopStringWatcher([SamplingParams(stop="x")] * 2, Broken())
-    assert watcher.update(np.array([0, 1]), np.array([9, 8]), np.array([1, 1])).tolist() == [True, False]
-    with pytest.raises(ValueError, match=r"^the tokenizer fails on the tokens: BaseException: panicked$"):
-        watcher.forget(0)
-    assert watcher.forget(0) is watcher.forget(1) is None
+    requests = watched([SamplingParams(stop="x")] * 2, Broken())
+    error = "the tokenizer fails on the tokens: BaseException: panicked"
+    assert requests.ends([0, 1], [0, 0], [9, 8]) == {0: End(error=error)}
 
 
 def test_requests_in_one_batch_do_not_see_each_other(tokenizer):
     stops = ["mill", None, "café", ["range", "print"], None, "b a", "nowhere"]
     texts = [TEXTS[0], TEXTS[0], TEXTS[2], TEXTS[1], TEXTS[2], TEXTS[3], TEXTS[2]]
     rows = [encode(tokenizer, text) for text in texts]
-    watcher = StopStringWatcher(
-        [SamplingParams(stop=stop, max_tokens=None) for stop in stops], tokenizer.backend_tokenizer
-    )
+    requests = watched([SamplingParams(stop=stop, max_tokens=None) for stop in stops], tokenizer.backend_tokenizer)
     results, counts, generator = {}, [0] * len(rows), random.Random(0)
     while running := [i for i, row in enumerate(rows) if i not in results and counts[i] < len(row)]:
         batch = generator.sample(running, generator.randint(1, len(running)))
         for request in batch:
             counts[request] += 1
         tokens = [rows[request][counts[request] - 1] for request in batch]
-        stopped = watcher.update(np.array(batch), np.array(tokens), np.array([counts[request] for request in batch]))
-        for request in np.array(batch)[stopped].tolist():
-            match = watcher.forget(request)
-            results[request] = (counts[request], match.stop, match.text)
+        for request, end in requests.ends(batch, [counts[request] - 1 for request in batch], tokens).items():
+            results[request] = (counts[request], end.reason, end.text)
     alone = {i: watch(tokenizer, rows[i], stop=stop) for i, stop in enumerate(stops) if stop}
     assert results == {i: result for i, result in alone.items() if result}
     assert sorted(results) == [0, 2, 3, 5]
 
 
 def test_a_request_number_can_be_used_again_after_forget(tokenizer):
-    watcher = StopStringWatcher([SamplingParams(stop="ab")], tokenizer.backend_tokenizer)
+    requests = watched([SamplingParams(stop="ab")], tokenizer.backend_tokenizer)
     (a,), (b,) = encode(tokenizer, "a"), encode(tokenizer, "b")
-    assert not watcher.update(np.array([0]), np.array([a]), np.array([1]))[0]
-    assert watcher.forget(0) is None
-    assert not watcher.update(np.array([0]), np.array([b]), np.array([1]))[0], "the first text is forgotten"
+    assert not requests.ends([0], [0], [a])
+    requests.forget(0)
+    requests.add(1, np.array([], np.int32), SamplingParams(stop="ab"))
+    assert requests.table[1].slot == 0
+    assert not requests.ends([1], [0], [b]), "the first text is forgotten"
 
 
 def test_without_stop_strings_no_tokenizer_is_needed():
-    watcher = StopStringWatcher([SamplingParams(), SamplingParams(stop=[])], None)
-    assert watcher.update(np.array([1, 0]), np.array([5, 6]), np.array([1, 1])).tolist() == [False, False]
+    def must_not_load():
+        raise AssertionError("no tokenizer is needed")
+
+    requests = Requests([SamplingParams(), SamplingParams(stop=[])], [StopStrings(must_not_load)])
+    assert requests.ends([1, 0], [0, 0], [5, 6]) == {}

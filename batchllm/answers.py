@@ -1,0 +1,71 @@
+"""What an engine finished, as outputs: completions with their text, gathered by prompt."""
+
+from __future__ import annotations
+
+from batchllm.engine.engine import Finished
+from batchllm.outputs import MODEL_LENGTH, CompletionOutput, Logprob, RequestOutput
+from batchllm.sampling.growing_text import text_after
+from batchllm.sampling_params import SamplingParams
+from batchllm.tokenizer import Tokenizer
+
+
+class PendingAnswer:
+    """A prompt whose n completions are under way."""
+
+    def __init__(
+        self, request_id: str, prompt: str | None, token_ids: list[int], params: SamplingParams, tokenizer: Tokenizer
+    ) -> None:
+        self.request_id, self.prompt, self.token_ids, self.params = request_id, prompt, token_ids, params
+        self.outputs: list[CompletionOutput] = []  # of those that ended, as they did
+        self._tokenizer = tokenizer
+        self._num_computed = 0  # prompt tokens, for all completions
+        self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+
+    def add(self, sample: int, finished: Finished) -> RequestOutput | None:
+        """Completion number `sample` ended; the answer with the last of them."""
+        self.outputs.append(self.completion(sample, finished))
+        self._num_computed += len(self.token_ids) - finished.num_cached_tokens
+        if finished.prompt_logprobs is not None:
+            self._prompt_logprobs = self._with_texts(finished.prompt_logprobs)
+        return self.answer(finished=True) if len(self.outputs) == self.params.n else None
+
+    def answer(self, *, finished: bool, unfinished: list[CompletionOutput] | None = None) -> RequestOutput:
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt=self.prompt,
+            prompt_token_ids=self.token_ids,
+            outputs=sorted([*self.outputs, *(unfinished or ())], key=lambda output: output.index),
+            finished=finished,
+            num_cached_tokens=max(len(self.token_ids) - self._num_computed, 0) if finished else 0,
+            prompt_logprobs=self._prompt_logprobs,
+        )
+
+    def decode(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids, self.params)
+
+    def completion(self, sample: int, finished: Finished) -> CompletionOutput:
+        """Its finish_reason is "error", with what failed as its stop_reason, where its tokens cannot be decoded."""
+        end, token_ids = finished.end, finished.token_ids
+        finish_reason = "length" if end is None else "stop"
+        stop_reason: int | str | None = None
+        try:
+            if end is not None and end.error is not None:
+                raise ValueError(end.error)
+            if end is not None and end.text is not None:
+                text = end.text
+            else:
+                hides_last = end is not None and end.hides_last_token
+                text = text_after(self.decode, self.token_ids, token_ids[:-1] if hides_last else token_ids)
+            if end is not None:
+                stop_reason = end.reason
+            elif len(token_ids) != self.params.max_tokens:
+                stop_reason = MODEL_LENGTH
+        except ValueError as error:
+            text, finish_reason, stop_reason = "", "error", str(error)
+        return CompletionOutput(sample, text, token_ids, finished.cumulative_logprob, finish_reason, stop_reason)
+
+    def _with_texts(self, entries: list[dict[int, Logprob] | None]) -> list[dict[int, Logprob] | None]:
+        if self._tokenizer.exists:
+            for token_id, logprob in (item for entry in entries if entry for item in entry.items()):
+                logprob.decoded_token = self._tokenizer.decode([token_id], SamplingParams(skip_special_tokens=False))
+        return entries

@@ -1,0 +1,251 @@
+"""`AsyncLLM`: a model for many callers at a time, each of whom sees the answer grow."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from batchllm.answers import PendingAnswer
+from batchllm.engine.engine import Engine, EngineRequest, StepOutput
+from batchllm.loading import LoadedModel
+from batchllm.options import EngineOptions
+from batchllm.outputs import CompletionOutput, RequestOutput
+from batchllm.requests import Prompt
+from batchllm.sampling.growing_text import GrowingText
+from batchllm.sampling.rules import LogitsRule
+from batchllm.sampling_params import SamplingParams
+
+
+class AsyncLLM:
+    """One engine, which runs in a thread of its own as long as anybody waits for it, and any number of callers.
+
+    model, rules, options: as LLM takes them. Nothing needs to be closed: the thread ends with the process, and with the
+    last reference to this object.
+    """
+
+    def __init__(self, model: str | Path, *, rules: Sequence[LogitsRule] = (), **options: Any) -> None:
+        self._loaded = LoadedModel(model, EngineOptions(**options), rules)
+        self._loop = EngineLoop(self._loaded.engine)
+        self._numbers = itertools.count()
+        self._used_ids: set[str] = set()  # of requests that are under way
+        thread = threading.Thread(target=_run, args=[weakref.ref(self._loop), self._loop.mail], daemon=True)
+        thread.start()
+        weakref.finalize(self, _stop, self._loop.mail, thread)  # at the latest when the process ends
+
+    @property
+    def num_live(self) -> int:
+        """Completions that are waiting or running."""
+        return self._loop.engine.num_live
+
+    async def generate(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
+    ) -> AsyncIterator[RequestOutput]:
+        """The answer so far, each time that it has grown; the last output is `finished`. Whoever stops iterating, or is
+        cancelled, aborts the request.
+
+        prompt: text, token ids, or a dict with either, as LLM.generate takes them. sampling_params: None takes those of
+        LLM.get_default_sampling_params. request_id: of the outputs; None gives a number.
+
+        Raises ValueError for a prompt that could never run or a request_id that is under way, and what ended the
+        engine's step where one failed, after which the engine takes new requests.
+        """
+        params = sampling_params or self._loaded.default_sampling_params()
+        number = next(self._numbers)
+        name = str(number) if request_id is None else request_id
+        if name in self._used_ids:
+            raise ValueError(f"request_id: {name!r} is under way")
+        (token_ids,), (text,) = self._loaded.parse_prompts([prompt])
+        self._loaded.limits.check(token_ids, params)
+        request = self._loaded.engine_request(token_ids, params, f"{self._loaded.options.seed}/async/{number}")
+        answer = GrowingAnswer(PendingAnswer(name, text, token_ids, params, self._loaded.tokenizer))
+        caller = Caller(request, asyncio.get_running_loop())
+        self._used_ids.add(name)
+        self._loop.mail.send(caller)
+        try:
+            while True:
+                output = answer.take(await caller.news())
+                if output is not None:
+                    yield output
+                    if output.finished:
+                        return
+        finally:
+            self._used_ids.discard(name)
+            self._loop.mail.send(partial(_abort, caller))
+
+
+@dataclass(eq=False)
+class Caller:
+    """Who waits for a request, and in which event loop."""
+
+    request: EngineRequest
+    event_loop: asyncio.AbstractEventLoop
+    ids: range = range(0)  # of its completions in the engine, once it is there
+    left: bool = False
+    _news: deque[Any] = field(default_factory=deque)
+    _arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def news(self) -> list[Any]:
+        """All that was told since the last call: (sample, token) or (sample, Finished). Raises what ended the request
+        early."""
+        await self._arrived.wait()
+        self._arrived.clear()
+        told = list(self._news)
+        self._news.clear()
+        if told and isinstance(told[-1], BaseException):
+            raise told[-1]
+        return told
+
+    def tell(self, items: list[Any]) -> None:
+        """From the engine's thread."""
+        self._news.extend(items)
+        if not self.event_loop.is_closed():
+            self.event_loop.call_soon_threadsafe(self._arrived.set)
+
+
+class Mailbox:
+    """What callers ask of the engine's thread: a Caller to be added, or something to be done with the loop."""
+
+    def __init__(self) -> None:
+        self._items: deque[Caller | Callable[[EngineLoop], None]] = deque()
+        self._has_some = threading.Condition()
+        self._closed = False
+
+    def send(self, item: Caller | Callable[[EngineLoop], None]) -> None:
+        with self._has_some:
+            self._items.append(item)
+            self._has_some.notify()
+
+    def close(self) -> None:
+        with self._has_some:
+            self._closed = True
+            self._has_some.notify()
+
+    def take(self, *, wait: bool) -> list[Caller | Callable[[EngineLoop], None]] | None:
+        """What has come; `wait` for something. None once closed."""
+        with self._has_some:
+            while wait and not self._items and not self._closed:
+                self._has_some.wait()
+            items = list(self._items)
+            self._items.clear()
+            return None if self._closed else items
+
+
+class EngineLoop:
+    """The engine and those who wait for its requests. Only the engine's thread calls it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.mail = Mailbox()
+        self.callers: dict[int, Caller] = {}  # by request of the engine
+
+    def turn(self, items: list[Caller | Callable[[EngineLoop], None]]) -> None:
+        """Takes in what has come, all new requests together, and makes a step."""
+        new = [item for item in items if isinstance(item, Caller)]
+        for item in items:
+            if not isinstance(item, Caller):
+                item(self)
+        self._add([caller for caller in new if not caller.left])
+        try:
+            step = self.engine.step()
+        except BaseException as error:  # the engine is empty now
+            for caller in set(self.callers.values()):
+                caller.tell([error])
+            self.callers.clear()
+            return
+        if step is not None:
+            self._tell(step)
+
+    def _add(self, callers: list[Caller]) -> None:
+        if not callers:
+            return
+        try:
+            all_ids = self.engine.add([caller.request for caller in callers])
+        except ValueError as error:
+            if len(callers) == 1:
+                callers[0].tell([error])
+                return
+            for caller in callers:  # the others are not to blame
+                self._add([caller])
+            return
+        for caller, ids in zip(callers, all_ids, strict=True):
+            caller.ids = ids
+            self.callers |= dict.fromkeys(ids, caller)
+
+    def _tell(self, step: StepOutput) -> None:
+        ended = {finished.request_id: finished for finished in step.finished}
+        told: dict[Caller, list[Any]] = {}
+        for request_id, token in zip(step.request_ids.tolist(), step.token_ids.tolist(), strict=True):
+            caller = self.callers[request_id]
+            sample = request_id - caller.ids.start
+            told.setdefault(caller, []).append((sample, ended.get(request_id, token)))
+            if request_id in ended:
+                del self.callers[request_id]
+        for caller, items in told.items():
+            caller.tell(items)
+
+
+class GrowingAnswer:
+    """A caller's view of its request: what each completion has come to."""
+
+    def __init__(self, pending: PendingAnswer) -> None:
+        self._pending = pending
+        self._token_ids: dict[int, list[int]] = {sample: [] for sample in range(pending.params.n)}
+        self._texts: dict[int, GrowingText] = {}
+
+    def take(self, news: list[Any]) -> RequestOutput | None:
+        """The answer after these news; None where there is none yet."""
+        output: RequestOutput | None = None
+        for sample, item in news:
+            if isinstance(item, int):
+                self._append(sample, item)
+            else:
+                del self._token_ids[sample]
+                output = self._pending.add(sample, item)
+        if output is not None or not news:
+            return output
+        return self._pending.answer(finished=False, unfinished=[self._completion(sample) for sample in self._token_ids])
+
+    def _append(self, sample: int, token: int) -> None:
+        self._token_ids[sample].append(token)
+        if sample not in self._texts:
+            self._texts[sample] = GrowingText(self._pending.decode, self._pending.token_ids)
+        self._texts[sample].append(token)
+
+    def _completion(self, sample: int) -> CompletionOutput:
+        text = self._texts[sample].text if sample in self._texts else ""
+        return CompletionOutput(sample, text, list(self._token_ids[sample]), 0.0, None)
+
+
+def _abort(caller: Caller, loop: EngineLoop) -> None:
+    caller.left = True
+    for request_id in caller.ids:
+        loop.callers.pop(request_id, None)
+    loop.engine.abort(caller.ids)
+
+
+def _stop(mail: Mailbox, thread: threading.Thread) -> None:
+    """Waits for the step that runs: a thread must not be inside native code when the interpreter ends."""
+    mail.close()
+    if thread is not threading.current_thread():
+        thread.join()
+
+
+def _run(loop: weakref.ref[EngineLoop], mail: Mailbox) -> None:
+    """The engine's thread. It holds the loop only while there is something to do."""
+    is_busy = False
+    while True:
+        items = mail.take(wait=not is_busy)
+        owner = loop()
+        if items is None or owner is None:
+            return
+        owner.turn(items)
+        is_busy = owner.engine.num_live > 0
+        del owner

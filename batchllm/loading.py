@@ -1,0 +1,160 @@
+"""A model directory becomes something that answers: what `LLM` and `AsyncLLM` have in common."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import batchllm_ext as ext
+from batchllm.device.kv_cache import affordable_kv_tokens
+from batchllm.device.ops import GpuOps
+from batchllm.engine.engine import Engine, EngineRequest
+from batchllm.engine.runner import CpuRunner, Gpu, GpuRunner, Runner
+from batchllm.models.config import GENERATION_CONFIG, ModelConfig, resolve_model, sampling_defaults
+from batchllm.models.decoder import Model
+from batchllm.models.weights import WeightReader
+from batchllm.options import EngineOptions
+from batchllm.requests import Prompt, RequestLimits, parse_prompt
+from batchllm.sampling.draw import stream_seed
+from batchllm.sampling.rules import LogitsRule
+from batchllm.sampling.stop_strings import StopStrings
+from batchllm.sampling.stop_tokens import MinTokens, StopTokens
+from batchllm.sampling_params import SamplingParams
+from batchllm.text import printable
+from batchllm.tokenizer import Tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MIN_COMPUTE_CAPABILITY = (8, 0)  # what the kernels are compiled for
+
+
+class LoadedModel:
+    """Raises FileNotFoundError or ValueError that names the file, the field or the tensor at fault."""
+
+    def __init__(self, model: str | Path, options: EngineOptions, rules: Sequence[LogitsRule] = ()) -> None:
+        """`rules` come before those of the sampling parameters."""
+        start = time.perf_counter()
+        device = _torch_device(options.device)
+        dtype = _torch_dtype(options.dtype, device)
+        if options.num_threads is not None:
+            torch.set_num_threads(options.num_threads)
+        self.options = options
+        self.directory = resolve_model(model)
+        self.config = ModelConfig.from_directory(self.directory)
+        self.sampling_defaults: dict[str, Any] = {}  # fields of SamplingParams
+        if options.generation_config == "auto":
+            self.sampling_defaults, others = sampling_defaults(self.directory)
+            if others:
+                settings = printable(", ".join(f"{name}={value!r:.40}" for name, value in others.items()))
+                message = f"{self.directory / GENERATION_CONFIG}: not supported, and not applied: {settings}"
+                warnings.warn(message, stacklevel=3)
+        self.tokenizer = Tokenizer(
+            self.directory, self.config.max_model_len, allow_special_tokens=options.allow_special_tokens
+        )
+        # What any of the model's files names as an end of sequence is one.
+        known = [token for token in self.tokenizer.eos_token_ids if token < self.config.vocab_size]
+        self.eos_token_ids = tuple(dict.fromkeys((*self.config.eos_token_ids, *known)))
+        if device.type == "cuda" and self.config.head_dim not in ext.gpu_head_dims():
+            raise ValueError(
+                f"{self.directory}: head_dim is {self.config.head_dim}, and attention on a GPU is compiled for "
+                f"{', '.join(map(str, ext.gpu_head_dims()))}"
+            )
+        with WeightReader(self.directory, dtype, device) as reader:
+            loaded = Model(self.config, reader)
+        loaded.pack_weights()
+        kv_cache_tokens = options.kv_cache_tokens
+        if kv_cache_tokens is None:
+            kv_cache_tokens = max(affordable_kv_tokens(self.config, dtype, device), options.page_size)
+        self.limits = RequestLimits(
+            self.config.vocab_size, self.config.max_model_len, options.page_size, kv_cache_tokens, self.eos_token_ids
+        )
+        stop_tokens = StopTokens(self.eos_token_ids)
+        self.engine = Engine(
+            loaded,
+            _runner(loaded),
+            [*rules, MinTokens(stop_tokens), stop_tokens, StopStrings(self.tokenizer.backend)],
+            levels=options.levels,
+            page_size=options.page_size,
+            kv_cache_tokens=kv_cache_tokens,
+            max_batch_tokens=options.max_batch_tokens,
+        )
+        self.load_s = time.perf_counter() - start
+
+    def default_sampling_params(self) -> SamplingParams:
+        return SamplingParams(**self.sampling_defaults)
+
+    def engine_request(self, token_ids: Sequence[int], params: SamplingParams, stream: str) -> EngineRequest:
+        """`stream` seeds a request that names no seed. Raises ValueError where it needs a tokenizer and there is none."""
+        if params.stop_strings:
+            self.tokenizer.backend()  # what is wrong with it is no request's fault
+        prompt = np.asarray(token_ids, np.int32)
+        seed = stream if params.seed is None else str(params.seed)
+        seeds = [stream_seed(seed, sample, prompt) for sample in range(params.n)]
+        return EngineRequest(prompt, params, seeds, self.limits.max_output_tokens(len(prompt), params))
+
+    def parse_prompts(self, prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[str | None]]:
+        """(token ids, texts); the text is None where the prompt came as token ids. Raises ValueError that names the
+        prompt's index."""
+        parsed = [parse_prompt(index, prompt) for index, prompt in enumerate(prompts)]
+        texts = [text for text, _ in parsed]
+        given = [(index, text) for index, text in enumerate(texts) if text is not None]
+        encoded = iter(self._encode(given))
+        return [next(encoded) if ids is None else ids for _, ids in parsed], texts
+
+    def _encode(self, texts: list[tuple[int, str]]) -> list[list[int]]:
+        """All at once; one at a time where that fails, to name the prompt's index."""
+        if not texts:
+            return []
+        self.tokenizer.hugging_face()  # what is wrong with it is no prompt's fault
+        try:
+            return self.tokenizer.encode([text for _, text in texts])
+        except ValueError:
+            for index, text in texts:
+                try:
+                    self.tokenizer.encode([text])
+                except ValueError as error:
+                    raise ValueError(f"prompt {index}: {error}") from None
+            raise
+
+
+def _torch_device(device: str) -> torch.device:
+    if device in ("auto", "cpu"):
+        return torch.device("cpu")
+    if device != "cuda":
+        raise ValueError(f"device: expected 'auto', 'cpu' or 'cuda', got {device!r}")
+    if not torch.cuda.is_available():
+        raise ValueError(f"device: 'cuda' needs a GPU, and torch {torch.__version__} finds none")
+    if not ext.has_cuda():
+        raise ValueError("device: 'cuda' needs batchllm_ext built with BATCHLLM_CUDA=ON")
+    if (capability := torch.cuda.get_device_capability()) < MIN_COMPUTE_CAPABILITY:
+        raise ValueError(f"device: 'cuda' needs a GPU of compute capability 8.0 or later, got {capability}")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _runner(model: Model) -> Runner:
+    if model.device.type == "cuda":
+        return GpuRunner(model, Gpu(), GpuOps())
+    return CpuRunner(model, torch.get_num_threads())
+
+
+def _torch_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    if device.type == "cuda":
+        if dtype not in ("auto", "bfloat16", torch.bfloat16):
+            raise ValueError(f"dtype: expected 'auto' or 'bfloat16' on a GPU, got {dtype!r}")
+        return torch.bfloat16
+    if dtype == "auto":
+        return torch.bfloat16 if _cpu_has_bf16_dot() else torch.float32
+    for name, torch_dtype in DTYPES.items():
+        if dtype in (name, torch_dtype):
+            return torch_dtype
+    raise ValueError(f"dtype: expected 'auto', {', '.join(map(repr, DTYPES))}, got {dtype!r}")
+
+
+def _cpu_has_bf16_dot() -> bool:
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,0 +1,62 @@
+"""The options of an engine and their defaults: of `LLM`, `AsyncLLM`, the command line and estimates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from batchllm.sampling_params import MAX_INT32
+
+# What one more shared segment costs each of its readers, in prompt tokens (docs/design.md, "Segments").
+READER_COST_TOKENS = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """dtype: "float32", "bfloat16" (or torch's), or "auto": bfloat16 where the CPU has bf16 dot products, else float32.
+        A GPU takes bfloat16 only.
+    device: "auto" and "cpu" are the CPU; "cuda" is torch's current GPU, for models of head_dim 64, 96, 128 or 256.
+    levels: depth of prefix sharing: None any, 1 a single level, 0 none.
+    page_size: tokens of a KV page.
+    kv_cache_tokens: size of the KV pool; None takes three quarters of the memory available. On a CPU a pool takes
+        memory as it fills.
+    max_batch_tokens: tokens of one forward pass that prefill may fill up to.
+    num_threads: threads of torch and of the kernels (torch's setting is process-wide); None keeps torch's.
+    seed: with the job's number and the prompt's index, seeds the requests that name no seed.
+    allow_special_tokens: whether special tokens in the messages of a chat are taken as such; otherwise, but for the
+        assistant's own turns, they are text.
+    generation_config: "auto" takes the temperature, top_p, top_k and max_tokens of `generate` and `chat` without
+        sampling_params from the model's generation_config.json, and warns of its settings that do not exist here;
+        "vllm" takes SamplingParams' own defaults, as in vLLM. SamplingParams that are given stay as they are.
+
+    Raises ValueError that names the option, what was expected and what came.
+    """
+
+    dtype: Any = "auto"
+    device: str = "auto"
+    levels: int | None = None
+    page_size: int = 16
+    kv_cache_tokens: int | None = None
+    max_batch_tokens: int = 1024
+    num_threads: int | None = None
+    seed: int = 0
+    allow_special_tokens: bool = False
+    generation_config: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not (self.levels is None or (type(self.levels) is int and self.levels in (0, 1))):
+            raise ValueError(f"levels: expected None, 0 or 1, got {self.levels!r}")
+        for name in ("page_size", "max_batch_tokens", "num_threads", "kv_cache_tokens"):
+            value = getattr(self, name)
+            if value is None and name in ("num_threads", "kv_cache_tokens"):
+                continue
+            if type(value) is not int or not 1 <= value <= MAX_INT32:
+                raise ValueError(f"{name}: expected an integer from 1 to {MAX_INT32}, got {value!r}")
+        if self.kv_cache_tokens is not None and self.kv_cache_tokens < self.page_size:
+            raise ValueError(
+                f"kv_cache_tokens: expected at least one page ({self.page_size} tokens), got {self.kv_cache_tokens}"
+            )
+        if type(self.seed) is not int:
+            raise ValueError(f"seed: expected an integer, got {self.seed!r}")
+        if self.generation_config not in ("auto", "vllm"):
+            raise ValueError(f"generation_config: expected 'auto' or 'vllm', got {self.generation_config!r}")

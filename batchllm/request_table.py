@@ -1,0 +1,137 @@
+"""The requests that an engine holds, and arrays over them: the one place where what is known of a request lives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from batchllm.outputs import Logprob
+from batchllm.sampling_params import SamplingParams
+
+FIRST_CAPACITY = 64
+NO_SLOT = -1
+
+
+@dataclass(frozen=True)
+class End:
+    """Why a request ended by itself, and what that makes of its text."""
+
+    reason: int | str | None = None  # the stop token or string; None is the end of sequence
+    text: str | None = None  # all of it; None: what the tokens decode to
+    hides_last_token: bool = False  # it is no part of the text
+    error: str | None = None  # the tokens cannot be decoded: why
+
+
+@dataclass(slots=True)
+class LiveRequest:
+    """One completion that is waiting or running."""
+
+    id: int
+    slot: int  # in the columns
+    prompt_token_ids: np.ndarray  # int32 [prompt length], the same array for all completions of a prompt
+    params: SamplingParams
+    seed: int  # 64 bits
+    max_output_tokens: int
+    end: End | None = None
+    # By position of the prompt, where its log-probabilities are wanted; the first has none.
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+
+
+class Column:
+    """An array over the slots. Read and written by slot; it grows with the table, so it is asked for anew each time."""
+
+    def __init__(self, dtype: Any, fill: Any) -> None:
+        self.values = np.full(FIRST_CAPACITY, fill, dtype)
+        self.fill = fill
+
+
+@dataclass
+class RequestTable:
+    """Live requests by id. A slot is a place in every column; it is given again once its request has gone."""
+
+    _requests: list[LiveRequest | None] = field(default_factory=lambda: [None] * FIRST_CAPACITY)  # by slot
+    _free: list[int] = field(default_factory=lambda: list(reversed(range(FIRST_CAPACITY))))
+    _columns: list[Column] = field(default_factory=list)
+    _base: int = 0  # the id of _slot_of[0]; lower ones are gone
+    _end: int = 0  # the id after the last one that was added
+    _slot_of: np.ndarray = field(default_factory=lambda: np.full(FIRST_CAPACITY, NO_SLOT, np.int32))
+
+    def column(self, dtype: Any, fill: Any = 0) -> Column:
+        """A new array over the slots, `fill` where a request has said nothing."""
+        column = Column(dtype, fill)
+        column.values = np.full(len(self._requests), fill, dtype)
+        self._columns.append(column)
+        return column
+
+    def __len__(self) -> int:
+        return len(self._requests) - len(self._free)
+
+    def __contains__(self, request_id: int) -> bool:
+        return self._base <= request_id < self._end and self._slot_of[request_id - self._base] != NO_SLOT
+
+    def __getitem__(self, request_id: int) -> LiveRequest:
+        """Raises KeyError where there is no such live request."""
+        if request_id not in self:
+            raise KeyError(request_id)
+        request = self._requests[self._slot_of[request_id - self._base]]
+        assert request is not None
+        return request
+
+    @property
+    def room(self) -> int:
+        """Entries of the largest array."""
+        return max(len(self._requests), len(self._slot_of))
+
+    def ids(self) -> list[int]:
+        return [request.id for request in self._requests if request is not None]
+
+    def slots(self, request_ids: np.ndarray) -> np.ndarray:
+        """int32 [R] of live requests."""
+        slots: np.ndarray = self._slot_of[request_ids - self._base]
+        return slots
+
+    def add(
+        self, request_id: int, prompt_token_ids: np.ndarray, params: SamplingParams, seed: int, max_output_tokens: int
+    ) -> LiveRequest:
+        """Ids ascend."""
+        assert request_id >= self._end
+        if not self._free:
+            self._grow()
+        if len(self) == 0:
+            self._base = request_id
+        self._make_room_for(request_id)
+        slot = self._free.pop()
+        request = LiveRequest(request_id, slot, prompt_token_ids, params, seed, max_output_tokens)
+        self._requests[slot] = request
+        self._slot_of[request_id - self._base] = slot
+        self._end = request_id + 1
+        return request
+
+    def remove(self, request: LiveRequest) -> None:
+        for column in self._columns:
+            column.values[request.slot] = column.fill
+        self._slot_of[request.id - self._base] = NO_SLOT
+        self._requests[request.slot] = None
+        self._free.append(request.slot)
+
+    def _grow(self) -> None:
+        capacity = len(self._requests)
+        self._requests += [None] * capacity
+        self._free = list(reversed(range(capacity, 2 * capacity)))
+        for column in self._columns:
+            column.values = np.concatenate([column.values, np.full(capacity, column.fill, column.values.dtype)])
+
+    def _make_room_for(self, request_id: int) -> None:
+        """Ids of requests that are gone leave at the front, in steps of half the room, so that moving is rare."""
+        room = len(self._slot_of)
+        if request_id - self._base < room:
+            return
+        known = np.flatnonzero(self._slot_of[: self._end - self._base] != NO_SLOT)
+        first = int(known[0]) if len(known) else self._end - self._base
+        needed = request_id + 1 - self._base - first
+        slots = np.full(room if 2 * needed <= room else 2 * needed, NO_SLOT, np.int32)
+        slots[: self._end - self._base - first] = self._slot_of[first : self._end - self._base]
+        self._slot_of = slots
+        self._base += first

@@ -1,0 +1,61 @@
+"""What changes logits before a token is drawn, and what ends a request after: one class per rule.
+
+A rule's own arrays are columns of the request table, so that a step's rows are looked at all at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from batchllm.request_table import End, LiveRequest, RequestTable
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The requests that a step draws a token for, one row each."""
+
+    requests: RequestTable
+    request_ids: np.ndarray  # int32 [R]
+    slots: np.ndarray  # int32 [R], into columns of the table
+    num_output_tokens: np.ndarray  # int32 [R], so far
+
+    def __len__(self) -> int:
+        return len(self.request_ids)
+
+    def __getitem__(self, row: int) -> LiveRequest:
+        return self.requests[int(self.request_ids[row])]
+
+    def take(self, rows: np.ndarray | slice) -> Rows:
+        return Rows(self.requests, self.request_ids[rows], self.slots[rows], self.num_output_tokens[rows])
+
+
+class LogitsRule:
+    """The base of every rule; each method does nothing, and a rule has those it needs.
+
+    An engine calls `bind` once; `add` and `forget` for every request; in each step `concerns`, `before_draw` for the
+    rows that it concerns, and `after_draw` for all rows. Rules are called in their order.
+    """
+
+    def bind(self, requests: RequestTable) -> None:
+        """The table whose columns the rule may use."""
+
+    def add(self, request: LiveRequest) -> None:
+        """A request has come. Raises ValueError where it asks for what the rule cannot do; then it is not added."""
+
+    def concerns(self, rows: Rows) -> np.ndarray | None:
+        """bool [R]: the rows whose logits `before_draw` changes; None is no row."""
+        return None
+
+    def before_draw(self, logits: Tensor, rows: Rows) -> None:
+        """Changes logits [R, vocab_size], float32 or bfloat16 on the device, in place; rows are those of `concerns`.
+        Log-probabilities are those of the logits as they were."""
+
+    def after_draw(self, rows: Rows, tokens: np.ndarray) -> list[tuple[int, End]]:
+        """The rows that end with their token of this step, int32 [R], and why."""
+        return []
+
+    def forget(self, request: LiveRequest) -> None:
+        """A request has gone."""

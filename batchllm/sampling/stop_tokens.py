@@ -1,0 +1,65 @@
+"""Tokens that end a request: the model's ends of sequence and `stop_token_ids`; and `min_tokens`, before which they
+cannot be drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from batchllm.request_table import End, LiveRequest, RequestTable
+from batchllm.sampling.rules import LogitsRule, Rows
+
+
+class StopTokens(LogitsRule):
+    def __init__(self, eos_token_ids: tuple[int, ...]) -> None:
+        self._eos = frozenset(eos_token_ids)
+
+    def bind(self, requests: RequestTable) -> None:
+        self._set_of = requests.column(np.int32, -1)  # into _sets
+        self._sets: list[np.ndarray] = []  # int64, each distinct one once
+        self._number: dict[tuple[int, ...], int] = {}
+
+    def add(self, request: LiveRequest) -> None:
+        params = request.params
+        ids = tuple(sorted({*(() if params.ignore_eos else self._eos), *(params.stop_token_ids or ())}))
+        if ids not in self._number:
+            self._number[ids] = len(self._sets)
+            self._sets.append(np.array(ids, np.int64))
+        self._set_of.values[request.slot] = self._number[ids]
+
+    def token_ids(self, request: LiveRequest) -> np.ndarray:
+        """int64: those that end this request."""
+        return self._sets[self._set_of.values[request.slot]]
+
+    def after_draw(self, rows: Rows, tokens: np.ndarray) -> list[tuple[int, End]]:
+        sets = self._set_of.values[rows.slots]
+        ended = np.zeros(len(rows), bool)
+        for number in np.unique(sets):
+            ended |= (sets == number) & np.isin(tokens, self._sets[number])
+        return [(row, self._end(rows[row], int(tokens[row]))) for row in np.flatnonzero(ended).tolist()]
+
+    def _end(self, request: LiveRequest, token: int) -> End:
+        is_eos = token in self._eos and not request.params.ignore_eos
+        return End(None if is_eos else token, hides_last_token=not request.params.include_stop_str_in_output)
+
+
+class MinTokens(LogitsRule):
+    """No stop token is drawn before `min_tokens` tokens."""
+
+    def __init__(self, stop_tokens: StopTokens) -> None:
+        self._stop_tokens = stop_tokens
+
+    def bind(self, requests: RequestTable) -> None:
+        self._min_tokens = requests.column(np.int32)
+
+    def add(self, request: LiveRequest) -> None:
+        self._min_tokens.values[request.slot] = request.params.min_tokens
+
+    def concerns(self, rows: Rows) -> np.ndarray | None:
+        return rows.num_output_tokens < self._min_tokens.values[rows.slots]
+
+    def before_draw(self, logits: Tensor, rows: Rows) -> None:
+        for row in range(len(rows)):
+            banned = torch.as_tensor(self._stop_tokens.token_ids(rows[row]), device=logits.device)
+            logits[row, banned] = -torch.inf

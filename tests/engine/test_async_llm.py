@@ -1,0 +1,142 @@
+"""AsyncLLM: many callers, one engine."""
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from batchllm import LLM, AsyncLLM, LogitsRule, SamplingParams
+from tests.engine import tiny
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_dir):
+    return AsyncLLM(tiny_dir, dtype="float32")
+
+
+async def outputs_of(llm, prompt, params=GREEDY, request_id=None):
+    return [output async for output in llm.generate(prompt, params, request_id)]
+
+
+def test_outputs_grow_and_the_last_one_is_finished_and_that_of_an_llm(llm, tiny_dir):
+    prompts = [{"prompt_token_ids": ids} for ids in tiny.shared_prompts(20)]
+    params = [SamplingParams(temperature=0, max_tokens=2 + i % 7, n=1 + i % 3, stop="q") for i in range(len(prompts))]
+
+    async def run():
+        return await asyncio.gather(*(outputs_of(llm, p, q) for p, q in zip(prompts, params, strict=True)))
+
+    expected = LLM(tiny_dir, dtype="float32").generate(prompts, params, use_tqdm=False)
+    for outputs, p, whole in zip(asyncio.run(run()), params, expected, strict=True):
+        assert [output.finished for output in outputs] == [*[False] * (len(outputs) - 1), True]
+        for before, after in zip(outputs, outputs[1:], strict=False):
+            for shorter, longer in zip(before.outputs, after.outputs, strict=True):
+                assert longer.token_ids[: len(shorter.token_ids)] == shorter.token_ids
+        assert [o.token_ids for o in outputs[-1].outputs] == [o.token_ids for o in whole.outputs]
+        assert [o.text for o in outputs[-1].outputs] == [o.text for o in whole.outputs]
+        assert len(outputs[-1].outputs) == p.n
+
+
+def test_a_request_that_comes_later_starts_before_the_first_ends(llm):
+    async def run():
+        events = []
+
+        async def follow(name, prompt, num_tokens):
+            params = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
+            async for output in llm.generate({"prompt_token_ids": prompt}, params):
+                if name == "first" and len(events) == 0:
+                    started.set()
+                events.append((name, output.finished))
+
+        started = asyncio.Event()
+        first = asyncio.create_task(follow("first", [5, 6, 7], 300))
+        await started.wait()
+        await follow("second", [5, 6, 8], 2)
+        await first
+        return events
+
+    events = asyncio.run(run())
+    assert events.index(("second", False)) < events.index(("first", True))
+
+
+def test_whoever_stops_listening_aborts_the_request(llm):
+    async def run():
+        async for _ in llm.generate({"prompt_token_ids": [5, 6, 7]}, SamplingParams(max_tokens=400, ignore_eos=True)):
+            break
+        task = asyncio.create_task(
+            outputs_of(llm, {"prompt_token_ids": [5, 9]}, SamplingParams(max_tokens=400, ignore_eos=True))
+        )
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return await outputs_of(llm, {"prompt_token_ids": [5, 6]})
+
+    assert asyncio.run(run())[-1].finished
+    assert llm.num_live == 0
+
+
+def test_what_is_refused_is_that_callers_alone(llm):
+    async def run():
+        return await asyncio.gather(
+            outputs_of(llm, {"prompt_token_ids": [99999]}),
+            outputs_of(llm, {"prompt_token_ids": [5]}, request_id="a"),
+            outputs_of(llm, {"prompt_token_ids": [5]}, request_id="a"),
+            outputs_of(llm, {"prompt_token_ids": [6]}),
+            return_exceptions=True,
+        )
+
+    out_of_vocabulary, named, taken, good = asyncio.run(run())
+    assert "the vocabulary has" in str(out_of_vocabulary)
+    assert named[-1].request_id == "a"
+    assert str(taken) == "request_id: 'a' is under way"
+    assert good[-1].finished
+
+
+class FailsOnce(LogitsRule):
+    def __init__(self):
+        self.left = 2
+
+    def after_draw(self, rows, tokens):
+        self.left -= 1
+        if self.left == 0:
+            raise ValueError("a step failed")
+        return []
+
+
+def test_a_step_that_fails_is_told_to_all_and_the_engine_goes_on(tiny_dir):
+    llm = AsyncLLM(tiny_dir, dtype="float32", rules=[FailsOnce()])
+
+    async def run():
+        first = await asyncio.gather(
+            *(outputs_of(llm, {"prompt_token_ids": [5, i]}) for i in range(3)), return_exceptions=True
+        )
+        return first, await outputs_of(llm, {"prompt_token_ids": [5, 6]})
+
+    first, second = asyncio.run(run())
+    assert [str(error) for error in first] == ["a step failed"] * 3
+    assert second[-1].finished
+
+
+def test_a_process_ends_without_closing_anything(tiny_dir):
+    code = """
+        import asyncio, sys
+        from batchllm import AsyncLLM, SamplingParams
+
+        async def main():
+            llm = AsyncLLM(sys.argv[1], dtype="float32", num_threads=1)
+            params = SamplingParams(max_tokens=400, ignore_eos=True)
+            async for output in llm.generate({"prompt_token_ids": [5, 6]}, params):
+                break
+            print("ends")
+
+        asyncio.run(main())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tiny_dir)], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "ends\n"), done.stderr
