@@ -135,9 +135,9 @@ class Tokenizer:
 
         Raises ValueError where there is no template, it has no such variable, or it fails, or a message is amiss.
         """
+        tokenizer = self.hugging_face()
         from transformers.utils.chat_template_utils import encode_marked_chat, get_json_schema
 
-        tokenizer = self.hugging_face()
         template = self._chat_template(chat_template, tools)
         if not isinstance(chat_template_kwargs, (Mapping, type(None))):
             raise ValueError(f"chat_template_kwargs: expected a dict, got {chat_template_kwargs!r:.80}")

@@ -84,6 +84,16 @@ def test_tokenizer_json_is_taken_as_it_is_whatever_class_is_named(tmp_path, save
             assert tokenizer.decode(token_ids, params) == plain.decode(token_ids, skip_special_tokens=skip)
 
 
+def test_a_transformers_that_cannot_take_special_tokens_as_text_is_refused(directory, monkeypatch):
+    from transformers.utils import chat_template_utils
+
+    monkeypatch.delattr(chat_template_utils, "encode_marked_chat")
+    monkeypatch.delattr(chat_template_utils, "mark_control_tokens")
+    for encode in (Tokenizer(directory).encode, Tokenizer(directory).encode_chat):
+        with pytest.raises(ValueError, match=r"^transformers .* is too old: 5.24 or later is needed$"):
+            encode([{"role": "user", "content": "a"}])
+
+
 def test_a_transformers_that_reads_the_file_differently_is_refused(directory, monkeypatch):
     import transformers
 
