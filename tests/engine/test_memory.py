@@ -23,7 +23,7 @@ print(json.dumps({
 """
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.full)])
 def test_peak_memory_is_weights_and_kv_and_one_gib(smollm2, dtype):
     run = subprocess.run([sys.executable, "-c", JOB, str(smollm2), dtype], capture_output=True, text=True, check=True)
     measured = json.loads(run.stdout)
