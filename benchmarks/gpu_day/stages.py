@@ -88,7 +88,7 @@ def engine() -> list[Command]:
     if DRY:
         return [ours]
     standin = [] if (ROOT / os.environ["BATCHLLM_TEST_MODEL"]).exists() else [Command(program("standin", STANDIN), 30)]
-    return [*standin, Command(pytest("engine"), 60), ours]
+    return [*standin, Command(pytest("engine"), 80), ours]
 
 
 # In order of value.
