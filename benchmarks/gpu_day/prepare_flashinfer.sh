@@ -45,5 +45,5 @@ while read -r library; do
   mkdir -p "$carried/flashinfer_aot/$name"
   strip --strip-unneeded -o "$carried/flashinfer_aot/$name/$name.so" "$library"
 done < <(grep '\.so$' libraries.txt)
-rm -rf "$carried/wheels" "$carried/unpacked"
+rm -rf "$carried/wheels"
 "$root/build/gpu-venv/bin/pip" download -q --disable-pip-version-check --no-deps -d "$carried/wheels" "${packages[@]}"
