@@ -7,8 +7,8 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 carried=$root/.gpu/cpython-312
-python=${PYTHON:-$root/.venv/bin/python}
-workspace=${FLASHINFER_WORKSPACE:-$root/build/flashinfer}
+python=$(realpath -s "$(command -v "${PYTHON:-$root/.venv/bin/python}")")
+workspace=$(realpath -m "${FLASHINFER_WORKSPACE:-$root/build/flashinfer}")
 packages=(flashinfer-python==0.6.9 apache-tvm-ffi==0.1.15.post2)
 needed=(nvidia-ml-py requests charset-normalizer urllib3 idna certifi tabulate einops click)
 site=$workspace/site
