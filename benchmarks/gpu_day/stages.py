@@ -185,6 +185,9 @@ def why_skipped(stage: Stage, no_gpu: str | None, end: float) -> str | None:
 
 
 def commit() -> str | None:
+    """None where the repository was copied without its history."""
+    if not shutil.which("git"):
+        return None
     result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return result.stdout.strip() or None
 
