@@ -2,18 +2,20 @@
 # FlashInfer for the GPU machine, called by prepare.sh: wheels of it and of tvm-ffi into .gpu/cpython-312/wheels, and the
 # kernels that bench.py asks for, compiled here without a GPU, into .gpu/cpython-312/flashinfer_aot/NAME/NAME.so.
 #
-# Needs nvcc and an interpreter with torch, of any version (PYTHON; .venv's by itself). Objects are kept between calls in
-# FLASHINFER_WORKSPACE (build/flashinfer).
+# Needs nvcc and an interpreter with torch, of any version (PYTHON; .venv's by itself). What is done when it is interrupted
+# can be carried, and objects are kept for the next call in FLASHINFER_WORKSPACE (build/flashinfer).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 carried=$root/.gpu/cpython-312
-python=${PYTHON:-$root/.venv/bin/python}
-workspace=${FLASHINFER_WORKSPACE:-$root/build/flashinfer}
+python=$(realpath -s "$(command -v "${PYTHON:-$root/.venv/bin/python}")")
+workspace=$(realpath -m "${FLASHINFER_WORKSPACE:-$root/build/flashinfer}")
 packages=(flashinfer-python==0.6.9 apache-tvm-ffi==0.1.15.post2)
 needed=(nvidia-ml-py requests charset-normalizer urllib3 idna certifi tabulate einops click)
 site=$workspace/site
-mkdir -p "$site"
-"$python" -m pip install -q --disable-pip-version-check --no-deps --upgrade --target "$site" \
+rm -rf "$carried/wheels"
+"$root/build/gpu-venv/bin/pip" download -q --disable-pip-version-check --no-deps -d "$carried/wheels" "${packages[@]}"
+# Once: newer headers would have every object compiled anew.
+[ -d "$site/flashinfer" ] || "$python" -m pip install -q --disable-pip-version-check --no-deps --target "$site" \
   "${packages[@]}" "${needed[@]}" nvidia-curand
 
 # What this machine's toolkit may lack: cuRAND's headers are in its wheel, the driver's library is an empty stub.
@@ -25,7 +27,7 @@ gcc -shared -Wl,-soname,libcuda.so.1 -o "$stub/libcuda.so" -x c /dev/null
 export CUDA_HOME=$cuda CPATH=$curand LIBRARY_PATH=$cuda/lib64:$cuda/lib:$stub PATH=$(dirname "$python"):$PATH PYTHONPATH=$site
 export FLASHINFER_CUDA_ARCH_LIST=9.0a FLASHINFER_WORKSPACE_BASE=$workspace MAX_JOBS=${MAX_JOBS:-2}
 
-compile() {
+compile() { # prints the library of each module once it stands
   "$python" - << 'PYTHON'
 import torch
 from flashinfer.jit.attention.modules import gen_batch_prefill_module
@@ -39,11 +41,9 @@ for module in (gen_cascade_module(), *(gen_batch_prefill_module(backend, *varian
 PYTHON
 }
 cd "$workspace"
-compile | tee libraries.txt
-while read -r library; do
+compile | while read -r library; do
   name=$(basename "$library" .so)
   mkdir -p "$carried/flashinfer_aot/$name"
   strip --strip-unneeded -o "$carried/flashinfer_aot/$name/$name.so" "$library"
-done < <(grep '\.so$' libraries.txt)
-rm -rf "$carried/wheels" "$carried/unpacked"
-"$root/build/gpu-venv/bin/pip" download -q --disable-pip-version-check --no-deps -d "$carried/wheels" "${packages[@]}"
+  echo "compiled $name"
+done

@@ -8,12 +8,14 @@ default=$root/.venv/bin/python
 [ -x "$default" ] || default=python3
 python=$(command -v "${PYTHON:-$default}") || { echo "PYTHON: there is no ${PYTHON:-$default}" >&2; exit 2; }
 python=$(realpath -s "$python") # absolute, and still that of a virtual environment
-carried=$root/.gpu/$("$python" -c 'import sys; print(sys.implementation.cache_tag)') # e.g. cpython-312
+tag=$("$python" -c 'import sys; print(sys.implementation.cache_tag)') # cpython-312
+carried=$root/.gpu/$tag
 
 # Packages that are carried as wheels, which are smaller, and FlashInfer's compiled kernels where it looks for them.
-unpacked=$carried/unpacked
-if [ -d "$carried/wheels" ] && [ ! -d "$unpacked" ]; then
-  rm -rf "$unpacked.part" && mkdir "$unpacked.part"
+unpacked=$root/build/gpu-$tag-wheels
+if [ "$carried/wheels" -nt "$unpacked" ]; then
+  rm -rf "$unpacked" "$unpacked.part"
+  mkdir -p "$unpacked.part"
   for wheel in "$carried"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$unpacked.part"; done
   if [ -d "$carried/flashinfer_aot" ]; then
     mkdir -p "$unpacked.part/flashinfer/data/aot"

@@ -88,7 +88,7 @@ def engine() -> list[Command]:
     if DRY:
         return [ours]
     standin = [] if (ROOT / os.environ["BATCHLLM_TEST_MODEL"]).exists() else [Command(program("standin", STANDIN), 30)]
-    return [*standin, Command(pytest("engine"), 60), ours]
+    return [*standin, Command(pytest("engine"), 80), ours]
 
 
 # In order of value.
@@ -185,6 +185,9 @@ def why_skipped(stage: Stage, no_gpu: str | None, end: float) -> str | None:
 
 
 def commit() -> str | None:
+    """None where the repository was copied without its history."""
+    if not shutil.which("git"):
+        return None
     result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return result.stdout.strip() or None
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.gpu_day import device, jobs, pytest_plugin, report, results, stages
+from benchmarks.gpu_day import bench, contestants, device, jobs, pytest_plugin, report, results, stages
 from benchmarks.gpu_day.forest import Forest, Shape
 from benchmarks.gpu_day.report import page, write
 
@@ -313,6 +313,33 @@ def test_a_worker_ends_after_the_test_that_lost_its_cuda_context(monkeypatch, is
 
 
 # What is run.
+
+
+def raising(message: str):
+    def make(forest):
+        raise RuntimeError(message)
+
+    return make
+
+
+def test_a_contestant_without_a_kernel_is_left_out_and_any_other_error_is_one():
+    for message in (
+        "No available kernel. Aborting execution.",
+        "JIT compilation is disabled via FLASHINFER_DISABLE_JIT",
+    ):
+        with pytest.raises(device.Skip):
+            bench.contest(None, raising(message))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        bench.contest(None, raising("CUDA error: out of memory"))
+
+
+def test_a_contestant_with_a_wrong_result_is_not_timed(monkeypatch):
+    monkeypatch.setattr("benchmarks.gpu_day.forest.DEVICE", "cpu")
+    monkeypatch.setattr("benchmarks.gpu_day.device.DEVICE", "cpu")
+    forest = Forest(Shape(0, 2, 9), heads=(4, 2), head_dim=8)
+    wrong = contestants.Contestant(lambda turn: torch.ones_like(forest.q), 1, lambda out: out)
+    with pytest.raises(AssertionError, match="relative error"):
+        bench.contest(forest, lambda _: wrong)
 
 
 @pytest.mark.parametrize("shape", [Shape(33, 3, 5, groups=2), Shape(0, 4, 17), Shape(0, 1, 20, rows_each=7)], ids=str)
