@@ -89,7 +89,7 @@ class LoadedModel:
         return SamplingParams(**self.sampling_defaults)
 
     def engine_request(self, token_ids: Sequence[int], params: SamplingParams, stream: str) -> EngineRequest:
-        """`stream` seeds a request that names no seed. Raises ValueError where it needs a tokenizer and there is none."""
+        """`stream` seeds a request that names no seed. ValueError where it needs a tokenizer that is not there."""
         if params.stop_strings:
             self.tokenizer.backend()  # what is wrong with it is no request's fault
         prompt = np.asarray(token_ids, np.int32)

@@ -60,3 +60,6 @@ class EngineOptions:
             raise ValueError(f"seed: expected an integer, got {self.seed!r}")
         if self.generation_config not in ("auto", "vllm"):
             raise ValueError(f"generation_config: expected 'auto' or 'vllm', got {self.generation_config!r}")
+
+
+DEFAULTS = EngineOptions()

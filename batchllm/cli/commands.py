@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 from rich.console import Console
 
+from batchllm.options import DEFAULTS
 from batchllm.text import printable
 
 if TYPE_CHECKING:
@@ -148,9 +149,9 @@ def run(
         int | None, typer.Option(min=1, help="Size of the KV pool.", show_default="what fits in memory")
     ] = None,
     max_batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of one forward pass.", show_default="chosen")
-    ] = None,
-    page_size: Annotated[int, typer.Option(min=1, help="Tokens of one KV page.")] = 16,
+        int, typer.Option(min=1, help="Tokens of one forward pass.")
+    ] = DEFAULTS.max_batch_tokens,
+    page_size: Annotated[int, typer.Option(min=1, help="Tokens of one KV page.")] = DEFAULTS.page_size,
     num_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="torch's")] = None,
     json_summary: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the final figures as JSON, too.")
@@ -235,7 +236,9 @@ def plan(
         int | None,
         typer.Option(min=1, help="Tokens that each answer is assumed to have, within its limit.", show_default="limit"),
     ] = None,
-    max_batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one forward pass.")] = 2048,
+    max_batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of one forward pass.")
+    ] = DEFAULTS.max_batch_tokens,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the token batches and the KV memory (.png, .svg, .pdf).")
     ] = None,

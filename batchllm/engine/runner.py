@@ -79,7 +79,7 @@ class GpuRunner:
     def __init__(self, model: Model, gpu: Gpu, ops: GpuOps) -> None:
         self.model, self.ops = model, ops
         self.plan_options: dict[str, Any] = {"num_threads": gpu.num_multiprocessors, "device": "cuda"}
-        self._gpu = gpu
+        self.gpu = gpu
         self._ring = UploadRing(gpu.pinned_ints, gpu.event)
         # By row count. A graph has the addresses of the pool's pages, so it goes with the pool.
         self.graphs: WeakKeyDictionary[PagedKVCache, dict[int, Graph]] = WeakKeyDictionary()
@@ -117,14 +117,14 @@ class GpuRunner:
         layout = StepLayout(ext.PlanLayout(plan, kv_cache.num_pages, **sizes))
         buffer, step = self._new_step(layout)
         self._ring.upload(partial(layout.write, batch=batch, plan=plan), buffer)  # it runs once before it is captured
-        replay, hidden = self._gpu.capture(lambda: self.model.forward(step, kv_cache, self.ops))
+        replay, hidden = self.gpu.capture(lambda: self.model.forward(step, kv_cache, self.ops))
         return Graph(layout, buffer, step, replay, hidden)
 
     def _new_step(self, layout: StepLayout) -> tuple[Tensor, Step]:
         """A buffer, and the step that reads it."""
-        buffer = torch.empty(layout.num_ints, dtype=torch.int32, device=self._gpu.device)
-        workspace = torch.empty(layout.num_workspace_floats, device=self._gpu.device)
-        return buffer, layout.step(buffer, partial(self._gpu.plan, workspace))
+        buffer = torch.empty(layout.num_ints, dtype=torch.int32, device=self.gpu.device)
+        workspace = torch.empty(layout.num_workspace_floats, device=self.gpu.device)
+        return buffer, layout.step(buffer, partial(self.gpu.plan, workspace))
 
 
 Runner = CpuRunner | GpuRunner

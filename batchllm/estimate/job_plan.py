@@ -19,9 +19,9 @@ from batchllm.estimate.roofline import Device, ModelShape, step_seconds
 from batchllm.estimate.simulate import Policy, SimulatedJob, Simulation, simulate
 from batchllm.jobs.shards import ShardFigures
 from batchllm.jobs.tokenized_job import TokenizedJob
-from batchllm.options import READER_COST_TOKENS
+from batchllm.options import DEFAULTS, READER_COST_TOKENS
 
-PAGE_SIZE = 16
+PAGE_SIZE = DEFAULTS.page_size
 
 
 class LevelFigures(msgspec.Struct, frozen=True):

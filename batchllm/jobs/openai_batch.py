@@ -28,19 +28,8 @@ CHAT_FIELDS, COMPLETIONS_FIELDS = frozenset({"messages", "chat_template_kwargs"}
 # the same (OpenAI's `logprobs` is a flag).
 SAMPLING_FIELDS = frozenset(
     {
-        *(
-            "n",
-            "temperature",
-            "top_p",
-            "top_k",
-            "seed",
-            "stop",
-            "stop_token_ids",
-            "ignore_eos",
-            "max_tokens",
-            "min_tokens",
-        ),
-        *("include_stop_str_in_output", "skip_special_tokens"),
+        *("n", "temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos"),
+        *("max_tokens", "min_tokens", "include_stop_str_in_output", "skip_special_tokens"),
     }
 )
 HARMLESS_FIELDS = frozenset(

@@ -25,20 +25,20 @@ def gpu_llm(directory: Path, **options: Any) -> LLM:
     from tests.engine.fake_gpu import FakeGpu, FakeGpuOps
 
     llm = LLM(directory, dtype="float32", **options)
-    llm._engine.runner = GpuRunner(llm._engine.model, FakeGpu(), FakeGpuOps())
+    llm.engine.runner = GpuRunner(llm.engine.model, FakeGpu(), FakeGpuOps())
     return llm
 
 
 def random_llm(directory: Path, **options: Any) -> LLM:
     """gpu_llm of a directory that needs a config.json only."""
     torch.manual_seed(0)
-    with patch("batchllm.llm.WeightReader", RandomWeights):
+    with patch("batchllm.loading.WeightReader", RandomWeights):
         return gpu_llm(directory, **options)
 
 
 def watch_captures(llm: LLM) -> list[float]:
     """Seconds of each CUDA graph that is captured from now on; the list grows."""
-    gpu, captures = llm._engine.runner._gpu, []
+    gpu, captures = llm.engine.runner.gpu, []
     capture = gpu.capture
 
     def timed(run: Callable[[], torch.Tensor]) -> Any:

@@ -1,6 +1,7 @@
 """AsyncLLM: many callers, one engine."""
 
 import asyncio
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -33,7 +34,7 @@ def test_outputs_grow_and_the_last_one_is_finished_and_that_of_an_llm(llm, tiny_
     expected = LLM(tiny_dir, dtype="float32").generate(prompts, params, use_tqdm=False)
     for outputs, p, whole in zip(asyncio.run(run()), params, expected, strict=True):
         assert [output.finished for output in outputs] == [*[False] * (len(outputs) - 1), True]
-        for before, after in zip(outputs, outputs[1:], strict=False):
+        for before, after in itertools.pairwise(outputs):
             for shorter, longer in zip(before.outputs, after.outputs, strict=True):
                 assert longer.token_ids[: len(shorter.token_ids)] == shorter.token_ids
         assert [o.token_ids for o in outputs[-1].outputs] == [o.token_ids for o in whole.outputs]

@@ -1,4 +1,4 @@
-"""The engine as add, step and abort: answers do not depend on who else is there, and nothing is kept of who has gone."""
+"""The engine as add, step and abort: answers do not depend on who else is there, and who has gone leaves nothing."""
 
 import random
 
@@ -105,7 +105,7 @@ class Refuses(LogitsRule):
 
 def test_a_request_that_a_rule_refuses_is_named_and_none_is_added(llm):
     engine = new_engine(llm, [Refuses()])
-    with pytest.raises(ValueError, match="^request 1: nine$"):
+    with pytest.raises(ValueError, match=r"^request 1: nine$"):
         engine.add([request([5, 6], n=2), request([9, 6]), request([5])])
     assert engine.num_live == 0
     assert engine.step() is None

@@ -83,7 +83,7 @@ def test_options_reach_the_model_and_the_requests(made: list[FakeLLM], in_jsonl:
 
 def test_silent_options_leave_the_choice_to_the_model(made: list[FakeLLM], in_jsonl: Path) -> None:
     call("run", in_jsonl, "-o", in_jsonl.with_name("o"), "--model", "m")
-    options = {"levels": None, "dtype": "auto", "kv_cache_tokens": None, "max_batch_tokens": None, "num_threads": None}
+    options = {"levels": None, "dtype": "auto", "kv_cache_tokens": None, "max_batch_tokens": 1024, "num_threads": None}
     assert made[0].options == options | {
         "page_size": 16,
         "device": "auto",

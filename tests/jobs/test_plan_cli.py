@@ -10,7 +10,8 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from batchllm.cli import app, memory_size
+from batchllm.cli import app
+from batchllm.cli.commands import memory_size
 from batchllm.cli.plan import KV_SHARE
 from batchllm.estimate.roofline import DEVICES, ModelShape
 from batchllm.models.config import resolve_model
