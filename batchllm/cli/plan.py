@@ -15,8 +15,8 @@ from batchllm.estimate.roofline import DEVICES, Device, ModelShape
 from batchllm.jobs.files import check_files, check_writable, rereadable, write_file
 from batchllm.jobs.openai_batch import LineError
 from batchllm.jobs.openai_records import error_record
+from batchllm.jobs.read_job import WeightlessModel, read_job
 from batchllm.jobs.shards import shard_paths, write_shards
-from batchllm.jobs.tokenized_job import WeightlessModel, read_job
 from batchllm.models.config import model_files, positive_int, read_json, resolve_model
 from batchllm.requests import RequestLimits
 

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
-from batchllm.models.config import ModelConfig
-
 # Share of the available memory that a pool sized by us may take: activations, logits and the allocator need the rest.
 POOL_SHARE = 0.75
+
+
+class KvHeads(Protocol):
+    """What a model's config says of its keys and values."""
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
 
 
 @dataclass(eq=False)  # a pool is itself only
@@ -28,7 +38,7 @@ class PagedKVCache:
     @classmethod
     def allocate(
         cls,
-        config: ModelConfig,
+        config: KvHeads,
         num_pages: int,
         page_size: int,
         dtype: torch.dtype,
@@ -46,11 +56,11 @@ class PagedKVCache:
         return cls(list(pages[:, 0]), list(pages[:, 1]), num_pages, page_size)
 
 
-def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+def kv_bytes_per_token(config: KvHeads, dtype: torch.dtype) -> int:
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
 
 
-def affordable_kv_tokens(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:
+def affordable_kv_tokens(config: KvHeads, dtype: torch.dtype, device: torch.device) -> int:
     """The largest pool that the memory available now can hold beside everything else."""
     available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
     return int(POOL_SHARE * available) // kv_bytes_per_token(config, dtype)

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 import batchllm_ext as ext
 from batchllm.estimate.crossover import CLOSE, shortest_shared_read, smallest_close_kv_tokens
+from batchllm.estimate.partition import ShardFigures
 from batchllm.estimate.roofline import Device, ModelShape, step_seconds
 from batchllm.estimate.simulate import Policy, SimulatedJob, Simulation, simulate
-from batchllm.jobs.shards import ShardFigures
-from batchllm.jobs.tokenized_job import TokenizedJob
+from batchllm.estimate.tokenized_job import TokenizedJob
 from batchllm.options import DEFAULTS, READER_COST_TOKENS
 
 PAGE_SIZE = DEFAULTS.page_size

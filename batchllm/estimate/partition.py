@@ -10,11 +10,23 @@ the prefix that the two items at the cut have in common: the path of ancestors t
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+
+
+class ShardFigures(msgspec.Struct, frozen=True):
+    file: str
+    lines: int
+    requests: int
+    prompt_tokens: int
+    computed_prompt_tokens: int  # where every prefix that its requests share is computed once
+    replicated_tokens: int  # of them, the path above its first line, which the shard before it computes, too
+    output_tokens: int
+    predicted_s: float  # the cost that shards are balanced by; not the time of a run, where steps do several things
 
 
 def partition(cost: FloatArray, path_cost: FloatArray, num_shards: int) -> IntArray:

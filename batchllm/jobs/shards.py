@@ -9,28 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from batchllm.estimate.partition import partition, shard_costs
+from batchllm.estimate.partition import ShardFigures, partition, shard_costs
 from batchllm.estimate.roofline import Device, ModelShape
+from batchllm.estimate.tokenized_job import TokenizedJob
 from batchllm.jobs.files import RecordFile, lock, without_bom
-from batchllm.jobs.tokenized_job import TokenizedJob
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
-
-
-class ShardFigures(msgspec.Struct, frozen=True):
-    file: str
-    lines: int
-    requests: int
-    prompt_tokens: int
-    computed_prompt_tokens: int  # where every prefix that its requests share is computed once
-    replicated_tokens: int  # of them, the path above its first line, which the shard before it computes, too
-    output_tokens: int
-    predicted_s: float  # the cost that shards are balanced by; not the time of a run, where steps do several things
 
 
 def shard_paths(directory: Path, num_shards: int) -> list[Path]:

@@ -66,7 +66,7 @@ def test_a_conversation_is_refused_by_its_number_and_others_are_encoded(tiny_dir
     model = shutil.copytree(tiny_dir, tmp_path / "model")
     (model / "chat_template.jinja").write_text("{{ 6 // (messages[0].content|length) }}")
     llm = LLM(model, dtype="float32")
-    llm._tokenizer.check_chat_template()
+    llm.check_chat_template()
     assert len(llm.apply_chat_template(USER)) == 1
     with pytest.raises(ValueError, match=r"^conversation 1: the chat template fails on the messages: ZeroDivisionErr"):
         llm.chat([USER, [{"role": "user", "content": ""}]], use_tqdm=False)

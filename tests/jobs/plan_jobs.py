@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from batchllm.jobs.tokenized_job import TokenizedJob, WeightlessModel, read_job
+from batchllm.estimate.tokenized_job import TokenizedJob
+from batchllm.jobs.read_job import WeightlessModel, read_job
 from batchllm.requests import RequestLimits
 from tests.jobs.batch_lines import completion_line, write_lines
 

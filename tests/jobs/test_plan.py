@@ -14,10 +14,10 @@ from rich.console import Console
 import batchllm_ext as ext
 from batchllm.estimate.crossover import shortest_shared_read, smallest_close_kv_tokens
 from batchllm.estimate.job_plan import Assumptions, JobPlan, LevelFigures, plan_job
+from batchllm.estimate.partition import ShardFigures
 from batchllm.estimate.roofline import DEVICES, ModelShape
 from batchllm.estimate.simulate import Policy, SimulatedJob, Simulation, simulate
-from batchllm.jobs.shards import ShardFigures
-from batchllm.jobs.tokenized_job import TokenizedJob
+from batchllm.estimate.tokenized_job import TokenizedJob
 from batchllm.reports.plan_text import NAMES, print_plan
 from batchllm.reports.plot import plan_figure, save_plot
 from tests.jobs.batch_lines import completion_line

@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import batchllm_ext as ext
+from batchllm.estimate.partition import ShardFigures
 from batchllm.estimate.roofline import DEVICES, ModelShape
+from batchllm.estimate.tokenized_job import TokenizedJob
 from batchllm.jobs.run import read_requests
-from batchllm.jobs.shards import LineSequence, ShardFigures, request_costs, shard_paths, write_shards
-from batchllm.jobs.tokenized_job import TokenizedJob
+from batchllm.jobs.shards import LineSequence, request_costs, shard_paths, write_shards
 from tests.jobs.batch_lines import completion_line, read_records, write_lines
 from tests.jobs.plan_jobs import tokenized, tokenized_file, two_documents, write_config
 

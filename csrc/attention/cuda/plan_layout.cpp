@@ -9,10 +9,14 @@
 
 #include "attention/cuda/attention_tiles.h"
 #include "attention/cuda/tile_shape.h"
+#include "attention/plan/device_model.h"
 #include "cuda/launch_grid.h"
 
 namespace batchllm::cuda {
 namespace {
+
+static_assert(std::ranges::all_of(kHeadDims,
+                                  [](int head_dim) { return max_packed_rows(head_dim) == gpu_tile_rows(head_dim); }));
 
 constexpr AttentionTile kNoTile{};
 constexpr MergeRow kNoMergeRow{-1, 0, 0};

@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <numeric>
 
-#include "attention/cuda/tile_shape.h"
 #include "attention/plan/attention_batch.h"
 #include "base/ints.h"
 
@@ -44,12 +43,18 @@ inline constexpr DeviceCosts kCpuCosts{
     .state = 200.0,
 };
 
+// Packed rows of the largest tile of the kernels in attention/cuda.
+constexpr int32_t gpu_tile_rows(int32_t head_dim) {
+    return head_dim == 256 ? 64 : 128;
+}
+
 // Not measured: a multiprocessor's part of what an A100 sustains, 85 % of 2.039 TB/s and 60 % of 312 TFLOP/s over 108.
 // An item's own time, three loads that wait for each other and a pipeline to fill, is assumed.
 constexpr DeviceCosts gpu_costs(int32_t head_dim) {
+    const int32_t max_packed_rows = gpu_tile_rows(head_dim);
     return {
-        .max_packed_rows = cuda::max_packed_rows(head_dim),
-        .block_rows = cuda::max_packed_rows(head_dim),  // tiles are filled, not made equal
+        .max_packed_rows = max_packed_rows,
+        .block_rows = max_packed_rows,  // tiles are filled, not made equal
         .narrow_rows = 0,
         .item = 1500.0,
         .key = 32.0,

@@ -1,0 +1,141 @@
+"""What each room may know: the arrows of includes and imports, as a law. None runs up, so none is a circle."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Of each folder of csrc/ the others that it may include.
+INCLUDES = {
+    "base": set(),
+    "cpu": set(),
+    "cuda": {"base"},
+    "planner": {"base"},
+    "simulate": {"planner"},
+    "attention": {"base", "cpu"},
+    "attention/plan": {"base"},
+    "attention/cpu": {"base", "cpu", "attention", "attention/plan"},
+    "attention/cuda": {"base", "cuda", "attention", "attention/plan"},
+    "rows": {"base", "cpu"},
+    "rows/cuda": {"base", "cuda", "rows"},
+    "bindings": None,  # everything
+}
+
+# Of each room of batchllm/ (a folder, or a file beside them) those that it may import, lowest first.
+IMPORTS = {
+    "text": set(),
+    "sampling_params": set(),
+    "outputs": set(),
+    "options": {"sampling_params"},
+    "requests": {"sampling_params"},
+    "request_table": {"outputs", "sampling_params"},
+    "chat_template": {"text"},
+    "device": set(),
+    "models": {"device", "sampling_params", "text"},
+    "sampling": {"device", "outputs", "request_table", "sampling_params", "text"},
+    "tokenizer": {"chat_template", "models", "sampling", "sampling_params", "text"},
+    "engine": {"device", "models", "options", "outputs", "request_table", "sampling", "sampling_params"},
+    "loading": {
+        "device",
+        "engine",
+        "models",
+        "options",
+        "requests",
+        "sampling",
+        "sampling_params",
+        "text",
+        "tokenizer",
+    },
+    "answers": {"engine", "outputs", "sampling", "sampling_params", "tokenizer"},
+    "llm": {
+        *("answers", "engine", "loading", "models", "options", "outputs", "requests", "sampling", "sampling_params"),
+        "tokenizer",
+    },
+    "async_llm": {
+        *("answers", "engine", "loading", "options", "outputs", "requests", "sampling", "sampling_params"),
+    },
+    "estimate": {"models", "options"},
+    "jobs": {"estimate", "llm", "models", "outputs", "requests", "sampling_params", "tokenizer"},
+    "reports": {"estimate", "jobs", "outputs", "text"},
+    "cli": {"estimate", "jobs", "llm", "models", "options", "reports", "requests", "text"},
+}
+
+
+def includes() -> dict[str, dict[str, str]]:
+    """By folder the others that it includes, each with a file that does."""
+    found: dict[str, dict[str, str]] = {}
+    for path in sorted((ROOT / "csrc").rglob("*")):
+        if not path.is_file():
+            continue
+        room = path.parent.relative_to(ROOT / "csrc").as_posix()
+        arrows = found.setdefault(room, {})
+        for name in re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE):
+            target = Path(name).parent.as_posix()
+            if target not in (room, "simt"):  # the emulator takes the place of the device's intrinsics
+                arrows[target] = f"{path.name}: {name}"
+    return found
+
+
+def imports() -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for path in sorted((ROOT / "batchllm").rglob("*.py")):
+        parts = path.relative_to(ROOT / "batchllm").parts
+        if parts == ("__init__.py",):
+            continue
+        room = parts[0].removesuffix(".py")
+        arrows = found.setdefault(room, {})
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            for name in names:
+                package, _, rest = name.partition(".")
+                target = rest.split(".")[0]
+                if package == "batchllm" and target not in ("", room):
+                    arrows[target] = f"{path.name}: {name}"
+    return found
+
+
+@pytest.mark.parametrize(("law", "found"), [(INCLUDES, includes()), (IMPORTS, imports())], ids=["csrc", "batchllm"])
+def test_no_room_knows_one_that_it_must_not(law, found):
+    assert set(found) == set(law), "every room has its law"
+    wrong = [
+        f"{room} -> {target} ({where})"
+        for room, arrows in found.items()
+        for target, where in arrows.items()
+        if law[room] is not None and target not in law[room]
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(("law", "found"), [(INCLUDES, includes()), (IMPORTS, imports())], ids=["csrc", "batchllm"])
+def test_the_law_allows_no_more_than_is_used(law, found):
+    unused = [f"{room} -> {target}" for room in law for target in (law[room] or set()) - found[room].keys()]
+    assert unused == []
+
+
+def test_no_arrow_runs_up():
+    rooms = list(IMPORTS)
+    assert [(room, low) for place, room in enumerate(rooms) for low in IMPORTS[room] if low in rooms[place:]] == []
+
+
+def test_the_extension_is_the_only_native_name_that_python_knows():
+    for path in (ROOT / "batchllm").rglob("*.py"):
+        assert not re.search(r"^\s*(import|from) ctypes", path.read_text(), re.MULTILINE), path
+
+
+def test_no_test_and_no_benchmark_reaches_into_a_room_s_private_parts():
+    """Of an LLM or an engine: what a test needs has a public way in."""
+    reach = re.compile(r"\b(?:llm|engine|runner)\._[a-z]")
+    wrong = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for folder in ("tests", "benchmarks", "examples")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if path != Path(__file__)
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if reach.search(line)
+    ]
+    assert wrong == []
