@@ -7,8 +7,9 @@ from typing import Any
 
 from batchllm.sampling_params import MAX_INT32
 
-# What one more shared segment costs each of its readers, in prompt tokens (docs/design.md, "Segments").
+# What one more shared segment costs each of its readers, in prompt tokens (docs/design/planner.md, "Segments").
 READER_COST_TOKENS = 2.0
+DEFAULT_MAX_BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class EngineOptions:
     page_size: tokens of a KV page.
     kv_cache_tokens: size of the KV pool; None takes three quarters of the memory available. On a CPU a pool takes
         memory as it fills.
-    max_batch_tokens: tokens of one forward pass that prefill may fill up to.
+    max_batch_tokens: tokens of one forward pass that prefill may fill up to; None is the default.
     num_threads: threads of torch and of the kernels (torch's setting is process-wide); None keeps torch's.
     seed: with the job's number and the prompt's index, seeds the requests that name no seed.
     allow_special_tokens: whether special tokens in the messages of a chat are taken as such; otherwise, but for the
@@ -37,13 +38,15 @@ class EngineOptions:
     levels: int | None = None
     page_size: int = 16
     kv_cache_tokens: int | None = None
-    max_batch_tokens: int = 1024
+    max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS
     num_threads: int | None = None
     seed: int = 0
     allow_special_tokens: bool = False
     generation_config: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.max_batch_tokens is None:
+            object.__setattr__(self, "max_batch_tokens", DEFAULT_MAX_BATCH_TOKENS)
         if not (self.levels is None or (type(self.levels) is int and self.levels in (0, 1))):
             raise ValueError(f"levels: expected None, 0 or 1, got {self.levels!r}")
         for name in ("page_size", "max_batch_tokens", "num_threads", "kv_cache_tokens"):
