@@ -192,6 +192,6 @@ NORM_MUTANTS = [
         "to_float(x.elements[i]) * scale * to_float",
         "to_float(from_float<T>(to_float(x.elements[i]) * scale)) * to_float",
     ),
-    Mutant("no_epsilon", NORM, "static_cast<float>(p.size) + p.eps", "static_cast<float>(p.size)"),
+    Mutant("no_epsilon", NORM, "static_cast<float>(p.size)) + p.eps", "static_cast<float>(p.size))"),
 ]
 QUICK_NORM = NORM_MUTANTS[:3]

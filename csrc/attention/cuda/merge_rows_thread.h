@@ -1,5 +1,5 @@
 // Merges the partial states of each row of a plan, in the order of their slots, and gives the row its sink.
-//   item    kVector neighbouring elements of one head of one row; each computes the weights of its row and head anew
+//   row     one of merge_rows      item  kVector neighbouring elements of one head; each computes its weights anew
 //   reads   merge_rows, partial_out, partial_lse, sinks
 //   writes  out by every item, lse by the first of a head
 //   twin    cpu/attention_cpu.cpp::merge_row, same order, same formulas
@@ -31,15 +31,14 @@ struct MergeRowsWork {
     OutputTensor out;          // of T
     LseTensor lse;
 
-    BATCHLLM_HOST_DEVICE int64_t num_items() const {
-        return int64_t{num_merge_rows} * num_qo_heads * (head_dim / kVector);
-    }
+    BATCHLLM_HOST_DEVICE int64_t row_count() const { return num_merge_rows; }
+    BATCHLLM_HOST_DEVICE int64_t items_per_row() const { return int64_t{num_qo_heads} * (head_dim / kVector); }
 
-    BATCHLLM_HOST_DEVICE void operator()(int64_t item) const {
-        const int vectors = head_dim / kVector;
+    BATCHLLM_HOST_DEVICE void operator()(int64_t index, uint32_t item) const {
+        const uint32_t vectors = head_dim / kVector;
+        const int head = static_cast<int>(item / vectors);
         const int d = static_cast<int>(item % vectors) * kVector;
-        const int head = static_cast<int>(item / vectors % num_qo_heads);
-        const MergeRow row = merge_rows[item / vectors / num_qo_heads];
+        const MergeRow row = merge_rows[index];
         if (row.token < 0) return;
         Vector<float, kVector> merged{};
         float merged_lse = -INFINITY;
