@@ -95,6 +95,12 @@ __device__ __forceinline__ float exp2_approx(float x) {  // 2 ulp; exp2(-inf) = 
     return y;
 }
 
+__device__ __forceinline__ float reciprocal_approx(float x) {  // 1 ulp; of infinity 0
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // Two numbers in 16 bits each.
 template <typename T>
 __device__ uint32_t pack(float low, float high);

@@ -43,6 +43,10 @@ inline float exp2_approx(float x) {
     return exp2f(x);
 }
 
+inline float reciprocal_approx(float x) {
+    return 1.0f / x;
+}
+
 template <typename T>
 uint32_t pack(float low, float high) {
     return from_float<T>(low).bits | uint32_t{from_float<T>(high).bits} << 16;

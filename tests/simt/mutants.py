@@ -101,7 +101,7 @@ MUTANTS = [
     Mutant("bounds_of_some_lanes_only", TILE, "lanes = 4; lanes < 32", "lanes = 4; lanes < 16"),
     Mutant("columns_of_a_pair_are_one", TILE, "lane_ % 4 * 2 + i % 2;", "lane_ % 4 * 2;"),
     # Softmax.
-    Mutant("the_empty_maximum_is_subtracted", TILE, "new_max[i] == -INFINITY ? 0.0f : new_max[i]", "new_max[i]"),
+    Mutant("the_empty_maximum_is_subtracted", TILE, "max_score == -INFINITY ? 0.0f : max_score", "max_score"),
     Mutant(
         "the_maximum_of_half_a_row",
         TILE,
@@ -111,24 +111,25 @@ MUTANTS = [
     Mutant("the_sum_of_half_a_row", TILE, "sum += __shfl_xor_sync(kAllLanes, sum, 2);", ""),
     Mutant("old_values_are_not_scaled", TILE, "*= factor[i / 2 % 2];", "*= 1.0f;"),
     Mutant("old_values_are_scaled_by_the_other_row", TILE, "*= factor[i / 2 % 2];", "*= factor[i / 4];"),
-    Mutant("old_sums_are_not_scaled", TILE, "sum_[block][i] *= factor[i];", ""),
+    Mutant("old_sums_are_not_scaled", TILE, "sum_[block][i] *= factor[i];", ";"),
+    Mutant("only_a_first_row_that_moves_is_scaled", TILE, " || new_max[1] != max_[block][1])", ")"),
     Mutant(
         "weights_in_the_wrong_order",
         TILE,
         "pack<T>(w[i / 2][i % 2 * 2], w[i / 2][i % 2 * 2 + 1])",
         "pack<T>(w[i % 2][i / 2 * 2], w[i % 2][i / 2 * 2 + 1])",
     ),
-    Mutant("the_cap_without_its_factor", TILE, "2.0f * kLog2E / soft_cap", "kLog2E / soft_cap"),
+    Mutant("the_cap_without_its_factor", LAYOUT, "2.0f * kLog2E / params.soft_cap", "kLog2E / params.soft_cap"),
     # States.
     Mutant(
         "warps_count_alike",
         TILE,
-        "const float weight = exp2_approx(state_max(warp, row) - zero_point);",
+        "const float weight = exp2_approx(state_max(warp, row) - zero);",
         "const float weight = 1.0f;",
     ),
     Mutant("lse_in_base_2", TILE, "(max_score + log2f(sum)) * kLn2OfLog2", "(max_score + log2f(sum))"),
     Mutant("a_sink_in_every_partial_state", TILE, "&& work.slot == kWriteThrough", ""),
-    Mutant("no_sink", TILE, "float sum = exp2_approx(sink - zero_point);", "float sum = 0.0f;"),
+    Mutant("no_sink", TILE, "float sum = exp2_approx(sink - zero);", "float sum = 0.0f;"),
     Mutant("an_empty_row_is_divided_by_zero", MERGE, "float merged_lse = -INFINITY;", "float merged_lse = 0.0f;"),
     Mutant("the_last_state_is_not_merged", MERGE, "slot < row.slot_end", "slot < row.slot_end - 1"),
     Mutant("merged_rows_without_their_sink", MERGE, "if (sinks != nullptr)", "if (false)"),
@@ -154,6 +155,9 @@ MUTANTS = [
         "static constexpr int key(int) { return 0; }",
     ),
 ]
+
+# No mistake: the same bits.
+ALWAYS_SCALED = Mutant("sums_are_scaled_by_1_where_no_maximum_moves", TILE, "if (__any_sync(", "if (true || __any_sync(")
 
 # A few for every test run: one of each kind.
 QUICK = [

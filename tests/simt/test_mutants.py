@@ -9,8 +9,9 @@ import pytest
 
 from tests.cases import ATTENTION_CASES, Case, Inputs, Request, decodes, heads, prefix
 from tests.simt.backend import attention, build_directory, rounded
-from tests.simt.mutants import MUTANTS, QUICK, Mutant
+from tests.simt.mutants import ALWAYS_SCALED, MUTANTS, QUICK, Mutant
 from tests.simt.precision import Law
+from tests.simt.test_attention import same_bits
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADERS = ROOT / "csrc" / "attention" / "cuda"
@@ -88,6 +89,12 @@ def first_failure(library: Path, inputs: list[tuple[Inputs, Law]]) -> str:
 def test_kernels_without_a_mistake_pass(inputs: list[tuple[Inputs, Law]], tmp_path: Path):
     for build in ("fast", "checked"):
         assert first_failure(compile_mutant(None, build, tmp_path / build), inputs) == ""
+
+
+def test_that_sums_are_left_where_no_maximum_moves_changes_no_bit(inputs: list[tuple[Inputs, Law]], tmp_path: Path):
+    library = compile_mutant(ALWAYS_SCALED, "fast", tmp_path)
+    for case_inputs, _ in inputs:
+        assert same_bits(attention(case_inputs, build="fast"), attention(case_inputs, build=library))
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,9 @@ AttentionCall PlanLayout::call(const PackedPlan& plan, const AttentionParams& pa
                  .num_kv_heads = shape_.num_kv_heads,
                  .group_size = shape_.group_size(),
                  .page_size = shape_.page_size,
+                 .score_factor =
+                     params.softmax_scale * (params.soft_cap == 0.0f ? kLog2E : 2.0f * kLog2E / params.soft_cap),
+                 .soft_cap = params.soft_cap * kLog2E,
                  .params = params,
                  .partial_out = partial_out,
                  .partial_lse = partial_lse},

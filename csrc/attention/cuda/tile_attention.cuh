@@ -13,7 +13,6 @@
 
 namespace batchllm::cuda {
 
-constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kLn2OfLog2 = 0.693147180559945309f;
 
 // Positions that rows see: by at least one of them, and by all.
@@ -249,13 +248,14 @@ class TileAttention {
 
     // To base 2, for ex2.
     __device__ __forceinline__ void scale(Block (&scores)[kKeyBlocks]) const {
-        const float soft_cap = args_.params.soft_cap;
-        const float factor = args_.params.softmax_scale * (soft_cap == 0.0f ? kLog2E : 2.0f * kLog2E / soft_cap);
-        for_each(scores, [&](float& score, int, int) {
-            score *= factor;
-            // tanh(x) = 1 - 2 / (e^2x + 1)
-            if (soft_cap != 0.0f) score = soft_cap * kLog2E * (1.0f - 2.0f / (exp2_approx(score) + 1.0f));
-        });
+        if (args_.soft_cap == 0.0f) {
+            for_each(scores, [&](float& score, int, int) { score *= args_.score_factor; });
+        } else {
+            for_each(scores, [&](float& score, int, int) {  // tanh(x) = 1 - 2 / (e^2x + 1)
+                const float quotient = reciprocal_approx(exp2_approx(score * args_.score_factor) + 1.0f);
+                score = args_.soft_cap - 2.0f * args_.soft_cap * quotient;
+            });
+        }
     }
 
     __device__ __forceinline__ void mask(Block (&scores)[kKeyBlocks], int block, int position) const {
@@ -267,29 +267,37 @@ class TileAttention {
         });
     }
 
-    // Scores become weights 2^(score - max); what was summed before is scaled to the new maximum.
+    // Scores become weights 2^(score - max). Where a maximum moves, what was summed before is scaled to the new one.
     __device__ __forceinline__ void update_state(Block (&scores)[kKeyBlocks], int block) {
         float new_max[2] = {max_[block][0], max_[block][1]};
         for_each(scores, [&](float& score, int i, int) { new_max[i] = fmaxf(new_max[i], score); });
-        float factor[2], zero_point[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             new_max[i] = fmaxf(new_max[i], __shfl_xor_sync(kAllLanes, new_max[i], 1));
             new_max[i] = fmaxf(new_max[i], __shfl_xor_sync(kAllLanes, new_max[i], 2));
-            zero_point[i] = new_max[i] == -INFINITY ? 0.0f : new_max[i];  // -inf - -inf would be NaN
-            factor[i] = exp2_approx(max_[block][i] - zero_point[i]);
-            max_[block][i] = new_max[i];
-            sum_[block][i] *= factor[i];
         }
+        if (__any_sync(kAllLanes, new_max[0] != max_[block][0] || new_max[1] != max_[block][1])) {
+            const float factor[2] = {exp2_approx(max_[block][0] - zero_point(new_max[0])),
+                                     exp2_approx(max_[block][1] - zero_point(new_max[1]))};
+#pragma unroll
+            for (int i = 0; i < 2; ++i) sum_[block][i] *= factor[i];
+#pragma unroll
+            for (int dims = 0; dims < kDimBlocks; ++dims) {
+#pragma unroll
+                for (int i = 0; i < 8; ++i) out_[block][dims][i / 4][i % 4] *= factor[i / 2 % 2];
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) max_[block][i] = new_max[i];
         for_each(scores, [&](float& score, int i, int) {
-            score = exp2_approx(score - zero_point[i]);
+            score = exp2_approx(score - zero_point(new_max[i]));
             sum_[block][i] += score;
         });
-#pragma unroll
-        for (int dims = 0; dims < kDimBlocks; ++dims) {
-#pragma unroll
-            for (int i = 0; i < 8; ++i) out_[block][dims][i / 4][i % 4] *= factor[i / 2 % 2];
-        }
+    }
+
+    // What is subtracted of scores; of no score at all, -inf - -inf would be NaN.
+    __device__ static __forceinline__ float zero_point(float max_score) {
+        return max_score == -INFINITY ? 0.0f : max_score;
     }
 
     // visit(score, which of the lane's two rows, column of the warp's keys)
@@ -368,12 +376,12 @@ class TileAttention {
             float max_score = sink;
 #pragma unroll
             for (int warp = 0; warp < Shape::kKeyWarps; ++warp) max_score = fmaxf(max_score, state_max(warp, row));
-            const float zero_point = max_score == -INFINITY ? 0.0f : max_score;
-            float sum = exp2_approx(sink - zero_point);
+            const float zero = zero_point(max_score);
+            float sum = exp2_approx(sink - zero);
             float out[8] = {};
 #pragma unroll
             for (int warp = 0; warp < Shape::kKeyWarps; ++warp) {
-                const float weight = exp2_approx(state_max(warp, row) - zero_point);
+                const float weight = exp2_approx(state_max(warp, row) - zero);
                 sum += weight * state_sum(warp, row);
                 const float4* from = reinterpret_cast<const float4*>(state_out(warp, row) + chunk * 8);
                 const float4 low = from[0], high = from[1];
@@ -381,7 +389,7 @@ class TileAttention {
 #pragma unroll
                 for (int d = 0; d < 8; ++d) out[d] += weight * values[d];
             }
-            const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
+            const float factor = sum == 0.0f ? 0.0f : reciprocal_approx(sum);
 #pragma unroll
             for (int d = 0; d < 8; ++d) out[d] *= factor;
             const float lse = sum == 0.0f ? -INFINITY : (max_score + log2f(sum)) * kLn2OfLog2;
@@ -404,7 +412,7 @@ class TileAttention {
         *reinterpret_cast<uint4*>(to) = {pack<T>(out[0], out[1]), pack<T>(out[2], out[3]), pack<T>(out[4], out[5]),
                                          pack<T>(out[6], out[7])};
         const LseTensor& lses = args_.params.lse;
-        if (chunk == 0) lses.data[work.token * lses.token_stride + head * lses.head_stride] = lse;
+        if (chunk == 0 && lses.data != nullptr) lses.data[work.token * lses.token_stride + head * lses.head_stride] = lse;
     }
 
     const AttentionArgs& args_;
