@@ -101,6 +101,20 @@ __device__ __forceinline__ float reciprocal_approx(float x) {  // 1 ulp; of infi
     return y;
 }
 
+// Until the launches before this one are done and what they wrote is there. At once where this one began in order.
+__device__ __forceinline__ void wait_for_earlier_launches() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The next launch may begin, once all blocks have said so.
+__device__ __forceinline__ void let_next_launch_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 // Two numbers in 16 bits each.
 template <typename T>
 __device__ uint32_t pack(float low, float high);

@@ -22,6 +22,12 @@ struct LaunchGrid {
     uint32_t block_size;
 };
 
+// When a launch begins. Early is as soon as every block of the launch before has called let_next_launch_begin or is
+// done, on GPUs that can (sm_90 on). A kernel that is so launched calls wait_for_earlier_launches before it touches
+// what these write or read; at least its last block calls it, so that what comes after a launch comes after all before
+// it.
+enum class Begin { kInOrder, kEarly };
+
 constexpr int64_t kMaxBlocks = INT32_MAX;  // what CUDA allows
 constexpr int64_t kMaxItems = int64_t{1} << 31;
 constexpr uint32_t kWorkThreads = 256;  // of a block

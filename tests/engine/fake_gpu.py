@@ -23,7 +23,7 @@ class FakeDevicePlan:
     buffer: Tensor
 
     def arrays(self) -> list[np.ndarray]:
-        """tiles, rows, pieces, page_ids, merge_rows, a struct a row."""
+        """wide and narrow tiles, rows, pieces, page_ids, merge_rows, a struct a row."""
         return list(packed_arrays(self.layout, self.buffer.numpy()).values())
 
 
@@ -88,11 +88,14 @@ class FakeGpuOps(GpuOps):
 
 def execute(arrays: list[np.ndarray], q: Tensor, k_pages: Tensor, v_pages: Tensor, out: Tensor) -> None:
     """The kernels of csrc/attention/cuda, one row of one head at a time."""
-    tiles, rows, pieces, page_ids, merge_rows = arrays
+    wide_tiles, narrow_tiles, rows, pieces, page_ids, merge_rows = arrays
     page_size, num_kv_heads = k_pages.shape[1:3]
     group_size = q.shape[1] // num_kv_heads
     states: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-    for row_begin, packed_begin, packed_end, piece_begin, kv_begin, kv_end in tiles.tolist():
+    for row_begin, packed_begin, packed_end, piece_begin, kv_begin, kv_end in [
+        *wide_tiles.tolist(),
+        *narrow_tiles.tolist(),
+    ]:
         for packed in range(packed_begin, packed_end):
             token, begin, end, slot = rows[row_begin + packed // group_size].tolist()
             begin, end = max(begin, kv_begin), min(end, kv_end)

@@ -1,8 +1,9 @@
 // The same instructions as CUTLASS writes them.
+#include <cutlass/functional.h>
+
 #include <cute/arch/copy_sm75.hpp>
 #include <cute/arch/copy_sm80.hpp>
 #include <cute/arch/mma_sm80.hpp>
-#include <cutlass/functional.h>
 
 using namespace cute;
 

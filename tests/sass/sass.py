@@ -31,7 +31,6 @@ HEAD_DIMS = (64, 96, 128, 256)
 # Of a multiprocessor. A warp takes registers in units of 256, a block 1 KiB of shared memory beside its own.
 REGISTERS = 65536
 SHARED_BYTES = {"sm_80": 164 * 1024, "sm_90a": 228 * 1024}
-THREADS = 128
 
 COUNTED = {
     "CALL": r"CALL\S*",
@@ -91,21 +90,24 @@ def disassemble(cubin: Path) -> dict[str, list[str]]:
     return functions
 
 
-def shared_bytes(head_dim: int) -> int:
-    """kSharedBytes of tile_shape.h, asked of the host's compiler."""
+def block_sizes(head_dim: int) -> dict[str, tuple[int, int]]:
+    """Of each attention kernel shared bytes and threads of a block: tile_shape.h, asked of the host's compiler."""
     with tempfile.TemporaryDirectory() as directory:
-        source = Path(directory) / "shared.cpp"
+        source = Path(directory) / "sizes.cpp"
         source.write_text(
-            '#include <cstdio>\n#include "attention/cuda/tile_shape.h"\n'
-            f'int main() {{ std::printf("%d", batchllm::cuda::kSharedBytes<{head_dim}>); }}\n'
+            '#include <cstdio>\n#include "attention/cuda/tile_shape.h"\nusing namespace batchllm::cuda;\n'
+            f"int main() {{ using Narrow = TileShapes<{head_dim}>::Narrow;\n"
+            f'std::printf("%d %d %d %d", kWideSharedBytes<{head_dim}>, kWideThreads, Narrow::kSharedBytes, '
+            "Narrow::kThreads); }\n"
         )
         run("c++", "-std=c++20", f"-I{ROOT / 'csrc'}", source, "-o", source.with_suffix(""))
-        return int(run(source.with_suffix("")))
+        wide_bytes, wide_threads, narrow_bytes, narrow_threads = map(int, run(source.with_suffix("")).split())
+    return {"wide": (wide_bytes, wide_threads), "narrow": (narrow_bytes, narrow_threads)}
 
 
-def blocks_per_multiprocessor(registers: int, shared: int, architecture: str) -> int:
+def blocks_per_multiprocessor(registers: int, shared: int, threads: int, architecture: str) -> int:
     per_warp = -(-registers * 32 // 256) * 256
-    return min(REGISTERS // (per_warp * THREADS // 32), SHARED_BYTES[architecture] // (shared + 1024))
+    return min(REGISTERS // (per_warp * threads // 32), SHARED_BYTES[architecture] // (shared + 1024))
 
 
 def count(instructions: list[str], patterns: dict[str, str]) -> dict[str, int]:
@@ -135,15 +137,17 @@ def element_type(name: str) -> str:
 def measure_attention() -> dict[str, dict[str, int]]:
     figures = {}
     for head_dim in HEAD_DIMS:
-        shared = shared_bytes(head_dim)
+        sizes = block_sizes(head_dim)
         for architecture in ARCHITECTURES:
             kernels = compile_kernels("attention.cu", architecture, f"-DHEAD_DIM={head_dim}")
             for name, resources, instructions in kernels:
-                figures[f"{architecture} head_dim {head_dim} {element_type(name)}"] = {
+                kind = "narrow" if "narrow" in name else "wide"
+                shared, threads = sizes[kind]
+                figures[f"{architecture} {kind} attention head_dim {head_dim} {element_type(name)}"] = {
                     **resources,
                     "shared_bytes": shared,
                     "blocks_per_multiprocessor": blocks_per_multiprocessor(
-                        resources["registers"], shared, architecture
+                        resources["registers"], shared, threads, architecture
                     ),
                     **count(instructions, COUNTED_IN_ATTENTION),
                 }
@@ -210,6 +214,8 @@ def main() -> None:
         # On sm_80 some jumps out of loops are written as calls.
         if figure["CALL"] and "sm_90a" in kernel:
             failures.append(f"{kernel}: a subroutine is called")
+        if "narrow" in kernel and (figure["registers"] > 128 or figure["blocks_per_multiprocessor"] < 3):
+            failures.append(f"{kernel}: fewer than three blocks on a multiprocessor, or more than 128 registers")
         if figure.get("LDGSTS") != figure.get("LDGSTS_16_bytes"):
             failures.append(f"{kernel}: an asynchronous copy of less than 16 bytes")
         if "vectors" in kernel and any(figure[what] != figure[f"{what}_16_bytes"] for what in ("LDG", "STG")):

@@ -1,7 +1,7 @@
 // Merges the partial states of each row of a plan, in the order of their slots, and gives the row its sink.
 //   row     one of merge_rows      item  kVector neighbouring elements of one head; each computes its weights anew
 //   reads   merge_rows, partial_out, partial_lse, sinks
-//   writes  out by every item, lse by the first of a head
+//   writes  out by every item, lse (if it is wanted) by the first of a head
 //   twin    cpu/attention_cpu.cpp::merge_row, same order, same formulas
 #pragma once
 
@@ -60,7 +60,7 @@ struct MergeRowsWork {
         for (int i = 0; i < kVector; ++i) result.elements[i] = from_float<T>(merged.elements[i]);
         T* to = static_cast<T*>(out.data) + row.token * out.token_stride + head * out.head_stride + d;
         store_vector(to, result);
-        if (d == 0) lse.data[row.token * lse.token_stride + head * lse.head_stride] = merged_lse;
+        if (d == 0 && lse.data != nullptr) lse.data[row.token * lse.token_stride + head * lse.head_stride] = merged_lse;
     }
 };
 

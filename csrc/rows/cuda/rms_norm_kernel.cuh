@@ -63,7 +63,7 @@ __device__ __forceinline__ void scale_by(Vector<T, kVector>& x, float scale, con
 
 // kVector: kVectorSize<T> where every head and the weight are aligned and whole vectors, else 1.
 template <typename T, int kVector, bool kIsShort>
-__global__ void __launch_bounds__(32 * (kIsShort ? kWarpsOfHeads : kMaxNormWarps))
+__global__ void __launch_bounds__(32 * (kIsShort ? kWarpsOfHeads : kMaxNormWarps), 1)
     rms_norm_kernel(const __grid_constant__ RmsNormArgs args) {
     const RmsNormParams& p = args.params;
     const int warp = static_cast<int>(threadIdx.x) / 32;
