@@ -405,8 +405,8 @@ class AttentionPlan:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What a PlanLayout must have room for: num_rows, num_tiles, num_item_rows, num_pieces, num_page_ids,
-        num_merged_rows, num_partial_rows."""
+        """What a PlanLayout must have room for: num_rows, num_wide_tiles, num_narrow_tiles, num_item_rows, num_pieces,
+        num_page_ids, num_merged_rows, num_partial_rows."""
 
     def explain(self, *, kv_dtype: Literal["float32", "bfloat16"] = "float32") -> dict[str, Any]:
         """Items, bytes and FLOPs of one layer, and the bytes if every request read its keys for itself; under
@@ -514,7 +514,7 @@ def attention(
     v_pages: Any,
     *,
     out: Any = None,
-    lse: Any = None,
+    lse: Any | bool | None = True,
     softmax_scale: float | None = None,
     soft_cap: float = 0.0,
     sinks: Any = None,
@@ -525,7 +525,8 @@ def attention(
     """Attention of one layer; returns (out, lse).
 
     q, out: [num_tokens, num_qo_heads, head_dim]. k_pages, v_pages: [num_pages, page_size, num_kv_heads, head_dim].
-    lse: float32 [num_tokens, num_qo_heads], natural log; -inf where a row sees nothing.
+    lse: float32 [num_tokens, num_qo_heads], natural log; -inf where a row sees nothing. True makes one; None is
+    returned as it is, and none is computed.
     softmax_scale: 1 / sqrt(head_dim) by default. soft_cap: cap * tanh(score / cap), before the mask; 0 is off.
     sinks: float32 [num_qo_heads], scores of one more key with v = 0.
     dtype: "bfloat16" where NumPy uint16 arrays hold it. Outputs that are not given are made by q's library.
@@ -549,7 +550,7 @@ def attention_ref(
     v_pages: Any,
     *,
     out: Any = None,
-    lse: Any = None,
+    lse: Any | bool | None = True,
     softmax_scale: float | None = None,
     soft_cap: float = 0.0,
     sinks: Any = None,

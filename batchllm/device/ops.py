@@ -38,7 +38,7 @@ class CpuOps:
 
     def attention(self, plan: ext.AttentionPlan, q: Tensor, k_pages: Tensor, v_pages: Tensor, *, out: Tensor) -> None:
         """out, q: [T, num_qo_heads, D]."""
-        ext.attention(plan, q, k_pages, v_pages, out=out, num_threads=self.num_threads)
+        ext.attention(plan, q, k_pages, v_pages, out=out, lse=None, num_threads=self.num_threads)
 
     def argmax_and_lse(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Of logits [T, vocab_size] int32 [T], the largest's index (the first of equals), and float32 [T], the log of
@@ -66,7 +66,7 @@ class GpuOps:
         ext.append_kv(k, v, slots, k_pages, v_pages, stream=self._stream())
 
     def attention(self, plan: ext.DevicePlan, q: Tensor, k_pages: Tensor, v_pages: Tensor, *, out: Tensor) -> None:
-        ext.attention(plan, q, k_pages, v_pages, out=out, stream=self._stream())
+        ext.attention(plan, q, k_pages, v_pages, out=out, lse=None, stream=self._stream())
 
     def argmax_and_lse(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         return logits.argmax(dim=-1).int(), logits.float().logsumexp(dim=-1)
