@@ -8,6 +8,17 @@
 
 namespace batchllm::cuda {
 
+// Pairs of elements, one of each half of a head.
+template <typename T, int kVector>
+BATCHLLM_HOST_DEVICE inline void rotate_vectors(Vector<T, kVector>& first, Vector<T, kVector>& second,
+                                                const Vector<float, kVector>& cos, const Vector<float, kVector>& sin) {
+    for (int j = 0; j < kVector; ++j) {
+        const float a = to_float(first.elements[j]), b = to_float(second.elements[j]);
+        first.elements[j] = from_float<T>(a * cos.elements[j] - b * sin.elements[j]);
+        second.elements[j] = from_float<T>(b * cos.elements[j] + a * sin.elements[j]);
+    }
+}
+
 // kVector: kVectorSize<T> where has_vectors, else 1.
 template <typename T, int kVector>
 struct RotateWork {
@@ -26,11 +37,7 @@ struct RotateWork {
         T* const x = head_row<T>(p.x, row, head) + i;
         auto first = load_vector<kVector>(x);
         auto second = load_vector<kVector>(x + p.size / 2);
-        for (int j = 0; j < kVector; ++j) {
-            const float a = to_float(first.elements[j]), b = to_float(second.elements[j]);
-            first.elements[j] = from_float<T>(a * cos.elements[j] - b * sin.elements[j]);
-            second.elements[j] = from_float<T>(b * cos.elements[j] + a * sin.elements[j]);
-        }
+        rotate_vectors(first, second, cos, sin);
         store_vector(x, first);
         store_vector(x + p.size / 2, second);
     }
