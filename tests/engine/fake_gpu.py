@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import batchllm_ext as ext
-from batchllm.device.ops import GpuOps
+from batchllm.device.ops import CpuOps, GpuOps
 from tests.packed_plan import packed_arrays
 
 WRITE_THROUGH = -1
@@ -72,9 +72,14 @@ class FakeGpu:
 class FakeGpuOps(GpuOps):
     """The calls of a GPU, on the CPU's tensors. What its kernels do differently from the CPU's is done here."""
 
-    def append_kv(self, k: Tensor, v: Tensor, slots: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
+    def norm_rotate_append(self, qkv: Tensor, norms, angles, slots: Tensor, k_pages, v_pages, *, eps: float) -> None:
+        """All rows, but K and V of those alone that have a slot."""
         kept = slots >= 0
-        super().append_kv(k[kept], v[kept], slots[kept], k_pages, v_pages)
+        rows = qkv[kept]
+        CpuOps().norm_rotate_append(
+            rows, norms, [angle[kept] for angle in angles], slots[kept], k_pages, v_pages, eps=eps
+        )
+        qkv[kept] = rows
 
     def attention(self, plan: FakeDevicePlan, q: Tensor, k_pages: Tensor, v_pages: Tensor, *, out: Tensor) -> None:
         assert len(q) == len(out) == plan.layout.sizes["num_rows"]

@@ -167,6 +167,16 @@ def measure_norms() -> dict[str, dict[str, int]]:
     return figures
 
 
+def measure_layers() -> dict[str, dict[str, int]]:
+    figures = {}
+    for architecture in ARCHITECTURES:
+        for name, resources, instructions in compile_kernels("norm_rotate_append.cu", architecture):
+            lanes = re.search(r"Li(\d+)E", name)[1]
+            kernel = f"{architecture} norm_rotate_append {element_type(name)} {lanes} lanes vectors"
+            figures[kernel] = {**resources, **count(instructions, COUNTED)}
+    return figures
+
+
 def measure_works() -> dict[str, dict[str, int]]:
     figures = {}
     for architecture in ARCHITECTURES:
@@ -206,7 +216,7 @@ def main() -> None:
     options = parser.parse_args()
     compiler = re.search(r"V([\d.]+)", run(tool("nvcc"), "--version"))[1]
     failures = [f"{arch}: {line}" for arch in ARCHITECTURES for line in atoms_differ(arch)]
-    figures = measure_attention() | measure_norms() | measure_works()
+    figures = measure_attention() | measure_norms() | measure_layers() | measure_works()
     for kernel, figure in figures.items():
         print(kernel, " ".join(f"{name}={value}" for name, value in figure.items()))
         if figure["stack_bytes"] or figure["local_memory"]:

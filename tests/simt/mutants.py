@@ -12,6 +12,7 @@ TILES = "csrc/attention/cuda/attention_tiles.cpp"
 LAYOUT = "csrc/attention/cuda/plan_layout.cpp"
 MERGE = "csrc/attention/cuda/merge_rows_thread.h"
 NORM = "csrc/rows/cuda/rms_norm_kernel.cuh"
+LAYER = "csrc/rows/cuda/norm_rotate_append_kernel.cuh"
 
 
 @dataclass(frozen=True)
@@ -196,8 +197,8 @@ QUICK = [
     in ("no_barrier_behind_the_wait", "no_wait", "rows_behind_the_last_are_read", "a_key_too_many", "no_swizzle")
 ]
 
-# Those in rms_norm's kernel are for the cases of test_row_kernels.cpp.
-NORM_MUTANTS = [
+# Those in row kernels are for the cases of test_row_kernels.cpp and test_norm_rotate_append.cpp.
+ROW_MUTANTS = [
     Mutant("no_barrier_before_the_sums_of_warps", NORM, "    __syncthreads();\n", ""),
     Mutant("the_sum_of_half_a_warp", NORM, "int lanes = 16; lanes > 0", "int lanes = 8; lanes > 0"),
     Mutant(
@@ -226,5 +227,25 @@ NORM_MUTANTS = [
         "to_float(from_float<T>(to_float(x.elements[i]) * scale)) * to_float",
     ),
     Mutant("no_epsilon", NORM, "static_cast<float>(p.size)) + p.eps", "static_cast<float>(p.size))"),
+    # norm_rotate_append.
+    Mutant("k_by_the_weight_of_q", LAYER, "is_q ? p.q_norm : p.k_norm", "p.q_norm"),
+    Mutant("v_is_normed", LAYER, "if (is_there && !is_v) {", "if (is_there) {"),
+    Mutant("v_is_turned", LAYER, "if (!is_v) {\n        rotate", "if (true) {\n        rotate"),
+    Mutant("the_sum_of_half_a_head", LAYER, "sum_of_squares(first) + sum_of_squares(second)", "sum_of_squares(first)"),
+    Mutant("the_sum_of_half_the_lanes", LAYER, "int lanes = kLanes / 2;", "int lanes = kLanes / 4;"),
+    Mutant("the_sum_of_two_heads", LAYER, "int lanes = kLanes / 2;", "int lanes = kLanes;"),
+    Mutant(
+        "the_second_half_by_the_first_weight",
+        LAYER,
+        "load_vector<kVector>(weight + half)",
+        "load_vector<kVector>(weight)",
+    ),
+    Mutant("k_stays_in_qkv", LAYER, "if (!is_q) {", "if (is_v) {"),
+    Mutant("a_slot_below_zero_is_taken", LAYER, "p.slots[row] < 0 || ", ""),
+    Mutant("a_slot_behind_the_last_is_taken", LAYER, " || p.slots[row] >= p.num_slots", ""),
+    Mutant("v_into_the_pages_of_k", LAYER, "is_v ? p.v_pages : p.k_pages", "p.k_pages"),
+    Mutant("the_head_of_v_counts_from_k", LAYER, "- (is_v ? p.num_kv_heads : 0)", ""),
+    Mutant("rows_behind_the_last_have_heads", LAYER, "row < p.num_rows && i < half", "i < half"),
+    Mutant("lanes_behind_the_last_have_pairs", LAYER, "row < p.num_rows && i < half", "row < p.num_rows"),
 ]
-QUICK_NORM = NORM_MUTANTS[:3]
+QUICK_ROWS = [*ROW_MUTANTS[:3], *ROW_MUTANTS[-2:]]
