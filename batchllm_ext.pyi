@@ -12,7 +12,7 @@ a call that needs OpenMP's threads, and every use of a BatchPlanner made before,
 "spawn".
 
 Tensors are on the CPU. Where has_cuda(), append_kv, merge_state, merge_states, rms_norm, rotate and silu_and_mul also
-take CUDA tensors, all on one device: the work is put on `stream`, a cudaStream_t as int
+take CUDA tensors, norm_rotate_append these only, all on one device: the work is put on `stream`, a cudaStream_t as int
 (torch.cuda.current_stream().cuda_stream), on which the tensors must be ready, and the call returns before it is done.
 """
 
@@ -405,8 +405,8 @@ class AttentionPlan:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What a PlanLayout must have room for: num_rows, num_tiles, num_item_rows, num_pieces, num_page_ids,
-        num_merged_rows, num_partial_rows."""
+        """What a PlanLayout must have room for: num_rows, num_wide_tiles, num_narrow_tiles, num_item_rows, num_pieces,
+        num_page_ids, num_merged_rows, num_partial_rows."""
 
     def explain(self, *, kv_dtype: Literal["float32", "bfloat16"] = "float32") -> dict[str, Any]:
         """Items, bytes and FLOPs of one layer, and the bytes if every request read its keys for itself; under
@@ -514,7 +514,7 @@ def attention(
     v_pages: Any,
     *,
     out: Any = None,
-    lse: Any = None,
+    lse: Any | bool | None = True,
     softmax_scale: float | None = None,
     soft_cap: float = 0.0,
     sinks: Any = None,
@@ -525,7 +525,8 @@ def attention(
     """Attention of one layer; returns (out, lse).
 
     q, out: [num_tokens, num_qo_heads, head_dim]. k_pages, v_pages: [num_pages, page_size, num_kv_heads, head_dim].
-    lse: float32 [num_tokens, num_qo_heads], natural log; -inf where a row sees nothing.
+    lse: float32 [num_tokens, num_qo_heads], natural log; -inf where a row sees nothing. True makes one; None is
+    returned as it is, and none is computed.
     softmax_scale: 1 / sqrt(head_dim) by default. soft_cap: cap * tanh(score / cap), before the mask; 0 is off.
     sinks: float32 [num_qo_heads], scores of one more key with v = 0.
     dtype: "bfloat16" where NumPy uint16 arrays hold it. Outputs that are not given are made by q's library.
@@ -549,7 +550,7 @@ def attention_ref(
     v_pages: Any,
     *,
     out: Any = None,
-    lse: Any = None,
+    lse: Any | bool | None = True,
     softmax_scale: float | None = None,
     soft_cap: float = 0.0,
     sinks: Any = None,
@@ -589,6 +590,28 @@ def rotate(x: Any, cos: Any, sin: Any, *, num_threads: int = 0, stream: int = 0)
     """Rotary embedding in place, pairing element i with i + size / 2; in float32, rounded once.
 
     x [num_rows, num_heads, size] float32 or bfloat16, on a GPU also float16; cos, sin [num_rows, size / 2] float32.
+    """
+
+def norm_rotate_append(
+    qkv: Any,
+    cos: Any,
+    sin: Any,
+    slots: Any,
+    k_pages: Any,
+    v_pages: Any,
+    *,
+    q_norm: Any = None,
+    k_norm: Any = None,
+    eps: float = 0.0,
+    stream: int = 0,
+) -> None:
+    """On a GPU in one launch what rms_norm (where there are weights), rotate and append_kv do in turn: q is normed and
+    rotated in place, k_pages[slot] becomes k normed and rotated, v_pages[slot] v. k and v are left as they are, and
+    nothing is written for a row whose slot is none of the pages'.
+
+    qkv [num_rows, num_qo_heads + 2 num_kv_heads, size]: q, k, v, bfloat16 or float16, size a multiple of 16 and at most
+    256; cos, sin [num_rows, size / 2] float32; slots int64 [num_rows]; k_pages, v_pages [num_pages, page_size,
+    num_kv_heads, size] and q_norm, k_norm [size] of qkv's type. Memory and strides are multiples of 16 bytes.
     """
 
 def silu_and_mul(gate_up: Any, *, out: Any, num_threads: int = 0, stream: int = 0) -> None:

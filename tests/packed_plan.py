@@ -5,7 +5,14 @@ import numpy as np
 import batchllm_ext
 
 # int32 of each struct, by the size that says how many there are; in the order of the buffer.
-FIELDS = {"num_tiles": 6, "num_item_rows": 4, "num_pieces": 4, "num_page_ids": 1, "num_merged_rows": 3}
+FIELDS = {
+    "num_wide_tiles": 6,
+    "num_narrow_tiles": 6,
+    "num_item_rows": 4,
+    "num_pieces": 4,
+    "num_page_ids": 1,
+    "num_merged_rows": 3,
+}
 
 
 def packed_arrays(layout: batchllm_ext.PlanLayout, buffer: np.ndarray) -> dict[str, np.ndarray]:

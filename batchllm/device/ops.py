@@ -24,21 +24,35 @@ class CpuOps:
         before."""
         ext.rms_norm(x, weight, eps=eps, out=out, delta=delta, num_threads=self.num_threads)
 
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> None:
-        """Rotary embedding of x [T, H, D] in place; cos, sin float32 [T, D / 2]."""
-        ext.rotate(x, cos, sin, num_threads=self.num_threads)
+    def norm_rotate_append(
+        self,
+        qkv: Tensor,
+        norms: tuple[Tensor, Tensor] | None,
+        angles: tuple[Tensor, Tensor],
+        slots: Tensor,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        *,
+        eps: float,
+    ) -> None:
+        """Norms q and k of qkv [T, num_qo_heads + 2 num_kv_heads, D] by two weights [D] (or not at all), turns them by
+        cos and sin, float32 [T, D / 2], and writes k and v to slots, int64 [T], of the pages. q stays in qkv; what
+        stands there of k and v afterwards may be anything."""
+        num_kv_heads = k_pages.shape[2]
+        q, k, v = qkv.split((qkv.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads), dim=1)
+        if norms is not None:
+            self.rms_norm(q, norms[0], eps=eps, out=q)
+            self.rms_norm(k, norms[1], eps=eps, out=k)
+        ext.rotate(qkv[:, :-num_kv_heads], *angles, num_threads=self.num_threads)
+        ext.append_kv(k, v, slots, k_pages, v_pages, num_threads=self.num_threads)
 
     def silu_and_mul(self, gate_up: Tensor, *, out: Tensor) -> None:
         """out [T, size] = silu(gate) * up, of gate_up [T, 2 size]."""
         ext.silu_and_mul(gate_up, out=out, num_threads=self.num_threads)
 
-    def append_kv(self, k: Tensor, v: Tensor, slots: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
-        """Writes k, v [T, num_kv_heads, D] to slots, int64 [T], of the pages."""
-        ext.append_kv(k, v, slots, k_pages, v_pages, num_threads=self.num_threads)
-
     def attention(self, plan: ext.AttentionPlan, q: Tensor, k_pages: Tensor, v_pages: Tensor, *, out: Tensor) -> None:
         """out, q: [T, num_qo_heads, D]."""
-        ext.attention(plan, q, k_pages, v_pages, out=out, num_threads=self.num_threads)
+        ext.attention(plan, q, k_pages, v_pages, out=out, lse=None, num_threads=self.num_threads)
 
     def argmax_and_lse(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Of logits [T, vocab_size] int32 [T], the largest's index (the first of equals), and float32 [T], the log of
@@ -55,18 +69,28 @@ class GpuOps:
     def rms_norm(self, x: Tensor, weight: Tensor, *, eps: float, out: Tensor, delta: Tensor | None = None) -> None:
         ext.rms_norm(x, weight, eps=eps, out=out, delta=delta, stream=self._stream())
 
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> None:
-        ext.rotate(x, cos, sin, stream=self._stream())
+    def norm_rotate_append(
+        self,
+        qkv: Tensor,
+        norms: tuple[Tensor, Tensor] | None,
+        angles: tuple[Tensor, Tensor],
+        slots: Tensor,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        *,
+        eps: float,
+    ) -> None:
+        """A row whose slot is none of the pages' is not written."""
+        q_norm, k_norm = norms or (None, None)
+        ext.norm_rotate_append(
+            qkv, *angles, slots, k_pages, v_pages, q_norm=q_norm, k_norm=k_norm, eps=eps, stream=self._stream()
+        )
 
     def silu_and_mul(self, gate_up: Tensor, *, out: Tensor) -> None:
         ext.silu_and_mul(gate_up, out=out, stream=self._stream())
 
-    def append_kv(self, k: Tensor, v: Tensor, slots: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
-        """A row whose slot is none of the pages' is not written."""
-        ext.append_kv(k, v, slots, k_pages, v_pages, stream=self._stream())
-
     def attention(self, plan: ext.DevicePlan, q: Tensor, k_pages: Tensor, v_pages: Tensor, *, out: Tensor) -> None:
-        ext.attention(plan, q, k_pages, v_pages, out=out, stream=self._stream())
+        ext.attention(plan, q, k_pages, v_pages, out=out, lse=None, stream=self._stream())
 
     def argmax_and_lse(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         return logits.argmax(dim=-1).int(), logits.float().logsumexp(dim=-1)

@@ -81,19 +81,16 @@ class Model:
         plan = step.plan
         x = F.embedding(step.token_ids, self.embedding)  # [T, hidden_size]
         delta = None  # [T, hidden_size], what the last block adds to x; the next norm adds it
-        cos, sin = self._rotation(step.positions)
+        angles = self._rotation(step.positions)
         normed = torch.empty_like(x)
         attended = x.new_empty(len(x), num_q, dim)  # [T, Hq, D]
         activated = x.new_empty(len(x), config.intermediate_size)
         for layer, k_pages, v_pages in zip(self.layers, kv_cache.k_pages, kv_cache.v_pages, strict=True):
             norm(x, layer.input_norm, out=normed, delta=delta)
             qkv = layer.qkv(normed).view(len(x), num_q + 2 * num_kv, dim)
-            q, k, v = qkv.split((num_q, num_kv, num_kv), dim=1)  # [T, Hq, D], [T, Hkv, D] twice
-            if layer.q_norm is not None and layer.k_norm is not None:
-                norm(q, layer.q_norm, out=q)
-                norm(k, layer.k_norm, out=k)
-            ops.rotate(qkv[:, : num_q + num_kv], cos, sin)
-            ops.append_kv(k, v, step.slots, k_pages, v_pages)
+            norms = None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm)
+            ops.norm_rotate_append(qkv, norms, angles, step.slots, k_pages, v_pages, eps=config.rms_norm_eps)
+            q = qkv[:, :num_q]  # [T, Hq, D]
             if layer is self.layers[-1] and step.logit_rows is not None:
                 rows, plan = step.logit_rows, step.logit_plan
                 x, q = x[rows], q[rows]

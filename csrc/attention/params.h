@@ -30,7 +30,7 @@ struct OutputTensor {  // [num_tokens, num_qo_heads, head_dim]
 };
 
 struct LseTensor {  // [num_tokens, num_qo_heads], natural log
-    float* data;
+    float* data;    // null: nobody wants it
     int64_t token_stride;
     int64_t head_stride;
 };

@@ -25,7 +25,7 @@ BATCHLLM_HOST_DEVICE inline MergeWeights merge_weights(float lse_a, float lse_b)
     const float sum_a = expf(lse_a - lse_max);
     const float sum_b = expf(lse_b - lse_max);
     const float sum = sum_a + sum_b;
-    return {sum_a / sum, sum_b / sum, lse_max + logf(sum)};
+    return {quotient(sum_a, sum), quotient(sum_b, sum), lse_max + logf(sum)};
 }
 
 // One element of the merged out.
@@ -46,7 +46,7 @@ BATCHLLM_HOST_DEVICE inline float natural_lse(float lse, LseBase base) {
 }
 
 BATCHLLM_HOST_DEVICE inline float lse_in_base(float natural, LseBase base) {
-    return base == LseBase::kTwo ? natural / kLn2 : natural;
+    return base == LseBase::kTwo ? natural * (1.0f / kLn2) : natural;
 }
 
 }  // namespace batchllm

@@ -21,7 +21,7 @@ namespace {
 
 struct AttentionOptions {
     py::object out;
-    py::object lse;
+    py::object lse;  // True: a new one; None: nobody wants it
     std::optional<double> softmax_scale;
     double soft_cap;
     py::object sinks;
@@ -66,16 +66,18 @@ class AttentionTensors {
             options_.out =
                 new_output("out", q_object_, NewType::kLikeQ, {num_tokens.size, num_qo_heads.size, head_dim.size});
         }
-        if (options_.lse.is_none()) {
+        if (options_.lse.is(py::bool_(true))) {
             options_.lse = new_output("lse", q_object_, NewType::kFloat32, {num_tokens.size, num_qo_heads.size});
         }
         out_.emplace("out", options_.out, options_.dtype, where_);
         out_->expect_writable();
         check_shape(*out_, {&num_tokens, &num_qo_heads, &head_dim});
-        lse_.emplace("lse", options_.lse, where_);
-        lse_->expect_type({ElementType::kFloat32});
-        lse_->expect_writable();
-        check_shape(*lse_, {&num_tokens, &num_qo_heads});
+        if (!options_.lse.is_none()) {
+            lse_.emplace("lse", options_.lse, where_);
+            lse_->expect_type({ElementType::kFloat32});
+            lse_->expect_writable();
+            check_shape(*lse_, {&num_tokens, &num_qo_heads});
+        }
         if (!options_.sinks.is_none()) {
             sinks_.emplace("sinks", options_.sinks, where_);
             sinks_->expect_type({ElementType::kFloat32});
@@ -93,7 +95,7 @@ class AttentionTensors {
             .v_pages = {v_pages_.data(), v_pages_.stride(0), v_pages_.stride(1), v_pages_.stride(2)},
             .kv_dtype = k_pages_.dtype(),
             .out = {out_->data(), out_->dtype(), out_->stride(0), out_->stride(1)},
-            .lse = {static_cast<float*>(lse_->data()), lse_->stride(0), lse_->stride(1)},
+            .lse = lse_ ? LseTensor{static_cast<float*>(lse_->data()), lse_->stride(0), lse_->stride(1)} : LseTensor{},
             .softmax_scale = static_cast<float>(scale),
             .soft_cap = static_cast<float>(options_.soft_cap),
             .sinks = sinks_ ? static_cast<const float*>(sinks_->data()) : nullptr,
@@ -107,7 +109,7 @@ class AttentionTensors {
             tensor->expect_type({q_.type()});
             tensor->expect_device_of(q_);
         }
-        lse_->expect_device_of(q_);
+        if (lse_) lse_->expect_device_of(q_);
         if (sinks_) sinks_->expect_device_of(q_);
         constexpr int64_t kVectorBytes = 16;
         for (const Tensor* tensor : {&q_, &k_pages_, &v_pages_, &*out_}) tensor->expect_aligned(kVectorBytes);
@@ -241,7 +243,7 @@ void bind_attention(py::module_& module) {
                              num_threads);
         },
         py::arg("plan"), py::arg("q"), py::arg("k_pages"), py::arg("v_pages"), py::kw_only(), py::arg("out") = none,
-        py::arg("lse") = none, py::arg("softmax_scale") = none, py::arg("soft_cap") = 0.0, py::arg("sinks") = none,
+        py::arg("lse") = true, py::arg("softmax_scale") = none, py::arg("soft_cap") = 0.0, py::arg("sinks") = none,
         py::arg("dtype") = none, py::arg("num_threads") = 0, py::arg("stream") = 0,
         "Attention of one layer; returns (out, lse).");
 
@@ -260,7 +262,7 @@ void bind_attention(py::module_& module) {
         py::arg("span_indptr"), py::arg("span_begin"), py::arg("link_indptr"), py::arg("link_segment"),
         py::arg("segment_page_indptr"), py::arg("segment_page_ids"), py::arg("segment_begin"),
         py::arg("segment_num_tokens"), py::arg("q"), py::arg("k_pages"), py::arg("v_pages"), py::kw_only(),
-        py::arg("out") = none, py::arg("lse") = none, py::arg("softmax_scale") = none, py::arg("soft_cap") = 0.0,
+        py::arg("out") = none, py::arg("lse") = true, py::arg("softmax_scale") = none, py::arg("soft_cap") = 0.0,
         py::arg("sinks") = none, py::arg("dtype") = none, py::arg("window_left") = -1,
         "attention() in float64 and plain loops, without a plan.");
 

@@ -3,6 +3,7 @@
 #include <initializer_list>
 #include <limits>
 #include <optional>
+#include <utility>
 
 #include "bindings/bindings.h"
 #include "bindings/dlpack_tensor.h"
@@ -105,6 +106,90 @@ void rotate_of(py::handle x_object, py::handle cos_object, py::handle sin_object
     rotate(params, num_rows.size, num_threads);
 }
 
+void norm_rotate_append_of(py::handle qkv_object, py::handle cos_object, py::handle sin_object, py::handle slots_object,
+                           py::handle k_pages_object, py::handle v_pages_object, py::handle q_norm_object,
+                           py::handle k_norm_object, double eps, uintptr_t stream) {
+    const Tensor qkv("qkv", qkv_object, Where::kCuda), slots("slots", slots_object, Where::kCuda);
+    const Tensor cos("cos", cos_object, Where::kCuda), sin("sin", sin_object, Where::kCuda);
+    const Tensor k_pages("k_pages", k_pages_object, Where::kCuda), v_pages("v_pages", v_pages_object, Where::kCuda);
+    Dim num_rows{"num_rows"}, num_heads{"num_qo_heads + 2 num_kv_heads"}, size{"size"}, half{"size / 2"};
+    Dim num_pages{"num_pages"}, page_size{"page_size"}, num_kv_heads{"num_kv_heads"};
+    check_shape(qkv, {&num_rows, &num_heads, &size});
+    qkv.expect_type({ElementType::kBFloat16, ElementType::kFloat16});
+    qkv.expect_writable();
+    if (size.size % 16 != 0 || size.size > 256) {
+        throw py::value_error("qkv: expected a size of at most 256 and a multiple of 16, got " +
+                              std::to_string(size.size));
+    }
+    half.set(size.size / 2, "qkv");
+    for (const Tensor* tensor : {&cos, &sin}) {
+        check_shape(*tensor, {&num_rows, &half});
+        tensor->expect_type({ElementType::kFloat32});
+    }
+    check_shape(slots, {&num_rows});
+    for (const Tensor* tensor : {&k_pages, &v_pages}) {
+        check_shape(*tensor, {&num_pages, &page_size, &num_kv_heads, &size});
+        tensor->expect_type({qkv.type()});
+        tensor->expect_writable();
+    }
+    if (num_heads.size < 2 * num_kv_heads.size) {
+        throw py::value_error("qkv: expected at least " + std::to_string(2 * num_kv_heads.size) +
+                              " heads, those of k and v, got " + std::to_string(num_heads.size));
+    }
+    std::optional<Tensor> q_norm, k_norm;
+    if (q_norm_object.is_none() != k_norm_object.is_none()) {
+        throw py::value_error("q_norm, k_norm: expected both or neither");
+    }
+    if (!q_norm_object.is_none()) {
+        q_norm.emplace("q_norm", q_norm_object, Where::kCuda);
+        k_norm.emplace("k_norm", k_norm_object, Where::kCuda);
+    }
+    constexpr int64_t kVectorBytes = 16;
+    for (const Tensor* tensor : {&qkv, &cos, &sin, &k_pages, &v_pages, q_norm ? &std::as_const(*q_norm) : &qkv,
+                                 k_norm ? &std::as_const(*k_norm) : &qkv}) {
+        tensor->expect_device_of(qkv);
+        tensor->expect_aligned(kVectorBytes);
+    }
+    for (const std::optional<Tensor>* norm : {&q_norm, &k_norm}) {
+        if (!*norm) continue;
+        check_shape(**norm, {&size});
+        (*norm)->expect_type({qkv.type()});
+    }
+    slots.expect_device_of(qkv);
+    const int64_t num_slots = num_pages.size * page_size.size;
+    if (num_slots > std::numeric_limits<uint32_t>::max()) {
+        throw py::value_error("num_pages * page_size: expected at most 4294967295 on a GPU, got " +
+                              std::to_string(num_slots));
+    }
+    const auto heads = [](const Tensor& pages) {
+        return PagedHeads{pages.data(), pages.stride(0), pages.stride(1), pages.stride(2)};
+    };
+    const NormRotateAppendParams params{
+        .dtype = qkv.type() == ElementType::kBFloat16 ? DType::kBFloat16 : DType::kFloat16,
+        .qkv = {qkv.data(), qkv.stride(0), qkv.stride(1)},
+        .q_norm = q_norm ? q_norm->data() : nullptr,
+        .k_norm = k_norm ? k_norm->data() : nullptr,
+        .eps = static_cast<float>(eps),
+        .cos = static_cast<const float*>(cos.data()),
+        .sin = static_cast<const float*>(sin.data()),
+        .cos_stride = cos.stride(0),
+        .sin_stride = sin.stride(0),
+        .slots = int64_array(slots).data(),
+        .k_pages = heads(k_pages),
+        .v_pages = heads(v_pages),
+        .page_size = page_size.size,
+        .num_slots = static_cast<uint32_t>(num_slots),
+        .num_rows = num_rows.size,
+        .num_qo_heads = num_heads.size - 2 * num_kv_heads.size,
+        .num_kv_heads = num_kv_heads.size,
+        .size = size.size,
+    };
+    if constexpr (cuda::kIsBuilt) {  // without it, there are no CUDA tensors
+        const py::gil_scoped_release release;
+        cuda::norm_rotate_append(params, {qkv.device_id(), stream});
+    }
+}
+
 void silu_and_mul_of(py::handle gate_up_object, py::handle out_object, int32_t num_threads, uintptr_t stream) {
     const Tensor gate_up("gate_up", gate_up_object, kWhere), out("out", out_object, kWhere);
     Dim num_rows{"num_rows"}, size{"size"}, both{"2 size"};
@@ -167,6 +252,10 @@ void bind_ops(py::module_& module) {
                "Root-mean-square norm of every row; with delta, of x + delta, which x becomes.");
     module.def("rotate", &rotate_of, py::arg("x"), py::arg("cos"), py::arg("sin"), py::kw_only(),
                py::arg("num_threads") = 0, py::arg("stream") = 0, "Rotary embedding, in place.");
+    module.def("norm_rotate_append", &norm_rotate_append_of, py::arg("qkv"), py::arg("cos"), py::arg("sin"),
+               py::arg("slots"), py::arg("k_pages"), py::arg("v_pages"), py::kw_only(), py::arg("q_norm") = py::none(),
+               py::arg("k_norm") = py::none(), py::arg("eps") = 0.0, py::arg("stream") = 0,
+               "Norms and rotates q in place and k, and writes k and v into their slots.");
     module.def("silu_and_mul", &silu_and_mul_of, py::arg("gate_up"), py::kw_only(), py::arg("out"),
                py::arg("num_threads") = 0, py::arg("stream") = 0, "out = silu(gate) * up.");
     module.def("argmax_and_lse", &argmax_and_lse_of, py::arg("logits"), py::kw_only(), py::arg("token_ids"),

@@ -95,6 +95,26 @@ __device__ __forceinline__ float exp2_approx(float x) {  // 2 ulp; exp2(-inf) = 
     return y;
 }
 
+__device__ __forceinline__ float reciprocal_approx(float x) {  // 1 ulp; of infinity 0
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Until the launches before this one are done and what they wrote is there. At once where this one began in order.
+__device__ __forceinline__ void wait_for_earlier_launches() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The next launch may begin, once all blocks have said so.
+__device__ __forceinline__ void let_next_launch_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 // Two numbers in 16 bits each.
 template <typename T>
 __device__ uint32_t pack(float low, float high);

@@ -7,15 +7,16 @@
 namespace batchllm::cuda {
 
 template <typename Work>
-__global__ void run_work(const Work work) {
-    run_thread(work, {gridDim.x, blockDim.x}, blockIdx.x, threadIdx.x);
+__global__ void __launch_bounds__(kWorkThreads) run_work(const __grid_constant__ WorkRows<Work> rows) {
+    wait_for_earlier_launches();
+    rows.run_thread(blockIdx.x, threadIdx.x);
 }
 
-// Nothing where there are no items. launch(kernel, grid, shared_bytes, argument) is a stream's or the emulator's.
+// launch(kernel, grid, shared_bytes, argument, begin) is a stream's or the emulator's.
 template <typename Work, typename Launcher>
-void launch_work(const Work& work, const Launcher& launch) {
-    const LaunchGrid grid = launch_grid(work.num_items());
-    if (grid.num_blocks > 0) launch(run_work<Work>, grid, 0, work);
+void launch_work(const Work& work, const Launcher& launch, Begin begin = Begin::kInOrder) {
+    for_each_launch(work,
+                    [&](const WorkRows<Work>& rows, LaunchGrid grid) { launch(run_work<Work>, grid, 0, rows, begin); });
 }
 
 }  // namespace batchllm::cuda

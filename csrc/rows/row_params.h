@@ -39,6 +39,36 @@ struct RotateParams {
     int64_t size;
 };
 
+struct PagedHeads {  // [num_pages, page_size, num_kv_heads, size]
+    void* data;
+    int64_t page_stride;
+    int64_t slot_stride;
+    int64_t head_stride;
+};
+
+// q = rotated(normed(q)) in place, k_pages[slot] = rotated(normed(k)), v_pages[slot] = v. Each result is rounded, that
+// of the norm too.
+struct NormRotateAppendParams {
+    DType dtype;         // bfloat16 or float16
+    HeadRows qkv;        // num_qo_heads + 2 num_kv_heads heads: q, k, v
+    const void* q_norm;  // [size]; null: no norms
+    const void* k_norm;  // [size]
+    float eps;
+    const float* cos;  // [num_rows, size / 2]
+    const float* sin;
+    int64_t cos_stride;
+    int64_t sin_stride;
+    const int64_t* slots;  // [num_rows]; K and V of a row whose slot lies outside the pages are not written
+    PagedHeads k_pages;
+    PagedHeads v_pages;
+    int64_t page_size;
+    uint32_t num_slots;  // of all pages
+    int64_t num_rows;
+    int64_t num_qo_heads;
+    int64_t num_kv_heads;
+    int64_t size;  // a multiple of 16, at most 256
+};
+
 // out = gate / (1 + exp(-gate)) * up
 struct SiluAndMulParams {
     DType dtype;

@@ -56,6 +56,22 @@ def test_attention_matches_reference(case: Case, share: bool | str):
         check(inputs, *run(inputs, num_threads=num_threads, device=device, share=share))
 
 
+@pytest.mark.parametrize("share", ["always", False])
+@pytest.mark.parametrize("name", ["tree", "sinks", "rows_that_see_nothing"])
+def test_an_lse_that_nobody_wants_is_not_made(name: str, share: bool | str):
+    inputs = next(case for case in ATTENTION_CASES if case.name == name).make_inputs()
+    plan = batchllm_ext.plan_attention(**inputs.plan_arguments, num_threads=2, share=share)
+    tensors = inputs.q, inputs.k_pages, inputs.v_pages
+    out, lse = batchllm_ext.attention(plan, *tensors, sinks=inputs.sinks)
+    assert lse.shape == out.shape[:2]
+    out_alone, no_lse = batchllm_ext.attention(plan, *tensors, sinks=inputs.sinks, lse=None)
+    assert no_lse is None
+    np.testing.assert_array_equal(out_alone, out)
+    window_left = inputs.case.window_left
+    _, no_lse = batchllm_ext.attention_ref(*inputs.arrays.values(), *tensors, lse=None, window_left=window_left)
+    assert no_lse is None
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_attention_of_a_random_forest_matches_reference(seed: int):
     inputs = random_case(seed).make_inputs()

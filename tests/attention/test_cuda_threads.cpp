@@ -87,10 +87,10 @@ const AppendCase kAppendCases[] = {
 };
 
 template <int kUnitBytes>
-void check_append(const AppendCase& c, int64_t max_blocks) {
+void check_append(const AppendCase& c, int64_t max_items) {
     AppendMemory expected(c), got(c);
     append_to_pages(expected.params(), 1);
-    run_every_thread(AppendWork<kUnitBytes>{got.params(), kNumPages * c.page_size}, max_blocks);
+    run_every_thread(AppendWork<kUnitBytes>{got.params(), checked_num_slots(kNumPages * c.page_size)}, max_items);
     CHECK(got.pages == expected.pages);
 }
 
@@ -154,12 +154,12 @@ bool same_bits(float a, float b) {
 }
 
 template <typename T>
-void check_merge(const MergeCase& c, LseBase base, bool all_empty, int64_t max_blocks) {
+void check_merge(const MergeCase& c, LseBase base, bool all_empty, int64_t max_items) {
     MergeMemory<T> expected(c, base, all_empty), got(c, base, all_empty);
     const MergeWork<T>& work = expected.work;
     merge_states<T>({work.inputs, static_cast<size_t>(work.num_inputs)}, work.merged, c.num_tokens, c.num_heads,
                     c.head_dim, base);
-    run_every_thread(got.work, max_blocks);
+    run_every_thread(got.work, max_items);
     for (size_t i = 0; i < got.merged_lse.size(); ++i) {
         CHECK(same_bits(got.merged_lse[i], expected.merged_lse[i]));
         if (all_empty) CHECK(got.merged_lse[i] == -INFINITY);
@@ -170,33 +170,58 @@ void check_merge(const MergeCase& c, LseBase base, bool all_empty, int64_t max_b
 }
 
 struct CountItems {
-    std::vector<int>* counts;
-    int64_t num_items() const { return static_cast<int64_t>(counts->size()); }
-    void operator()(int64_t item) const { ++counts->at(item); }
+    std::vector<std::vector<int>>* counts;
+    int64_t row_count() const { return static_cast<int64_t>(counts->size()); }
+    int64_t items_per_row() const { return counts->empty() ? 0 : static_cast<int64_t>(counts->front().size()); }
+    void operator()(int64_t row, uint32_t item) const { ++counts->at(row).at(item); }
+};
+
+// So many of them, without memory.
+struct FarRows {
+    int64_t num_rows, num_items;
+    int64_t row_count() const { return num_rows; }
+    int64_t items_per_row() const { return num_items; }
+    void operator()(int64_t, uint32_t) const {}
 };
 
 }  // namespace
 
-TEST_CASE("every item is done by exactly one thread of the grid") {
-    for (int64_t num_items : {0, 1, 255, 256, 257, 1000, 5000}) {
-        for (int64_t max_blocks : {int64_t{1}, int64_t{3}, kMaxBlocks}) {
-            std::vector<int> counts(num_items);
-            run_every_thread(CountItems{&counts}, max_blocks);
-            CHECK(counts == std::vector<int>(num_items, 1));
+TEST_CASE("every item is done by exactly one thread of one launch") {
+    for (int num_rows : {0, 1, 7, 255, 256, 257}) {
+        for (int num_items : {0, 1, 3, 20, 257}) {
+            for (int64_t max_items : {int64_t{257}, int64_t{1000}, kMaxItems}) {
+                std::vector counts(num_rows, std::vector<int>(num_items));
+                run_every_thread(CountItems{&counts}, max_items);
+                CHECK(counts == std::vector(num_rows, std::vector<int>(num_items, 1)));
+            }
         }
     }
-    CHECK(launch_grid(0).num_blocks == 0);
-    CHECK(launch_grid(int64_t{1} << 39).num_blocks == kMaxBlocks);
-    CHECK(launch_grid(int64_t{1} << 50).num_blocks == kMaxBlocks);
+}
+
+TEST_CASE("more items than 32 bits count take more launches, of whole rows") {
+    for (const FarRows& work : {FarRows{int64_t{1} << 30, 3000}, FarRows{3, kMaxItems}, FarRows{5, kMaxItems / 2}}) {
+        int64_t next_row = 0;
+        for_each_launch(work, [&](const WorkRows<FarRows>& rows, LaunchGrid grid) {
+            CHECK(rows.row_begin == next_row);
+            CHECK(rows.num_items % work.num_items == 0);
+            CHECK(int64_t{grid.num_blocks} * grid.block_size >= rows.num_items);
+            CHECK(int64_t{grid.num_blocks} * grid.block_size < rows.num_items + int64_t{kWorkThreads});
+            next_row += rows.num_items / work.num_items;
+        });
+        CHECK(next_row == work.num_rows);
+    }
+    const auto nothing = [](const WorkRows<FarRows>&, LaunchGrid) {};
+    CHECK_THROWS_WITH_AS(for_each_launch(FarRows{1, kMaxItems + 1}, nothing),
+                         "expected rows of at most 2147483648 items, got 2147483649", std::invalid_argument);
 }
 
 TEST_CASE("append: the threads write what the CPU writes, and nothing else") {
     for (const AppendCase& c : kAppendCases) {
         CAPTURE(&c - kAppendCases);
         CHECK(is_vector_aligned(AppendMemory(c).params()) == c.vectors);
-        for (int64_t max_blocks : {int64_t{2}, kMaxBlocks}) {
-            check_append<1>(c, max_blocks);
-            if (c.vectors) check_append<kVectorBytes>(c, max_blocks);
+        for (int64_t max_items : {int64_t{2000}, kMaxItems}) {
+            check_append<1>(c, max_items);
+            if (c.vectors) check_append<kVectorBytes>(c, max_items);
         }
     }
 }
@@ -206,8 +231,40 @@ TEST_CASE("append: a row whose slot lies outside the pages is not written") {
         AppendMemory memory({3, 2, 32, 4, 0, 0, true});
         std::fill(memory.slots.begin(), memory.slots.end(), outside);
         const auto before = memory.pages;
-        run_every_thread(AppendWork<kVectorBytes>{memory.params(), kNumPages * 4}, kMaxBlocks);
+        run_every_thread(AppendWork<kVectorBytes>{memory.params(), kNumPages * 4}, kMaxItems);
         CHECK(memory.pages == before);
+    }
+}
+
+TEST_CASE("append: a pool of more slots than 32 bits count is refused") {
+    CHECK(checked_num_slots(UINT32_MAX) == UINT32_MAX);
+    CHECK_THROWS_WITH_AS(checked_num_slots(int64_t{1} << 32),
+                         "num_pages * page_size: expected at most 4294967295 on a GPU, got 4294967296",
+                         std::invalid_argument);
+}
+
+TEST_CASE("append: slots beyond 2^31 are taken in full") {
+    // The last slot of the largest pool; nothing of the others is memory.
+    const float value = 5.0f;
+    float page = 0.0f;
+    const int64_t slot = UINT32_MAX - 1;
+    for (int64_t page_size : {int64_t{1}, int64_t{16}, slot}) {
+        const int64_t offset = slot / page_size * 4096 + slot % page_size * 8;
+        const AppendParams p{.tokens = reinterpret_cast<const char*>(&value),
+                             .token_stride = 4,
+                             .token_head_stride = 4,
+                             .pages = reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(&page) - offset),
+                             .page_stride = 4096,
+                             .slot_stride = 8,
+                             .page_head_stride = 4,
+                             .slots = &slot,
+                             .num_tokens = 1,
+                             .num_kv_heads = 1,
+                             .page_size = page_size,
+                             .head_bytes = 4};
+        page = 0.0f;
+        run_every_thread(AppendWork<1>{p, UINT32_MAX}, kMaxItems);
+        CHECK(page == value);
     }
 }
 
@@ -248,7 +305,7 @@ TEST_CASE("append: offsets beyond 2^31 bytes are taken in full") {
                        .page_size = stride == &AppendParams::page_stride ? 1 : 2,
                        .head_bytes = 4};
         p.*stride = kFar;
-        run_every_thread(AppendWork<1>{p, 2}, kMaxBlocks);
+        run_every_thread(AppendWork<1>{p, 2}, kMaxItems);
         CHECK(page == value);
     }
 }
@@ -258,8 +315,8 @@ TEST_CASE_TEMPLATE("merge: the threads compute what the CPU computes, to the bit
         CAPTURE(&c - kMergeCases);
         for (LseBase base : {LseBase::kE, LseBase::kTwo}) {
             for (bool all_empty : {false, true}) {
-                check_merge<T>(c, base, all_empty, kMaxBlocks);
-                check_merge<T>(c, base, all_empty, 1);
+                check_merge<T>(c, base, all_empty, kMaxItems);
+                check_merge<T>(c, base, all_empty, 400);
             }
         }
     }

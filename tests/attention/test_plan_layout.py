@@ -40,13 +40,20 @@ def test_a_layout_of_a_plan_holds_its_arrays_and_nothing_else(case: Case):
         "num_merged_rows": "merge_rows",
     }.items():
         assert (arrays[name] == plan.buffers[buffer].reshape(arrays[name].shape)).all()
-    # Tiles take the packed rows of every item, in its order.
+    # Tiles take the packed rows of every item, both kinds in the items' order.
     group_size = case.num_qo_heads // case.num_kv_heads
-    rows = [(row_begin, begin, end) for row_begin, begin, end, *_ in arrays["num_tiles"].tolist()]
+    wide, narrow = (
+        [(row_begin, begin, end) for row_begin, begin, end, *_ in arrays[name].tolist()]
+        for name in ("num_wide_tiles", "num_narrow_tiles")
+    )
     whole = [(begin, (end - begin) * group_size) for begin, end, *_ in plan.buffers["items"].tolist()]
-    assert [row for row, begin, _ in rows if begin == 0] == [row for row, _ in whole]
-    assert sum(end - begin for _, begin, end in rows) == sum(size for _, size in whole)
-    assert all(0 < end - begin <= 128 for _, begin, end in rows)
+    for tiles in (wide, narrow):
+        first = [row for row, begin, _ in tiles if begin == 0]
+        assert first == [row for row, _ in whole if row in first]
+    assert sorted(row for row, begin, _ in wide + narrow if begin == 0) == sorted(row for row, _ in whole)
+    assert sum(end - begin for _, begin, end in wide + narrow) == sum(size for _, size in whole)
+    assert all(16 < end - begin <= 128 for _, begin, end in wide)
+    assert all(0 < end - begin <= 16 for _, begin, end in narrow)
 
 
 def test_behind_a_smaller_plan_tiles_and_merges_are_empty():
@@ -61,7 +68,7 @@ def test_behind_a_smaller_plan_tiles_and_merges_are_empty():
     for name, values in arrays.items():
         behind = values[small.sizes[name] :]
         assert len(behind) > 0
-        if name == "num_tiles":
+        if name.endswith("_tiles"):
             assert (behind == 0).all()
         elif name == "num_merged_rows":
             assert (behind == (-1, 0, 0)).all()
@@ -92,8 +99,9 @@ def test_a_layout_is_for_the_heads_of_its_plan():
             layout.pack(other, np.zeros(layout.num_ints, np.int32))
     with pytest.raises(ValueError, match=r"^head_dim: expected 64, 96, 128 or 256 on a GPU, got 80$"):
         batchllm_ext.PlanLayout(plan_of(Case("heads", [Request((), 3)], head_dim=80)), NUM_PAGES)
-    with pytest.raises(ValueError, match=r"^num_tiles: expected at most 1073741823, got 1073741824$"):
-        batchllm_ext.PlanLayout(plan, NUM_PAGES, num_tiles=2**30)
+    for name in ("num_wide_tiles", "num_narrow_tiles"):
+        with pytest.raises(ValueError, match=rf"^{name}: expected at most 1073741823, got 1073741824$"):
+            batchllm_ext.PlanLayout(plan, NUM_PAGES, **{name: 2**30})
 
 
 def test_the_buffer_is_the_layouts():

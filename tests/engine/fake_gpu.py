@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import batchllm_ext as ext
-from batchllm.device.ops import GpuOps
+from batchllm.device.ops import CpuOps, GpuOps
 from tests.packed_plan import packed_arrays
 
 WRITE_THROUGH = -1
@@ -23,7 +23,7 @@ class FakeDevicePlan:
     buffer: Tensor
 
     def arrays(self) -> list[np.ndarray]:
-        """tiles, rows, pieces, page_ids, merge_rows, a struct a row."""
+        """wide and narrow tiles, rows, pieces, page_ids, merge_rows, a struct a row."""
         return list(packed_arrays(self.layout, self.buffer.numpy()).values())
 
 
@@ -72,9 +72,14 @@ class FakeGpu:
 class FakeGpuOps(GpuOps):
     """The calls of a GPU, on the CPU's tensors. What its kernels do differently from the CPU's is done here."""
 
-    def append_kv(self, k: Tensor, v: Tensor, slots: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
+    def norm_rotate_append(self, qkv: Tensor, norms, angles, slots: Tensor, k_pages, v_pages, *, eps: float) -> None:
+        """All rows, but K and V of those alone that have a slot."""
         kept = slots >= 0
-        super().append_kv(k[kept], v[kept], slots[kept], k_pages, v_pages)
+        rows = qkv[kept]
+        CpuOps().norm_rotate_append(
+            rows, norms, [angle[kept] for angle in angles], slots[kept], k_pages, v_pages, eps=eps
+        )
+        qkv[kept] = rows
 
     def attention(self, plan: FakeDevicePlan, q: Tensor, k_pages: Tensor, v_pages: Tensor, *, out: Tensor) -> None:
         assert len(q) == len(out) == plan.layout.sizes["num_rows"]
@@ -88,11 +93,14 @@ class FakeGpuOps(GpuOps):
 
 def execute(arrays: list[np.ndarray], q: Tensor, k_pages: Tensor, v_pages: Tensor, out: Tensor) -> None:
     """The kernels of csrc/attention/cuda, one row of one head at a time."""
-    tiles, rows, pieces, page_ids, merge_rows = arrays
+    wide_tiles, narrow_tiles, rows, pieces, page_ids, merge_rows = arrays
     page_size, num_kv_heads = k_pages.shape[1:3]
     group_size = q.shape[1] // num_kv_heads
     states: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-    for row_begin, packed_begin, packed_end, piece_begin, kv_begin, kv_end in tiles.tolist():
+    for row_begin, packed_begin, packed_end, piece_begin, kv_begin, kv_end in [
+        *wide_tiles.tolist(),
+        *narrow_tiles.tolist(),
+    ]:
         for packed in range(packed_begin, packed_end):
             token, begin, end, slot = rows[row_begin + packed // group_size].tolist()
             begin, end = max(begin, kv_begin), min(end, kv_end)

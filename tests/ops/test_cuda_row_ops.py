@@ -1,6 +1,6 @@
-"""rms_norm, rotate and silu_and_mul of CUDA tensors: what is refused, and on a GPU the CPU's results.
+"""Row operations of CUDA tensors: what is refused, and on a GPU the CPU's results.
 
-Without a GPU the norm's kernel runs in tests/simt/test_row_kernels.cpp, the threads of the others in
+Without a GPU the kernels of rms_norm and norm_rotate_append run in tests/simt, the threads of the others in
 test_row_threads.cpp; what is left to the tests marked gpu is the launches.
 """
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import batchllm_ext as ext
+from batchllm.device.ops import CpuOps, GpuOps
 from tests.gpu import OnGpu, current_stream, needs_build
 from tests.ops.test_row_ops import normal
 
@@ -108,7 +109,7 @@ def check_on_gpu(call: Callable[..., None], *tensors: Tensor) -> None:
     on_cpu = [tensor.float() if tensor.dtype == torch.float16 else tensor.clone() for tensor in tensors]
     call(*on_cpu, stream=0)
     for ours, expected in zip(on_gpu, on_cpu, strict=True):
-        tolerance = TOLERANCE[ours.dtype]
+        tolerance = TOLERANCE.get(ours.dtype, 0.0)
         torch.testing.assert_close(ours.cpu(), expected.to(ours.dtype), rtol=tolerance, atol=1e-5, equal_nan=True)
 
 
@@ -150,6 +151,64 @@ def test_rotations_on_a_gpu_are_those_on_the_cpu(dtype: torch.dtype, size: int):
             ext.rotate(qkv[:, 1:4, first : first + size], cos, sin, **on)
 
         check_on_gpu(rotate, normal(33, 6, size + 8, dtype=dtype), angles.cos(), angles.sin())
+
+
+def layer_arguments() -> dict[str, np.ndarray]:
+    """Of norm_rotate_append: 3 rows of 2 + 1 + 1 heads of 16, 2 pages of 4 slots."""
+    angles, pages, weight = np.ones((3, 8), np.float32), np.ones((2, 4, 1, 16), np.float16), np.ones(16, np.float16)
+    return {
+        "qkv": np.ones((3, 4, 16), np.float16),
+        **{"cos": angles, "sin": angles.copy(), "slots": np.arange(3)},
+        **{"k_pages": pages, "v_pages": pages.copy(), "q_norm": weight, "k_norm": weight.copy()},
+    }
+
+
+def test_q_k_and_v_are_prepared_at_once_on_a_gpu_only():
+    with pytest.raises(ValueError, match=r"^qkv: expected a CUDA tensor, got one on the CPU"):
+        ext.norm_rotate_append(**layer_arguments())
+
+
+@needs_build
+def test_the_tensor_of_a_layer_that_does_not_fit_is_named():
+    half, single = np.ones((3, 4, 24), np.float16), np.ones((3, 4, 16), np.float32)
+    for name, array, message in (
+        ("qkv", single, "qkv: expected bfloat16 or float16, got float32"),
+        ("qkv", half, "qkv: expected a size of at most 256 and a multiple of 16, got 24"),
+        ("qkv", half[:, :1, :16], "qkv: expected at least 2 heads, those of k and v, got 1"),
+        ("cos", np.ones((3, 4), np.float32), "cos: size / 2 is 4, but qkv has 8"),
+        ("sin", np.ones((3, 8), np.float16), "sin: expected float32, got float16"),
+        ("slots", np.arange(4), "slots: num_rows is 4, but qkv has 3"),
+        ("v_pages", np.ones((2, 4, 1, 8), np.float16), "v_pages: size is 8, but qkv has 16"),
+        ("k_norm", np.ones(8, np.float16), "k_norm: size is 8, but qkv has 16"),
+        ("q_norm", np.ones(16, np.float32), "q_norm: expected float16, got float32"),
+    ):
+        tensors = {key: OnGpu(value, 99) for key, value in (layer_arguments() | {name: array}).items()}
+        with pytest.raises(ValueError, match=f"^{message}"):
+            ext.norm_rotate_append(**tensors)
+    tensors = {key: OnGpu(value, 99) for key, value in layer_arguments().items()}
+    with pytest.raises(ValueError, match=r"^q_norm, k_norm: expected both or neither"):
+        ext.norm_rotate_append(**tensors | {"k_norm": None})
+    with pytest.raises(ValueError, match=r"^slots: expected a tensor on cuda:99, where qkv is, got one on cuda:1"):
+        ext.norm_rotate_append(**tensors | {"slots": OnGpu(np.arange(3), 1)})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("has_norms", [False, True])
+@pytest.mark.parametrize("size", [64, 96, 128, 256])
+def test_q_k_and_v_on_a_gpu_are_those_on_the_cpu(size: int, has_norms: bool):
+    def prepare(qkv, cos, sin, slots, k_pages, v_pages, q_norm, k_norm, **on) -> None:
+        norms = (q_norm, k_norm) if has_norms else None
+        ops = GpuOps() if qkv.is_cuda else CpuOps()
+        ops.norm_rotate_append(qkv, norms, (cos, sin), slots, k_pages, v_pages, eps=1e-5)
+        qkv[:, 6:] = 0  # k and v may be anything
+
+    shapes = ((37, 10, size), (5, 16, 2, size), (5, 16, 2, size), (size,), (size,))
+    qkv, k_pages, v_pages, q_norm, k_norm = (
+        normal(*shape, dtype=torch.bfloat16, seed=i) for i, shape in enumerate(shapes)
+    )
+    angles = normal(37, size // 2, dtype=torch.float32, seed=9)
+    slots = torch.randperm(80)[:37]
+    check_on_gpu(prepare, qkv, angles.cos(), angles.sin(), slots, k_pages, v_pages, q_norm, k_norm)
 
 
 @pytest.mark.gpu

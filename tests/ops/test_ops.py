@@ -3,24 +3,49 @@
 import pytest
 import torch
 
+import batchllm_ext as ext
 from batchllm.device.ops import CpuOps, GpuOps
+from batchllm.device.step import NO_SLOT
 from tests.engine.fake_gpu import FakeGpuOps
 from tests.ops.test_row_ops import dtypes, normal
 
 
 @dtypes
 def test_both_devices_are_asked_for_the_same(dtype):
-    weight, delta, cos, sin = (normal(*shape, dtype=dtype) for shape in ((64,), (5, 64), (5, 32), (5, 32)))
+    weight, delta = normal(64, dtype=dtype), normal(5, 64, dtype=dtype)
     results = []
     for ops in (CpuOps(num_threads=1), FakeGpuOps()):
         x, qkv, gated = normal(5, 64, dtype=dtype), normal(5, 4, 64, dtype=dtype), torch.empty(5, 32, dtype=dtype)
         ops.rms_norm(qkv[:, :2], weight, eps=1e-6, out=qkv[:, :2])
-        ops.rotate(qkv[:, 1:3], cos.float(), sin.float())
         normed = torch.empty_like(x)
         ops.rms_norm(x, weight, eps=1e-1, out=normed, delta=delta)
         ops.silu_and_mul(normed, out=gated)
         results.append((x, qkv, normed, gated))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("has_norms", [False, True])
+@dtypes
+def test_q_k_and_v_are_prepared_by_the_kernels_one_by_one(dtype, has_norms: bool):
+    """5 rows of 4 + 2 + 2 heads; on a GPU one of them may have no slot."""
+    before = normal(5, 8, 64, dtype=dtype)
+    angles = normal(5, 32, dtype=torch.float32)
+    norms = (normal(64, dtype=dtype, seed=1), normal(64, dtype=dtype, seed=2)) if has_norms else None
+    slots = torch.tensor([7, 0, 3, 4, 11])
+    turned = before[:, :6].clone()
+    if norms is not None:
+        for heads, weight in ((turned[:, :4], norms[0]), (turned[:, 4:], norms[1])):
+            ext.rms_norm(heads, weight, eps=1e-3, out=heads)
+    ext.rotate(turned, angles.cos(), angles.sin())
+    for ops, rows in ((CpuOps(num_threads=1), [0, 1, 2, 3, 4]), (FakeGpuOps(), [0, 1, 3, 4])):
+        k_pages, v_pages = (torch.zeros(3, 4, 2, 64, dtype=dtype) for _ in range(2))
+        asked = torch.full((5,), NO_SLOT).index_copy(0, torch.tensor(rows), slots[rows])
+        qkv = before.clone()
+        ops.norm_rotate_append(qkv, norms, (angles.cos(), angles.sin()), asked, k_pages, v_pages, eps=1e-3)
+        assert torch.equal(qkv[rows, :4], turned[rows, :4])
+        for pages, heads in ((k_pages, turned[:, 4:]), (v_pages, before[:, 6:])):
+            expected = torch.zeros(12, 2, 64, dtype=dtype).index_copy(0, slots[rows], heads[rows])
+            assert torch.equal(pages.flatten(0, 1), expected)
 
 
 @dtypes

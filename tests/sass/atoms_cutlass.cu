@@ -1,4 +1,6 @@
 // The same instructions as CUTLASS writes them.
+#include <cutlass/functional.h>
+
 #include <cute/arch/copy_sm75.hpp>
 #include <cute/arch/copy_sm80.hpp>
 #include <cute/arch/mma_sm80.hpp>
@@ -22,5 +24,6 @@ extern "C" __global__ void atoms(float* c, const uint32_t* a, const uint32_t* b,
     SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<uint128_t>::copy(*global, *reinterpret_cast<uint128_t*>(shared), straight[0] & 1);
     cp_async_fence();
     cp_async_wait<1>();
+    c[8] = cutlass::reciprocal_approximate_ftz<float>{}(c[8]);
     for (int i = 0; i < 4; ++i) c[4 + i] = __uint_as_float(straight[i] + transposed[i]);
 }

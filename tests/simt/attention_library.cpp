@@ -24,18 +24,19 @@ struct SimtCall {
     int32_t is_half;  // float16, not bfloat16
     int32_t head_dim, num_kv_heads, group_size, page_size;
     int32_t num_slots;
+    int32_t heads_per_block;  // of narrow tiles; 0: as on a GPU
     int32_t num_spare;  // entries of every array behind the plan's, as where a CUDA graph has room for a larger plan
     float softmax_scale, soft_cap;
     SimtArray items, rows, pieces, page_ids, merge_rows;  // plan.buffers
-    SimtArray q, k_pages, v_pages, out, lse;
-    SimtArray sinks;  // data null: none
-    int32_t order;    // simt::Order
+    SimtArray q, k_pages, v_pages, out;
+    SimtArray lse, sinks;  // data null: none
+    int32_t order;         // simt::Order
     uint64_t seed;
     uint32_t preempt_one_in;
 };
 
 struct SimtCounts {
-    uint64_t products, matrix_loads, bank_conflicts, async_copies, num_tiles;
+    uint64_t products, matrix_loads, bank_conflicts, async_copies, num_wide_tiles, num_narrow_tiles;
 };
 }
 
@@ -98,7 +99,8 @@ struct UploadedPlan {
         const int32_t spare = call.num_spare;
         const PlanSizes sizes = cuda::plan_sizes(plan, shape_of(call));
         return {sizes.num_rows,
-                sizes.num_tiles + spare,
+                sizes.num_wide_tiles + spare,
+                sizes.num_narrow_tiles + spare,
                 sizes.num_item_rows + spare,
                 sizes.num_pieces + spare,
                 sizes.num_page_ids + spare,
@@ -130,13 +132,18 @@ extern "C" __attribute__((visibility("default"))) const char* simt_attention(con
     const PlanLayout& layout = uploaded.layout;
     const PlanSizes& sizes = layout.sizes();
     const cuda::PackedPlan packed = layout.arrays(uploaded.buffer.data());
-    const DeviceArray tiles = upload("tiles", packed.tiles, sizes.num_tiles);
+    const DeviceArray wide_tiles = upload("wide_tiles", packed.wide_tiles, sizes.num_wide_tiles);
+    const DeviceArray narrow_tiles = upload("narrow_tiles", packed.narrow_tiles, sizes.num_narrow_tiles);
     const DeviceArray rows = upload("rows", packed.rows, sizes.num_item_rows);
     const DeviceArray pieces = upload("pieces", packed.pieces, sizes.num_pieces);
     const DeviceArray page_ids = upload("page_ids", packed.page_ids, sizes.num_page_ids);
     const DeviceArray merge_rows = upload("merge_rows", packed.merge_rows, sizes.num_merged_rows);
-    const cuda::PackedPlan plan{tiles.data<cuda::AttentionTile>(), rows.data<WorkRow>(), pieces.data<KvPiece>(),
-                                page_ids.data<int32_t>(), merge_rows.data<MergeRow>()};
+    const cuda::PackedPlan plan{wide_tiles.data<cuda::AttentionTile>(),
+                                narrow_tiles.data<cuda::AttentionTile>(),
+                                rows.data<WorkRow>(),
+                                pieces.data<KvPiece>(),
+                                page_ids.data<int32_t>(),
+                                merge_rows.data<MergeRow>()};
     const DeviceArray q("q", call->q, 2, Use::kInput);
     const DeviceArray k_pages("k_pages", call->k_pages, 2, Use::kInput);
     const DeviceArray v_pages("v_pages", call->v_pages, 2, Use::kInput);
@@ -157,18 +164,23 @@ extern "C" __attribute__((visibility("default"))) const char* simt_attention(con
                     strides(call->v_pages)[2]},
         .kv_dtype = dtype,
         .out = {out.data<void>(), dtype, strides(call->out)[0], strides(call->out)[1]},
-        .lse = {lse.data<float>(), strides(call->lse)[0], strides(call->lse)[1]},
+        .lse = {call->lse.data == nullptr ? nullptr : lse.data<float>(), strides(call->lse)[0], strides(call->lse)[1]},
         .softmax_scale = call->softmax_scale,
         .soft_cap = call->soft_cap,
         .sinks = call->sinks.data == nullptr ? nullptr : sinks.data<float>(),
     };
-    simt_test::run_attention(layout.call(plan, params, partial_out.data<float>(), partial_lse.data<float>()),
-                             {static_cast<simt::Order>(call->order), call->seed, call->preempt_one_in});
+    cuda::AttentionCall attention = layout.call(plan, params, partial_out.data<float>(), partial_lse.data<float>());
+    if (call->heads_per_block != 0) attention.args.heads_per_block = call->heads_per_block;
+    simt_test::run_attention(attention, {static_cast<simt::Order>(call->order), call->seed, call->preempt_one_in});
     out.copy_back();
     lse.copy_back();
     const simt::Statistics& statistics = simt::statistics();
-    *counts = {statistics.products, statistics.matrix_loads, statistics.bank_conflicts, statistics.async_copies,
-               static_cast<uint64_t>(sizes.num_tiles)};
+    *counts = {statistics.products,
+               statistics.matrix_loads,
+               statistics.bank_conflicts,
+               statistics.async_copies,
+               static_cast<uint64_t>(sizes.num_wide_tiles),
+               static_cast<uint64_t>(sizes.num_narrow_tiles)};
     findings_text = simt::describe_findings();
     return findings_text.c_str();
 }

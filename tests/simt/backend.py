@@ -33,7 +33,7 @@ class Array(ctypes.Structure):
 class Call(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("is_half", "head_dim", "num_kv_heads", "group_size", "page_size")),
-        *((name, ctypes.c_int32) for name in ("num_slots", "num_spare")),
+        *((name, ctypes.c_int32) for name in ("num_slots", "heads_per_block", "num_spare")),
         *((name, ctypes.c_float) for name in ("softmax_scale", "soft_cap")),
         *((name, Array) for name in ("items", "rows", "pieces", "page_ids", "merge_rows")),
         *((name, Array) for name in ("q", "k_pages", "v_pages", "out", "lse", "sinks")),
@@ -45,14 +45,18 @@ class Call(ctypes.Structure):
 
 class Counts(ctypes.Structure):
     _fields_ = tuple(
-        (name, ctypes.c_uint64) for name in ("products", "matrix_loads", "bank_conflicts", "async_copies", "num_tiles")
+        (name, ctypes.c_uint64)
+        for name in (
+            *("products", "matrix_loads", "bank_conflicts", "async_copies"),
+            *("num_wide_tiles", "num_narrow_tiles"),
+        )
     )
 
 
 @dataclass
 class Result:
     out: np.ndarray  # [num_tokens, num_qo_heads, head_dim] float32
-    lse: np.ndarray  # [num_tokens, num_qo_heads]
+    lse: np.ndarray | None  # [num_tokens, num_qo_heads]
     counts: Counts
 
 
@@ -123,6 +127,8 @@ def attention(
     order: str = "ascending",
     seed: int = 1,
     preempt_one_in: int = 0,
+    with_lse: bool = True,
+    heads_per_block: int = 0,
     spare: int = 0,
     num_threads: int = NUM_MULTIPROCESSORS,
     device: str = "cuda",
@@ -138,7 +144,7 @@ def attention(
         "k_pages": to_bits(inputs.k_pages, dtype),
         "v_pages": to_bits(inputs.v_pages, dtype),
         "out": np.full(inputs.q.shape, 0xFFFF, np.uint16),
-        "lse": np.full(inputs.q.shape[:2], np.nan, np.float32),
+        "lse": np.full(inputs.q.shape[:2], np.nan, np.float32) if with_lse else None,
         "sinks": inputs.sinks,
     }
     call = Call(
@@ -148,6 +154,7 @@ def attention(
         group_size=case.num_qo_heads // case.num_kv_heads,
         page_size=case.page_size,
         num_slots=plan.num_partial_rows,
+        heads_per_block=heads_per_block,
         num_spare=spare,
         softmax_scale=case.head_dim**-0.5 if case.softmax_scale is None else case.softmax_scale,
         soft_cap=case.soft_cap,

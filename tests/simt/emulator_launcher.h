@@ -10,9 +10,11 @@ struct EmulatorLauncher {
     const simt::Schedule& schedule;
 
     template <typename Kernel, typename Argument>
-    void operator()(Kernel kernel, cuda::LaunchGrid grid, int shared_bytes, const Argument& argument) const {
-        simt::launch(kernel, {{grid.num_blocks}, {grid.block_size}, static_cast<size_t>(shared_bytes)}, schedule,
-                     argument);
+    void operator()(Kernel kernel, cuda::LaunchGrid grid, int shared_bytes, const Argument& argument,
+                    cuda::Begin begin = cuda::Begin::kInOrder) const {
+        const simt::LaunchConfig config{
+            {grid.num_blocks}, {grid.block_size}, static_cast<size_t>(shared_bytes), begin == cuda::Begin::kEarly};
+        simt::launch(kernel, config, schedule, argument);
     }
 };
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.cases import Case, Request, heads
 
-# Tiles have 16, 32, 64 and 128 rows and 32 or 64 keys, of which a warp takes 16 or all.
+# Tiles have 16, 64 and 128 rows and 16, 32, 48 or 64 keys.
 EDGES = [edge + side for edge in (16, 32, 64, 128) for side in (-1, 0, 1)]
 MOST_PACKED_ROWS = 1500
 

@@ -43,6 +43,16 @@ inline float exp2_approx(float x) {
     return exp2f(x);
 }
 
+inline float reciprocal_approx(float x) {
+    return 1.0f / x;
+}
+
+// Launches run one after another; whether they wait is checked.
+inline void wait_for_earlier_launches() {
+    simt::Block::running()->wait_for_earlier_launches();
+}
+inline void let_next_launch_begin() {}
+
 template <typename T>
 uint32_t pack(float low, float high) {
     return from_float<T>(low).bits | uint32_t{from_float<T>(high).bits} << 16;

@@ -89,7 +89,35 @@ def test_room_behind_a_plan_is_inert(build: str):
     result = attention(inputs, build=build, share="always", spare=5)
     assert same_bits(expected, result)
     assert result.counts.products == expected.counts.products
-    assert result.counts.num_tiles == expected.counts.num_tiles + 5
+    assert result.counts.num_wide_tiles == expected.counts.num_wide_tiles + 5
+    assert result.counts.num_narrow_tiles == expected.counts.num_narrow_tiles + 5
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("share", ["always", False])
+def test_an_lse_that_nobody_wants_is_not_written(share: bool | str, build: str):
+    case = Case("no_lse", decodes(prefix(100), [3, 40, 5]), has_sinks=True, **heads(4, 2))
+    inputs = rounded(case.make_inputs(), "bfloat16")
+    expected = attention(inputs, build=build, share=share)
+    result = attention(inputs, build=build, share=share, with_lse=False)
+    assert result.lse is None
+    np.testing.assert_array_equal(result.out, expected.out)
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_heads_of_a_narrow_tile_are_the_same_bits_however_many_a_block_takes(head_dim: int):
+    """Own parts of no whole tile of keys, of one, and of several; all heads, some, and one at a time."""
+    own = [1, 15, 16, 17, 32, 33, 64, 100]
+    case = Case("heads", decodes(prefix(70), own), page_size=16, head_dim=head_dim, **heads(4, 5))
+    inputs = rounded(case.make_inputs(), "bfloat16")
+    expected = attention(inputs, share=False, heads_per_block=1)
+    assert expected.counts.num_narrow_tiles >= len(own)
+    check(inputs, expected, "bfloat16")
+    for heads_per_block in (2, 3, 5):
+        for build, order in (("fast", "ascending"), ("checked", "descending")):
+            result = attention(inputs, share=False, heads_per_block=heads_per_block, build=build, order=order)
+            assert same_bits(result, expected)
+            assert result.counts.async_copies == expected.counts.async_copies
 
 
 def test_keys_that_no_row_of_a_tile_sees_are_not_read():
@@ -98,7 +126,7 @@ def test_keys_that_no_row_of_a_tile_sees_are_not_read():
     counts = attention(rounded(case.make_inputs(), "bfloat16"), build="fast", num_threads=1).counts
     row_copies = 2 * 128 * 64 // 8
     key_copies = 2 * (128 + 224) * 64 // 8
-    assert counts.num_tiles == 2
+    assert (counts.num_wide_tiles, counts.num_narrow_tiles) == (2, 0)
     assert counts.async_copies == row_copies + key_copies
 
 

@@ -288,3 +288,32 @@ TEST_CASE("schedules: lowest first, highest first, or by a seed that repeats") {
     CHECK(random != ascending);
     CHECK(random != order({Order::kRandom, 6}));
 }
+
+TEST_CASE("what earlier launches write may be read in order, or early by threads that wait") {
+    for (const Schedule& schedule : kSchedules) {
+        const Buffer<int> a(32), b(32), c(32);
+        const auto next = [&](const Buffer<int>& from, const Buffer<int>& to, Wait wait, bool early) {
+            launch(next_kernel, {{1}, {32}, 0, early}, schedule, from.data<const int>(), to.data<int>(), wait);
+        };
+        const auto first_two = [&](Wait wait) {
+            checks_accesses() = kChecked;
+            findings().clear();
+            next(a, b, Wait::kNever, false);
+            next(a, c, wait, true);  // does not read what the first one writes
+        };
+        first_two(Wait::kAfter);
+        next(b, a, Wait::kBefore, true);
+        next(c, b, Wait::kNever, false);
+        CHECK(findings().empty());
+        first_two(Wait::kNever);
+        CHECK(finds_only(Kind::kNeverWaits));
+        for (const Buffer<int>* written : {&b, &c}) {  // by the launch before, and by the one before that
+            first_two(Wait::kAfter);
+            next(*written, a, Wait::kAfter, true);
+            CHECK(findings().empty() != kChecked);
+        }
+        first_two(Wait::kAfter);
+        next(c, b, Wait::kAfter, true);
+        CHECK(findings().empty() != kChecked);
+    }
+}

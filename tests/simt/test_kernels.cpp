@@ -185,4 +185,11 @@ __global__ void deep_kernel(int* to) {
     to[0] = memory[5];
 }
 
+void next_kernel(const int* from, int* to, Wait wait) {
+    if (wait == Wait::kBefore) batchllm::cuda::wait_for_earlier_launches();
+    const int value = from[threadIdx.x];
+    if (wait == Wait::kAfter) batchllm::cuda::wait_for_earlier_launches();
+    to[threadIdx.x] = value;
+}
+
 }  // namespace simt_test

@@ -30,5 +30,7 @@ void half_a_warp_kernel();
 void lonely_lane_kernel();
 void order_kernel(int* count, int* ranks);
 void deep_kernel(int* to);
+enum class Wait { kNever, kBefore, kAfter };  // the read
+void next_kernel(const int* from, int* to, Wait wait);
 
 }  // namespace simt_test

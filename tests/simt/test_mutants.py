@@ -9,8 +9,9 @@ import pytest
 
 from tests.cases import ATTENTION_CASES, Case, Inputs, Request, decodes, heads, prefix
 from tests.simt.backend import attention, build_directory, rounded
-from tests.simt.mutants import MUTANTS, QUICK, Mutant
+from tests.simt.mutants import ALWAYS_SCALED, MUTANTS, QUICK, Mutant
 from tests.simt.precision import Law
+from tests.simt.test_attention import same_bits
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADERS = ROOT / "csrc" / "attention" / "cuda"
@@ -25,6 +26,7 @@ NAMES = (
 CASES = [
     *(case for case in ATTENTION_CASES if case.name in NAMES.split()),
     Case("a_tile_of_keys_that_the_last_rows_of_a_warp_see", [Request((), 140, 57)], **heads(1, 1)),
+    Case("heads_of_narrow_tiles", decodes(prefix(20), [1, 40, 70]), page_size=16, **heads(2, 3)),
     Case("tile_of_128", [*decodes(prefix(100), [5] * 20), Request((), 150, 150)], **heads(8, 1)),
 ]
 
@@ -38,6 +40,7 @@ def inputs() -> list[tuple[Inputs, Law]]:
 def compile_mutant(mutant: Mutant | None, build: str, directory: Path) -> Path:
     """The kernels with one mistake, for bfloat16 and head_dim 64, as a library."""
     sources = {path.name: path.read_text() for path in HEADERS.iterdir() if path.suffix in (".h", ".cuh", ".cpp")}
+    sources["run_work.cuh"] = (ROOT / "csrc" / "cuda" / "run_work.cuh").read_text()
     if mutant is not None:
         name = Path(mutant.file).name
         assert sources[name].count(mutant.original) == 1, (
@@ -51,9 +54,10 @@ def compile_mutant(mutant: Mutant | None, build: str, directory: Path) -> Path:
     assert unit.count(both) == 1
     unit = unit.replace(both, "run<Bf16>(call, schedule);")
     copies = directory / "attention" / "cuda"
+    (directory / "cuda").mkdir(parents=True)
     copies.mkdir(parents=True)
     for name, text in sources.items():
-        (copies / name).write_text(text)
+        (directory / "cuda" if name == "run_work.cuh" else copies).joinpath(name).write_text(text)
     (directory / "kernels.cpp").write_text(unit)
 
     built = build_directory()
@@ -76,7 +80,9 @@ def first_failure(library: Path, inputs: list[tuple[Inputs, Law]]) -> str:
     for case_inputs, law in inputs:
         for order in ("ascending", "descending"):
             try:
-                result = attention(case_inputs, build=library, order=order, share="always", num_threads=2, spare=2)
+                result = attention(
+                    case_inputs, build=library, order=order, share="always", num_threads=2, spare=2, heads_per_block=2
+                )
                 law.check(result)
             except AssertionError as failure:
                 return f"{case_inputs.case}: {failure}"
@@ -88,6 +94,12 @@ def first_failure(library: Path, inputs: list[tuple[Inputs, Law]]) -> str:
 def test_kernels_without_a_mistake_pass(inputs: list[tuple[Inputs, Law]], tmp_path: Path):
     for build in ("fast", "checked"):
         assert first_failure(compile_mutant(None, build, tmp_path / build), inputs) == ""
+
+
+def test_that_sums_are_left_where_no_maximum_moves_changes_no_bit(inputs: list[tuple[Inputs, Law]], tmp_path: Path):
+    library = compile_mutant(ALWAYS_SCALED, "fast", tmp_path)
+    for case_inputs, _ in inputs:
+        assert same_bits(attention(case_inputs, build="fast"), attention(case_inputs, build=library))
 
 
 @pytest.mark.parametrize(

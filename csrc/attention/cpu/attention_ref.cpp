@@ -94,6 +94,7 @@ void attention_ref(const AttentionBatch& batch, const AttentionShape& shape, con
         const bool empty = sum == 0.0;
         for (double& value : out) value = empty ? 0.0 : value / sum;
         write_row(params.out, token, head, out);
+        if (params.lse.data == nullptr) return;
         params.lse.data[token * params.lse.token_stride + head * params.lse.head_stride] =
             empty ? -INFINITY : static_cast<float>(max + std::log(sum));
     };

@@ -8,6 +8,8 @@
 
 namespace batchllm::cuda {
 
+constexpr float kLog2E = 1.44269504088896341f;
+
 // What one block does for one KV head: rows of one work item, against those of its keys that they see.
 //
 // Query heads are packed as rows, token by token: packed row i of an item is query head i % group_size of the KV head,
@@ -24,13 +26,17 @@ struct AttentionTile {
 };
 
 struct AttentionArgs {
-    const AttentionTile* tiles;  // [num_tiles]
+    const AttentionTile* wide_tiles;    // [num_wide_tiles]
+    const AttentionTile* narrow_tiles;  // [num_narrow_tiles], of at most kNarrowRows packed rows
     const WorkRow* rows;
     const KvPiece* pieces;
     const int32_t* page_ids;
     int32_t num_kv_heads;
     int32_t group_size;  // query heads of one KV head
     int32_t page_size;
+    int32_t heads_per_block;  // KV heads that a block takes of a narrow tile
+    float score_factor;       // makes of q.k a score in base 2, or with a soft cap the 2 x in base 2 of its tanh x
+    float soft_cap;           // in base 2; 0: off
     // Every base and stride of q, k_pages, v_pages and out is a multiple of 16 bytes, and all have one type.
     AttentionParams params;
     float* partial_out;  // [num_slots, num_qo_heads, head_dim]
@@ -40,7 +46,8 @@ struct AttentionArgs {
 // One call: the tiles, then the merge of rows with several partial states.
 struct AttentionCall {
     int32_t head_dim;
-    int32_t num_tiles;
+    int32_t num_wide_tiles;
+    int32_t num_narrow_tiles;
     int32_t num_merge_rows;
     const MergeRow* merge_rows;  // [num_merge_rows], in the device's memory
     AttentionArgs args;

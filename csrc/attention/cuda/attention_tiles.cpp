@@ -2,11 +2,13 @@
 
 #include <algorithm>
 
+#include "attention/cuda/tile_shape.h"
+
 namespace batchllm::cuda {
 
-std::vector<AttentionTile> attention_tiles(std::span<const WorkItem> items, std::span<const WorkRow> rows,
-                                           int32_t group_size, int32_t max_rows) {
-    std::vector<AttentionTile> tiles;
+AttentionTiles attention_tiles(std::span<const WorkItem> items, std::span<const WorkRow> rows, int32_t group_size,
+                               int32_t max_rows) {
+    AttentionTiles tiles;
     for (const WorkItem& item : items) {
         const int32_t num_packed = (item.row_end - item.row_begin) * group_size;
         for (int32_t begin = 0; begin < num_packed; begin += max_rows) {
@@ -19,18 +21,30 @@ std::vector<AttentionTile> attention_tiles(std::span<const WorkItem> items, std:
                 tile.kv_begin = std::min(tile.kv_begin, row.kv_begin);
                 tile.kv_end = std::max(tile.kv_end, row.kv_end);
             }
-            tiles.push_back(tile);
+            (end - begin <= kNarrowRows ? tiles.narrow : tiles.wide).push_back(tile);
         }
     }
     return tiles;
 }
 
-int32_t num_attention_tiles(std::span<const WorkItem> items, int32_t group_size, int32_t max_rows) {
-    int32_t num_tiles = 0;
+NumTiles num_attention_tiles(std::span<const WorkItem> items, int32_t group_size, int32_t max_rows) {
+    NumTiles num{0, 0};
     for (const WorkItem& item : items) {
-        num_tiles += ((item.row_end - item.row_begin) * group_size + max_rows - 1) / max_rows;
+        const int32_t num_packed = (item.row_end - item.row_begin) * group_size;
+        const int32_t rest = num_packed % max_rows;
+        (max_rows <= kNarrowRows ? num.narrow : num.wide) += num_packed / max_rows;
+        if (rest > 0) ++(rest <= kNarrowRows ? num.narrow : num.wide);
     }
-    return num_tiles;
+    return num;
+}
+
+int32_t narrow_heads_per_block(int32_t num_narrow_tiles, int32_t num_kv_heads) {
+    constexpr int64_t kEnoughBlocks = 1024;  // about two for each place on an H100: 4 blocks on 132 multiprocessors
+    int32_t heads = num_kv_heads;
+    while (heads > 1 && int64_t{num_narrow_tiles} * ((num_kv_heads + heads - 1) / heads) < kEnoughBlocks) {
+        heads = (heads + 1) / 2;
+    }
+    return heads;
 }
 
 }  // namespace batchllm::cuda

@@ -10,12 +10,26 @@
 
 namespace batchllm::cuda {
 
-// Cuts the packed rows of each item into tiles of at most `max_rows`, in the order of the items. A tile's keys are
-// those of its item that its own rows see.
-std::vector<AttentionTile> attention_tiles(std::span<const WorkItem> items, std::span<const WorkRow> rows,
-                                           int32_t group_size, int32_t max_rows);
+struct AttentionTiles {
+    std::vector<AttentionTile> wide;
+    std::vector<AttentionTile> narrow;  // of at most kNarrowRows packed rows
+};
+
+// Cuts the packed rows of each item into tiles of at most `max_rows`, both kinds in the order of the items. A tile's
+// keys are those of its item that its own rows see.
+AttentionTiles attention_tiles(std::span<const WorkItem> items, std::span<const WorkRow> rows, int32_t group_size,
+                               int32_t max_rows);
+
+struct NumTiles {
+    int32_t wide;
+    int32_t narrow;
+};
 
 // How many these are.
-int32_t num_attention_tiles(std::span<const WorkItem> items, int32_t group_size, int32_t max_rows);
+NumTiles num_attention_tiles(std::span<const WorkItem> items, int32_t group_size, int32_t max_rows);
+
+// KV heads that a block takes of a narrow tile, whose keys it looks up once for all of them: as many as leave enough
+// blocks for every multiprocessor.
+int32_t narrow_heads_per_block(int32_t num_narrow_tiles, int32_t num_kv_heads);
 
 }  // namespace batchllm::cuda

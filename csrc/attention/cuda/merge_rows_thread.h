@@ -1,7 +1,7 @@
 // Merges the partial states of each row of a plan, in the order of their slots, and gives the row its sink.
-//   item    kVector neighbouring elements of one head of one row; each computes the weights of its row and head anew
+//   row     one of merge_rows      item  kVector neighbouring elements of one head; each computes its weights anew
 //   reads   merge_rows, partial_out, partial_lse, sinks
-//   writes  out by every item, lse by the first of a head
+//   writes  out by every item, lse (if it is wanted) by the first of a head
 //   twin    cpu/attention_cpu.cpp::merge_row, same order, same formulas
 #pragma once
 
@@ -31,15 +31,14 @@ struct MergeRowsWork {
     OutputTensor out;          // of T
     LseTensor lse;
 
-    BATCHLLM_HOST_DEVICE int64_t num_items() const {
-        return int64_t{num_merge_rows} * num_qo_heads * (head_dim / kVector);
-    }
+    BATCHLLM_HOST_DEVICE int64_t row_count() const { return num_merge_rows; }
+    BATCHLLM_HOST_DEVICE int64_t items_per_row() const { return int64_t{num_qo_heads} * (head_dim / kVector); }
 
-    BATCHLLM_HOST_DEVICE void operator()(int64_t item) const {
-        const int vectors = head_dim / kVector;
+    BATCHLLM_HOST_DEVICE void operator()(int64_t index, uint32_t item) const {
+        const uint32_t vectors = head_dim / kVector;
+        const int head = static_cast<int>(item / vectors);
         const int d = static_cast<int>(item % vectors) * kVector;
-        const int head = static_cast<int>(item / vectors % num_qo_heads);
-        const MergeRow row = merge_rows[item / vectors / num_qo_heads];
+        const MergeRow row = merge_rows[index];
         if (row.token < 0) return;
         Vector<float, kVector> merged{};
         float merged_lse = -INFINITY;
@@ -61,7 +60,7 @@ struct MergeRowsWork {
         for (int i = 0; i < kVector; ++i) result.elements[i] = from_float<T>(merged.elements[i]);
         T* to = static_cast<T*>(out.data) + row.token * out.token_stride + head * out.head_stride + d;
         store_vector(to, result);
-        if (d == 0) lse.data[row.token * lse.token_stride + head * lse.head_stride] = merged_lse;
+        if (d == 0 && lse.data != nullptr) lse.data[row.token * lse.token_stride + head * lse.head_stride] = merged_lse;
     }
 };
 

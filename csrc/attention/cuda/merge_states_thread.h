@@ -1,5 +1,5 @@
 // Merges attention states of the same rows, in the order in which they come.
-//   item    one (token, head, d), d innermost; each computes the weights of its row and head anew
+//   row     a token      item  one (head, d), d innermost; each computes the weights of its row and head anew
 //   reads   inputs      writes  merged: out by every item, lse by the items with d = 0
 //   twin    merge.cpp::merge_states, same order, same formulas
 #pragma once
@@ -27,12 +27,12 @@ struct MergeWork {
 
     // A head without elements still has an lse.
     BATCHLLM_HOST_DEVICE int64_t items_per_head() const { return head_dim > 0 ? head_dim : 1; }
-    BATCHLLM_HOST_DEVICE int64_t num_items() const { return num_tokens * num_heads * items_per_head(); }
+    BATCHLLM_HOST_DEVICE int64_t row_count() const { return num_tokens; }
+    BATCHLLM_HOST_DEVICE int64_t items_per_row() const { return num_heads * items_per_head(); }
 
-    BATCHLLM_HOST_DEVICE void operator()(int64_t item) const {
-        const int64_t d = item % items_per_head();
-        const int64_t head = item / items_per_head() % num_heads;
-        const int64_t token = item / items_per_head() / num_heads;
+    BATCHLLM_HOST_DEVICE void operator()(int64_t token, uint32_t item) const {
+        const auto per_head = static_cast<uint32_t>(items_per_head());
+        const int64_t head = item / per_head, d = item % per_head;
         float merged_out = 0.0f;
         float merged_lse = -INFINITY;
         for (int i = 0; i < num_inputs; ++i) {

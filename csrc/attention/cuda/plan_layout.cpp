@@ -50,9 +50,11 @@ const T* take(const int32_t*& from, int32_t size) {
 
 PlanSizes plan_sizes(const PlanArrays& plan, const AttentionShape& shape) {
     const auto size = [](const auto& span) { return static_cast<int32_t>(span.size()); };
+    const NumTiles num_tiles = num_attention_tiles(plan.items, shape.group_size(), max_packed_rows(shape.head_dim));
     return {
         .num_rows = plan.num_tokens,
-        .num_tiles = num_attention_tiles(plan.items, shape.group_size(), max_packed_rows(shape.head_dim)),
+        .num_wide_tiles = num_tiles.wide,
+        .num_narrow_tiles = num_tiles.narrow,
         .num_item_rows = size(plan.rows),
         .num_pieces = size(plan.pieces),
         .num_page_ids = size(plan.page_ids),
@@ -67,15 +69,20 @@ PlanLayout::PlanLayout(const AttentionShape& shape, const PlanSizes& sizes, int6
         throw std::invalid_argument("head_dim: expected 64, 96, 128 or 256 on a GPU, got " +
                                     std::to_string(shape.head_dim));
     }
-    if (int64_t{sizes.num_tiles} * shape.num_kv_heads > kMaxBlocks) {
-        throw std::invalid_argument("num_tiles: expected at most " + std::to_string(kMaxBlocks / shape.num_kv_heads) +
-                                    ", got " + std::to_string(sizes.num_tiles));
+    for (const NamedSize& size : {NamedSize{"num_wide_tiles", &PlanSizes::num_wide_tiles},
+                                  NamedSize{"num_narrow_tiles", &PlanSizes::num_narrow_tiles}}) {
+        if (int64_t{sizes.*size.member} * shape.num_kv_heads > kMaxBlocks) {
+            throw std::invalid_argument(std::string(size.name) + ": expected at most " +
+                                        std::to_string(kMaxBlocks / shape.num_kv_heads) + ", got " +
+                                        std::to_string(sizes.*size.member));
+        }
     }
 }
 
 int64_t PlanLayout::num_ints() const {
-    return sizes_.num_tiles * kInts<AttentionTile> + sizes_.num_item_rows * kInts<WorkRow> +
-           sizes_.num_pieces * kInts<KvPiece> + sizes_.num_page_ids + sizes_.num_merged_rows * kInts<MergeRow>;
+    return (int64_t{sizes_.num_wide_tiles} + sizes_.num_narrow_tiles) * kInts<AttentionTile> +
+           sizes_.num_item_rows * kInts<WorkRow> + sizes_.num_pieces * kInts<KvPiece> + sizes_.num_page_ids +
+           sizes_.num_merged_rows * kInts<MergeRow>;
 }
 
 int64_t PlanLayout::num_partial_outs() const {
@@ -103,10 +110,11 @@ void PlanLayout::pack(const PlanArrays& plan, std::span<int32_t> buffer) const {
                                     std::to_string(plan.max_page_id));
     }
     assert(std::ssize(buffer) == num_ints());
-    const std::vector<AttentionTile> tiles =
+    const AttentionTiles tiles =
         attention_tiles(plan.items, plan.rows, shape_.group_size(), max_packed_rows(shape_.head_dim));
     int32_t* to = buffer.data();
-    to = write(std::span<const AttentionTile>(tiles), sizes_.num_tiles, kNoTile, to);
+    to = write(std::span<const AttentionTile>(tiles.wide), sizes_.num_wide_tiles, kNoTile, to);
+    to = write(std::span<const AttentionTile>(tiles.narrow), sizes_.num_narrow_tiles, kNoTile, to);
     to = write(plan.rows, sizes_.num_item_rows, to);
     to = write(plan.pieces, sizes_.num_pieces, to);
     to = write(plan.page_ids, sizes_.num_page_ids, to);
@@ -115,7 +123,8 @@ void PlanLayout::pack(const PlanArrays& plan, std::span<int32_t> buffer) const {
 
 PackedPlan PlanLayout::arrays(const int32_t* buffer) const {
     PackedPlan plan{};
-    plan.tiles = take<AttentionTile>(buffer, sizes_.num_tiles);
+    plan.wide_tiles = take<AttentionTile>(buffer, sizes_.num_wide_tiles);
+    plan.narrow_tiles = take<AttentionTile>(buffer, sizes_.num_narrow_tiles);
     plan.rows = take<WorkRow>(buffer, sizes_.num_item_rows);
     plan.pieces = take<KvPiece>(buffer, sizes_.num_pieces);
     plan.page_ids = take<int32_t>(buffer, sizes_.num_page_ids);
@@ -127,16 +136,22 @@ AttentionCall PlanLayout::call(const PackedPlan& plan, const AttentionParams& pa
                                float* partial_lse) const {
     return {
         .head_dim = shape_.head_dim,
-        .num_tiles = sizes_.num_tiles,
+        .num_wide_tiles = sizes_.num_wide_tiles,
+        .num_narrow_tiles = sizes_.num_narrow_tiles,
         .num_merge_rows = sizes_.num_merged_rows,
         .merge_rows = plan.merge_rows,
-        .args = {.tiles = plan.tiles,
+        .args = {.wide_tiles = plan.wide_tiles,
+                 .narrow_tiles = plan.narrow_tiles,
                  .rows = plan.rows,
                  .pieces = plan.pieces,
                  .page_ids = plan.page_ids,
                  .num_kv_heads = shape_.num_kv_heads,
                  .group_size = shape_.group_size(),
                  .page_size = shape_.page_size,
+                 .heads_per_block = narrow_heads_per_block(sizes_.num_narrow_tiles, shape_.num_kv_heads),
+                 .score_factor =
+                     params.softmax_scale * (params.soft_cap == 0.0f ? kLog2E : 2.0f * kLog2E / params.soft_cap),
+                 .soft_cap = params.soft_cap * kLog2E,
                  .params = params,
                  .partial_out = partial_out,
                  .partial_lse = partial_lse},

@@ -1,6 +1,6 @@
 // A plan in one buffer of int32, which the host writes and one copy uploads.
 //
-//   tiles | rows | pieces | page_ids | merge_rows
+//   wide_tiles | narrow_tiles | rows | pieces | page_ids | merge_rows
 //
 // A layout has room for plans up to its sizes. Its arrays stand where they stand whatever plan is in them, so a CUDA
 // graph that was captured with one plan may be replayed with another. Behind the plan's tiles follow empty ones, behind
@@ -19,7 +19,8 @@ namespace batchllm::cuda {
 
 struct PlanSizes {
     int32_t num_rows = 0;  // of q
-    int32_t num_tiles = 0;
+    int32_t num_wide_tiles = 0;
+    int32_t num_narrow_tiles = 0;
     int32_t num_item_rows = 0;
     int32_t num_pieces = 0;
     int32_t num_page_ids = 0;
@@ -33,7 +34,8 @@ struct NamedSize {
 };
 inline constexpr NamedSize kNamedSizes[] = {
     {"num_rows", &PlanSizes::num_rows},
-    {"num_tiles", &PlanSizes::num_tiles},
+    {"num_wide_tiles", &PlanSizes::num_wide_tiles},
+    {"num_narrow_tiles", &PlanSizes::num_narrow_tiles},
     {"num_item_rows", &PlanSizes::num_item_rows},
     {"num_pieces", &PlanSizes::num_pieces},
     {"num_page_ids", &PlanSizes::num_page_ids},
@@ -62,7 +64,8 @@ PlanSizes plan_sizes(const PlanArrays& plan, const AttentionShape& shape);
 
 // Where the arrays of a buffer begin.
 struct PackedPlan {
-    const AttentionTile* tiles;
+    const AttentionTile* wide_tiles;
+    const AttentionTile* narrow_tiles;
     const WorkRow* rows;
     const KvPiece* pieces;
     const int32_t* page_ids;

@@ -1,10 +1,12 @@
-// One tile of rows against a run of keys: what a block of the attention kernel does.
+// One tile of rows against a run of keys, for one KV head after another: what a block of an attention kernel does.
 //
-// Phases: load q, find keys; for each tile of keys { wait, load the next; scores, softmax, sum of values }; merge the
-// states of the warps that share rows, and write them.
+// Phases: find rows and keys; for each head, for each tile of keys { wait, load what comes kStages - 1 tiles later;
+// scores, softmax, sum of values }; write the head's states. The keys of all heads have the same slots, so these are
+// looked up for the first head while nothing else is done, and from then on ahead of their use: the loads of the next
+// head begin while this one computes.
 //
-// Two tiles of keys are in shared memory at a time. The barrier at the top of an iteration says that this tile's copies
-// are there, that nobody reads the other tile any more, and that the slots of the next keys have been found.
+// kStages tiles of keys are in shared memory at a time. The barrier at the top of an iteration says that this tile's
+// copies are there, that nobody reads the one before any more, and that the slots of the next keys have been found.
 #pragma once
 
 #include "attention/cuda/attention_args.h"
@@ -13,14 +15,7 @@
 
 namespace batchllm::cuda {
 
-constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kLn2OfLog2 = 0.693147180559945309f;
-
-// Positions that rows see: by at least one of them, and by all.
-struct VisibleRange {
-    int any_begin, any_end;
-    int all_begin, all_end;
-};
 
 template <typename T, typename Shape>
 class TileAttention {
@@ -32,43 +27,55 @@ class TileAttention {
           thread_(static_cast<int>(threadIdx.x)),
           lane_(thread_ % 32),
           row_warp_(thread_ / 32 % Shape::kRowWarps),
-          key_warp_(thread_ / 32 / Shape::kRowWarps),
-          piece_(args.pieces + tile.piece_begin),
+          dim_warp_(thread_ / 32 / Shape::kRowWarps),
+          num_key_tiles_(max((tile_.kv_end - tile_.kv_begin + Shape::kKeys - 1) / Shape::kKeys, 1)),
+          piece_(tile.piece_begin),
           shared_(dynamic_shared_memory()) {}
 
-    __device__ __forceinline__ void run() {
-        const int num_key_tiles = (tile_.kv_end - tile_.kv_begin + Shape::kKeys - 1) / Shape::kKeys;
-        load_query();
-        for (int stage = 0; stage < kStages; ++stage) {
-            if (thread_ < Shape::kKeys) slots(stage)[thread_] = find_key(stage);
+    // The heads [kv_head, kv_head_end).
+    __device__ __forceinline__ void run(int kv_head_end) {
+        for (int stage = 0; stage < Shape::kStages; ++stage) {
+            if (thread_ < Shape::kKeys) slots(stage)[thread_] = find_key(step_after({kv_head_, 0}, stage));
         }
-        start_state();
+        find_rows();
         __syncthreads();
-        load_keys(0);
-        commit_copies();
-        for (int key_tile = 0; key_tile < num_key_tiles; ++key_tile) {
-            const int stage = key_tile % kStages;
-            wait_for_copies<0>();
-            __syncthreads();
-            if (key_tile + 1 < num_key_tiles) load_keys(1 - stage);
-            commit_copies();
-            KeySlot slot;  // on its way while the warp computes
-            if (thread_ < Shape::kKeys) slot = find_key(key_tile + kStages);
-            attend(stage, tile_.kv_begin + key_tile * Shape::kKeys + key_warp_ * Shape::kWarpKeys);
-            if (thread_ < Shape::kKeys) slots(stage)[thread_] = slot;
+        find_visible_range();
+        for (int stage = 0; stage < Shape::kStages - 1; ++stage) {
+            load(stage, step_after({kv_head_, 0}, stage), kv_head_end);
         }
-        __syncthreads();  // the states take the place of the keys
-        stage_states();
-        __syncthreads();
-        write_states();
+        int first_step = 0;  // of the head
+        for (; kv_head_ < kv_head_end; ++kv_head_) {
+            start_state();
+            for (int key_tile = 0; key_tile < num_key_tiles_; ++key_tile) {
+                const int stage = (first_step + key_tile) % Shape::kStages;
+                wait_for_copies<Shape::kStages - 2>();
+                __syncthreads();
+                load((stage + Shape::kStages - 1) % Shape::kStages,
+                     step_after({kv_head_, key_tile}, Shape::kStages - 1), kv_head_end);
+                KeySlot slot;  // on its way while the warp computes
+                if (thread_ < Shape::kKeys) slot = find_key(step_after({kv_head_, key_tile}, Shape::kStages));
+                if (kKeepsQuery && key_tile == 0) keep_query();
+                attend(stage, tile_.kv_begin + key_tile * Shape::kKeys);
+                if (thread_ < Shape::kKeys) slots(stage)[thread_] = slot;
+            }
+            write_states();
+            first_step += num_key_tiles_;
+        }
     }
 
  private:
     static constexpr int kRowBlocks = Shape::kRowBlocks;
-    static constexpr int kKeyBlocks = Shape::kWarpKeys / 16;
+    static constexpr int kKeyBlocks = Shape::kKeys / 16;
     static constexpr int kDimBlocks = Shape::kHeadDim / 16;
+    static constexpr int kOutBlocks = Shape::kWarpDims / 16;
+    static constexpr bool kHasMoreHeads = Shape::kQueries > 1;
     // A warp with one block of rows keeps its queries, unless they and the sums would take all registers.
-    static constexpr bool kKeepsQuery = kRowBlocks == 1 && Shape::kHeadDim <= 128;
+    static constexpr bool kKeepsQuery = kRowBlocks == 1 && Shape::kHeadDim <= (kHasMoreHeads ? 96 : 128);
+
+    // A tile of keys for a head.
+    struct Step {
+        int kv_head, key_tile;
+    };
 
     // A 16 x 16 block of float32 in a warp's registers: [half][i] is row lane / 4 + i / 2 * 8, column
     // half * 8 + lane % 4 * 2 + i % 2.
@@ -76,24 +83,22 @@ class TileAttention {
 
     // --- shared memory
 
-    __device__ __forceinline__ T* query() const { return reinterpret_cast<T*>(shared_); }
+    __device__ __forceinline__ T* query(int kv_head) const {
+        return reinterpret_cast<T*>(shared_ + kv_head % Shape::kQueries * Shape::kQueryBytes);
+    }
     __device__ __forceinline__ T* keys(int stage) const {
-        return reinterpret_cast<T*>(shared_ + Shape::kQueryBytes + 2 * stage * Shape::kKeyBytes);
+        return reinterpret_cast<T*>(shared_ + Shape::kQueries * Shape::kQueryBytes + 2 * stage * Shape::kKeyBytes);
     }
-    __device__ __forceinline__ T* values(int stage) const {
-        return reinterpret_cast<T*>(shared_ + Shape::kQueryBytes + (2 * stage + 1) * Shape::kKeyBytes);
-    }
+    __device__ __forceinline__ T* values(int stage) const { return keys(stage) + Shape::kKeyBytes / sizeof(T); }
     __device__ __forceinline__ KeySlot* slots(int stage) const {
         return reinterpret_cast<KeySlot*>(shared_ + Shape::kLoopBytes) + stage * Shape::kKeys;
     }
-    __device__ __forceinline__ float* state_out(int key_warp, int row) const {
-        return reinterpret_cast<float*>(shared_) + (key_warp * Shape::kRows + row) * Shape::kOutPitch;
+    __device__ __forceinline__ TileRow* rows() const {
+        return reinterpret_cast<TileRow*>(shared_ + Shape::kLoopBytes + Shape::kSlotBytes);
     }
-    __device__ __forceinline__ float& state_max(int key_warp, int row) const {
-        return state_out(Shape::kKeyWarps, 0)[key_warp * Shape::kRows + row];
-    }
-    __device__ __forceinline__ float& state_sum(int key_warp, int row) const {
-        return state_out(Shape::kKeyWarps, 0)[(Shape::kKeyWarps + key_warp) * Shape::kRows + row];
+    __device__ __forceinline__ VisibleRange& visible() const {  // of the warp's rows
+        return reinterpret_cast<VisibleRange*>(shared_ + Shape::kLoopBytes + Shape::kSlotBytes +
+                                               Shape::kRowBytes)[thread_ / 32];
     }
     __device__ static __forceinline__ T* element(T* matrix, int row, int chunk) {
         return matrix + 8 * Swizzle<Shape::kChunks>::at(row, chunk);
@@ -105,53 +110,65 @@ class TileAttention {
 
     // --- rows
 
-    __device__ __forceinline__ int num_rows() const { return tile_.packed_end - tile_.packed_begin; }
-
-    // Rows behind the last repeat it, up to the full height of the tile.
-    __device__ __forceinline__ int packed_row(int row) const { return tile_.packed_begin + min(row, num_rows() - 1); }
-    __device__ __forceinline__ const WorkRow& work_row(int row) const {
-        return args_.rows[tile_.row_begin + packed_row(row) / args_.group_size];
-    }
-    __device__ __forceinline__ int qo_head(int row) const {
-        return kv_head_ * args_.group_size + packed_row(row) % args_.group_size;
+    // Rows behind the last see what it sees, with no query.
+    __device__ __forceinline__ void find_rows() {
+        for (int row = thread_; row < Shape::kRows; row += Shape::kThreads) {
+            const bool is_there = row < tile_.packed_end - tile_.packed_begin;
+            const int packed = is_there ? tile_.packed_begin + row : tile_.packed_end - 1;
+            rows()[row] = {args_.rows[tile_.row_begin + packed / args_.group_size],
+                           is_there ? packed % args_.group_size : kNoHead};
+        }
     }
 
     // The tile's row of this lane's: i = 0 or 1 in a block of 16.
     __device__ __forceinline__ int row_of_lane(int block, int i) const {
-        return (row_warp_ * kRowBlocks + block) * 16 + lane_ / 4 + 8 * i;
+        return (row_warp_ * (16 * kRowBlocks) + lane_ / 4) + (block * 16 + 8 * i);
     }
 
-    __device__ __forceinline__ void load_query() {
+    __device__ __forceinline__ void load_query(int kv_head) const {
         const QueryTensor& q = args_.params.q;
-        for (int i = thread_; i < Shape::kRows * Shape::kChunks; i += kThreads) {
+#pragma unroll(kHasMoreHeads ? 1 : 2)
+        for (int i = thread_; i < Shape::kRows * Shape::kChunks; i += Shape::kThreads) {
             const int row = i / Shape::kChunks, chunk = i % Shape::kChunks;
-            const T* from = static_cast<const T*>(q.data) + work_row(row).token * q.token_stride +
-                            qo_head(row) * q.head_stride + chunk * 8;
-            copy_async(element(query(), row, chunk), from, true);
+            const int head = rows()[row].head;
+            const T* from = static_cast<const T*>(q.data) + rows()[row].work.token * q.token_stride +
+                            (kv_head * args_.group_size + max(head, 0)) * q.head_stride + chunk * 8;
+            copy_async(element(query(kv_head), row, chunk), from, head != kNoHead);
         }
     }
 
-    __device__ __forceinline__ void start_state() {
-        visible_ = {INT32_MAX, 0, 0, INT32_MAX};
+    __device__ __forceinline__ void find_visible_range() {
+        VisibleRange range{INT32_MAX, 0, 0, INT32_MAX};
 #pragma unroll
         for (int block = 0; block < kRowBlocks; ++block) {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                const WorkRow& row = work_row(row_of_lane(block, i));
-                visible_ = {min(visible_.any_begin, row.kv_begin), max(visible_.any_end, row.kv_end),
-                            max(visible_.all_begin, row.kv_begin), min(visible_.all_end, row.kv_end)};
+                const WorkRow& row = rows()[row_of_lane(block, i)].work;
+                range = {min(range.any_begin, row.kv_begin), max(range.any_end, row.kv_end),
+                         max(range.all_begin, row.kv_begin), min(range.all_end, row.kv_end)};
+            }
+        }
+#pragma unroll
+        for (int lanes = 4; lanes < 32; lanes *= 2) {  // lanes of different rows
+            range = {min(range.any_begin, __shfl_xor_sync(kAllLanes, range.any_begin, lanes)),
+                     max(range.any_end, __shfl_xor_sync(kAllLanes, range.any_end, lanes)),
+                     max(range.all_begin, __shfl_xor_sync(kAllLanes, range.all_begin, lanes)),
+                     min(range.all_end, __shfl_xor_sync(kAllLanes, range.all_end, lanes))};
+        }
+        if (lane_ == 0) visible() = range;
+        __syncwarp();
+    }
+
+    __device__ __forceinline__ void start_state() {
+#pragma unroll
+        for (int block = 0; block < kRowBlocks; ++block) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
                 max_[block][i] = -INFINITY;
                 sum_[block][i] = 0.0f;
             }
 #pragma unroll
-            for (int dims = 0; dims < kDimBlocks; ++dims) clear(out_[block][dims]);
-        }
-#pragma unroll
-        for (int lanes = 4; lanes < 32; lanes *= 2) {  // lanes of different rows
-            visible_ = {min(visible_.any_begin, __shfl_xor_sync(kAllLanes, visible_.any_begin, lanes)),
-                        max(visible_.any_end, __shfl_xor_sync(kAllLanes, visible_.any_end, lanes)),
-                        max(visible_.all_begin, __shfl_xor_sync(kAllLanes, visible_.all_begin, lanes)),
-                        min(visible_.all_end, __shfl_xor_sync(kAllLanes, visible_.all_end, lanes))};
+            for (int dims = 0; dims < kOutBlocks; ++dims) clear(out_[block][dims]);
         }
     }
 
@@ -162,25 +179,46 @@ class TileAttention {
 
     // --- keys
 
-    // The slot of this thread's key of a tile of keys. Asked for tile after tile.
-    __device__ __forceinline__ KeySlot find_key(int key_tile) {
-        const int position = tile_.kv_begin + key_tile * Shape::kKeys + thread_;
+    // What is computed so many tiles of keys later.
+    __device__ __forceinline__ Step step_after(Step step, int num_key_tiles) const {
+        step.key_tile += num_key_tiles;
+        while (kHasMoreHeads && step.key_tile >= num_key_tiles_) {
+            step.key_tile -= num_key_tiles_;
+            ++step.kv_head;
+        }
+        return step;
+    }
+
+    // The slot of this thread's key. Asked for step after step.
+    __device__ __forceinline__ KeySlot find_key(Step step) {
+        const int position = tile_.kv_begin + step.key_tile * Shape::kKeys + thread_;
         if (position >= tile_.kv_end) return {-1, 0};
-        while (piece_->position_end <= position) ++piece_;
-        const int slot = position - piece_->segment_begin;
-        return {args_.page_ids[piece_->first_page + slot / args_.page_size], slot % args_.page_size};
+        if (kHasMoreHeads && position < args_.pieces[piece_].position_begin) piece_ = tile_.piece_begin;
+        while (args_.pieces[piece_].position_end <= position) ++piece_;
+        const KvPiece& piece = args_.pieces[piece_];
+        const int slot = position - piece.segment_begin;
+        return {args_.page_ids[piece.first_page + slot / args_.page_size], slot % args_.page_size};
+    }
+
+    // A tile of keys, the first of a head with its queries: one group of copies, which is empty behind the last.
+    __device__ __forceinline__ void load(int stage, Step step, int kv_head_end) const {
+        if (kHasMoreHeads ? step.kv_head < kv_head_end : step.key_tile < num_key_tiles_) {
+            if (step.key_tile == 0) load_query(step.kv_head);
+            load_keys(stage, step.kv_head);
+        }
+        commit_copies();
     }
 
     // Keys that are not there become zeros, so their products are numbers.
-    __device__ __forceinline__ void load_keys(int stage) {
+    __device__ __forceinline__ void load_keys(int stage, int kv_head) const {
         const PagedTensor& k_pages = args_.params.k_pages;
         const PagedTensor& v_pages = args_.params.v_pages;
-        const T* k = static_cast<const T*>(k_pages.data) + kv_head_ * k_pages.head_stride;
-        const T* v = static_cast<const T*>(v_pages.data) + kv_head_ * v_pages.head_stride;
+        const T* k = static_cast<const T*>(k_pages.data) + kv_head * k_pages.head_stride;
+        const T* v = static_cast<const T*>(v_pages.data) + kv_head * v_pages.head_stride;
 #pragma unroll 2
-        for (int i = 0; i < Shape::kKeys * Shape::kChunks / kThreads; ++i) {
-            const int key = (thread_ + i * kThreads) / Shape::kChunks,
-                      chunk = (thread_ + i * kThreads) % Shape::kChunks;
+        for (int i = 0; i < Shape::kKeys * Shape::kChunks / Shape::kThreads; ++i) {
+            const int key = (thread_ + i * Shape::kThreads) / Shape::kChunks,
+                      chunk = (thread_ + i * Shape::kThreads) % Shape::kChunks;
             const KeySlot slot = slots(stage)[key];
             const bool valid = slot.page_id >= 0;
             const int64_t page_id = valid ? slot.page_id : 0;
@@ -193,19 +231,14 @@ class TileAttention {
 
     // --- computation
 
-    // This warp's rows against its keys, the first of which is at `position`.
+    // This warp's rows against a tile of keys, the first of which is at `position`.
     __device__ __forceinline__ void attend(int stage, int position) {
-        if constexpr (kKeepsQuery) {
-            if (position - key_warp_ * Shape::kWarpKeys == tile_.kv_begin) {
-#pragma unroll
-                for (int dims = 0; dims < kDimBlocks; ++dims) load_query_block(query_[dims], 0, dims);
-            }
-        }
-        const int position_end = position + Shape::kWarpKeys;
-        if (position >= visible_.any_end || position_end <= visible_.any_begin) return;
+        const int position_end = position + Shape::kKeys;
+        const VisibleRange range = visible();
+        if (position >= range.any_end || position_end <= range.any_begin) return;
         Block scores[kRowBlocks][kKeyBlocks];
         compute_scores(stage, scores);
-        const bool is_masked = position < visible_.all_begin || position_end > visible_.all_end;
+        const bool is_masked = position < range.all_begin || position_end > range.all_end;
 #pragma unroll
         for (int block = 0; block < kRowBlocks; ++block) {
             scale(scores[block]);
@@ -215,9 +248,14 @@ class TileAttention {
         add_values(stage, scores);
     }
 
+    __device__ __forceinline__ void keep_query() {
+#pragma unroll
+        for (int dims = 0; dims < (kKeepsQuery ? kDimBlocks : 0); ++dims) load_query_block(query_[dims], 0, dims);
+    }
+
     __device__ __forceinline__ void load_query_block(uint32_t (&registers)[4], int block, int dims) const {
         const int row = (row_warp_ * kRowBlocks + block) * 16 + lane_ % 16;
-        load_matrices(registers, element(query(), row, dims, lane_ / 16));
+        load_matrices(registers, element(query(kv_head_), row, dims, lane_ / 16));
     }
 
     __device__ __forceinline__ void compute_scores(int stage, Block (&scores)[kRowBlocks][kKeyBlocks]) const {
@@ -236,7 +274,7 @@ class TileAttention {
 #pragma unroll
             for (int key_block = 0; key_block < kKeyBlocks; ++key_block) {
                 // k transposed: its rows are the product's columns.
-                const int key = key_warp_ * Shape::kWarpKeys + key_block * 16 + lane_ / 16 * 8 + lane_ % 8;
+                const int key = key_block * 16 + lane_ / 16 * 8 + lane_ % 8;
                 uint32_t k[4];
                 load_matrices(k, element(keys(stage), key, dims, lane_ / 8 % 2));
 #pragma unroll
@@ -249,50 +287,59 @@ class TileAttention {
 
     // To base 2, for ex2.
     __device__ __forceinline__ void scale(Block (&scores)[kKeyBlocks]) const {
-        const float soft_cap = args_.params.soft_cap;
-        const float factor = args_.params.softmax_scale * (soft_cap == 0.0f ? kLog2E : 2.0f * kLog2E / soft_cap);
-        for_each(scores, [&](float& score, int, int) {
-            score *= factor;
-            // tanh(x) = 1 - 2 / (e^2x + 1)
-            if (soft_cap != 0.0f) score = soft_cap * kLog2E * (1.0f - 2.0f / (exp2_approx(score) + 1.0f));
-        });
+        if (args_.soft_cap == 0.0f) {
+            for_each(scores, [&](float& score, int, int) { score *= args_.score_factor; });
+        } else {
+            for_each(scores, [&](float& score, int, int) {  // tanh(x) = 1 - 2 / (e^2x + 1)
+                const float quotient = reciprocal_approx(exp2_approx(score * args_.score_factor) + 1.0f);
+                score = args_.soft_cap - 2.0f * args_.soft_cap * quotient;
+            });
+        }
     }
 
     __device__ __forceinline__ void mask(Block (&scores)[kKeyBlocks], int block, int position) const {
         // Read anew: tiles of keys at a border of what a row sees are few, and registers too.
-        const WorkRow rows[2] = {work_row(row_of_lane(block, 0)), work_row(row_of_lane(block, 1))};
+        const WorkRow seen[2] = {rows()[row_of_lane(block, 0)].work, rows()[row_of_lane(block, 1)].work};
         for_each(scores, [&](float& score, int i, int column) {
             const int at = position + column;
-            if (at < rows[i].kv_begin || at >= rows[i].kv_end) score = -INFINITY;
+            if (at < seen[i].kv_begin || at >= seen[i].kv_end) score = -INFINITY;
         });
     }
 
-    // Scores become weights 2^(score - max); what was summed before is scaled to the new maximum.
+    // Scores become weights 2^(score - max). Where a maximum moves, what was summed before is scaled to the new one.
     __device__ __forceinline__ void update_state(Block (&scores)[kKeyBlocks], int block) {
         float new_max[2] = {max_[block][0], max_[block][1]};
         for_each(scores, [&](float& score, int i, int) { new_max[i] = fmaxf(new_max[i], score); });
-        float factor[2], zero_point[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             new_max[i] = fmaxf(new_max[i], __shfl_xor_sync(kAllLanes, new_max[i], 1));
             new_max[i] = fmaxf(new_max[i], __shfl_xor_sync(kAllLanes, new_max[i], 2));
-            zero_point[i] = new_max[i] == -INFINITY ? 0.0f : new_max[i];  // -inf - -inf would be NaN
-            factor[i] = exp2_approx(max_[block][i] - zero_point[i]);
-            max_[block][i] = new_max[i];
-            sum_[block][i] *= factor[i];
         }
+        if (__any_sync(kAllLanes, new_max[0] != max_[block][0] || new_max[1] != max_[block][1])) {
+            const float factor[2] = {exp2_approx(max_[block][0] - zero_point(new_max[0])),
+                                     exp2_approx(max_[block][1] - zero_point(new_max[1]))};
+#pragma unroll
+            for (int i = 0; i < 2; ++i) sum_[block][i] *= factor[i];
+#pragma unroll
+            for (int dims = 0; dims < kOutBlocks; ++dims) {
+#pragma unroll
+                for (int i = 0; i < 8; ++i) out_[block][dims][i / 4][i % 4] *= factor[i / 2 % 2];
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) max_[block][i] = new_max[i];
         for_each(scores, [&](float& score, int i, int) {
-            score = exp2_approx(score - zero_point[i]);
+            score = exp2_approx(score - zero_point(new_max[i]));
             sum_[block][i] += score;
         });
-#pragma unroll
-        for (int dims = 0; dims < kDimBlocks; ++dims) {
-#pragma unroll
-            for (int i = 0; i < 8; ++i) out_[block][dims][i / 4][i % 4] *= factor[i / 2 % 2];
-        }
     }
 
-    // visit(score, which of the lane's two rows, column of the warp's keys)
+    // What is subtracted of scores; of no score at all, -inf - -inf would be NaN.
+    __device__ static __forceinline__ float zero_point(float max_score) {
+        return max_score == -INFINITY ? 0.0f : max_score;
+    }
+
+    // visit(score, which of the lane's two rows, column of the tile's keys)
     template <typename Visit>
     __device__ __forceinline__ void for_each(Block (&scores)[kKeyBlocks], const Visit& visit) const {
 #pragma unroll
@@ -315,11 +362,11 @@ class TileAttention {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) p[block][i] = pack<T>(w[i / 2][i % 2 * 2], w[i / 2][i % 2 * 2 + 1]);
             }
-            const int key = key_warp_ * Shape::kWarpKeys + key_block * 16 + lane_ % 16;
+            const int key = key_block * 16 + lane_ % 16;
 #pragma unroll
-            for (int dims = 0; dims < kDimBlocks; ++dims) {
+            for (int dims = 0; dims < kOutBlocks; ++dims) {
                 uint32_t v[4];
-                load_matrices_transposed(v, element(values(stage), key, dims, lane_ / 16));
+                load_matrices_transposed(v, element(values(stage), key, dim_warp_ * kOutBlocks + dims, lane_ / 16));
 #pragma unroll
                 for (int block = 0; block < kRowBlocks; ++block) {
                     multiply_accumulate<T>(out_[block][dims], p[block], v);
@@ -330,96 +377,77 @@ class TileAttention {
 
     // --- results
 
-    __device__ __forceinline__ void stage_states() {
+    __device__ __forceinline__ void write_states() {
 #pragma unroll
         for (int block = 0; block < kRowBlocks; ++block) {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                const int row = row_of_lane(block, i);
-                float* out = state_out(key_warp_, row) + lane_ % 4 * 2;
-#pragma unroll
-                for (int dims = 0; dims < kDimBlocks; ++dims) {
-#pragma unroll
-                    for (int half = 0; half < 2; ++half) {
-                        const float* from = out_[block][dims][half] + 2 * i;
-                        *reinterpret_cast<float2*>(out + dims * 16 + half * 8) = {from[0], from[1]};
-                    }
-                }
                 float sum = sum_[block][i];
                 sum += __shfl_xor_sync(kAllLanes, sum, 1);
                 sum += __shfl_xor_sync(kAllLanes, sum, 2);
-                if (lane_ % 4 == 0) {
-                    state_max(key_warp_, row) = max_[block][i];
-                    state_sum(key_warp_, row) = sum;
-                }
+                write_row(block, i, sum);
             }
         }
     }
 
-    // Eight columns of one row at a time: the states of the warps that share it become one, in the order of the warps.
-    __device__ __forceinline__ void write_states() const {
-        for (int i = thread_; i < num_rows() * Shape::kChunks; i += kThreads) {
-            const int row = i / Shape::kChunks, chunk = i % Shape::kChunks;
-            const WorkRow& work = work_row(row);
-            const int head = qo_head(row);
+    // One of the lane's rows, of which it has every fourth pair of columns.
+    __device__ __forceinline__ void write_row(int block, int i, float sum) {
+        const int row = row_of_lane(block, i);
+        const WorkRow work = rows()[row].work;
+        if (rows()[row].head == kNoHead) return;
+        const int head = kv_head_ * args_.group_size + rows()[row].head;
+        float max_score = max_[block][i];
+        float scale = 1.0f;
+        if (args_.params.sinks != nullptr && work.slot == kWriteThrough) {
             // A sink is a key with v = 0 that is counted once: here if this item is all that the row sees.
-            const bool has_sink = args_.params.sinks != nullptr && work.slot == kWriteThrough;
-            const float sink = has_sink ? args_.params.sinks[head] * kLog2E : -INFINITY;
-            float max_score = sink;
-#pragma unroll
-            for (int warp = 0; warp < Shape::kKeyWarps; ++warp) max_score = fmaxf(max_score, state_max(warp, row));
-            const float zero_point = max_score == -INFINITY ? 0.0f : max_score;
-            float sum = exp2_approx(sink - zero_point);
-            float out[8] = {};
-#pragma unroll
-            for (int warp = 0; warp < Shape::kKeyWarps; ++warp) {
-                const float weight = exp2_approx(state_max(warp, row) - zero_point);
-                sum += weight * state_sum(warp, row);
-                const float4* from = reinterpret_cast<const float4*>(state_out(warp, row) + chunk * 8);
-                const float4 low = from[0], high = from[1];
-                const float values[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-                for (int d = 0; d < 8; ++d) out[d] += weight * values[d];
-            }
-            const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
-#pragma unroll
-            for (int d = 0; d < 8; ++d) out[d] *= factor;
-            const float lse = sum == 0.0f ? -INFINITY : (max_score + log2f(sum)) * kLn2OfLog2;
-            write(work, head, chunk, out, lse);
+            const float sink = args_.params.sinks[head] * kLog2E;
+            max_score = fmaxf(max_score, sink);
+            scale = exp2_approx(max_[block][i] - zero_point(max_score));
+            sum = sum * scale + exp2_approx(sink - zero_point(max_score));
         }
-    }
-
-    __device__ __forceinline__ void write(const WorkRow& work, int head, int chunk, const float (&out)[8],
-                                          float lse) const {
+        scale = sum == 0.0f ? 0.0f : scale * reciprocal_approx(sum);
+        const float lse = sum == 0.0f ? -INFINITY : (max_score + log2f(sum)) * kLn2OfLog2;
+        const bool has_lse = dim_warp_ == 0 && lane_ % 4 == 0;
+        const int first = dim_warp_ * Shape::kWarpDims;
         if (work.slot != kWriteThrough) {
             const int64_t state = int64_t{work.slot} * args_.num_kv_heads * args_.group_size + head;
-            auto* to = reinterpret_cast<float4*>(args_.partial_out + state * Shape::kHeadDim + chunk * 8);
-            to[0] = {out[0], out[1], out[2], out[3]};
-            to[1] = {out[4], out[5], out[6], out[7]};
-            if (chunk == 0) args_.partial_lse[state] = lse;
-            return;
+            float* to = args_.partial_out + state * Shape::kHeadDim + first + lane_ % 4 * 2;
+#pragma unroll
+            for (int half = 0; half < 2 * kOutBlocks; ++half) {
+                const float* from = out_[block][half / 2][half % 2] + 2 * i;
+                *reinterpret_cast<float2*>(to + half * 8) = {from[0] * scale, from[1] * scale};
+            }
+            if (has_lse) args_.partial_lse[state] = lse;
+        } else {
+            const OutputTensor& outs = args_.params.out;
+            T* to = static_cast<T*>(outs.data) + work.token * outs.token_stride + head * outs.head_stride + first +
+                    lane_ % 4 * 2;
+#pragma unroll
+            for (int half = 0; half < 2 * kOutBlocks; ++half) {
+                const float* from = out_[block][half / 2][half % 2] + 2 * i;
+                *reinterpret_cast<uint32_t*>(to + half * 8) = pack<T>(from[0] * scale, from[1] * scale);
+            }
+            const LseTensor& lses = args_.params.lse;
+            if (has_lse && lses.data != nullptr)
+                lses.data[work.token * lses.token_stride + head * lses.head_stride] = lse;
         }
-        const OutputTensor& outs = args_.params.out;
-        T* to = static_cast<T*>(outs.data) + work.token * outs.token_stride + head * outs.head_stride + chunk * 8;
-        *reinterpret_cast<uint4*>(to) = {pack<T>(out[0], out[1]), pack<T>(out[2], out[3]), pack<T>(out[4], out[5]),
-                                         pack<T>(out[6], out[7])};
-        const LseTensor& lses = args_.params.lse;
-        if (chunk == 0) lses.data[work.token * lses.token_stride + head * lses.head_stride] = lse;
     }
 
     const AttentionArgs& args_;
     const AttentionTile& tile_;
-    const int kv_head_;
+    int kv_head_;  // that is computed
     const int thread_, lane_;
-    const int row_warp_, key_warp_;
-    const KvPiece* piece_;  // of the key that this thread found last
+    const int row_warp_, dim_warp_;
+
+    const int num_key_tiles_;  // an empty one where there are no keys
+    int piece_;                // of the key that this thread found last
+
     unsigned char* const shared_;
 
     // Of the lane's rows: two in each block.
-    VisibleRange visible_;      // of all rows of the warp
     float max_[kRowBlocks][2];  // of the scores in base 2
     float sum_[kRowBlocks][2];  // of the weights that this lane computed
-    Block out_[kRowBlocks][kDimBlocks];
+    Block out_[kRowBlocks][kOutBlocks];
     uint32_t query_[kKeepsQuery ? kDimBlocks : 1][4];
 };
 

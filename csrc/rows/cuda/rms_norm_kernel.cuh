@@ -63,13 +63,14 @@ __device__ __forceinline__ void scale_by(Vector<T, kVector>& x, float scale, con
 
 // kVector: kVectorSize<T> where every head and the weight are aligned and whole vectors, else 1.
 template <typename T, int kVector, bool kIsShort>
-__global__ void __launch_bounds__(32 * (kIsShort ? kWarpsOfHeads : kMaxNormWarps))
+__global__ void __launch_bounds__(32 * (kIsShort ? kWarpsOfHeads : kMaxNormWarps), 1)
     rms_norm_kernel(const __grid_constant__ RmsNormArgs args) {
     const RmsNormParams& p = args.params;
     const int warp = static_cast<int>(threadIdx.x) / 32;
-    const int64_t index = kIsShort ? int64_t{blockIdx.x} * kWarpsOfHeads + warp : int64_t{blockIdx.x};
+    const uint32_t index = kIsShort ? blockIdx.x * kWarpsOfHeads + warp : blockIdx.x;
     if (index >= args.num_rows * p.num_heads) return;  // a whole warp
-    const int64_t row = index / p.num_heads, head = index % p.num_heads;
+    const auto num_heads = static_cast<uint32_t>(p.num_heads);
+    const int64_t row = index / num_heads, head = index % num_heads;
 
     // From a thread's first vector: the others are `step` apart, up to `size`.
     const int64_t begin = int64_t{kIsShort ? threadIdx.x % 32 : threadIdx.x} * kVector;
@@ -114,7 +115,7 @@ __global__ void __launch_bounds__(32 * (kIsShort ? kWarpsOfHeads : kMaxNormWarps
 #pragma unroll 1
     for (int64_t at = kHeld * step; at < rest_end; at += step) squares += sum_of_squares(total(at));
     squares = kIsShort ? sum_of_warp(squares) : sum_of_block(squares);
-    const float scale = 1.0f / sqrtf(squares / static_cast<float>(p.size) + p.eps);
+    const float scale = rsqrtf(quotient(squares, static_cast<float>(p.size)) + p.eps);
 
     const auto finish = [&](int64_t at, Vector<T, kVector> sum) {
         if (delta != nullptr) store_vector(x + at, sum);
@@ -141,9 +142,9 @@ template <typename T, int kVector, typename Launcher>
 void launch_rms_norm_of(const RmsNormArgs& args, const Launcher& launch) {
     const int64_t num_heads = args.num_rows * args.params.num_heads;
     if (num_heads == 0) return;
+    assert(num_heads <= kMaxBlocks);
     const bool is_short = args.params.size <= kShortHead;
     const int64_t num_blocks = is_short ? (num_heads + kWarpsOfHeads - 1) / kWarpsOfHeads : num_heads;
-    assert(num_blocks <= kMaxBlocks);  // 2^33 short heads, 2^31 long ones
     if (is_short) {
         launch(rms_norm_kernel<T, kVector, true>, LaunchGrid{static_cast<uint32_t>(num_blocks), 32 * kWarpsOfHeads}, 0,
                args);

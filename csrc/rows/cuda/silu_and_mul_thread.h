@@ -1,5 +1,5 @@
 // out = gate / (1 + exp(-gate)) * up.
-//   item    kVector neighbouring elements of one row of out
+//   item    kVector neighbouring elements of a row of out
 //   reads   gate_up      writes  out
 //   twin    row_kernels.inc::silu_and_mul, same formulas, but another exp2
 #pragma once
@@ -14,7 +14,7 @@ BATCHLLM_HOST_DEVICE inline float silu(float x) {
     constexpr float kLog2E = 1.44269504088896341f;
     const float exponent = x * -kLog2E;
     // From there on the quotient is as good as zero, and of -inf it would be NaN.
-    return exponent > 127.0f ? 0.0f : x / (1.0f + exp2f(exponent));
+    return exponent > 127.0f ? 0.0f : quotient(x, 1.0f + exp2f(exponent));
 }
 
 // kVector: kVectorSize<T> where has_vectors, else 1.
@@ -23,12 +23,11 @@ struct SiluAndMulWork {
     SiluAndMulParams p;
     int64_t num_rows;
 
-    BATCHLLM_HOST_DEVICE int64_t vectors_per_row() const { return p.size / kVector; }
-    BATCHLLM_HOST_DEVICE int64_t num_items() const { return num_rows * vectors_per_row(); }
+    BATCHLLM_HOST_DEVICE int64_t row_count() const { return num_rows; }
+    BATCHLLM_HOST_DEVICE int64_t items_per_row() const { return p.size / kVector; }
 
-    BATCHLLM_HOST_DEVICE void operator()(int64_t item) const {
-        const int64_t i = item % vectors_per_row() * kVector;
-        const int64_t row = item / vectors_per_row();
+    BATCHLLM_HOST_DEVICE void operator()(int64_t row, uint32_t item) const {
+        const int64_t i = int64_t{item} * kVector;
         const T* const from = static_cast<const T*>(p.gate_up) + row * p.gate_up_stride + i;
         const auto gate = load_vector<kVector>(from);
         const auto up = load_vector<kVector>(from + p.size);

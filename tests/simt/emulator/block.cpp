@@ -1,5 +1,6 @@
 #include "simt/emulator/block.h"
 
+#include <algorithm>
 #include <bit>
 
 #include "simt/emulator/shadow.h"
@@ -44,6 +45,10 @@ bool Block::run() {
     self_ = next_thread();
     simt_switch_context(&host_, &self_->context);
     return num_live_ == 0;
+}
+
+bool Block::has_waited() const {
+    return std::ranges::any_of(threads_, &Thread::has_waited);
 }
 
 void Block::run_thread() {

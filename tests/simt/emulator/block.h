@@ -32,6 +32,7 @@ struct LaunchConfig {
     Index3 grid;
     Index3 block;
     size_t dynamic_shared_bytes = 0;
+    bool begins_early = false;  // perhaps before the launches before it are done
 };
 
 struct Thread {
@@ -40,6 +41,7 @@ struct Thread {
     int warp = 0;
     int lane = 0;
     Index3 index;
+    bool has_waited = false;  // for earlier launches
     AsyncCopies copies;
 };
 
@@ -57,6 +59,7 @@ class Block {
     Block& operator=(const Block&) = delete;
 
     bool run();                          // to the end; false: until nobody can go on
+    bool has_waited() const;             // any of its threads, for earlier launches
     void abandon() { self_ = nullptr; }  // after a fault: the fibers stay where they are
 
     const LaunchConfig& config() const { return config_; }
@@ -70,6 +73,7 @@ class Block {
     void meet(uint32_t mask, Collective collective, void* argument, const Location& location);
     void sync_warp(uint32_t mask, const Location& location);
     void preempt();  // perhaps
+    void wait_for_earlier_launches() { self_->has_waited = true; }
 
     // Barriers so far. The first counts on from block to block and launch to launch, so it also tells the blocks apart.
     static uint32_t num_barriers() { return num_barriers_; }

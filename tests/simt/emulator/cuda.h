@@ -111,6 +111,9 @@ T atomicMax(T* address, std::type_identity_t<T> value, simt::Place place = simt:
     return simt::atomic_update(address, place, [&](T old) { return old > value ? old : value; });
 }
 
+inline float rsqrtf(float x) {
+    return 1.0f / sqrtf(x);
+}
 inline int min(int a, int b) {
     return a < b ? a : b;
 }

@@ -67,6 +67,8 @@ const char* name(Kind kind) {
             return "race in shared memory";
         case Kind::kGlobalRace:
             return "race in global memory";
+        case Kind::kNeverWaits:
+            return "earlier launches are not waited for";
         case Kind::kAsyncPending:
             return "asynchronous copy not waited for";
         case Kind::kMisaligned:

@@ -28,7 +28,8 @@ enum class Kind {
     kReadOnly,         // a write into an input
     kUninitialised,    // shared memory that nobody wrote in this block
     kSharedRace,       // two threads, one of them writing, and no barrier between
-    kGlobalRace,       // likewise; the threads of two blocks have none
+    kGlobalRace,       // likewise; the threads of two blocks have none, nor those of two launches that overlap
+    kNeverWaits,       // a launch that begins early, and no thread of it waits for the earlier ones
     kAsyncPending,     // memory that a cp.async has yet to fill
     kMisaligned,       // an address that the instruction does not take
     kDivergence,       // lanes that do not meet where they must

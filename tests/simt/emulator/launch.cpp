@@ -89,15 +89,21 @@ bool run_block(Block& block) {
 void launch_raw(const LaunchConfig& config, const Schedule& schedule, void (*kernel)(void*), void* context) {
     if (!is_legal(config)) return;
     const FaultHandler handler;
-    start_launch_in_shadow();
+    start_launch_in_shadow(config.begins_early);
+    bool has_waited = false;
     for (unsigned z = 0; z < config.grid.z; ++z) {
         for (unsigned y = 0; y < config.grid.y; ++y) {
             for (unsigned x = 0; x < config.grid.x; ++x) {
                 SharedMemory::instance().start_block(config.dynamic_shared_bytes);
                 Block block(config, {x, y, z}, schedule, kernel, context);
                 if (!run_block(block)) return;
+                has_waited |= block.has_waited();
             }
         }
+    }
+    if (config.begins_early && !has_waited) {
+        report(Kind::kNeverWaits, Location(nullptr),
+               "what follows this launch might begin before earlier ones are done");
     }
 }
 

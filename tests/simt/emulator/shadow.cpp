@@ -25,6 +25,8 @@ namespace {
 
 // The first barrier number of the launch that runs.
 uint32_t launch_begin = 0;
+// That of the first launch that may not be done yet.
+uint32_t unfinished_begin = 0;
 
 Event event_now() {
     const Block& block = *Block::running();
@@ -32,7 +34,9 @@ Event event_now() {
 }
 
 bool is_ordered(const Event& earlier, const Event& now) {
-    if (earlier.barrier < launch_begin) return true;
+    if (earlier.barrier < launch_begin) {
+        return earlier.barrier < unfinished_begin || Block::running()->self().has_waited;
+    }
     if (earlier.barrier < Block::running()->first_barrier()) return false;  // another block of this launch
     if (earlier.barrier < now.barrier || earlier.who.is_only(now.who)) return true;
     return earlier.who.is_in_warp_of(now.who) && earlier.warp_barrier < now.warp_barrier;
@@ -109,8 +113,9 @@ void check_cell(Cell& cell, const Cells& cells, Access::Type type, const Event& 
 
 }  // namespace
 
-void start_launch_in_shadow() {
+void start_launch_in_shadow(bool begins_early) {
     launch_begin = Block::num_barriers() + 1;
+    if (!begins_early) unfinished_begin = launch_begin;
 }
 
 void check_access(const Access& access, const Location& location) {

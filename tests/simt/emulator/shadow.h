@@ -49,8 +49,9 @@ struct Access {
     Type type;
 };
 
-// Accesses of different launches are ordered.
-void start_launch_in_shadow();
+// Accesses of different launches are ordered, but for those of a launch that begins early: its threads must wait for
+// the earlier ones, back to the last that began in order.
+void start_launch_in_shadow(bool begins_early);
 
 // Whether loads and stores are checked; it needs kernels that were compiled for it (hooks.cpp).
 bool& checks_accesses();

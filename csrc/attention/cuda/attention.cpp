@@ -1,23 +1,24 @@
 #include <cassert>
 
-#include "attention/cuda/attention_launches.cuh"
-#include "cuda/launch.cuh"
+#include "attention/cuda/attention_gpu.h"
+#include "attention/cuda/attention_instance.h"
+#include "base/bf16.h"
+#include "base/half.h"
 
 namespace batchllm::cuda {
 namespace {
 
 template <typename T>
 void attention_of(const AttentionCall& call, Stream stream) {
-    const StreamLauncher launch{stream};
     switch (call.head_dim) {
         case 64:
-            return launch_attention<T, 64>(call, launch);
+            return attention_instance<T, 64>(call, stream);
         case 96:
-            return launch_attention<T, 96>(call, launch);
+            return attention_instance<T, 96>(call, stream);
         case 128:
-            return launch_attention<T, 128>(call, launch);
+            return attention_instance<T, 128>(call, stream);
         case 256:
-            return launch_attention<T, 256>(call, launch);
+            return attention_instance<T, 256>(call, stream);
         default:
             assert(false);  // the plan's layout has refused it
     }
