@@ -133,7 +133,7 @@ def choose_segments(
 
     levels: None any depth, 1 a single level, 0 none.
     method: "exact" is the optimum; "paper" is the bottom-up pass of BatchLLM (MLSys 2026), a single level.
-    reader_cost: tokens that one more segment costs each of its readers, part of what is optimised.
+    reader_cost: tokens that one more segment costs each of its readers, part of what is optimised; LLM takes 2.
     """
 
 class TokenBatch:

@@ -17,7 +17,7 @@ from batchllm.jobs.openai_batch import LineError
 from batchllm.jobs.openai_records import error_record
 from batchllm.jobs.read_job import WeightlessModel, read_job
 from batchllm.jobs.shards import shard_paths, write_shards
-from batchllm.models.config import model_files, positive_int, read_json, resolve_model
+from batchllm.models.config import ModelConfig, model_files, positive_int, read_json, resolve_model
 from batchllm.requests import RequestLimits
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
@@ -76,6 +76,8 @@ def plan_batch_file(
     if kv_tokens < PAGE_SIZE:
         raise ValueError(f"KV memory: expected at least one page ({PAGE_SIZE} tokens), got {kv_tokens} tokens")
     kv_tokens -= kv_tokens % PAGE_SIZE
+    if why := refusal(config_path):
+        log(f"batchllm run refuses this model: {why}")
     limits = RequestLimits(shape.vocab_size, max_model_len(config_path), PAGE_SIZE, kv_tokens)
     log(f"reading {files.input}")
     with rereadable(files.input) if files.num_shards else nullcontext(files.input) as input:
@@ -120,6 +122,15 @@ def find_config(model: str) -> Path:
     """config.json of a model: the file itself, or that of its directory or hub id, of which no weights are fetched."""
     path = Path(model).expanduser()
     return path if path.is_file() else resolve_model(model, weights=False) / "config.json"
+
+
+def refusal(config_path: Path) -> str | None:
+    """Why `run` would not take this model, which a plan takes all the same: to learn what a job would gain."""
+    try:
+        ModelConfig.from_directory(config_path.parent)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def model_name(model: str) -> str:

@@ -29,13 +29,6 @@ class StateMerger {
         }
     }
 
-    // One more key of this score, with v = 0.
-    void add_sink(float score) {
-        const MergeWeights weights = merge_weights(lse_, score);
-        lse_ = weights.lse;
-        scale(weights.a);
-    }
-
     template <typename T>
     void write(T* out) const {
         for (int64_t d = 0; d < head_dim_; ++d) out[d] = from_float<T>(out_[d]);

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ def test_token_ids_need_only_a_config(config: Path, in_jsonl: Path, tmp_path: Pa
     for model in (config, config.parent):
         plan = planned(in_jsonl, "--model", model, folder=tmp_path)
         assert (plan["prompt_tokens"], plan["model"], plan["device"]) == (630, "model", DEVICES["h100"].name)
+
+
+def test_a_model_that_run_refuses_is_planned_and_that_is_said(config: Path, in_jsonl: Path) -> None:
+    assert "run refuses" not in call(in_jsonl, "--model", config).stderr
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps(settings | {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"]}))
+    result = call(in_jsonl, "--model", config)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"batchllm run refuses this model: .*Gemma2ForCausalLM", result.stderr.replace("\n", " "))
 
 
 def test_of_a_model_on_the_hub_no_weights_are_fetched(

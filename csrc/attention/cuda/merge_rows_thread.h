@@ -2,7 +2,7 @@
 //   row     one of merge_rows      item  kVector neighbouring elements of one head; each computes its weights anew
 //   reads   merge_rows, partial_out, partial_lse, sinks
 //   writes  out by every item, lse (if it is wanted) by the first of a head
-//   twin    cpu/attention_cpu.cpp::merge_row, same order, same formulas
+//   twin    cpu/attention_kernel.inc::merge, same order; it scales to the largest state, this to what was merged so far
 #pragma once
 
 #include <cstdint>
