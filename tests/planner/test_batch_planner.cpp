@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <limits>
 #include <random>
 
 #include "fuzz_batch_planner.h"
@@ -67,4 +68,42 @@ TEST_CASE("a segment without readers is never computed") {
     CHECK(batch->num_tokens() == 6);
     CHECK(planner.commit(std::vector{7, 7}, {}).size() == 2);
     CHECK(!planner.next_batch());
+}
+
+TEST_CASE("limits up to the largest int32 are limits like others") {
+    constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
+    Job job;
+    for (const TokenId last : {1, 2, 3}) job.add({7, 8, last});
+    BatchPlanner planner({.num_pages = kMost, .page_size = kMost, .max_batch_tokens = kMost});
+    const PrefixTrie trie(job.prompts(1));
+    planner.add_requests(job.prompts(), choose_segments(trie, SharingLevels::kAny), std::vector(3, kMost - 3));
+    CHECK(planner.refused().empty());
+    const auto batch = planner.next_batch();
+    REQUIRE(batch);
+    planner.audit();
+    // Each of the four segments has a page, in order, and its tokens are at the page's beginning.
+    std::vector<int64_t> slots = {0, 1};
+    for (int64_t page = 1; page < 4; ++page) slots.push_back(page * kMost);
+    CHECK(std::vector<int64_t>(batch->slots.begin(), batch->slots.end()) == slots);
+    CHECK(planner.commit(std::vector{5, 5, 5}, std::vector<uint8_t>{1, 1, 1}).size() == 3);
+    CHECK(planner.stats().used_pages == 0);
+}
+
+TEST_CASE("what is borrowed whole is read as its source") {
+    Job first, added;
+    for (const TokenId last : {1, 2}) first.add({7, 8, 9, last});
+    for (const TokenId last : {3, 4}) added.add({7, 8, 9, last});
+    BatchPlanner planner({.num_pages = 16, .page_size = 2, .max_batch_tokens = 16});
+    const auto add = [&](const Job& job) {
+        const PrefixTrie trie(job.prompts(1));
+        planner.add_requests(job.prompts(), choose_segments(trie, SharingLevels::kAny), std::vector{4, 4});
+    };
+    add(first);
+    REQUIRE(planner.next_batch());
+    planner.commit(std::vector{5, 5}, {});
+    add(added);
+    const auto batch = planner.next_batch();
+    REQUIRE(batch);
+    CHECK(planner.stats().borrowed_prompt_tokens == 3);
+    CHECK(batch->num_segments() == 1 + 4);  // of all readers, and their own
 }
