@@ -80,7 +80,7 @@ PLANNER_MUTANTS = [
         ADDED,
         "    forgo_sources_that_do_not_fit(first);\n",
         "",
-        EVERY_PROMISE,
+        "a source that would leave a chain no room is not borrowed from",
     ),
     Mutant(
         "a_piece_of_a_source_follows_the_piece_before",
@@ -132,7 +132,7 @@ PLANNER_MUTANTS = [
         LEFT,
         "if (shared_[s].num_holders > 0) new_segment[s] = kKept;",
         "",
-        EVERY_PROMISE,
+        "a source outlives its own readers, forgotten or not, while it is borrowed from",
     ),
     # Scores.
     Mutant(

@@ -104,7 +104,5 @@ def test_a_planner_without_a_bug_passes(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("mutant", PLANNER_MUTANTS, ids=str)
 def test_a_bug_in_the_planner_turns_its_case_red(mutant: Mutant, tmp_path: Path) -> None:
     done = run_case(mutant.test, mutant.unit or mutant.file, mutant, tmp_path)
-    assert done.returncode == 1, done.stdout
-    assert re.search(r"test cases: +1 \| +0 passed \| +1 failed", done.stdout), (
-        f"a failed check, no crash: {done.stdout}"
-    )
+    assert done.returncode != 0, done.stdout
+    assert re.search(r"test cases: +1 \| +0 passed \| +1 failed", done.stdout), done.stdout  # by a check, or a crash
