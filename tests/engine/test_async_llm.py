@@ -5,6 +5,7 @@ import itertools
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 
@@ -96,6 +97,69 @@ def test_what_is_refused_is_that_callers_alone(llm):
     assert named[-1].request_id == "a"
     assert str(taken) == "request_id: 'a' is under way"
     assert good[-1].finished
+    assert asyncio.run(outputs_of(llm, {"prompt_token_ids": [5]}, request_id="a"))[-1].request_id == "a"
+
+
+class Gate(LogitsRule):
+    """Each step waits at its end until it is opened; a request whose prompt begins with 9 is refused."""
+
+    def __init__(self):
+        self.reached, self.opened = threading.Event(), threading.Event()
+        self.prompts = []
+
+    def add(self, request):
+        self.prompts.append(request.prompt_token_ids.tolist())
+        if request.prompt_token_ids[0] == 9:
+            raise ValueError("nine")
+
+    def after_draw(self, rows, tokens):
+        self.reached.set()
+        assert self.opened.wait(60)
+        return []
+
+
+@pytest.fixture
+def gate():
+    return Gate()
+
+
+@pytest.fixture
+def gated_llm(tiny_dir, gate):
+    yield AsyncLLM(tiny_dir, dtype="float32", rules=[gate])
+    gate.opened.set()
+
+
+async def asked_while_the_engine_is_busy(llm, gate, prompts):
+    """The first of the prompts is in a step; the others have been sent."""
+    tasks = [asyncio.create_task(outputs_of(llm, {"prompt_token_ids": prompts[0]}))]
+    assert await asyncio.to_thread(gate.reached.wait, 60)
+    tasks += [asyncio.create_task(outputs_of(llm, {"prompt_token_ids": prompt})) for prompt in prompts[1:]]
+    await asyncio.sleep(0)  # each runs until it waits for news
+    return tasks
+
+
+def test_what_the_engine_refuses_is_that_callers_alone(gated_llm, gate):
+    async def run():
+        tasks = await asked_while_the_engine_is_busy(gated_llm, gate, [[5, 6], [5, 7], [9, 6], [5, 8]])
+        gate.opened.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    first, second, refused, third = asyncio.run(run())
+    assert "nine" in str(refused)
+    assert all(outputs[-1].finished for outputs in (first, second, third))
+
+
+def test_whoever_left_before_the_engine_looked_is_never_added(gated_llm, gate):
+    async def run():
+        first, leaves = await asked_while_the_engine_is_busy(gated_llm, gate, [[5, 6], [5, 7]])
+        leaves.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaves
+        gate.opened.set()
+        return await first
+
+    assert asyncio.run(run())[-1].finished
+    assert gate.prompts == [[5, 6]]
 
 
 class FailsOnce(LogitsRule):

@@ -1,12 +1,14 @@
 """The engine as add, step and abort: answers do not depend on who else is there, and who has gone leaves nothing."""
 
 import random
+import types
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import batchllm_ext as ext
 from batchllm import LLM, LogitsRule, SamplingParams
 from batchllm.engine.engine import EngineRequest
 from batchllm.request_table import End, RequestTable
@@ -111,6 +113,33 @@ def test_a_request_that_a_rule_refuses_is_named_and_none_is_added(llm):
     assert engine.step() is None
 
 
+class Counts(Refuses):
+    """Who has come and who has gone."""
+
+    def __init__(self):
+        self.come, self.gone = [], []
+
+    def add(self, request):
+        super().add(request)
+        self.come.append(request.id)
+
+    def forget(self, request):
+        self.gone.append(request.id)
+
+
+def test_a_rule_is_told_of_every_request_when_it_comes_and_when_it_goes(llm):
+    engine = new_engine(llm, [rule := Counts()])
+    (finishes, aborted) = engine.add([request([5, 6], n=2), request([5, 7])])
+    engine.abort(aborted)
+    assert rule.gone == list(aborted)
+    finish(engine)
+    assert sorted(rule.gone) == [*finishes, *aborted]
+    with pytest.raises(ValueError, match="nine"):
+        engine.add([request([5, 6]), request([9, 6])])
+    assert len(rule.come) == 4
+    assert {*rule.come} <= {*rule.gone}
+
+
 def test_waves_of_requests_leave_nothing_behind(llm):
     engine = new_engine(llm, [])
     capacity = None
@@ -128,7 +157,14 @@ def test_waves_of_requests_leave_nothing_behind(llm):
     engine.audit()
 
 
-def test_waves_that_overlap_leave_nothing_behind(llm):
+def test_waves_that_overlap_leave_nothing_behind(llm, monkeypatch):
+    planners = []
+
+    def planner(**options):
+        planners.append(ext.BatchPlanner(**options))
+        return planners[-1]
+
+    monkeypatch.setattr("batchllm.engine.engine.ext", types.SimpleNamespace(**vars(ext) | {"BatchPlanner": planner}))
     engine, live, sizes = new_engine(llm, []), [], []
     for wave in range(300):
         live += [i for r in engine.add([request([5, wave % 250 + 4, k + 4], outputs=4) for k in range(3)]) for i in r]
@@ -136,6 +172,7 @@ def test_waves_that_overlap_leave_nothing_behind(llm):
         ended = {finished.request_id for finished in step.finished}
         live = [i for i in live if i not in ended]
         assert sorted(engine.requests.ids()) == live
+        assert sorted(planners[-1].order.tolist()) == live
         sizes.append(engine.requests.room)
     assert max(sizes) == max(sizes[:100]), "arrays stop growing"
     engine.audit()
@@ -228,6 +265,9 @@ def test_a_users_rule_bans_tokens_and_ends_requests_with_its_own_reason(tiny_dir
     ended = [output for output in outputs if output.stop_reason == "mine"]
     assert ended
     assert all(output.token_ids[-1] == last and output.finish_reason == "stop" for output in ended)
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, stop_token_ids=[last])
+    outputs = [output.outputs[0] for output in llm.generate(tiny.shared_prompts(8), params, use_tqdm=False)]
+    assert [o.stop_reason for o in outputs if o.finish_reason == "stop"] == ["mine"] * len(ended), "the first rule says"
 
 
 @pytest.mark.parametrize("options", [{}, {"max_batch_tokens": 5}, {"levels": 0}, {"page_size": 1}], ids=str)

@@ -11,6 +11,7 @@ import batchllm.sampling.sampler
 from batchllm import SamplingParams
 from batchllm.device.ops import CpuOps
 from batchllm.sampling.draw import draw, stream_seed, uniform_draws
+from batchllm.sampling.rules import LogitsRule
 from batchllm.sampling.stop_tokens import MinTokens, StopTokens
 from tests.engine.rows import Requests
 
@@ -237,6 +238,31 @@ def test_stop_sets_end_only_their_own_requests():
     assert ends(EOS) == [False, True, False, True]
     assert ends(9) == [True, True, False, False]
     assert ends(8) == [False] * 4
+
+
+class Only(LogitsRule):
+    """One request draws one token."""
+
+    def __init__(self, request_id, token):
+        self.request_id, self.token = request_id, token
+
+    def concerns(self, rows):
+        return rows.request_ids == self.request_id
+
+    def before_draw(self, logits, rows):
+        others = torch.arange(logits.shape[1]) != self.token
+        logits[:, others] = -torch.inf
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rules_that_concern_different_rows_each_change_their_own(temperature):
+    params = [SamplingParams(temperature=temperature, seed=i) for i in range(4)]
+    requests, logits = Requests(params, [Only(2, 11), Only(0, 12)]), random_logits(4)
+    rows = requests.rows([3, 2, 1, 0], [0] * 4)
+    (third, second, first, zeroth), _ = requests.sampler.sample(logits, rows, CpuOps())
+    assert (second, zeroth) == (11, 12)
+    free, _ = Requests(params, []).sampler.sample(logits, rows, CpuOps())
+    assert (third, first) == (free[0], free[2])
 
 
 def test_logprobs_are_those_of_the_model_before_rules():

@@ -3,6 +3,7 @@
 A token may end amid a character; text is looked at whenever it ends with a whole one.
 """
 
+import gc
 import random
 
 import numpy as np
@@ -249,6 +250,19 @@ def test_a_request_number_can_be_used_again_after_forget(tokenizer):
     requests.add(1, np.array([], np.int32), SamplingParams(stop="ab"))
     assert requests.table[1].slot == 0
     assert not requests.ends([1], [0], [b]), "the first text is forgotten"
+
+
+def test_a_text_goes_with_its_request(tokenizer):
+    def num_texts() -> int:
+        return sum(type(living) is GrowingText for living in gc.get_objects())
+
+    before = num_texts()
+    requests = watched([SamplingParams(stop="ab")] * 3, tokenizer.backend_tokenizer)
+    requests.ends([0, 1, 2], [0] * 3, encode(tokenizer, "a") * 3)
+    assert num_texts() == before + 3
+    for request_id in range(3):
+        requests.forget(request_id)
+    assert num_texts() == before
 
 
 def test_without_stop_strings_no_tokenizer_is_needed():

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <limits>
 #include <random>
 
 #include "fuzz_batch_planner.h"
@@ -22,6 +23,22 @@ FuzzCounts fuzz(uint32_t seed) {
     FuzzCounts counts;
     REQUIRE_NOTHROW(counts = fuzz_batch_planner(bytes));
     return counts;
+}
+
+void add(BatchPlanner& planner, const Job& job, const std::vector<int32_t>& max_output_tokens) {
+    const PrefixTrie trie(job.prompts(1));
+    planner.add_requests(job.prompts(), choose_segments(trie, SharingLevels::kAny), max_output_tokens);
+    planner.audit();
+}
+
+// One batch, after which requests go on to their bounds; false where there is nothing to do.
+bool step(BatchPlanner& planner) {
+    const auto batch = planner.next_batch();
+    planner.audit();
+    if (!batch) return false;
+    planner.commit(std::vector<TokenId>(batch->logit_rows.size(), 5), {});
+    planner.audit();
+    return true;
 }
 
 }  // namespace
@@ -67,4 +84,78 @@ TEST_CASE("a segment without readers is never computed") {
     CHECK(batch->num_tokens() == 6);
     CHECK(planner.commit(std::vector{7, 7}, {}).size() == 2);
     CHECK(!planner.next_batch());
+}
+
+TEST_CASE("limits up to the largest int32 are limits like others") {
+    constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
+    Job job;
+    for (const TokenId last : {1, 2, 3}) job.add({7, 8, last});
+    BatchPlanner planner({.num_pages = kMost, .page_size = kMost, .max_batch_tokens = kMost});
+    add(planner, job, std::vector(3, kMost - 3));
+    CHECK(planner.refused().empty());
+    const auto batch = planner.next_batch();
+    REQUIRE(batch);
+    // Each of the four segments has a page, in order, and its tokens are at the page's beginning.
+    std::vector<int64_t> slots = {0, 1};
+    for (int64_t page = 1; page < 4; ++page) slots.push_back(page * kMost);
+    CHECK(std::vector<int64_t>(batch->slots.begin(), batch->slots.end()) == slots);
+    CHECK(planner.commit(std::vector{5, 5, 5}, std::vector<uint8_t>{1, 1, 1}).size() == 3);
+    CHECK(planner.stats().used_pages == 0);
+}
+
+TEST_CASE("what is borrowed whole is read as its source") {
+    Job first, added;
+    for (const TokenId last : {1, 2}) first.add({7, 8, 9, last});
+    for (const TokenId last : {3, 4}) added.add({7, 8, 9, last});
+    BatchPlanner planner({.num_pages = 16, .page_size = 2, .max_batch_tokens = 16});
+    add(planner, first, {4, 4});
+    REQUIRE(step(planner));
+    add(planner, added, {4, 4});
+    const auto batch = planner.next_batch();
+    REQUIRE(batch);
+    CHECK(planner.stats().borrowed_prompt_tokens == 3);
+    CHECK(batch->num_segments() == 1 + 4);  // of all readers, and their own
+}
+
+TEST_CASE("a source that would leave a chain no room is not borrowed from") {
+    // The source holds 5 pages of 12. Of the two that share half of it the second needs 8 of its own: were the half
+    // borrowed by the first, the second could never start.
+    Job first, added;
+    const std::vector<TokenId> head = {1, 1, 1, 1, 1, 1, 1, 1}, rest(12, 2);
+    for (const TokenId last : {3, 4}) {
+        std::vector<TokenId> prompt = head;
+        prompt.insert(prompt.end(), rest.begin(), rest.end());
+        prompt.push_back(last);
+        first.add(prompt);
+        prompt = head;
+        prompt.push_back(last);
+        added.add(prompt);
+    }
+    BatchPlanner planner({.num_pages = 12, .page_size = 4, .max_batch_tokens = 64, .order = GroupOrder::kArrival});
+    add(planner, first, {4, 4});
+    REQUIRE(step(planner));
+    add(planner, added, {1, 30});
+    while (step(planner)) {
+    }
+    CHECK(planner.stats().finished == 4);
+    CHECK(planner.stats().borrowed_prompt_tokens == 0);
+}
+
+TEST_CASE("a source outlives its own readers, forgotten or not, while it is borrowed from") {
+    Job first, added;
+    for (const TokenId last : {1, 2}) first.add({7, 8, 9, last});
+    added.add({7, 8, 9, 3});
+    BatchPlanner planner({.num_pages = 16, .page_size = 2, .max_batch_tokens = 16});
+    add(planner, first, {2, 2});
+    REQUIRE(step(planner));
+    add(planner, added, {9});
+    REQUIRE(step(planner));
+    CHECK(planner.stats().finished == 2);
+    CHECK(planner.stats().borrowed_prompt_tokens == 3);
+    planner.forget(std::vector<RequestId>{0, 1});
+    planner.audit();
+    while (step(planner)) {
+    }
+    CHECK(planner.stats().finished == 3);
+    CHECK(planner.stats().used_pages == 0);
 }

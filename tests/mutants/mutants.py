@@ -1,0 +1,589 @@
+"""Bugs that planner, engine, sampler and jobs had, or could have: each one, put back, must turn its test red."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: str
+    original: str  # stands in the file once
+    mutated: str
+    test: str  # that must fail: file::function, or the name of a doctest case
+    unit: str = ""  # of a C++ header, the source that is compiled with it
+
+    def __str__(self) -> str:
+        return self.name
+
+
+PLANNER = "csrc/planner/batch_planner.cpp"
+ADDED = "csrc/planner/batch_planner_job.cpp"
+LEFT = "csrc/planner/batch_planner_end.cpp"
+PINNED = "csrc/planner/pinned_segments.cpp"
+BORROWING = "csrc/planner/borrowing.cpp"
+ADMISSION = "csrc/planner/admission.h"
+FORECAST = "csrc/planner/kv_forecast.h"
+LENGTHS = "csrc/planner/length_estimator.h"
+CHOICE = "csrc/planner/choose_segments.cpp"
+SORT = "csrc/planner/lcp_sort.cpp"
+ORDER = "csrc/planner/group_order.cpp"
+
+EVERY_PROMISE = "every random job keeps every promise of the planner"
+LARGEST_LIMITS = "limits up to the largest int32 are limits like others"
+BEST_CHOICE = "choices are worth what the full table says, on tries too large for brute force"
+
+PLANNER_MUTANTS = [
+    # Admission and preemption.
+    Mutant(
+        "two_groups_pin_the_pool_between_them",
+        ADMISSION,
+        "const bool may = pinned_pages + largest <= pool_pages;",
+        "const bool may = true;",
+        EVERY_PROMISE,
+        PLANNER,
+    ),
+    Mutant("a_preempted_request_stays_in_the_prefill_queue", PLANNER, "prefill_queue_.pop_back();", "", EVERY_PROMISE),
+    Mutant(
+        "the_last_token_takes_room_in_the_pool",
+        ADDED,
+        "max_output_tokens[request] - 1;",
+        "max_output_tokens[request];",
+        EVERY_PROMISE,
+    ),
+    Mutant(
+        "what_fits_in_one_piece_keeps_its_chain",
+        ADDED,
+        "segments.detach(request);  // in one piece it rounds up to whole pages only once",
+        "",
+        EVERY_PROMISE,
+    ),
+    Mutant(
+        "a_slot_is_counted_in_int32",
+        PLANNER,
+        "int64_t{kv.pages[offset / page_size_]} * page_size_",
+        "static_cast<int32_t>(uint32_t(kv.pages[offset / page_size_]) * uint32_t(page_size_))",
+        LARGEST_LIMITS,
+    ),
+    # Arrivals.
+    Mutant("a_source_goes_while_it_is_borrowed_from", PINNED, "++source.num_holders;", "", EVERY_PROMISE),
+    Mutant(
+        "borrowed_tokens_are_computed_ones",
+        PLANNER,
+        "if (shared_.can_borrow(s)) continue;",
+        "",
+        EVERY_PROMISE,
+    ),
+    Mutant(
+        "sources_leave_a_chain_no_room",
+        ADDED,
+        "    forgo_sources_that_do_not_fit(first);\n",
+        "",
+        "a source that would leave a chain no room is not borrowed from",
+    ),
+    Mutant(
+        "a_piece_of_a_source_follows_the_piece_before",
+        BORROWING,
+        "goes_on ? parent_[place.segment] : place.segment;",
+        "place.segment;",
+        EVERY_PROMISE,
+    ),
+    Mutant(
+        "what_is_borrowed_whole_is_another_segment_of_the_batch",
+        PLANNER,
+        "if (is_shared(segment)) segment = shared_.stored_as(segment);",
+        "",
+        "what is borrowed whole is read as its source",
+    ),
+    # Leaving.
+    Mutant(
+        "a_wave_keeps_its_prompts_while_one_before_it_runs",
+        PLANNER,
+        "if (--wave.num_unfinished == 0) wave.tokens_owner.reset();",
+        "--wave.num_unfinished;",
+        EVERY_PROMISE,
+    ),
+    Mutant("a_segment_keeps_prompts_that_nobody_reads", PINNED, "segment.tokens_owner.reset();", "", EVERY_PROMISE),
+    Mutant("an_aborted_request_returns", LEFT, "std::erase(preempted_, place);", "", EVERY_PROMISE),
+    Mutant(
+        "segments_are_computed_for_aborted_readers",
+        LEFT,
+        "std::erase_if(prefill_queue_, [&](SegmentId s) { return is_shared(s) && !shared_[s].is_pinned(); });",
+        "",
+        EVERY_PROMISE,
+    ),
+    Mutant(
+        "pages_of_a_request_that_moved_are_anothers",
+        LEFT,
+        "pages_.rename(request.work->own.pages, own_segment(num_kept));",
+        "",
+        EVERY_PROMISE,
+    ),
+    Mutant(
+        "the_next_in_order_is_one_that_moved",
+        LEFT,
+        "next_in_order_ = new_place[next_in_order_];",
+        "",
+        EVERY_PROMISE,
+    ),
+    Mutant(
+        "a_source_is_forgotten_with_its_own_readers",
+        LEFT,
+        "if (shared_[s].num_holders > 0) new_segment[s] = kKept;",
+        "",
+        "a source outlives its own readers, forgotten or not, while it is borrowed from",
+    ),
+    # Scores.
+    Mutant(
+        "a_scored_request_borrows",
+        ADDED,
+        "shared_[s].source = kNone;\n            scored_readers_",
+        "scored_readers_",
+        EVERY_PROMISE,
+    ),
+    Mutant("a_score_before_the_wanted_ones", PLANNER, "position + 1 < next || ", "", EVERY_PROMISE),
+    # Lengths.
+    Mutant(
+        "a_request_counts_as_long_as_the_last_of_its_bin",
+        FORECAST,
+        "load.num_steps = std::max(load.num_steps, num_steps);",
+        "load.num_steps = num_steps;",
+        "the forecast is never below the true peak, and close to it",
+        "tests/planner/test_kv_forecast.cpp",
+    ),
+    Mutant(
+        "only_outputs_that_ended_teach",
+        LENGTHS,
+        "ended_[bin] / (reached_[bin] + 1.0)",
+        "ended_[bin] / (num_ended_ + 1.0)",
+        "the short ones, which finish first, do not mislead",
+        "tests/planner/test_length_estimator.cpp",
+    ),
+    Mutant(
+        "all_requests_stand_at_one_quantile",
+        LENGTHS,
+        "return kLeastQuantile + (1.0 - kLeastQuantile) * (turns - std::floor(turns));",
+        "return 0.8;",
+        "requests are expected to end together as the population does",
+        "tests/planner/test_length_estimator.cpp",
+    ),
+    # Before a job.
+    Mutant(
+        "chains_where_a_single_level_is_worth_more",
+        CHOICE,
+        "chained.value() >= single.value() ? chained.segments() : single.segments();",
+        "chained.segments();",
+        BEST_CHOICE,
+    ),
+    Mutant(
+        "readers_of_a_child_end_here_too",
+        CHOICE,
+        "open.back().num_leaves -= trie_.num_readers(node);",
+        "",
+        BEST_CHOICE,
+    ),
+    Mutant(
+        "tokens_are_ordered_as_unsigned_numbers",
+        SORT,
+        "static_cast<uint32_t>(token) ^ 0x80000000u",
+        "static_cast<uint32_t>(token)",
+        "tokens are ordered as signed numbers, to both ends of their range",
+    ),
+    Mutant(
+        "a_tree_arrives_with_its_last_request",
+        ORDER,
+        "first_request = std::min(first_request, child.first_request);",
+        "first_request = child.first_request;",
+        "order is its recursive definition",
+    ),
+]
+
+TABLE = "batchllm/request_table.py"
+ENGINE = "batchllm/engine/engine.py"
+LLM = "batchllm/llm.py"
+ASYNC = "batchllm/async_llm.py"
+ANSWERS = "batchllm/answers.py"
+DRAW = "batchllm/sampling/draw.py"
+SAMPLER = "batchllm/sampling/sampler.py"
+TEXT = "batchllm/sampling/growing_text.py"
+STRINGS = "batchllm/sampling/stop_strings.py"
+BATCH = "batchllm/jobs/openai_batch.py"
+FILES = "batchllm/jobs/files.py"
+RUN = "batchllm/jobs/run.py"
+
+IN_ENGINE = "tests/engine/test_engine.py::"
+IN_GENERATE = "tests/engine/test_generate.py::"
+IN_SAMPLING = "tests/engine/test_sampling.py::"
+IN_STOPPING = "tests/engine/test_stopping.py::"
+IN_ASYNC = "tests/engine/test_async_llm.py::"
+IN_FILES = "tests/jobs/test_files.py::"
+IN_BATCH = "tests/jobs/test_openai_batch.py::"
+IN_RUNNER = "tests/jobs/test_runner.py::"
+
+PYTHON_MUTANTS = [
+    # Request table.
+    Mutant(
+        "a_slot_remembers_who_was_there",
+        TABLE,
+        "            column.values[request.slot] = column.fill\n",
+        "            pass\n",
+        IN_ENGINE + "test_a_request_table_finds_requests_wherever_ids_and_slots_have_come_to",
+    ),
+    Mutant(
+        "a_slot_is_given_twice",
+        TABLE,
+        "list(reversed(range(capacity, 2 * capacity)))",
+        "list(reversed(range(2 * capacity)))",
+        IN_ENGINE + "test_a_request_table_finds_requests_wherever_ids_and_slots_have_come_to",
+    ),
+    Mutant(
+        "ids_that_have_gone_keep_their_place",
+        TABLE,
+        "first = int(known[0]) if len(known) else self._end - self._base",
+        "first = 0",
+        IN_ENGINE + "test_waves_that_overlap_leave_nothing_behind",
+    ),
+    Mutant(
+        "ids_are_looked_for_where_they_were",
+        TABLE,
+        "        self._base += first\n",
+        "",
+        IN_ENGINE + "test_a_request_table_finds_requests_wherever_ids_and_slots_have_come_to",
+    ),
+    # Engine.
+    Mutant(
+        "a_failed_step_leaves_its_requests",
+        ENGINE,
+        "            return self._step()\n        except BaseException:\n            self._reset()\n",
+        "            return self._step()\n        except BaseException:\n",
+        IN_ENGINE + "test_an_interrupted_step_leaves_an_empty_engine",
+    ),
+    Mutant(
+        "requests_beside_a_refused_one_stay",
+        ENGINE,
+        "self._forget(np.arange(first, self._next_id, dtype=np.int32), also_running=True)",
+        "pass",
+        IN_ENGINE + "test_a_request_that_a_rule_refuses_is_named_and_none_is_added",
+    ),
+    Mutant(
+        "rules_are_not_told_who_has_gone",
+        ENGINE,
+        "                rule.forget(request)\n",
+        "                pass\n",
+        IN_ENGINE + "test_a_rule_is_told_of_every_request_when_it_comes_and_when_it_goes",
+    ),
+    Mutant(
+        "the_planner_keeps_what_finished",
+        ENGINE,
+        "        self._planner.forget(request_ids)\n",
+        "",
+        IN_ENGINE + "test_waves_that_overlap_leave_nothing_behind",
+    ),
+    Mutant(
+        "the_last_rule_says_why_a_request_ends",
+        ENGINE,
+        "if not stopped[row]:",
+        "if True:",
+        IN_ENGINE + "test_a_users_rule_bans_tokens_and_ends_requests_with_its_own_reason",
+    ),
+    Mutant(
+        "logits_need_not_be_finite",
+        ENGINE,
+        "if not np.isfinite(logprobs).all():",
+        "if False:",
+        IN_GENERATE + "test_a_job_stops_at_the_first_step_whose_logits_are_not_finite",
+    ),
+    Mutant(
+        "tokens_of_a_request_that_stopped_remain_to_be_generated",
+        ENGINE,
+        "self._remaining_tokens -= request.max_output_tokens - int(self._num_output_tokens.values[request.slot])",
+        "pass",
+        IN_GENERATE + "test_progress_grows_to_the_whole_job",
+    ),
+    Mutant(
+        "readers_of_a_scored_row_have_one_next_token",
+        "batchllm/sampling/logprobs.py",
+        "entry.setdefault(int(token_ids[i][j - indptr[i]])",
+        "entry.setdefault(int(token_ids[i][0])",
+        IN_ENGINE + "test_prompt_logprobs_are_transformers",
+    ),
+    Mutant(
+        "a_length_is_known_in_spite_of_stop_strings",
+        "batchllm/sampling_params.py",
+        "self.ignore_eos and not self.stop_token_ids and not self.stop_strings",
+        "self.ignore_eos and not self.stop_token_ids",
+        "tests/engine/test_sampling_params.py::test_a_length_is_known_only_where_nothing_can_end_a_request_early",
+    ),
+    # Sampler and rules.
+    Mutant(
+        "one_seed_for_all_prompts_is_one_noise",
+        DRAW,
+        '    hashed.update(np.asarray(prompt_token_ids, "<i4").tobytes())\n',
+        "",
+        IN_GENERATE + "test_one_seed_for_many_prompts_is_not_one_noise",
+    ),
+    Mutant(
+        "all_tokens_of_a_request_are_drawn_by_one_number",
+        DRAW,
+        "(positions.astype(np.uint64) + np.uint64(1)) * ",
+        "",
+        IN_SAMPLING + "test_draws_follow_the_exact_distribution",
+    ),
+    Mutant(
+        "top_p_of_all_tokens_beside_top_k",
+        DRAW,
+        "torch.where(top_k <= num_candidates, (ordered.double() * allowed).sum(dim=-1), total)",
+        "total",
+        IN_SAMPLING + "test_every_token_owns_its_probability_of_the_unit_interval",
+    ),
+    Mutant(
+        "the_first_candidates_always_decide",
+        DRAW,
+        " & (top_p < 1) & reaches)",
+        " & (top_p < 1))",
+        IN_SAMPLING + "test_a_few_candidates_filter_as_the_whole_vocabulary_does",
+    ),
+    Mutant(
+        "all_tokens_as_likely_as_the_last_one_stay",
+        DRAW,
+        "kept[row] &= ~equal[row] | (equal[row].cumsum(dim=0) <= num_equal[row])",
+        "pass",
+        IN_SAMPLING + "test_among_equal_logits_exactly_as_many_are_kept_as_asked",
+    ),
+    Mutant(
+        "logprobs_are_those_after_the_ban",
+        SAMPLER,
+        "            tokens[torch.as_tensor(ruled, device=logits.device)] = ops.argmax_and_lse(ruled_logits)[0]\n",
+        "            at = torch.as_tensor(ruled, device=logits.device)\n"
+        "            tokens[at], lse[at] = ops.argmax_and_lse(ruled_logits)\n",
+        IN_SAMPLING + "test_logprobs_are_those_of_the_model_before_rules",
+    ),
+    Mutant(
+        "draws_pass_the_rules_over",
+        SAMPLER,
+        "_rows_of(logits, ruled, ruled_logits, places).float()",
+        "logits[places_on_device].float()",
+        IN_SAMPLING + "test_no_token_ends_a_request_before_min_tokens",
+    ),
+    Mutant(
+        "what_a_rule_does_to_some_rows_is_lost",
+        SAMPLER,
+        "            changed[places] = part\n",
+        "",
+        IN_SAMPLING + "test_rules_that_concern_different_rows_each_change_their_own",
+    ),
+    Mutant(
+        "stop_tokens_of_one_request_end_all",
+        "batchllm/sampling/stop_tokens.py",
+        "(sets == number) & np.isin",
+        "np.isin",
+        IN_SAMPLING + "test_stop_sets_end_only_their_own_requests",
+    ),
+    Mutant(
+        "a_text_is_decoded_without_its_prompts",
+        TEXT,
+        "    context = context_of(decode, prompt)\n",
+        "    context: list[int] = []\n",
+        IN_STOPPING + "test_prompt_and_text_are_the_decoded_whole",
+    ),
+    Mutant(
+        "stop_strings_are_looked_for_without_the_prompts_text",
+        STRINGS,
+        "request.prompt_token_ids.tolist()",
+        "[]",
+        IN_STOPPING + "test_a_stop_string_with_a_leading_space_is_found_at_the_first_token",
+    ),
+    Mutant(
+        "a_stop_string_is_looked_for_in_the_last_token_only",
+        STRINGS,
+        "max(0, changed_at - len(stop) + 1)",
+        "changed_at",
+        IN_STOPPING + "test_a_stop_string_split_over_tokens_stops_at_the_last_of_them",
+    ),
+    Mutant(
+        "a_special_token_that_is_not_shown_stops_nothing",
+        STRINGS,
+        "if may_stop and special is not None and special in params.stop_strings:",
+        "if False:",
+        IN_STOPPING + "test_a_special_token_given_as_a_stop_string_stops_be_it_shown_or_not",
+    ),
+    Mutant(
+        "a_text_outlives_its_request",
+        STRINGS,
+        "self._texts.pop(request.id, None)",
+        "pass",
+        IN_STOPPING + "test_a_text_goes_with_its_request",
+    ),
+    # Answers.
+    Mutant(
+        "completions_stand_as_they_end",
+        ANSWERS,
+        "sorted([*self.outputs, *(unfinished or ())], key=lambda output: output.index)",
+        "[*self.outputs, *(unfinished or ())]",
+        IN_GENERATE + "test_completions_stand_in_order_whichever_ends_first",
+    ),
+    Mutant(
+        "an_answer_does_not_say_that_the_model_cut_it",
+        ANSWERS,
+        "stop_reason = MODEL_LENGTH",
+        "pass",
+        IN_GENERATE + "test_without_max_tokens_a_request_fills_the_model",
+    ),
+    Mutant(
+        "only_the_last_completion_computed_the_prompt",
+        ANSWERS,
+        "self._num_computed += len",
+        "self._num_computed = len",
+        IN_GENERATE + "test_completions_share_all_of_the_prompt_but_its_last_token",
+    ),
+    Mutant(
+        "asking_again_gives_the_same_samples",
+        LLM,
+        '{self.options.seed}/{self._num_jobs}"',
+        '{self.options.seed}"',
+        IN_GENERATE + "test_asking_again_gives_other_samples_unless_a_seed_is_named",
+    ),
+    Mutant(
+        "an_abandoned_job_runs_on",
+        LLM,
+        "            self.engine.abort(list(completion_of))\n",
+        "",
+        IN_ENGINE + "test_an_exception_in_a_callback_leaves_the_next_job_a_clean_engine",
+    ),
+    # Many callers.
+    Mutant(
+        "whoever_stops_listening_is_answered_on",
+        ASYNC,
+        "            self._loop.mail.send(partial(_abort, caller))\n",
+        "",
+        IN_ASYNC + "test_whoever_stops_listening_aborts_the_request",
+    ),
+    Mutant(
+        "whoever_left_while_the_engine_was_busy_is_added",
+        ASYNC,
+        "self._add([caller for caller in new if not caller.left])",
+        "self._add(new)",
+        IN_ASYNC + "test_whoever_left_before_the_engine_looked_is_never_added",
+    ),
+    Mutant(
+        "all_who_came_together_are_refused_with_one",
+        ASYNC,
+        "            for caller in callers:  # the others are not to blame\n                self._add([caller])\n",
+        "            for caller in callers:\n                caller.tell([error])\n",
+        IN_ASYNC + "test_what_the_engine_refuses_is_that_callers_alone",
+    ),
+    Mutant(
+        "a_request_id_is_taken_for_ever",
+        ASYNC,
+        "            self._used_ids.discard(name)\n",
+        "",
+        IN_ASYNC + "test_what_is_refused_is_that_callers_alone",
+    ),
+    # Jobs.
+    Mutant(
+        "old_answers_go_before_there_is_a_new_one",
+        RUN,
+        "        results = answers(llm, prompts, on_progress)\n",
+        "        output_file.empty()\n        results = answers(llm, prompts, on_progress)\n",
+        IN_RUNNER + "test_old_answers_stay_until_there_is_a_new_one",
+    ),
+    Mutant(
+        "an_output_is_emptied_when_it_is_opened",
+        FILES,
+        "os.O_CREAT | os.O_APPEND",
+        "os.O_CREAT | os.O_TRUNC | os.O_APPEND",
+        IN_FILES + "test_a_file_that_holds_something_is_refused_unless_it_may_be_replaced",
+    ),
+    Mutant(
+        "an_interrupted_write_leaves_half_a_line",
+        FILES,
+        "        except BaseException:\n            if self._is_regular:\n                os.ftruncate",
+        "        except OSError:\n            if self._is_regular:\n                os.ftruncate",
+        IN_FILES + "test_an_interrupted_write_leaves_whole_records",
+    ),
+    Mutant(
+        "an_output_that_is_gone_is_a_success",
+        FILES,
+        "                    self._check_unharmed()\n",
+        "                    pass\n",
+        IN_FILES + "test_what_was_written_is_what_is_there_or_an_error",
+    ),
+    Mutant(
+        "a_file_is_its_name",
+        FILES,
+        'return (status.st_dev, status.st_ino, "") if is_file_or_pipe else None',
+        "return (0, 0, str(path)) if is_file_or_pipe else None",
+        IN_FILES + "test_no_output_is_the_input_or_another_output_by_any_name",
+    ),
+    Mutant(
+        "an_output_may_be_a_file_of_the_model",
+        FILES,
+        'names.setdefault(file_id, "model")',
+        "pass",
+        IN_FILES + "test_no_output_is_a_file_of_the_model",
+    ),
+    Mutant(
+        "of_two_byte_order_marks_one_stays",
+        FILES,
+        "    while line.startswith(UTF8_BOM):\n",
+        "    if line.startswith(UTF8_BOM):\n",
+        IN_FILES + "test_byte_order_marks_of_concatenated_files_are_no_part_of_a_line",
+    ),
+    Mutant(
+        "prompts_of_a_line_stand_as_they_end",
+        RUN,
+        "[outputs[i] for i in range(len(outputs))]",
+        "list(outputs.values())",
+        IN_RUNNER + "test_every_line_is_answered_or_reported",
+    ),
+    Mutant(
+        "a_custom_id_is_answered_twice",
+        BATCH,
+        "line_of.setdefault(custom_id, line)",
+        "line_of.get(custom_id, line)",
+        IN_RUNNER + "test_every_line_is_answered_or_reported",
+    ),
+    Mutant(
+        "a_key_may_stand_twice",
+        BATCH,
+        "        _check_keys(data)\n",
+        "",
+        IN_BATCH + "test_a_key_that_stands_twice_is_refused",
+    ),
+    Mutant(
+        "the_order_of_the_file_is_in_the_seeds",
+        BATCH,
+        "{job_seed}/{prompt_index}/{self.custom_id}",
+        "{job_seed}/{prompt_index}/{self.line}",
+        IN_RUNNER + "test_seeds_do_not_depend_on_the_order_of_the_file",
+    ),
+    Mutant(
+        "zero_is_false",
+        BATCH,
+        "isinstance(value, bool) is isinstance(allowed, bool) and value == allowed",
+        "value == allowed",
+        IN_BATCH + "test_fields_that_would_change_the_answer_are_refused_by_name",
+    ),
+    Mutant(
+        "the_models_file_limits_lines_that_name_no_limit",
+        BATCH,
+        ' and k != "max_tokens"',
+        "",
+        IN_RUNNER + "test_what_a_line_does_not_give_is_the_models",
+    ),
+    Mutant(
+        "an_answer_names_the_model_of_its_line",
+        "batchllm/jobs/openai_records.py",
+        '"model": model,',
+        '"model": request.model,',
+        IN_RUNNER + "test_the_summary_counts_lines_of_another_model_and_answers_that_were_cut",
+    ),
+    Mutant(
+        "the_last_line_of_a_shard_has_no_end",
+        "batchllm/jobs/shards.py",
+        'yield text if text.endswith(b"\\n") else text + b"\\n"',
+        "yield text",
+        "tests/jobs/test_shards.py::test_lines_keep_their_bytes",
+    ),
+]
