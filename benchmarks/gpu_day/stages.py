@@ -34,7 +34,7 @@ TIMED_OUT = 124  # exit status, as that of timeout(1)
 MAX_FAILURES = "40"  # of tests
 
 NCU = shlex.split(
-    "ncu --clock-control none --target-processes all --kernel-name regex:attention_kernel --launch-skip 3"
+    "ncu --clock-control none --target-processes all --kernel-name regex:attention_.*_kernel --launch-skip 6"
     " --launch-count 6 --page details --section SpeedOfLight --section ComputeWorkloadAnalysis"
     " --section MemoryWorkloadAnalysis --section Occupancy --section WarpStateStats --section InstructionStats"
     " --section LaunchStats"

@@ -34,13 +34,13 @@ def test_attention_on_a_gpu_matches_the_reference(case: Case, share: bool | str,
     if dtype == "float16" and case.score_shift:
         pytest.skip("the scores' size is beyond float16")
     inputs = rounded(case.make_inputs(), dtype)
-    check(inputs, run_once(inputs, dtype, share=share), dtype)
+    check(inputs, run_once(inputs, dtype, share=share), dtype, on_gpu=True)
 
 
 @pytest.mark.parametrize("number", range(200))
 def test_attention_on_a_gpu_matches_the_reference_on_generated_forests(number: int):
     inputs = rounded(generated_case(number).make_inputs(), "bfloat16")
-    check(inputs, run_once(inputs, "bfloat16", share="always" if number % 2 else True), "bfloat16")
+    check(inputs, run_once(inputs, "bfloat16", share="always" if number % 2 else True), "bfloat16", on_gpu=True)
 
 
 def test_a_graph_is_replayed_with_other_plans():
@@ -66,5 +66,5 @@ def test_a_graph_is_replayed_with_other_plans():
         attention.out.fill_(torch.nan)
         attention.upload(inputs, plan)
         graph.replay()
-        check(inputs, Result(*attention.results(len(inputs.q)), counts=None), "bfloat16")
+        check(inputs, Result(*attention.results(len(inputs.q)), counts=None), "bfloat16", on_gpu=True)
         assert attention.out[len(inputs.q) :].isnan().all(), "rows that the plan does not have are not written"

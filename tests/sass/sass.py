@@ -172,7 +172,7 @@ def measure_layers() -> dict[str, dict[str, int]]:
     for architecture in ARCHITECTURES:
         for name, resources, instructions in compile_kernels("norm_rotate_append.cu", architecture):
             lanes = re.search(r"Li(\d+)E", name)[1]
-            kernel = f"{architecture} norm_rotate_append {element_type(name)} {lanes} lanes vectors"
+            kernel = f"{architecture} norm_rotate_append {element_type(name)} {lanes} lanes"
             figures[kernel] = {**resources, **count(instructions, COUNTED)}
     return figures
 

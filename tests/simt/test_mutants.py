@@ -27,6 +27,7 @@ CASES = [
     *(case for case in ATTENTION_CASES if case.name in NAMES.split()),
     Case("a_tile_of_keys_that_the_last_rows_of_a_warp_see", [Request((), 140, 57)], **heads(1, 1)),
     Case("heads_of_narrow_tiles", decodes(prefix(20), [1, 40, 70]), page_size=16, **heads(2, 3)),
+    Case("heads_of_two_tiles", decodes(prefix(20), [3, 5]), **heads(200, 1)),
     Case("tile_of_128", [*decodes(prefix(100), [5] * 20), Request((), 150, 150)], **heads(8, 1)),
 ]
 

@@ -155,8 +155,7 @@ class TileAttention {
                      max(range.all_begin, __shfl_xor_sync(kAllLanes, range.all_begin, lanes)),
                      min(range.all_end, __shfl_xor_sync(kAllLanes, range.all_end, lanes))};
         }
-        if (lane_ == 0) visible() = range;
-        __syncwarp();
+        if (lane_ == 0) visible() = range;  // read behind the barrier of the loop
     }
 
     __device__ __forceinline__ void start_state() {
