@@ -310,9 +310,10 @@ def test_a_request_table_finds_requests_wherever_ids_and_slots_have_come_to():
             live = expected.pop(generator.choice(list(expected) if generator.random() < 0.5 else [min(expected)]))
             table.remove(live)
             assert live.id not in table
-    ids = np.array(sorted(expected), np.int32)
-    assert sorted(table.ids()) == ids.tolist()
-    assert column.values[table.slots(ids)].tolist() == ids.tolist()
-    assert len(table) == len(expected)
+        ids = np.array(sorted(expected), np.int32)
+        assert sorted(table.ids()) == ids.tolist()
+        assert column.values[table.slots(ids)].tolist() == ids.tolist()
+        assert [table[i] for i in expected] == list(expected.values())
+        assert len(table) == len(expected)
     with pytest.raises(KeyError):
         table[next_id]
