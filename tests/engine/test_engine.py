@@ -1,7 +1,6 @@
 """The engine as add, step and abort: answers do not depend on who else is there, and who has gone leaves nothing."""
 
 import random
-import types
 
 import numpy as np
 import pytest
@@ -158,13 +157,13 @@ def test_waves_of_requests_leave_nothing_behind(llm):
 
 
 def test_waves_that_overlap_leave_nothing_behind(llm, monkeypatch):
-    planners = []
+    make_planner, planners = ext.BatchPlanner, []
 
-    def planner(**options):
-        planners.append(ext.BatchPlanner(**options))
+    def kept_planner(**options):
+        planners.append(make_planner(**options))
         return planners[-1]
 
-    monkeypatch.setattr("batchllm.engine.engine.ext", types.SimpleNamespace(**vars(ext) | {"BatchPlanner": planner}))
+    monkeypatch.setattr(ext, "BatchPlanner", kept_planner)
     engine, live, sizes = new_engine(llm, []), [], []
     for wave in range(300):
         live += [i for r in engine.add([request([5, wave % 250 + 4, k + 4], outputs=4) for k in range(3)]) for i in r]
@@ -267,7 +266,9 @@ def test_a_users_rule_bans_tokens_and_ends_requests_with_its_own_reason(tiny_dir
     assert all(output.token_ids[-1] == last and output.finish_reason == "stop" for output in ended)
     params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, stop_token_ids=[last])
     outputs = [output.outputs[0] for output in llm.generate(tiny.shared_prompts(8), params, use_tqdm=False)]
-    assert [o.stop_reason for o in outputs if o.finish_reason == "stop"] == ["mine"] * len(ended), "the first rule says"
+    assert [o.stop_reason for o in outputs if o.finish_reason == "stop"] == ["mine"] * len(ended), (
+        "the first rule says why"
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"max_batch_tokens": 5}, {"levels": 0}, {"page_size": 1}], ids=str)
@@ -310,9 +311,10 @@ def test_a_request_table_finds_requests_wherever_ids_and_slots_have_come_to():
             live = expected.pop(generator.choice(list(expected) if generator.random() < 0.5 else [min(expected)]))
             table.remove(live)
             assert live.id not in table
-    ids = np.array(sorted(expected), np.int32)
-    assert sorted(table.ids()) == ids.tolist()
-    assert column.values[table.slots(ids)].tolist() == ids.tolist()
-    assert len(table) == len(expected)
+        ids = np.array(sorted(expected), np.int32)
+        assert sorted(table.ids()) == ids.tolist()
+        assert column.values[table.slots(ids)].tolist() == ids.tolist()
+        assert [table[i] for i in expected] == list(expected.values())
+        assert len(table) == len(expected)
     with pytest.raises(KeyError):
         table[next_id]
