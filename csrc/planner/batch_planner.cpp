@@ -212,11 +212,8 @@ void BatchPlanner::append_span(TokenBatch& batch, SegmentId segment, int32_t cou
 // are computed again are not asked again.
 void BatchPlanner::append_scores(TokenBatch& batch, SegmentId segment, int32_t begin, int32_t end) {
     std::vector<const Request*> readers;
-    const auto add_reader = [&](RequestId id) {
-        const Place place = place_[id - first_id_];
-        if (place != kNone && !requests_[place].is_over() && next_score_.contains(id)) {
-            readers.push_back(&requests_[place]);
-        }
+    const auto add_reader = [&](RequestId id) {  // of those that have gone none is in next_score_
+        if (next_score_.contains(id)) readers.push_back(&requests_[place_[id - first_id_]]);
     };
     if (!is_shared(segment)) {
         add_reader(requests_[reader_of_own(segment)].id);
