@@ -150,12 +150,12 @@ bool BatchPlanner::try_admit_next(Admission& admission) {
         ++next_in_order_;
         --num_waiting_;
         skip_aborted();
-        request.num_cached_tokens = request.own_begin - pinned_tokens;
-        stats_.cached_prompt_tokens += request.num_cached_tokens;
         request.population = request.parent == kNone ? LengthForest::kJob : shared_[request.parent].population;
         request.work = std::make_unique<Work>();
         request.work->own.parent = request.parent;
         request.work->own.begin = request.own_begin;
+        request.work->num_cached_tokens = request.own_begin - pinned_tokens;
+        stats_.cached_prompt_tokens += request.work->num_cached_tokens;
     }
     pages_.allocate(own_segment(place), own_pages, request.work->own.pages);
     prefill_queue_.push_back(own_segment(place));
@@ -186,7 +186,7 @@ void BatchPlanner::append_span(TokenBatch& batch, SegmentId segment, int32_t cou
     kv.num_stored += count;
     stats_.computed_prompt_tokens += std::max(std::min(end, prompt_end) - begin, 0);
     if (request) {
-        int32_t& computed_end = request->computed_end;
+        int32_t& computed_end = request->work->computed_end;
         stats_.recomputed_tokens += std::max(std::min(end, computed_end) - begin, 0);
         stats_.recomputed_prompt_tokens += std::max(std::min({end, computed_end, prompt_end}) - begin, 0);
         computed_end = std::max(computed_end, end);
@@ -348,7 +348,7 @@ std::span<const TokenId> BatchPlanner::output_tokens(RequestId request) const {
 
 int32_t BatchPlanner::num_cached_tokens(RequestId request) const {
     const Place place = known(request);
-    return place == kNone ? 0 : requests_[place].num_cached_tokens;
+    return place == kNone ? 0 : requests_[place].num_cached_tokens();
 }
 
 }  // namespace batchllm

@@ -151,22 +151,23 @@ class BatchPlanner {
     struct Work {  // of a request that started
         StoredSegment own;
         std::vector<TokenId> output;
+        int32_t num_cached_tokens = 0;
+        int32_t computed_end = 0;  // own positions below it were computed before: again is recomputation
     };
     struct Request {
         const TokenId* prompt;
         RequestId id;
         int32_t prompt_length;
         int32_t max_output_tokens;
-        int32_t expected_output_tokens;  // 0: unknown
-        SegmentId parent;                // the deepest segment of its chain
-        int32_t own_begin;               // position where its own segment begins
-        int32_t num_cached_tokens = 0;
-        int32_t computed_end = 0;  // own positions below it were computed before: again is recomputation
+        int32_t expected_output_tokens;                            // 0: unknown
+        SegmentId parent;                                          // the deepest segment of its chain
+        int32_t own_begin;                                         // position where its own segment begins
         LengthForest::Population population = LengthForest::kJob;  // once started: that it teaches
         int32_t wave;                                              // into waves_, counted from the first ever
         Status status = Status::kWaiting;
         std::unique_ptr<Work> work = {};  // null until it starts: a job has far more requests than ever run at once
 
+        int32_t num_cached_tokens() const { return work ? work->num_cached_tokens : 0; }
         int32_t num_output_tokens() const { return work ? static_cast<int32_t>(work->output.size()) : 0; }
         int32_t num_tokens() const { return prompt_length + num_output_tokens(); }  // prompt and generated
         bool is_over() const { return status == Status::kFinished || status == Status::kForgotten; }

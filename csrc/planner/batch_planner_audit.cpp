@@ -163,9 +163,8 @@ void BatchPlanner::audit_counts() const {
         const bool started = request.work != nullptr;
         num_over += request.is_over();
         num_output_tokens += request.num_output_tokens();
-        num_cached += request.num_cached_tokens;
+        num_cached += request.num_cached_tokens();
         expect(request.num_output_tokens() <= request.max_output_tokens, "outputs keep their bound");
-        expect(started || request.num_cached_tokens == 0, "nothing is cached for a request before it starts");
         if (started) num_prompt_tokens_started += request.prompt_length;
         if (started) num_first_computed += request.prompt_length - request.own_begin;
         if (!request.is_over()) ++num_unfinished.at(request.wave - first_wave_);

@@ -50,7 +50,7 @@ void BatchPlanner::forget(std::span<const RequestId> requests) {
         const bool started = request.work != nullptr;
         forgotten_.num_over += 1;
         forgotten_.output_tokens += request.num_output_tokens();
-        forgotten_.cached_tokens += request.num_cached_tokens;
+        forgotten_.cached_tokens += request.num_cached_tokens();
         forgotten_.started_prompt_tokens += started ? request.prompt_length : 0;
         forgotten_.first_computed_tokens += started ? request.prompt_length - request.own_begin : 0;
         request.status = Status::kForgotten;
