@@ -97,8 +97,9 @@ class Caller:
         early."""
         await self._arrived.wait()
         self._arrived.clear()
-        told = list(self._news)
-        self._news.clear()
+        told = []
+        while self._news:  # one at a time: the engine's thread may add some meanwhile
+            told.append(self._news.popleft())
         if told and isinstance(told[-1], BaseException):
             raise told[-1]
         return told
@@ -168,7 +169,7 @@ class EngineLoop:
             return
         try:
             all_ids = self.engine.add([caller.request for caller in callers])
-        except ValueError as error:
+        except Exception as error:
             if len(callers) == 1:
                 callers[0].tell([error])
                 return

@@ -193,10 +193,9 @@ class LLM:
             while completion_of:
                 if not ended:
                     self._step()
-                progress = self.engine.progress
-                if on_progress and (ended or progress.elapsed_s >= next_progress_s):
-                    next_progress_s = progress.elapsed_s + SECONDS_BETWEEN_PROGRESS
-                    on_progress(progress)
+                if on_progress and (ended or self.engine.elapsed_s >= next_progress_s):
+                    next_progress_s = self.engine.elapsed_s + SECONDS_BETWEEN_PROGRESS
+                    on_progress(self.engine.progress)
                 while ended:
                     finished = ended.popleft()
                     index, sample = completion_of.pop(finished.request_id)

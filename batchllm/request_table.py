@@ -42,8 +42,8 @@ class LiveRequest:
 class Column:
     """An array over the slots. Read and written by slot; it grows with the table, so it is asked for anew each time."""
 
-    def __init__(self, dtype: Any, fill: Any) -> None:
-        self.values = np.full(FIRST_CAPACITY, fill, dtype)
+    def __init__(self, capacity: int, dtype: Any, fill: Any) -> None:
+        self.values = np.full(capacity, fill, dtype)
         self.fill = fill
 
 
@@ -60,8 +60,7 @@ class RequestTable:
 
     def column(self, dtype: Any, fill: Any = 0) -> Column:
         """A new array over the slots, `fill` where a request has said nothing."""
-        column = Column(dtype, fill)
-        column.values = np.full(len(self._requests), fill, dtype)
+        column = Column(len(self._requests), dtype, fill)
         self._columns.append(column)
         return column
 

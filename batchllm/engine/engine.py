@@ -137,7 +137,7 @@ class Engine:
                 except ValueError as error:
                     raise ValueError(f"request {place}: {error}") from error
         except BaseException:
-            self._forget(np.arange(first, self._next_id, dtype=np.int32), also_running=True)
+            self._abort(np.arange(first, self._next_id, dtype=np.int32))
             raise
         return [range(int(begins[place]), int(begins[place + 1])) for place in range(len(requests))]
 
@@ -176,7 +176,12 @@ class Engine:
         """Ends requests without more output; ids of those that have gone are passed over."""
         live = [request_id for request_id in request_ids if request_id in self.requests]
         if live:
-            self._forget(np.array(live, np.int32), also_running=True)
+            self._abort(np.array(live, np.int32))
+
+    def _abort(self, request_ids: np.ndarray) -> None:
+        assert self._planner is not None
+        self._planner.abort(request_ids)
+        self._forget(request_ids)
 
     @torch.inference_mode()
     def step(self) -> StepOutput | None:
@@ -275,7 +280,6 @@ class Engine:
 
     def _finished(self, planner: ext.BatchPlanner, request_id: int) -> Finished:
         request = self.requests[request_id]
-        self._remaining_tokens -= request.max_output_tokens - int(self._num_output_tokens.values[request.slot])
         return Finished(
             request_id=request_id,
             token_ids=planner.output_tokens(request_id).tolist(),
@@ -285,18 +289,14 @@ class Engine:
             prompt_logprobs=request.prompt_logprobs,
         )
 
-    def _forget(self, request_ids: np.ndarray, *, also_running: bool = False) -> None:
-        """int32 ids: of requests that finished, or also_running of any."""
+    def _forget(self, request_ids: np.ndarray) -> None:
+        """int32 ids of requests that ended; the table need not know all of them."""
         assert self._planner is not None
-        if also_running:
-            self._planner.abort(request_ids)
         for request_id in request_ids.tolist():
             if request_id not in self.requests:
                 continue
             request = self.requests[request_id]
-            if also_running:
-                num_output_tokens = int(self._num_output_tokens.values[request.slot])
-                self._remaining_tokens -= request.max_output_tokens - num_output_tokens
+            self._remaining_tokens -= request.max_output_tokens - int(self._num_output_tokens.values[request.slot])
             for rule in self.rules:
                 rule.forget(request)
             self.requests.remove(request)
@@ -324,6 +324,11 @@ class Engine:
             peak_kv_tokens=counts["peak_pages"] * self.page_size,
             seconds=dict(self._clock.seconds),
         )
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since it last stood still."""
+        return self._clock.elapsed_s
 
     @property
     def progress(self) -> JobProgress:

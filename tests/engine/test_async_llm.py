@@ -7,9 +7,12 @@ import sys
 import textwrap
 import threading
 
+import numpy as np
 import pytest
 
 from batchllm import LLM, AsyncLLM, LogitsRule, SamplingParams
+from batchllm.async_llm import Caller
+from batchllm.engine.engine import EngineRequest
 from tests.engine import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -205,3 +208,17 @@ def test_a_process_ends_without_closing_anything(tiny_dir):
         [sys.executable, "-c", textwrap.dedent(code), str(tiny_dir)], capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout) == (0, "ends\n"), done.stderr
+
+
+def test_nothing_that_a_caller_is_told_is_lost():
+    async def run():
+        caller = Caller(EngineRequest(np.array([5], np.int32), GREEDY, [0], 1), asyncio.get_running_loop())
+        thread = threading.Thread(target=lambda: [caller.tell([(0, i)]) for i in range(20_000)])
+        thread.start()
+        told = []
+        while len(told) < 20_000:
+            told += await asyncio.wait_for(caller.news(), 30)
+        thread.join()
+        return told
+
+    assert asyncio.run(run()) == [(0, i) for i in range(20_000)]

@@ -262,7 +262,7 @@ PYTHON_MUTANTS = [
     Mutant(
         "requests_beside_a_refused_one_stay",
         ENGINE,
-        "self._forget(np.arange(first, self._next_id, dtype=np.int32), also_running=True)",
+        "self._abort(np.arange(first, self._next_id, dtype=np.int32))",
         "pass",
         IN_ENGINE + "test_a_request_that_a_rule_refuses_is_named_and_none_is_added",
     ),
