@@ -69,7 +69,7 @@ class LoadedModel:
         loaded.pack_weights()
         kv_cache_tokens = options.kv_cache_tokens
         if kv_cache_tokens is None:
-            kv_cache_tokens = max(affordable_kv_tokens(self.config, dtype, device), options.page_size)
+            kv_cache_tokens = max(affordable_kv_tokens(self.config.attention_layers, dtype, device), options.page_size)
         self.limits = RequestLimits(
             self.config.vocab_size, self.config.max_model_len, options.page_size, kv_cache_tokens, self.eos_token_ids
         )

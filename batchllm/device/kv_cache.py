@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,10 +15,8 @@ POOL_SHARE = 0.75
 
 
 class KvHeads(Protocol):
-    """What a model's config says of its keys and values."""
+    """What the keys and values of a layer are."""
 
-    @property
-    def num_layers(self) -> int: ...
     @property
     def num_kv_heads(self) -> int: ...
     @property
@@ -38,32 +38,34 @@ class PagedKVCache:
     @classmethod
     def allocate(
         cls,
-        config: KvHeads,
+        layers: Sequence[KvHeads],
         num_pages: int,
         page_size: int,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> PagedKVCache:
         """Raises MemoryError, with the size asked for, where the machine refuses it."""
-        shape = (config.num_layers, 2, num_pages, page_size, config.num_kv_heads, config.head_dim)
-        try:
-            pages = torch.empty(shape, dtype=dtype, device=device)
+        shapes = [(num_pages, page_size, layer.num_kv_heads, layer.head_dim) for layer in layers for _ in "kv"]
+        sizes = [math.prod(shape) for shape in shapes]
+        try:  # at once, so that a pool which is too large is refused and not half of it granted
+            memory = torch.empty(sum(sizes), dtype=dtype, device=device)
         except RuntimeError as error:
-            size = num_pages * page_size * kv_bytes_per_token(config, dtype)
+            size = num_pages * page_size * kv_bytes_per_token(layers, dtype)
             raise MemoryError(
                 f"kv_cache_tokens: a pool of {num_pages * page_size} tokens needs {size / 2**30:.1f} GiB: {error}"
             ) from None
-        return cls(list(pages[:, 0]), list(pages[:, 1]), num_pages, page_size)
+        pages = [part.view(shape) for part, shape in zip(memory.split(sizes), shapes, strict=True)]
+        return cls(pages[0::2], pages[1::2], num_pages, page_size)
 
 
-def kv_bytes_per_token(config: KvHeads, dtype: torch.dtype) -> int:
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
+def kv_bytes_per_token(layers: Sequence[KvHeads], dtype: torch.dtype) -> int:
+    return sum(2 * layer.num_kv_heads * layer.head_dim for layer in layers) * dtype.itemsize
 
 
-def affordable_kv_tokens(config: KvHeads, dtype: torch.dtype, device: torch.device) -> int:
+def affordable_kv_tokens(layers: Sequence[KvHeads], dtype: torch.dtype, device: torch.device) -> int:
     """The largest pool that the memory available now can hold beside everything else."""
     available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
-    return int(POOL_SHARE * available) // kv_bytes_per_token(config, dtype)
+    return int(POOL_SHARE * available) // kv_bytes_per_token(layers, dtype)
 
 
 def available_memory_bytes(root: Path = Path("/")) -> int:

@@ -1,11 +1,9 @@
-"""What a step does between its matrix products, and what sampling asks of logits: one class a device, chosen once.
-
-T = rows, H = heads, D = head_dim. Everything is computed in float32 and rounded once.
-"""
+"""What a step does between its matrix products, and what sampling asks of logits: one class per device, chosen once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,16 +11,17 @@ from torch import Tensor
 import batchllm_ext as ext
 
 
-@dataclass(frozen=True)
-class CpuOps:
-    """batchllm_ext's kernels."""
+class Ops(Protocol):
+    """All that a forward pass and a sampler ask of a device but matrix products.
 
-    num_threads: int = 0  # 0 is OpenMP's number
+    T = rows, H = heads, D = head_dim. Tensors are on the device and of the model's dtype but where another is named.
+    Everything is computed in float32 and rounded once. A call may return before the device is done; the next one on the
+    device sees its result.
+    """
 
     def rms_norm(self, x: Tensor, weight: Tensor, *, eps: float, out: Tensor, delta: Tensor | None = None) -> None:
         """out = x / sqrt(mean(x^2) + eps) * weight over the last dimension; out may be x. With delta, x += delta
         before."""
-        ext.rms_norm(x, weight, eps=eps, out=out, delta=delta, num_threads=self.num_threads)
 
     def norm_rotate_append(
         self,
@@ -37,7 +36,56 @@ class CpuOps:
     ) -> None:
         """Norms q and k of qkv [T, num_qo_heads + 2 num_kv_heads, D] by two weights [D] (or not at all), turns them by
         cos and sin, float32 [T, D / 2], and writes k and v to slots, int64 [T], of the pages. q stays in qkv; what
-        stands there of k and v afterwards may be anything."""
+        stands there of k and v afterwards may be anything. A slot that is none of the pages' is an error on a CPU; on
+        a GPU nothing is written for its row."""
+
+    def silu_and_mul(self, gate_up: Tensor, *, out: Tensor) -> None:
+        """out [T, size] = silu(gate) * up, of gate_up [T, 2 size]."""
+
+    def attention(
+        self,
+        plan: Any,
+        q: Tensor,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        *,
+        out: Tensor,
+        softmax_scale: float | None = None,
+        soft_cap: float = 0.0,
+        sinks: Tensor | None = None,
+    ) -> None:
+        """Attention of one layer, over the keys that `plan`, of the layer's kind, lets each row see.
+
+        plan: of Step.plans or Step.logit_plans. out, q: [T, num_qo_heads, D]. k_pages, v_pages: [num_pages, page_size,
+        num_kv_heads, D]. softmax_scale: 1 / sqrt(D) by default. soft_cap: cap * tanh(score / cap); 0 is off.
+        sinks: float32 [num_qo_heads], scores of one more key with v = 0.
+        """
+
+    def argmax_and_lse(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Of logits [T, vocab_size] int32 [T], the largest's index (the first of equals), and float32 [T], the log of
+        the sum of exponentials."""
+
+
+@dataclass(frozen=True)
+class CpuOps(Ops):
+    """batchllm_ext's kernels. Plans are ext.AttentionPlan."""
+
+    num_threads: int = 0  # 0 is OpenMP's number
+
+    def rms_norm(self, x: Tensor, weight: Tensor, *, eps: float, out: Tensor, delta: Tensor | None = None) -> None:
+        ext.rms_norm(x, weight, eps=eps, out=out, delta=delta, num_threads=self.num_threads)
+
+    def norm_rotate_append(
+        self,
+        qkv: Tensor,
+        norms: tuple[Tensor, Tensor] | None,
+        angles: tuple[Tensor, Tensor],
+        slots: Tensor,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        *,
+        eps: float,
+    ) -> None:
         num_kv_heads = k_pages.shape[2]
         q, k, v = qkv.split((qkv.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads), dim=1)
         if norms is not None:
@@ -47,24 +95,42 @@ class CpuOps:
         ext.append_kv(k, v, slots, k_pages, v_pages, num_threads=self.num_threads)
 
     def silu_and_mul(self, gate_up: Tensor, *, out: Tensor) -> None:
-        """out [T, size] = silu(gate) * up, of gate_up [T, 2 size]."""
         ext.silu_and_mul(gate_up, out=out, num_threads=self.num_threads)
 
-    def attention(self, plan: ext.AttentionPlan, q: Tensor, k_pages: Tensor, v_pages: Tensor, *, out: Tensor) -> None:
-        """out, q: [T, num_qo_heads, D]."""
-        ext.attention(plan, q, k_pages, v_pages, out=out, lse=None, num_threads=self.num_threads)
+    def attention(
+        self,
+        plan: Any,
+        q: Tensor,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        *,
+        out: Tensor,
+        softmax_scale: float | None = None,
+        soft_cap: float = 0.0,
+        sinks: Tensor | None = None,
+    ) -> None:
+        ext.attention(
+            plan,
+            q,
+            k_pages,
+            v_pages,
+            out=out,
+            lse=None,
+            softmax_scale=softmax_scale,
+            soft_cap=soft_cap,
+            sinks=sinks,
+            num_threads=self.num_threads,
+        )
 
     def argmax_and_lse(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Of logits [T, vocab_size] int32 [T], the largest's index (the first of equals), and float32 [T], the log of
-        the sum of exponentials."""
         token_ids = torch.empty(len(logits), dtype=torch.int32)
         lse = torch.empty(len(logits))
         ext.argmax_and_lse(logits, token_ids=token_ids, lse=lse, num_threads=self.num_threads)
         return token_ids, lse
 
 
-class GpuOps:
-    """The same on a GPU, on torch's current stream: batchllm_ext's kernels, and plain torch for the logits."""
+class GpuOps(Ops):
+    """On torch's current stream: batchllm_ext's kernels, and plain torch for the logits. Plans are ext.DevicePlan."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, *, eps: float, out: Tensor, delta: Tensor | None = None) -> None:
         ext.rms_norm(x, weight, eps=eps, out=out, delta=delta, stream=self._stream())
@@ -80,7 +146,6 @@ class GpuOps:
         *,
         eps: float,
     ) -> None:
-        """A row whose slot is none of the pages' is not written."""
         q_norm, k_norm = norms or (None, None)
         ext.norm_rotate_append(
             qkv, *angles, slots, k_pages, v_pages, q_norm=q_norm, k_norm=k_norm, eps=eps, stream=self._stream()
@@ -89,14 +154,33 @@ class GpuOps:
     def silu_and_mul(self, gate_up: Tensor, *, out: Tensor) -> None:
         ext.silu_and_mul(gate_up, out=out, stream=self._stream())
 
-    def attention(self, plan: ext.DevicePlan, q: Tensor, k_pages: Tensor, v_pages: Tensor, *, out: Tensor) -> None:
-        ext.attention(plan, q, k_pages, v_pages, out=out, lse=None, stream=self._stream())
+    def attention(
+        self,
+        plan: Any,
+        q: Tensor,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        *,
+        out: Tensor,
+        softmax_scale: float | None = None,
+        soft_cap: float = 0.0,
+        sinks: Tensor | None = None,
+    ) -> None:
+        ext.attention(
+            plan,
+            q,
+            k_pages,
+            v_pages,
+            out=out,
+            lse=None,
+            softmax_scale=softmax_scale,
+            soft_cap=soft_cap,
+            sinks=sinks,
+            stream=self._stream(),
+        )
 
     def argmax_and_lse(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         return logits.argmax(dim=-1).int(), logits.float().logsumexp(dim=-1)
 
     def _stream(self) -> int:
         return int(torch.cuda.current_stream().cuda_stream)
-
-
-Ops = CpuOps | GpuOps

@@ -18,80 +18,91 @@ ALIGNMENT_INTS = 4  # every array of a buffer begins at a multiple of 16 bytes
 
 @dataclass
 class Step:
-    """What a forward pass over T rows reads, of which R have logits that somebody reads."""
+    """What a forward pass over T rows reads, of which R have logits that somebody reads. Plans are what the device's
+    attention takes, one per kind of layer."""
 
     token_ids: Tensor  # int32 [T]
     positions: Tensor  # int32 [T]
     slots: Tensor  # int64 [T]
-    plan: Any  # what the device's attention takes, of all rows
+    plans: tuple[Any, ...]  # of all rows
     logit_rows: Tensor | None = None  # int32 [R]; None where all rows have
-    logit_plan: Any = None  # of these rows
+    logit_plans: tuple[Any, ...] = ()  # of these rows
 
 
-def cpu_step(batch: ext.TokenBatch, plan: ext.AttentionPlan, logit_plan: ext.AttentionPlan | None) -> Step:
-    """`logit_plan` is that of `batch.logit_batch()`; None where all rows have logits that somebody reads."""
+def cpu_step(
+    batch: ext.TokenBatch, plans: tuple[ext.AttentionPlan, ...], logit_plans: tuple[ext.AttentionPlan, ...]
+) -> Step:
+    """`logit_plans` are those of `batch.logit_batch()`; none where all rows have logits that somebody reads."""
     return Step(
         token_ids=torch.tensor(batch.token_ids),
         positions=torch.tensor(batch.positions),
         slots=torch.tensor(batch.slots),
-        plan=plan,
-        logit_rows=None if logit_plan is None else torch.tensor(batch.output_rows),
-        logit_plan=logit_plan,
+        plans=plans,
+        logit_rows=torch.tensor(batch.output_rows) if logit_plans else None,
+        logit_plans=logit_plans,
     )
 
 
 class StepLayout:
     """Where the arrays of a step stand in a buffer of int32. Rows that a step does not have write no K and V."""
 
-    def __init__(self, plan: ext.PlanLayout, logit_plan: ext.PlanLayout | None = None) -> None:
-        """Room for the rows of `plan`; for logit rows exactly those of `logit_plan`."""
-        self.plan, self.logit_plan = plan, logit_plan
-        num_rows = plan.sizes["num_rows"]
-        sizes = {"slots": 2 * num_rows, "token_ids": num_rows, "positions": num_rows, "plan": plan.num_ints}
-        if logit_plan is not None:
-            sizes |= {"logit_rows": logit_plan.sizes["num_rows"], "logit_plan": logit_plan.num_ints}
-        self._parts: dict[str, slice] = {}
-        end = 0
-        for name, size in sizes.items():
-            self._parts[name] = slice(end, end + size)
-            end += -(-size // ALIGNMENT_INTS) * ALIGNMENT_INTS
-        self.num_ints = end
+    def __init__(self, plans: tuple[ext.PlanLayout, ...], logit_plans: tuple[ext.PlanLayout, ...] = ()) -> None:
+        """Room for the rows of `plans`, one per kind of layer; for logit rows exactly those of `logit_plans`, where
+        there are any."""
+        self.plans, self.logit_plans = plans, logit_plans
+        self.num_ints = 0
+        num_rows = plans[0].sizes["num_rows"]
+        self._slots = self._place(2 * num_rows)
+        self._token_ids, self._positions = self._place(num_rows), self._place(num_rows)
+        self._plans = [self._place(plan.num_ints) for plan in plans]
+        self._logit_rows = self._place(logit_plans[0].sizes["num_rows"]) if logit_plans else slice(0)
+        self._logit_plans = [self._place(plan.num_ints) for plan in logit_plans]
+
+    def _place(self, num_ints: int) -> slice:
+        begin = self.num_ints
+        self.num_ints += -(-num_ints // ALIGNMENT_INTS) * ALIGNMENT_INTS
+        return slice(begin, begin + num_ints)
 
     @property
     def num_workspace_floats(self) -> int:
-        """Of the memory that both plans take in turns."""
-        layouts = [layout for layout in (self.plan, self.logit_plan) if layout is not None]
-        return max(layout.num_workspace_floats for layout in layouts)
+        """Of the memory that all plans take in turns."""
+        return max(layout.num_workspace_floats for layout in (*self.plans, *self.logit_plans))
+
+    def has_room_for(self, plans: tuple[ext.AttentionPlan, ...]) -> bool:
+        return all(layout.has_room_for(plan) for layout, plan in zip(self.plans, plans, strict=True))
 
     def write(
         self,
         buffer: np.ndarray,
         batch: ext.TokenBatch,
-        plan: ext.AttentionPlan,
-        logit_plan: ext.AttentionPlan | None = None,
+        plans: tuple[ext.AttentionPlan, ...],
+        logit_plans: tuple[ext.AttentionPlan, ...] = (),
     ) -> None:
         """Into int32 [num_ints] of the host."""
         num_rows = batch.num_tokens
-        slots = buffer[self._parts["slots"]].view(np.int64)
+        slots = buffer[self._slots].view(np.int64)
         slots[:num_rows], slots[num_rows:] = batch.slots, NO_SLOT
-        for name, values in (("token_ids", batch.token_ids), ("positions", batch.positions)):
-            part = buffer[self._parts[name]]
-            part[:num_rows], part[num_rows:] = values, 0
-        self.plan.pack(plan, buffer[self._parts["plan"]])
-        if self.logit_plan is not None and logit_plan is not None:
-            buffer[self._parts["logit_rows"]] = batch.output_rows
-            self.logit_plan.pack(logit_plan, buffer[self._parts["logit_plan"]])
+        for part, values in ((self._token_ids, batch.token_ids), (self._positions, batch.positions)):
+            buffer[part][:num_rows], buffer[part][num_rows:] = values, 0
+        if logit_plans:
+            buffer[self._logit_rows] = batch.output_rows
+        layouts, parts = (*self.plans, *self.logit_plans), (*self._plans, *self._logit_plans)
+        for layout, part, plan in zip(layouts, parts, (*plans, *logit_plans), strict=True):
+            layout.pack(plan, buffer[part])
 
     def step(self, buffer: Tensor, new_plan: Callable[[ext.PlanLayout, Tensor], Any]) -> Step:
         """Views of int32 [num_ints] of the device; `new_plan` makes of a part what the device's attention takes."""
-        parts = {name: buffer[part] for name, part in self._parts.items()}
+
+        def new_plans(layouts: tuple[ext.PlanLayout, ...], parts: list[slice]) -> tuple[Any, ...]:
+            return tuple(new_plan(layout, buffer[part]) for layout, part in zip(layouts, parts, strict=True))
+
         return Step(
-            token_ids=parts["token_ids"],
-            positions=parts["positions"],
-            slots=parts["slots"].view(torch.int64),
-            plan=new_plan(self.plan, parts["plan"]),
-            logit_rows=parts.get("logit_rows"),
-            logit_plan=None if self.logit_plan is None else new_plan(self.logit_plan, parts["logit_plan"]),
+            token_ids=buffer[self._token_ids],
+            positions=buffer[self._positions],
+            slots=buffer[self._slots].view(torch.int64),
+            plans=new_plans(self.plans, self._plans),
+            logit_rows=buffer[self._logit_rows] if self.logit_plans else None,
+            logit_plans=new_plans(self.logit_plans, self._logit_plans),
         )
 
 

@@ -17,7 +17,7 @@ import batchllm_ext as ext
 from batchllm.device.kv_cache import PagedKVCache
 from batchllm.engine.figures import PhaseClock, RunFigures
 from batchllm.engine.runner import Runner
-from batchllm.models.decoder import Model
+from batchllm.models.forward_pass import ForwardPass
 from batchllm.options import READER_COST_TOKENS
 from batchllm.outputs import JobProgress, Logprob
 from batchllm.request_table import End, RequestTable
@@ -69,7 +69,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Model,
+        model: ForwardPass,
         runner: Runner,
         rules: Sequence[LogitsRule],
         *,
@@ -83,7 +83,8 @@ class Engine:
         self.model, self.runner, self.rules = model, runner, rules
         self.levels, self.page_size, self.max_batch_tokens = levels, page_size, max_batch_tokens
         num_pages = kv_cache_tokens // page_size
-        self.kv_cache = PagedKVCache.allocate(model.config, num_pages, page_size, model.dtype, model.device)
+        kv_heads = [model.attention_kinds[kind] for kind in model.kind_of_layer]
+        self.kv_cache = PagedKVCache.allocate(kv_heads, num_pages, page_size, model.dtype, model.device)
         self._next_id = 0
         self._reset()
 
@@ -203,11 +204,11 @@ class Engine:
             batch = planner.next_batch()
             if batch is None:
                 return None
-            plan = self._plan_attention(batch)
+            plans = self._plan_attention(batch)
             outputs = batch if len(batch.output_rows) == batch.num_tokens else batch.logit_batch()
-            output_plan = None if outputs is batch else self._plan_attention(outputs)
+            logit_plans = () if outputs is batch else self._plan_attention(outputs)
         with clock("forward"):
-            hidden = self.runner.forward(batch, plan, output_plan, self.kv_cache)
+            hidden = self.runner.forward(batch, plans, logit_plans, self.kv_cache)
         ids = batch.logit_request_ids
         slots = self.requests.slots(ids)
         rows = Rows(self.requests, ids, slots, self._num_output_tokens.values[slots])
@@ -229,15 +230,19 @@ class Engine:
             self._forget(done)
         return StepOutput(ids, sampled, finished)
 
-    def _plan_attention(self, batch: ext.TokenBatch) -> ext.AttentionPlan:
-        config = self.model.config
-        return ext.plan_attention(
-            batch,
-            num_qo_heads=config.num_qo_heads,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            page_size=self.page_size,
-            **self.runner.plan_options,
+    def _plan_attention(self, batch: ext.TokenBatch) -> tuple[ext.AttentionPlan, ...]:
+        """One plan for each kind of layer."""
+        return tuple(
+            ext.plan_attention(
+                batch,
+                num_qo_heads=kind.num_qo_heads,
+                num_kv_heads=kind.num_kv_heads,
+                head_dim=kind.head_dim,
+                window_left=kind.window_left,
+                page_size=self.page_size,
+                **self.runner.plan_options,
+            )
+            for kind in self.model.attention_kinds
         )
 
     def _sample(self, hidden: torch.Tensor, outputs: ext.TokenBatch, rows: Rows) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,26 +13,46 @@ from torch import Tensor
 
 import batchllm_ext as ext
 from batchllm.device.kv_cache import PagedKVCache
-from batchllm.device.ops import CpuOps, GpuOps
+from batchllm.device.ops import CpuOps, GpuOps, Ops
 from batchllm.device.step import Event, Step, StepLayout, UploadRing, cpu_step
-from batchllm.models.decoder import Model
+from batchllm.models.forward_pass import ForwardPass
 
 
-class CpuRunner:
-    def __init__(self, model: Model, num_threads: int) -> None:
-        self.model = model
-        self.ops = CpuOps(num_threads)
-        self.plan_options: dict[str, Any] = {"num_threads": num_threads}
+class Runner(Protocol):
+    """Runs the steps of one model on its device."""
+
+    ops: Ops  # of the device
+    plan_options: dict[str, Any]  # of ext.plan_attention: what it is to plan for
 
     def forward(
         self,
         batch: ext.TokenBatch,
-        plan: ext.AttentionPlan,
-        logit_plan: ext.AttentionPlan | None,
+        plans: tuple[ext.AttentionPlan, ...],
+        logit_plans: tuple[ext.AttentionPlan, ...],
         kv_cache: PagedKVCache,
     ) -> Tensor:
-        """Model.forward of a batch. `logit_plan` is that of `batch.logit_batch()`; None where all rows sample."""
-        return self.model.forward(cpu_step(batch, plan, logit_plan), kv_cache, self.ops)
+        """The model's forward pass over a batch: hidden states [R, hidden_size] of batch.output_rows, on the device.
+
+        plans: of the batch, one for each of the model's attention_kinds. logit_plans: as many of
+        `batch.logit_batch()`; none where all rows have logits that somebody reads. It may return before the device is
+        done, and a later step may overwrite what it returns.
+        """
+
+
+class CpuRunner(Runner):
+    def __init__(self, model: ForwardPass, num_threads: int) -> None:
+        self.model = model
+        self.ops = CpuOps(num_threads)
+        self.plan_options = {"num_threads": num_threads}
+
+    def forward(
+        self,
+        batch: ext.TokenBatch,
+        plans: tuple[ext.AttentionPlan, ...],
+        logit_plans: tuple[ext.AttentionPlan, ...],
+        kv_cache: PagedKVCache,
+    ) -> Tensor:
+        return self.model.forward(cpu_step(batch, plans, logit_plans), kv_cache, self.ops)
 
 
 class Gpu:
@@ -72,13 +92,13 @@ class Graph:
     hidden: Tensor  # [num_rows, hidden_size], of the last replay
 
 
-class GpuRunner:
+class GpuRunner(Runner):
     """Steps whose rows all sample are replayed from the graph for their bucket of row counts, which is captured anew
     where a plan outgrows it. Other steps run eagerly."""
 
-    def __init__(self, model: Model, gpu: Gpu, ops: GpuOps) -> None:
+    def __init__(self, model: ForwardPass, gpu: Gpu, ops: GpuOps) -> None:
         self.model, self.ops = model, ops
-        self.plan_options: dict[str, Any] = {"num_threads": gpu.num_multiprocessors, "device": "cuda"}
+        self.plan_options = {"num_threads": gpu.num_multiprocessors, "device": "cuda"}
         self.gpu = gpu
         self._ring = UploadRing(gpu.pinned_ints, gpu.event)
         # By row count. A graph has the addresses of the pool's pages, so it goes with the pool.
@@ -87,36 +107,42 @@ class GpuRunner:
     def forward(
         self,
         batch: ext.TokenBatch,
-        plan: ext.AttentionPlan,
-        logit_plan: ext.AttentionPlan | None,
+        plans: tuple[ext.AttentionPlan, ...],
+        logit_plans: tuple[ext.AttentionPlan, ...],
         kv_cache: PagedKVCache,
     ) -> Tensor:
-        """As CpuRunner.forward, but it returns before the GPU is done. A later step overwrites what it returns."""
-        if logit_plan is not None:
-            num_pages = kv_cache.num_pages
-            layout = StepLayout(ext.PlanLayout(plan, num_pages), ext.PlanLayout(logit_plan, num_pages))
+        if logit_plans:
+            layouts = [tuple(ext.PlanLayout(plan, kv_cache.num_pages) for plan in of) for of in (plans, logit_plans)]
+            layout = StepLayout(*layouts)
             buffer, step = self._new_step(layout)
-            self._ring.upload(partial(layout.write, batch=batch, plan=plan, logit_plan=logit_plan), buffer)
+            self._ring.upload(partial(layout.write, batch=batch, plans=plans, logit_plans=logit_plans), buffer)
             return self.model.forward(step, kv_cache, self.ops)
         graphs = self.graphs.setdefault(kv_cache, {})
         num_rows = bucket(batch.num_tokens)
         graph = graphs.get(num_rows)
-        if graph is None or not graph.layout.plan.has_room_for(plan):
-            graph = graphs[num_rows] = self._capture(batch, plan, kv_cache, graph)
-        self._ring.upload(partial(graph.layout.write, batch=batch, plan=plan), graph.buffer)
+        if graph is None or not graph.layout.has_room_for(plans):
+            graph = graphs[num_rows] = self._capture(batch, plans, kv_cache, graph)
+        self._ring.upload(partial(graph.layout.write, batch=batch, plans=plans), graph.buffer)
         graph.replay()
         return graph.hidden[: batch.num_tokens]
 
     def _capture(
-        self, batch: ext.TokenBatch, plan: ext.AttentionPlan, kv_cache: PagedKVCache, outgrown: Graph | None
+        self,
+        batch: ext.TokenBatch,
+        plans: tuple[ext.AttentionPlan, ...],
+        kv_cache: PagedKVCache,
+        outgrown: Graph | None,
     ) -> Graph:
-        """With room for plans somewhat larger than this one, and no less than the graph that it takes the place of."""
-        sizes = {name: bucket(size) for name, size in plan.sizes.items()}
-        if outgrown is not None:
-            sizes = {name: max(size, outgrown.layout.plan.sizes[name]) for name, size in sizes.items()}
-        layout = StepLayout(ext.PlanLayout(plan, kv_cache.num_pages, **sizes))
+        """With room for plans somewhat larger than these, and no less than the graph that it takes the place of."""
+        layouts = []
+        for kind, plan in enumerate(plans):
+            sizes = {name: bucket(size) for name, size in plan.sizes.items()}
+            if outgrown is not None:
+                sizes = {name: max(size, outgrown.layout.plans[kind].sizes[name]) for name, size in sizes.items()}
+            layouts.append(ext.PlanLayout(plan, kv_cache.num_pages, **sizes))
+        layout = StepLayout(tuple(layouts))
         buffer, step = self._new_step(layout)
-        self._ring.upload(partial(layout.write, batch=batch, plan=plan), buffer)  # it runs once before it is captured
+        self._ring.upload(partial(layout.write, batch=batch, plans=plans), buffer)  # it runs once before it is captured
         replay, hidden = self.gpu.capture(lambda: self.model.forward(step, kv_cache, self.ops))
         return Graph(layout, buffer, step, replay, hidden)
 
@@ -125,9 +151,6 @@ class GpuRunner:
         buffer = torch.empty(layout.num_ints, dtype=torch.int32, device=self.gpu.device)
         workspace = torch.empty(layout.num_workspace_floats, device=self.gpu.device)
         return buffer, layout.step(buffer, partial(self.gpu.plan, workspace))
-
-
-Runner = CpuRunner | GpuRunner
 
 
 def bucket(size: int) -> int:

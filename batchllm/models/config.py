@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from batchllm.models.layer_spec import AttentionSpec
 from batchllm.sampling_params import MAX_INT32, SamplingParams
 from batchllm.text import printable
 
@@ -64,6 +65,21 @@ class ModelConfig:
     qk_norm: bool = False
     rope_scaling: dict[str, Any] = field(default_factory=dict)
     eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def attention_kinds(self) -> tuple[AttentionSpec, ...]:
+        """The distinct kinds of attention of the layers."""
+        return (AttentionSpec(self.num_qo_heads, self.num_kv_heads, self.head_dim, 1 / math.sqrt(self.head_dim)),)
+
+    @property
+    def kind_of_layer(self) -> tuple[int, ...]:
+        """[num_layers] into attention_kinds."""
+        return (0,) * self.num_layers
+
+    @property
+    def attention_layers(self) -> list[AttentionSpec]:
+        """[num_layers]"""
+        return [self.attention_kinds[kind] for kind in self.kind_of_layer]
 
     @classmethod
     def from_directory(cls, directory: Path) -> ModelConfig:

@@ -19,6 +19,7 @@ from batchllm.device.linear import Linear
 from batchllm.device.ops import Ops
 from batchllm.device.step import Step
 from batchllm.models.config import ModelConfig
+from batchllm.models.forward_pass import ForwardPass
 from batchllm.models.weights import WeightReader
 
 
@@ -34,12 +35,13 @@ class Layer:
     down: Linear  # intermediate_size -> hidden_size
 
 
-class Model:
-    """Weights and the forward pass over a TokenBatch."""
+class Model(ForwardPass):
+    """Weights and the forward pass over a Step."""
 
     def __init__(self, config: ModelConfig, reader: WeightReader) -> None:
         """Takes every tensor of `reader`; raises ValueError for a missing, misshapen or unknown one."""
         self.config = config
+        self.attention_kinds, self.kind_of_layer = config.attention_kinds, config.kind_of_layer
         hidden = config.hidden_size
         self.embedding = reader.take("model.embed_tokens.weight", config.vocab_size, hidden)
         self.layers = [_load_layer(reader, config, f"model.layers.{i}.") for i in range(config.num_layers)]
@@ -50,52 +52,42 @@ class Model:
         else:
             self.lm_head = Linear(reader.take("lm_head.weight", config.vocab_size, hidden))
         reader.finish()
-        self.inv_freq = _inv_freq(config).to(self.embedding.device)
+        self.dtype, self.device = self.embedding.dtype, self.embedding.device
+        self.inv_freq = _inv_freq(config).to(self.device)
 
     def pack_weights(self) -> None:
-        """Prepares the matrices for many products. The embedding stays as it is, also where it is the lm_head."""
+        """The embedding stays as it is, also where it is the lm_head."""
         for layer in self.layers:
             for linear in (layer.qkv, layer.o, layer.gate_up, layer.down):
                 linear.pack()
         self.lm_head.pack()
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.embedding.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.embedding.device
-
-    def forward(
-        self,
-        step: Step,
-        kv_cache: PagedKVCache,
-        ops: Ops,
-    ) -> Tensor:
-        """Runs the step, writes its K and V into the cache; returns the normed hidden states of the rows that sample,
-        [R, hidden_size]. Nobody reads the other rows of the last layer but their K and V, so they end there."""
+    def forward(self, step: Step, kv_cache: PagedKVCache, ops: Ops) -> Tensor:
+        """Nobody reads the rows without logits of the last layer but their K and V, so they end there."""
         config = self.config
         num_q, num_kv, dim = config.num_qo_heads, config.num_kv_heads, config.head_dim
         norm = partial(ops.rms_norm, eps=config.rms_norm_eps)
-        plan = step.plan
+        plans = step.plans
         x = F.embedding(step.token_ids, self.embedding)  # [T, hidden_size]
         delta = None  # [T, hidden_size], what the last block adds to x; the next norm adds it
         angles = self._rotation(step.positions)
         normed = torch.empty_like(x)
         attended = x.new_empty(len(x), num_q, dim)  # [T, Hq, D]
         activated = x.new_empty(len(x), config.intermediate_size)
-        for layer, k_pages, v_pages in zip(self.layers, kv_cache.k_pages, kv_cache.v_pages, strict=True):
+        for layer, kind, k_pages, v_pages in zip(
+            self.layers, self.kind_of_layer, kv_cache.k_pages, kv_cache.v_pages, strict=True
+        ):
             norm(x, layer.input_norm, out=normed, delta=delta)
             qkv = layer.qkv(normed).view(len(x), num_q + 2 * num_kv, dim)
             norms = None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm)
             ops.norm_rotate_append(qkv, norms, angles, step.slots, k_pages, v_pages, eps=config.rms_norm_eps)
             q = qkv[:, :num_q]  # [T, Hq, D]
             if layer is self.layers[-1] and step.logit_rows is not None:
-                rows, plan = step.logit_rows, step.logit_plan
+                rows, plans = step.logit_rows, step.logit_plans
                 x, q = x[rows], q[rows]
                 normed, attended, activated = (buffer[: len(rows)] for buffer in (normed, attended, activated))
-            ops.attention(plan, q, k_pages, v_pages, out=attended)
+            scale = self.attention_kinds[kind].softmax_scale
+            ops.attention(plans[kind], q, k_pages, v_pages, out=attended, softmax_scale=scale)
             norm(x, layer.post_norm, out=normed, delta=layer.o(attended.flatten(1)))
             ops.silu_and_mul(layer.gate_up(normed), out=activated)
             delta = layer.down(activated)
@@ -103,7 +95,6 @@ class Model:
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[R, hidden_size] -> [R, vocab_size]."""
         return self.lm_head(hidden)
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from batchllm.device.ops import CpuOps, GpuOps
 from tests.packed_plan import packed_arrays
 
 WRITE_THROUGH = -1
+State = tuple[Tensor, Tensor]  # out [head_dim], lse
 
 
 @dataclass
@@ -81,22 +82,52 @@ class FakeGpuOps(GpuOps):
         )
         qkv[kept] = rows
 
-    def attention(self, plan: FakeDevicePlan, q: Tensor, k_pages: Tensor, v_pages: Tensor, *, out: Tensor) -> None:
+    def attention(
+        self,
+        plan: FakeDevicePlan,
+        q: Tensor,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        *,
+        out: Tensor,
+        softmax_scale: float | None = None,
+        soft_cap: float = 0.0,
+        sinks: Tensor | None = None,
+    ) -> None:
         assert len(q) == len(out) == plan.layout.sizes["num_rows"]
         assert len(k_pages) == len(v_pages)
         out.fill_(torch.nan)  # rows that the plan does not have may hold anything
-        execute(plan.arrays(), q, k_pages, v_pages, out)
+        scale = q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
+        execute(plan.arrays(), q, k_pages, v_pages, out, Scores(scale, soft_cap, sinks))
 
     def _stream(self) -> int:
         return 0
 
 
-def execute(arrays: list[np.ndarray], q: Tensor, k_pages: Tensor, v_pages: Tensor, out: Tensor) -> None:
+@dataclass(frozen=True)
+class Scores:
+    """What attention makes of products of q and k."""
+
+    softmax_scale: float
+    soft_cap: float
+    sinks: Tensor | None  # [num_qo_heads]
+
+    def of(self, products: Tensor) -> Tensor:
+        scores = products * self.softmax_scale
+        return self.soft_cap * torch.tanh(scores / self.soft_cap) if self.soft_cap else scores
+
+    def sink(self, head: int) -> list[State]:
+        return [] if self.sinks is None else [(torch.zeros(()), self.sinks[head].double())]
+
+
+def execute(
+    arrays: list[np.ndarray], q: Tensor, k_pages: Tensor, v_pages: Tensor, out: Tensor, scores_of: Scores
+) -> None:
     """The kernels of csrc/attention/cuda, one row of one head at a time."""
     wide_tiles, narrow_tiles, rows, pieces, page_ids, merge_rows = arrays
     page_size, num_kv_heads = k_pages.shape[1:3]
     group_size = q.shape[1] // num_kv_heads
-    states: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    states: dict[tuple[int, int], State] = {}
     for row_begin, packed_begin, packed_end, piece_begin, kv_begin, kv_end in [
         *wide_tiles.tolist(),
         *narrow_tiles.tolist(),
@@ -108,10 +139,10 @@ def execute(arrays: list[np.ndarray], q: Tensor, k_pages: Tensor, v_pages: Tenso
             for kv_head in range(num_kv_heads):
                 head = kv_head * group_size + packed % group_size
                 k, v = k_pages[page, offset, kv_head].double(), v_pages[page, offset, kv_head].double()
-                scores = k @ q[token, head].double() * q.shape[2] ** -0.5
+                scores = scores_of.of(k @ q[token, head].double())
                 state = torch.softmax(scores, 0) @ v, scores.logsumexp(0)
                 if slot == WRITE_THROUGH:
-                    out[token, head] = state[0]
+                    out[token, head] = merged([state, *scores_of.sink(head)])
                 else:
                     states[slot, head] = state
     for token, slot_begin, slot_end in merge_rows.tolist():
@@ -119,14 +150,17 @@ def execute(arrays: list[np.ndarray], q: Tensor, k_pages: Tensor, v_pages: Tenso
             continue
         for head in range(q.shape[1]):
             parts = [states[slot, head] for slot in range(slot_begin, slot_end)]
-            weights = torch.softmax(torch.stack([lse for _, lse in parts]), 0) if parts else torch.empty(0)
-            merged = sum(weight * part for weight, (part, _) in zip(weights, parts, strict=True))
-            out[token, head] = merged
+            out[token, head] = merged([*parts, *scores_of.sink(head)]) if parts else 0
+
+
+def merged(states: list[State]) -> Tensor:
+    weights = torch.softmax(torch.stack([lse for _, lse in states]), 0)
+    return sum((weight * out for weight, (out, _) in zip(weights, states, strict=True)), torch.zeros(()))
 
 
 def slots_of(pieces, page_ids, piece: int, begin: int, end: int, page_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Pages and offsets of the positions [begin, end)."""
-    pages, offsets = [], []
+    pages, offsets = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
     while begin < end:
         first_page, segment_begin, position_begin, position_end = pieces[piece].tolist()
         positions = np.arange(max(begin, position_begin), min(end, position_end))

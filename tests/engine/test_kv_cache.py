@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from batchllm.device.kv_cache import PagedKVCache, available_memory_bytes, kv_bytes_per_token
-from batchllm.models.config import ModelConfig
+from batchllm.models.layer_spec import AttentionSpec
 
 MIB = 2**20
 MEMINFO = f"MemTotal:  {64 * 1024} kB\nMemFree:  {1 * 1024} kB\nMemAvailable:  {32 * 1024} kB\nHugePages_Total: 0\n"
@@ -76,20 +76,9 @@ CASES = {
     "v1, no limit": (V1_LINES, v1("docker/abc/", V1_UNLIMITED, 5 * MIB), 32 * MIB),
 }
 
-CONFIG = ModelConfig(
-    architecture="LlamaForCausalLM",
-    vocab_size=260,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=3,
-    num_qo_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    max_model_len=512,
-    rms_norm_eps=1e-5,
-    rope_theta=10000.0,
-    tie_word_embeddings=False,
-)
+# The second has heads of its own.
+LAYERS = [AttentionSpec(4, 2, 8, 1.0), AttentionSpec(4, 1, 12, 1.0), AttentionSpec(4, 2, 8, 1.0)]
+SHAPES = [(5, 4, 2, 8), (5, 4, 1, 12), (5, 4, 2, 8)]
 
 
 @pytest.mark.parametrize(("cgroup", "files", "available"), CASES.values(), ids=CASES)
@@ -105,11 +94,11 @@ def test_this_machine_has_memory():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pages_of_all_layers_are_apart_and_of_the_size_announced(dtype):
-    cache = PagedKVCache.allocate(CONFIG, num_pages=5, page_size=4, dtype=dtype)
+    cache = PagedKVCache.allocate(LAYERS, num_pages=5, page_size=4, dtype=dtype)
     pages = [*cache.k_pages, *cache.v_pages]
-    assert len(cache.k_pages) == len(cache.v_pages) == CONFIG.num_layers
-    assert {(page.shape, page.dtype, page.stride(-1)) for page in pages} == {((5, 4, 2, 8), dtype, 1)}
-    assert sum(page.nbytes for page in pages) == 5 * 4 * kv_bytes_per_token(CONFIG, dtype)
+    assert [page.shape for page in cache.k_pages] == [page.shape for page in cache.v_pages] == SHAPES
+    assert all(page.dtype == dtype and page.is_contiguous() for page in pages)
+    assert sum(page.nbytes for page in pages) == 5 * 4 * kv_bytes_per_token(LAYERS, dtype)
     for value, page in enumerate(pages):
         page.fill_(value)
     assert [page.unique().tolist() for page in pages] == [[value] for value in range(len(pages))]
@@ -117,8 +106,8 @@ def test_pages_of_all_layers_are_apart_and_of_the_size_announced(dtype):
 
 def test_a_pool_the_machine_refuses_is_named_with_its_size():
     num_pages = 2**40
-    size_gib = num_pages * 4 * kv_bytes_per_token(CONFIG, torch.float32) / 2**30
+    size_gib = num_pages * 4 * kv_bytes_per_token(LAYERS, torch.float32) / 2**30
     with pytest.raises(
         MemoryError, match=f"kv_cache_tokens: a pool of {num_pages * 4} tokens needs {size_gib:.1f} GiB"
     ):
-        PagedKVCache.allocate(CONFIG, num_pages=num_pages, page_size=4, dtype=torch.float32)
+        PagedKVCache.allocate(LAYERS, num_pages=num_pages, page_size=4, dtype=torch.float32)

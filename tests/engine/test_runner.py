@@ -114,44 +114,67 @@ def test_a_gpu_gives_the_same_tokens_from_graphs_captured_now_or_before(smollm2)
 # What is uploaded.
 
 
-def planned(num_requests: int) -> tuple[ext.TokenBatch, ext.AttentionPlan]:
-    """The first step of a job of prompts of one token, all of which sample."""
+def planned(num_requests: int, num_kinds: int = 1) -> tuple[ext.TokenBatch, tuple[ext.AttentionPlan, ...]]:
+    """The first step of a job of prompts of one token, all of which sample; kind i has i + 1 KV heads."""
     tokens, indptr = np.arange(5, 5 + num_requests, dtype=np.int32), np.arange(num_requests + 1)
     segments = ext.choose_segments(ext.PrefixTrie(tokens, indptr, drop_last=1))
     bounds = np.full(num_requests, 4, np.int32)
     batch = ext.BatchPlanner(tokens, indptr, segments, max_output_tokens=bounds, num_pages=50).next_batch()
-    names = "span_indptr span_begin link_indptr link_segment segment_page_indptr segment_page_ids segment_begin"
-    arrays = {name: getattr(batch, name) for name in (*names.split(), "segment_num_tokens")}
-    return batch, ext.plan_attention(**arrays, num_qo_heads=2, num_kv_heads=1, head_dim=64, page_size=16)
+    shape = {"num_qo_heads": 6, "head_dim": 64, "page_size": 16}
+    return batch, tuple(ext.plan_attention(batch, num_kv_heads=1 + kind, **shape) for kind in range(num_kinds))
 
 
-def test_a_step_is_written_with_rows_to_spare():
-    (batch, plan), (_, larger) = planned(5), planned(8)
-    layout = StepLayout(ext.PlanLayout(larger, 50))
+def layouts(plans: tuple[ext.AttentionPlan, ...]) -> tuple[ext.PlanLayout, ...]:
+    return tuple(ext.PlanLayout(plan, 50) for plan in plans)
+
+
+def packed(layout: ext.PlanLayout, plan: ext.AttentionPlan) -> list[int]:
+    buffer = np.full(layout.num_ints, 0x7F7F7F7F, np.int32)
+    layout.pack(plan, buffer)
+    return buffer.tolist()
+
+
+@pytest.mark.parametrize("num_kinds", [1, 3])
+def test_a_step_is_written_with_rows_to_spare(num_kinds):
+    (batch, plans), (_, larger) = planned(5, num_kinds), planned(8, num_kinds)
+    layout = StepLayout(layouts(larger))
     buffer = torch.full((layout.num_ints,), 0x7F7F7F7F, dtype=torch.int32)
-    layout.write(buffer.numpy(), batch, plan)
+    layout.write(buffer.numpy(), batch, plans)
     step = layout.step(buffer, lambda plan_layout, part: (plan_layout, part))
     assert step.token_ids.tolist() == [5, 6, 7, 8, 9, 0, 0, 0]
     assert step.positions.tolist() == [0] * 8
     assert step.slots.dtype == torch.int64
     assert step.slots.tolist() == [*batch.slots.tolist(), *[NO_SLOT] * 3]
-    packed = np.full(layout.plan.num_ints, 0x7F7F7F7F, np.int32)
-    layout.plan.pack(plan, packed)
-    assert step.plan[1].tolist() == packed.tolist()
+    assert [of for of, _ in step.plans] == list(layout.plans)
+    assert [part.tolist() for _, part in step.plans] == [
+        packed(of, plan) for of, plan in zip(layout.plans, plans, strict=True)
+    ]
     assert step.logit_rows is None
-    assert step.logit_plan is None
+    assert step.logit_plans == ()
 
 
-def test_a_step_whose_rows_do_not_all_sample_has_a_second_plan():
-    batch, plan = planned(5)
-    _, logit_plan = planned(5)
-    layout = StepLayout(ext.PlanLayout(plan, 50), ext.PlanLayout(logit_plan, 50))
+@pytest.mark.parametrize("num_kinds", [1, 3])
+def test_a_step_whose_rows_do_not_all_sample_has_second_plans(num_kinds):
+    batch, plans = planned(5, num_kinds)
+    _, logit_plans = planned(5, num_kinds)
+    layout = StepLayout(layouts(plans), layouts(logit_plans))
     buffer = torch.zeros(layout.num_ints, dtype=torch.int32)
-    layout.write(buffer.numpy(), batch, plan, logit_plan)
+    layout.write(buffer.numpy(), batch, plans, logit_plans)
     step = layout.step(buffer, lambda _, part: part)
     assert step.logit_rows.tolist() == batch.logit_rows.tolist()
-    assert step.plan.tolist() == step.logit_plan.tolist()
-    assert all(part.data_ptr() % 16 == 0 for part in (step.slots, step.token_ids, step.plan, step.logit_plan))
+    expected = [packed(of, plan) for of, plan in zip(layouts(plans), plans, strict=True)]
+    assert [part.tolist() for part in step.plans] == [part.tolist() for part in step.logit_plans] == expected
+    parts = (step.slots, step.token_ids, *step.plans, *step.logit_plans)
+    assert all(part.data_ptr() % 16 == 0 for part in parts)
+
+
+def test_a_layout_has_room_where_every_plan_has():
+    _, (small, small_too) = planned(5, 2)
+    _, (large, _) = planned(8, 2)
+    layout = StepLayout(layouts((large, small_too)))
+    assert layout.has_room_for((small, small_too))
+    assert not layout.has_room_for((small, large))
+    assert not layout.has_room_for((planned(9)[1][0], small_too))
 
 
 def test_an_upload_waits_for_the_last_copy_out_of_its_own_buffer_only():

@@ -1,13 +1,16 @@
 """What the driver asks of a GPU between matrix products, asked of the CPU; and what is torch's there: the logits."""
 
+import numpy as np
 import pytest
 import torch
 
 import batchllm_ext as ext
 from batchllm.device.ops import CpuOps, GpuOps
 from batchllm.device.step import NO_SLOT
-from tests.engine.fake_gpu import FakeGpuOps
+from tests.cases import ATTENTION_CASES, Case
+from tests.engine.fake_gpu import FakeDevicePlan, FakeGpuOps
 from tests.ops.test_row_ops import dtypes, normal
+from tests.reference import assert_close, attention_reference, tolerance
 
 
 @dtypes
@@ -64,3 +67,30 @@ def test_the_largest_logit_and_the_sum_of_exponentials_are_the_same(dtype):
 def test_logits_of_few_rows_are_no_exception(num_rows):
     for ops in (CpuOps(num_threads=1), GpuOps()):
         assert len(ops.argmax_and_lse(torch.zeros(num_rows, 8))[0]) == num_rows
+
+
+KINDS = [
+    case
+    for case in ATTENTION_CASES
+    if (case.window_left, case.softmax_scale, case.soft_cap, case.has_sinks) != (-1, None, 0.0, False)
+]
+
+
+@pytest.mark.parametrize("case", KINDS, ids=str)
+def test_attention_is_asked_for_a_kind_of_layer(case: Case):
+    inputs = case.make_inputs()
+    plan = ext.plan_attention(**inputs.plan_arguments)
+    layout = ext.PlanLayout(plan, len(inputs.k_pages))
+    buffer = np.empty(layout.num_ints, np.int32)
+    layout.pack(plan, buffer)
+    expected, _, max_score = attention_reference(inputs)
+    sinks = None if inputs.sinks is None else torch.tensor(inputs.sinks)
+    for ops, its_plan in (
+        (CpuOps(num_threads=1), plan),
+        (FakeGpuOps(), FakeDevicePlan(layout, torch.tensor(buffer))),
+    ):
+        q, k_pages, v_pages = map(torch.tensor, (inputs.q, inputs.k_pages, inputs.v_pages))
+        out = torch.empty_like(q)
+        kind = {"softmax_scale": case.softmax_scale, "soft_cap": case.soft_cap, "sinks": sinks}
+        ops.attention(its_plan, q, k_pages, v_pages, out=out, **kind)
+        assert_close("out", out.numpy(), expected, tolerance(inputs, max_score))
