@@ -59,17 +59,19 @@ class LoadedModel:
         # What any of the model's files names as an end of sequence is one.
         known = [token for token in self.tokenizer.eos_token_ids if token < self.config.vocab_size]
         self.eos_token_ids = tuple(dict.fromkeys((*self.config.eos_token_ids, *known)))
-        if device.type == "cuda" and self.config.head_dim not in ext.gpu_head_dims():
-            raise ValueError(
-                f"{self.directory}: head_dim is {self.config.head_dim}, and attention on a GPU is compiled for "
-                f"{', '.join(map(str, ext.gpu_head_dims()))}"
-            )
+        for kind in self.config.attention_kinds:
+            if device.type == "cuda" and kind.head_dim not in ext.gpu_head_dims():
+                raise ValueError(
+                    f"{self.directory}: head_dim is {kind.head_dim}, and attention on a GPU is compiled for "
+                    f"{', '.join(map(str, ext.gpu_head_dims()))}"
+                )
         with WeightReader(self.directory, dtype, device) as reader:
             loaded = Model(self.config, reader)
         loaded.pack_weights()
         kv_cache_tokens = options.kv_cache_tokens
         if kv_cache_tokens is None:
-            kv_cache_tokens = max(affordable_kv_tokens(self.config.attention_layers, dtype, device), options.page_size)
+            kv_bytes_per_token = self.config.kv_elements_per_token * dtype.itemsize
+            kv_cache_tokens = max(affordable_kv_tokens(kv_bytes_per_token, device), options.page_size)
         self.limits = RequestLimits(
             self.config.vocab_size, self.config.max_model_len, options.page_size, kv_cache_tokens, self.eos_token_ids
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import batchllm_ext as ext
-from batchllm.estimate.roofline import ModelShape
+from batchllm.models.config import ModelConfig
 from benchmarks.contestant import Request
 
 FLOP_PER_WEIGHT = 2  # a multiplication and an addition
@@ -45,14 +45,13 @@ class Work:
             attention_pairs=pairs(trie.token_begin, trie.token_end) + pairs(own_begin, context_end),
         )
 
-    def flop(self, shape: ModelShape) -> int:
+    def flop(self, model: ModelConfig) -> int:
         rows = self.distinct_prompt_tokens + self.decode_tokens
-        linear = rows * shape.num_linear_parameters + self.output_tokens * shape.num_logit_parameters
-        attention = 2 * shape.num_qo_heads * shape.head_dim * shape.num_layers  # scores, and the mean of the values
-        return FLOP_PER_WEIGHT * (linear + self.attention_pairs * attention)
+        linear = rows * model.num_linear_parameters + self.output_tokens * model.num_logit_parameters
+        return FLOP_PER_WEIGHT * linear + self.attention_pairs * model.num_attention_flops
 
-    def bound_s(self, shape: ModelShape, gflop_per_s: float) -> float:
-        return self.flop(shape) / (gflop_per_s * 1e9)
+    def bound_s(self, model: ModelConfig, gflop_per_s: float) -> float:
+        return self.flop(model) / (gflop_per_s * 1e9)
 
 
 def pairs(begin: np.ndarray, end: np.ndarray) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import linear
 
-from batchllm.estimate.roofline import ModelShape
+from batchllm.models.config import ModelConfig
 
 LAYER_ROWS = (1, 16, 64, 256, 2048)
 LOGIT_ROWS = 256
@@ -25,14 +25,15 @@ READ_BYTES = 256 << 20  # past any cache
 NUM_TIMES, SECONDS_A_TIME = 5, 0.05
 
 
-def layer_weights(shape: ModelShape) -> dict[str, tuple[int, int]]:
+def layer_weights(model: ModelConfig) -> dict[str, tuple[int, int]]:
     """(outputs, inputs) of a layer's matrix products."""
-    qo, kv = shape.num_qo_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    layer, hidden_size = model.layers[0], model.hidden_size
+    q_size, kv_size = layer.attention.q_size, layer.attention.kv_size
     return {
-        "qkv": (qo + 2 * kv, shape.hidden_size),
-        "o": (shape.hidden_size, qo),
-        "gate_up": (2 * shape.intermediate_size, shape.hidden_size),
-        "down": (shape.hidden_size, shape.intermediate_size),
+        "qkv": (q_size + 2 * kv_size, hidden_size),
+        "o": (hidden_size, q_size),
+        "gate_up": (2 * layer.intermediate_size, hidden_size),
+        "down": (hidden_size, layer.intermediate_size),
     }
 
 
@@ -62,14 +63,14 @@ def gflop(rows: int, weight: tuple[int, int]) -> float:
 
 
 @torch.inference_mode()
-def measure(shape: ModelShape) -> dict[str, float]:
+def measure(model: ModelConfig) -> dict[str, float]:
     """{"gemm_gflops_m16": ..., "lm_head_gflops": ..., "read_gb_per_s": ...}"""
-    weights = layer_weights(shape).values()
+    weights = layer_weights(model).values()
     ceilings = {}
     for rows in LAYER_ROWS:
         seconds = sum(linear_s(rows, weight) for weight in weights)
         ceilings[f"gemm_gflops_m{rows}"] = sum(gflop(rows, weight) for weight in weights) / seconds
-    logits = (shape.vocab_size, shape.hidden_size)
+    logits = (model.vocab_size, model.hidden_size)
     ceilings["lm_head_gflops"] = gflop(LOGIT_ROWS, logits) / linear_s(LOGIT_ROWS, logits)
     memory = torch.ones(READ_BYTES // 4)
     ceilings["read_gb_per_s"] = READ_BYTES / best_s(memory.sum) / 1e9
@@ -80,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="a directory with config.json")
     options = parser.parse_args()
-    print(json.dumps(measure(ModelShape.from_config(options.model))))
+    print(json.dumps(measure(ModelConfig.from_file(options.model))))
 
 
 if __name__ == "__main__":

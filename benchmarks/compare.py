@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchllm.estimate.roofline import ModelShape
+from batchllm.models.config import ModelConfig
 from benchmarks import compare_report
 from benchmarks.bound import Work
 from benchmarks.contestant import read_requests
@@ -148,22 +148,22 @@ def main() -> None:
                 options.contestants, python=sys.executable, model=options.model, peers=options.peers
             )
             jobs = [make_job(workload, Path(directory)) for workload in options.workloads]
-            shape = ModelShape.from_config(options.model)
+            model = ModelConfig.from_file(options.model)
         except (ValueError, FileNotFoundError) as error:
             parser.error(str(error))
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that stopped contestants are ended first
         with Contest(commands, timeout_s=options.timeout, quiet_limit_s=options.quiet_limit) as contest:
             for job in jobs:
-                report_job(contest, job, shape, options)
+                report_job(contest, job, model, options)
     sys.exit(1 if contest.failures else 0)
 
 
-def report_job(contest: Contest, job: Job, shape: ModelShape, options: argparse.Namespace) -> None:
+def report_job(contest: Contest, job: Job, model: ModelConfig, options: argparse.Namespace) -> None:
     runs = contest.run(job, options.rounds, lambda: measure_ceilings(options.model))
     if not runs:
         return
     work = Work.of(read_requests(job.path))
-    rows = compare_report.finished(runs, next(iter(contest.commands)), work, shape, describe())
+    rows = compare_report.finished(runs, next(iter(contest.commands)), work, model, describe())
     print(f"\n{job.name}: {compare_report.job_report(rows)}", flush=True)
     if options.output:
         compare_report.write(rows, options.output)

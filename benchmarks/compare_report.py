@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from batchllm.estimate.roofline import ModelShape
+from batchllm.models.config import ModelConfig
 from benchmarks.bound import Work
 from benchmarks.machine import QUIET_SHARE
 from benchmarks.paper.report import read_csv, write_csv
@@ -26,14 +26,14 @@ COLUMNS = (
 TEMPLATE = Path(__file__).parent / "engines.template.md"
 
 
-def finished(rows: list[Row], first: str, work: Work, shape: ModelShape, machine: str) -> list[Row]:
+def finished(rows: list[Row], first: str, work: Work, model: ModelConfig, machine: str) -> list[Row]:
     """The rows with what the job and the other runs tell of them, and without the tokens themselves."""
     expected = {row["round"]: row["first_tokens"] for row in rows if row["contestant"] == first}
     for row in rows:
         pairs = list(zip(row["first_tokens"], expected.get(row["round"], []), strict=False))
         row["same_first_tokens"] = round(statistics.mean(a == b for a, b in pairs), 3) if pairs else ""
         row["distinct_prompt_tokens"] = work.distinct_prompt_tokens
-        row["bound_s"] = round(work.bound_s(shape, peak_gflops(row)), 3)
+        row["bound_s"] = round(work.bound_s(model, peak_gflops(row)), 3)
         row["machine"] = machine
     return [{column: "" if row.get(column) is None else row[column] for column in COLUMNS} for row in rows]
 

@@ -29,7 +29,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from batchllm.estimate.roofline import ModelShape
+from batchllm.models.config import ModelConfig
+from batchllm.models.layer_spec import AttentionSpec
 
 PREFIXES = (256, 1024, 2048, 8192)
 READERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -42,7 +43,7 @@ GEMM_ROWS = 2048
 class Decode:
     """`readers` decodes, all on one prefix and nothing else, or, with `prefix` 0, each on `own` tokens of its own."""
 
-    def __init__(self, prefix: int, readers: int, own: int, shape: ModelShape) -> None:
+    def __init__(self, prefix: int, readers: int, own: int, heads: AttentionSpec) -> None:
         pages_of_prefix, pages_of_own = -(-prefix // PAGE_SIZE), -(-own // PAGE_SIZE)
         num_pages = pages_of_prefix + readers * pages_of_own
         segments = [(prefix, pages_of_prefix)] if prefix else [(own, pages_of_own)] * readers
@@ -56,16 +57,16 @@ class Decode:
             "segment_page_ids": np.arange(num_pages, dtype=np.int32),
             "segment_begin": np.zeros(len(segments), np.int32),
             "segment_num_tokens": np.array([tokens for tokens, _ in segments], np.int32),
-            "num_qo_heads": shape.num_qo_heads,
-            "num_kv_heads": shape.num_kv_heads,
-            "head_dim": shape.head_dim,
+            "num_qo_heads": heads.num_qo_heads,
+            "num_kv_heads": heads.num_kv_heads,
+            "head_dim": heads.head_dim,
             "page_size": PAGE_SIZE,
         }
-        self.kv_bytes = 2 * 2 * num_pages * PAGE_SIZE * shape.num_kv_heads * shape.head_dim
-        self.q = torch.randn(readers, shape.num_qo_heads, shape.head_dim).bfloat16()
+        self.kv_bytes = 2 * 2 * num_pages * PAGE_SIZE * heads.kv_size
+        self.q = torch.randn(readers, heads.num_qo_heads, heads.head_dim).bfloat16()
         self.out = torch.empty_like(self.q)
         layers = 4 * L3_BYTES // self.kv_bytes + 1
-        pages = torch.randn(2, num_pages, PAGE_SIZE, shape.num_kv_heads, shape.head_dim).bfloat16()
+        pages = torch.randn(2, num_pages, PAGE_SIZE, heads.num_kv_heads, heads.head_dim).bfloat16()
         self.kv = [pages.clone() for _ in range(layers)]
 
     def seconds(self, threads: int, shares: tuple[bool, ...], seconds: float) -> list[float]:
@@ -90,23 +91,23 @@ class Decode:
         return [statistics.median(samples) for samples in times]
 
 
-def measure(shape: ModelShape, threads: int, seconds: float) -> list[dict[str, float]]:
-    weights = layer_weights(shape).values()
+def measure(model: ModelConfig, threads: int, seconds: float) -> list[dict[str, float]]:
+    weights, heads = layer_weights(model).values(), model.layers[0].attention
     gemm = sum(gflop(GEMM_ROWS, w) for w in weights) / sum(linear_s(GEMM_ROWS, w) for w in weights)
     memory = torch.ones(1 << 26)
     ceilings = {"gemm_gflops": gemm, "read_gb_per_s": memory.nbytes / best_s(memory.sum) / 1e9}
     rows = []
     for prefix in PREFIXES:
         for readers in READERS:
-            decode = Decode(prefix, readers, 0, shape)
+            decode = Decode(prefix, readers, 0, heads)
             shared, alone = decode.seconds(threads, (True, False), seconds)
-            flop = 4 * shape.num_qo_heads * shape.head_dim * readers * prefix
-            kv_bytes = 4 * shape.num_kv_heads * shape.head_dim * prefix
+            flop = 4 * heads.q_size * readers * prefix
+            kv_bytes = 4 * heads.kv_size * prefix
             rows.append(row("prefix", prefix, readers, shared, alone, flop, kv_bytes, ceilings))
             print_row(rows[-1])
-    decode = Decode(0, OWN_READERS, OWN_TOKENS, shape)
+    decode = Decode(0, OWN_READERS, OWN_TOKENS, heads)
     (own,) = decode.seconds(threads, (False,), 4 * seconds)
-    flop = 4 * shape.num_qo_heads * shape.head_dim * OWN_READERS * OWN_TOKENS
+    flop = 4 * heads.q_size * OWN_READERS * OWN_TOKENS
     rows.append(row("own", OWN_TOKENS, OWN_READERS, own, own, flop, decode.kv_bytes, ceilings))
     print_row(rows[-1])
     return rows
@@ -166,7 +167,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
-    rows = measure(ModelShape.from_config(options.model), options.threads, options.seconds)
+    rows = measure(ModelConfig.from_file(options.model), options.threads, options.seconds)
     if options.output:
         with (options.output / "readers.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0], lineterminator="\n")

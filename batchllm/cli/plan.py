@@ -11,13 +11,13 @@ import msgspec
 
 import batchllm_ext as ext
 from batchllm.estimate.job_plan import PAGE_SIZE, Assumptions, JobPlan, plan_job
-from batchllm.estimate.roofline import DEVICES, Device, ModelShape
+from batchllm.estimate.roofline import DEVICES, Device
 from batchllm.jobs.files import check_files, check_writable, rereadable, write_file
 from batchllm.jobs.openai_batch import LineError
 from batchllm.jobs.openai_records import error_record
 from batchllm.jobs.read_job import WeightlessModel, read_job
 from batchllm.jobs.shards import shard_paths, write_shards
-from batchllm.models.config import ModelConfig, model_files, positive_int, read_json, resolve_model
+from batchllm.models.config import ModelConfig, model_files, resolve_model
 from batchllm.requests import RequestLimits
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
@@ -70,15 +70,15 @@ def plan_batch_file(
     """
     files.check(model)
     config_path = find_config(model)
-    shape, device = ModelShape.from_config(config_path), DEVICES[device_name]
+    config, device = ModelConfig.from_file(config_path), DEVICES[device_name]
     if kv_tokens is None:
-        kv_tokens = (kv_bytes or free_bytes(shape, device)) // shape.kv_bytes_per_token
+        kv_tokens = (kv_bytes or free_bytes(config, device)) // config.kv_bytes_per_token
     if kv_tokens < PAGE_SIZE:
         raise ValueError(f"KV memory: expected at least one page ({PAGE_SIZE} tokens), got {kv_tokens} tokens")
     kv_tokens -= kv_tokens % PAGE_SIZE
     if why := refusal(config_path):
         log(f"batchllm run refuses this model: {why}")
-    limits = RequestLimits(shape.vocab_size, max_model_len(config_path), PAGE_SIZE, kv_tokens)
+    limits = RequestLimits(config.vocab_size, config.max_model_len, PAGE_SIZE, kv_tokens)
     log(f"reading {files.input}")
     with rereadable(files.input) if files.num_shards else nullcontext(files.input) as input:
         job, errors = read_job(input, WeightlessModel(config_path.parent, limits), chat_max_tokens=chat_max_tokens)
@@ -89,7 +89,7 @@ def plan_batch_file(
             raise ValueError(
                 f"shards: expected at most {job.num_lines}, the lines that can run, got {files.num_shards}"
             )
-        given = Assumptions(model_name(model), shape, device, kv_tokens, expected_output_tokens, max_batch_tokens)
+        given = Assumptions(model_name(model), config, device, kv_tokens, expected_output_tokens, max_batch_tokens)
         trie = ext.PrefixTrie(job.tokens, job.indptr, drop_last=1)
         plan, simulations = plan_job(job, trie, len(errors), given, log)
         if files.shards_directory:
@@ -101,7 +101,7 @@ def plan_batch_file(
                 job,
                 trie.order,
                 outputs,
-                shape,
+                config,
                 device,
                 overwrite=files.overwrite,
             )
@@ -138,14 +138,7 @@ def model_name(model: str) -> str:
     return path.parent.name if path.is_file() else path.name
 
 
-def max_model_len(config_path: Path) -> int:
-    try:
-        return positive_int(read_json(config_path), "max_position_embeddings")
-    except ValueError as error:
-        raise ValueError(f"{config_path}: {error}") from None
-
-
-def free_bytes(model: ModelShape, device: Device) -> int:
+def free_bytes(model: ModelConfig, device: Device) -> int:
     free = int(KV_SHARE * (device.memory_bytes - model.weight_bytes))
     if free <= 0:
         raise ValueError(

@@ -50,22 +50,18 @@ class PagedKVCache:
         try:  # at once, so that a pool which is too large is refused and not half of it granted
             memory = torch.empty(sum(sizes), dtype=dtype, device=device)
         except RuntimeError as error:
-            size = num_pages * page_size * kv_bytes_per_token(layers, dtype)
+            size_gib = sum(sizes) * dtype.itemsize / 2**30
             raise MemoryError(
-                f"kv_cache_tokens: a pool of {num_pages * page_size} tokens needs {size / 2**30:.1f} GiB: {error}"
+                f"kv_cache_tokens: a pool of {num_pages * page_size} tokens needs {size_gib:.1f} GiB: {error}"
             ) from None
         pages = [part.view(shape) for part, shape in zip(memory.split(sizes), shapes, strict=True)]
         return cls(pages[0::2], pages[1::2], num_pages, page_size)
 
 
-def kv_bytes_per_token(layers: Sequence[KvHeads], dtype: torch.dtype) -> int:
-    return sum(2 * layer.num_kv_heads * layer.head_dim for layer in layers) * dtype.itemsize
-
-
-def affordable_kv_tokens(layers: Sequence[KvHeads], dtype: torch.dtype, device: torch.device) -> int:
+def affordable_kv_tokens(kv_bytes_per_token: int, device: torch.device) -> int:
     """The largest pool that the memory available now can hold beside everything else."""
     available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
-    return int(POOL_SHARE * available) // kv_bytes_per_token(layers, dtype)
+    return int(POOL_SHARE * available) // kv_bytes_per_token
 
 
 def available_memory_bytes(root: Path = Path("/")) -> int:

@@ -83,8 +83,8 @@ class Engine:
         self.model, self.runner, self.rules = model, runner, rules
         self.levels, self.page_size, self.max_batch_tokens = levels, page_size, max_batch_tokens
         num_pages = kv_cache_tokens // page_size
-        kv_heads = [model.attention_kinds[kind] for kind in model.kind_of_layer]
-        self.kv_cache = PagedKVCache.allocate(kv_heads, num_pages, page_size, model.dtype, model.device)
+        layers = [model.attention_kinds[kind] for kind in model.kind_of_layer]
+        self.kv_cache = PagedKVCache.allocate(layers, num_pages, page_size, model.dtype, model.device)
         self._next_id = 0
         self._reset()
 

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 import batchllm_ext as ext
 from batchllm.estimate.crossover import CLOSE, shortest_shared_read, smallest_close_kv_tokens
 from batchllm.estimate.partition import ShardFigures
-from batchllm.estimate.roofline import Device, ModelShape, step_seconds
+from batchllm.estimate.roofline import Device, step_seconds
 from batchllm.estimate.simulate import Policy, SimulatedJob, Simulation, simulate
 from batchllm.estimate.tokenized_job import TokenizedJob
+from batchllm.models.config import ModelConfig
 from batchllm.options import DEFAULTS, READER_COST_TOKENS
 
 PAGE_SIZE = DEFAULTS.page_size
@@ -97,7 +98,7 @@ class Assumptions:
     """What a plan takes for given."""
 
     model_name: str
-    model: ModelShape
+    model: ModelConfig
     device: Device
     kv_tokens: int  # size of the KV pool
     expected_output_tokens: int | None  # of every request, within its limit; None: the limit
@@ -213,7 +214,7 @@ def cache_crossover(
     return CacheCrossover(policy, kv_tokens, largest, least_computed)
 
 
-def read_crossover(segments: ext.Segments, model: ModelShape) -> ReadCrossover:
+def read_crossover(segments: ext.Segments, model: ModelConfig) -> ReadCrossover:
     """For the readers that the deepest segment of a request has, at the median over requests that share."""
     deepest = segments.request_segment[segments.request_segment >= 0]
     median_readers = int(np.median(segments.num_readers[deepest])) if len(deepest) else 1

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchllm.estimate.partition import ShardFigures, partition, shard_costs
-from batchllm.estimate.roofline import Device, ModelShape
+from batchllm.estimate.roofline import Device
 from batchllm.estimate.tokenized_job import TokenizedJob
 from batchllm.jobs.files import RecordFile, lock, without_bom
+from batchllm.models.config import ModelConfig
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -32,7 +33,7 @@ def write_shards(
     job: TokenizedJob,
     order: NDArray[np.int32],
     output_tokens: NDArray[np.int32],
-    model: ModelShape,
+    model: ModelConfig,
     device: Device,
     *,
     overwrite: bool = False,
@@ -123,19 +124,18 @@ class RequestCosts:
 
 
 def request_costs(
-    job: TokenizedJob, lines: LineSequence, output_tokens: NDArray[np.int32], model: ModelShape, device: Device
+    job: TokenizedJob, lines: LineSequence, output_tokens: NDArray[np.int32], model: ModelConfig, device: Device
 ) -> RequestCosts:
     """A model of the seconds each request adds to a job on the device, which is kept busy.
 
-    Every token costs its FLOPs: twice the weights that it is multiplied with, and 4 * num_qo_heads * head_dim a layer
+    Every token costs its FLOPs: twice the weights that it is multiplied with, and 4 * num_qo_heads * head_dim per layer
     for each position it sees. A prompt token that several requests share is paid by the first of them, and again by
     each shard that needs it. A generated token costs the bytes of the K and V it reads, too: of its whole context,
     because an engine that runs the shard may not read a shared prefix once for all.
     """
     flops_s = 1 / (device.flops_per_s * device.matmul_efficiency)
     linear_s, logits_s = 2 * model.num_linear_parameters * flops_s, 2 * model.num_logit_parameters * flops_s
-    pair_flops = 4 * model.num_layers * model.num_qo_heads * model.head_dim
-    pair_s = pair_flops / (device.flops_per_s * device.attention_efficiency)
+    pair_s = model.num_attention_flops / (device.flops_per_s * device.attention_efficiency)
     read_s = model.kv_bytes_per_token / (device.bytes_per_s * device.bandwidth_efficiency)
 
     shared = lines.shared_tokens.astype(np.float64)

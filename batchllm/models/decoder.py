@@ -1,7 +1,7 @@
-"""One decoder for the Llama family: Llama 2/3, Mistral, SmolLM2, Qwen2, Qwen3. Differences come from the config.
+"""One decoder for the Llama family: Llama 2/3, Mistral, SmolLM2, Qwen2, Qwen3. Differences come from the layers' specs.
 
 T = tokens of the batch, Hq/Hkv = query/KV heads, D = head_dim. Matrix products are torch's; what is between
-them is of the device's `Ops`.
+them is of the device's `Ops`. All layers have the heads, the sizes and the rotation of the first.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from batchllm.device.ops import Ops
 from batchllm.device.step import Step
 from batchllm.models.config import ModelConfig
 from batchllm.models.forward_pass import ForwardPass
+from batchllm.models.layer_spec import LayerSpec
+from batchllm.models.rope import Rotation
 from batchllm.models.weights import WeightReader
 
 
@@ -41,10 +43,11 @@ class Model(ForwardPass):
     def __init__(self, config: ModelConfig, reader: WeightReader) -> None:
         """Takes every tensor of `reader`; raises ValueError for a missing, misshapen or unknown one."""
         self.config = config
-        self.attention_kinds, self.kind_of_layer = config.attention_kinds, config.kind_of_layer
+        self.attention_kinds = config.attention_kinds
+        self.kind_of_layer = tuple(self.attention_kinds.index(spec.attention) for spec in config.layers)
         hidden = config.hidden_size
         self.embedding = reader.take("model.embed_tokens.weight", config.vocab_size, hidden)
-        self.layers = [_load_layer(reader, config, f"model.layers.{i}.") for i in range(config.num_layers)]
+        self.layers = [_load_layer(reader, spec, hidden, f"model.layers.{i}.") for i, spec in enumerate(config.layers)]
         self.norm = reader.take("model.norm.weight", hidden)
         if config.tie_word_embeddings:
             reader.drop_copy("lm_head.weight", self.embedding, of="model.embed_tokens.weight")
@@ -53,7 +56,8 @@ class Model(ForwardPass):
             self.lm_head = Linear(reader.take("lm_head.weight", config.vocab_size, hidden))
         reader.finish()
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
-        self.inv_freq = _inv_freq(config).to(self.device)
+        spec = config.layers[0]
+        self.inv_freq = inv_freq(spec.rotation, spec.attention.head_dim, config.max_model_len).to(self.device)
 
     def pack_weights(self) -> None:
         """The embedding stays as it is, also where it is the lm_head."""
@@ -64,8 +68,8 @@ class Model(ForwardPass):
 
     def forward(self, step: Step, kv_cache: PagedKVCache, ops: Ops) -> Tensor:
         """Nobody reads the rows without logits of the last layer but their K and V, so they end there."""
-        config = self.config
-        num_q, num_kv, dim = config.num_qo_heads, config.num_kv_heads, config.head_dim
+        config, heads = self.config, self.attention_kinds[0]
+        num_q, num_kv, dim = heads.num_qo_heads, heads.num_kv_heads, heads.head_dim
         norm = partial(ops.rms_norm, eps=config.rms_norm_eps)
         plans = step.plans
         x = F.embedding(step.token_ids, self.embedding)  # [T, hidden_size]
@@ -73,7 +77,7 @@ class Model(ForwardPass):
         angles = self._rotation(step.positions)
         normed = torch.empty_like(x)
         attended = x.new_empty(len(x), num_q, dim)  # [T, Hq, D]
-        activated = x.new_empty(len(x), config.intermediate_size)
+        activated = x.new_empty(len(x), config.layers[0].intermediate_size)
         for layer, kind, k_pages, v_pages in zip(
             self.layers, self.kind_of_layer, kv_cache.k_pages, kv_cache.v_pages, strict=True
         ):
@@ -103,9 +107,9 @@ class Model(ForwardPass):
         return angles.cos(), angles.sin()
 
 
-def _load_layer(reader: WeightReader, config: ModelConfig, prefix: str) -> Layer:
-    hidden, inter, dim = config.hidden_size, config.intermediate_size, config.head_dim
-    q_size, kv_size = config.num_qo_heads * dim, config.num_kv_heads * dim
+def _load_layer(reader: WeightReader, spec: LayerSpec, hidden: int, prefix: str) -> Layer:
+    inter, dim = spec.intermediate_size, spec.attention.head_dim
+    q_size, kv_size = spec.attention.q_size, spec.attention.kv_size
 
     def linear(names: tuple[str, ...], out_features: tuple[int, ...], in_features: int, bias: bool) -> Linear:
         """Several projections of the same input as one matrix."""
@@ -118,29 +122,28 @@ def _load_layer(reader: WeightReader, config: ModelConfig, prefix: str) -> Layer
     qkv_names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     return Layer(
         input_norm=reader.take(f"{prefix}input_layernorm.weight", hidden),
-        qkv=linear(qkv_names, (q_size, kv_size, kv_size), hidden, config.qkv_bias),
-        q_norm=reader.take(f"{prefix}self_attn.q_norm.weight", dim) if config.qk_norm else None,
-        k_norm=reader.take(f"{prefix}self_attn.k_norm.weight", dim) if config.qk_norm else None,
-        o=linear(("self_attn.o_proj",), (hidden,), q_size, config.o_bias),
+        qkv=linear(qkv_names, (q_size, kv_size, kv_size), hidden, spec.qkv_bias),
+        q_norm=reader.take(f"{prefix}self_attn.q_norm.weight", dim) if spec.qk_norm else None,
+        k_norm=reader.take(f"{prefix}self_attn.k_norm.weight", dim) if spec.qk_norm else None,
+        o=linear(("self_attn.o_proj",), (hidden,), q_size, spec.o_bias),
         post_norm=reader.take(f"{prefix}post_attention_layernorm.weight", hidden),
-        gate_up=linear(("mlp.gate_proj", "mlp.up_proj"), (inter, inter), hidden, config.mlp_bias),
-        down=linear(("mlp.down_proj",), (hidden,), inter, config.mlp_bias),
+        gate_up=linear(("mlp.gate_proj", "mlp.up_proj"), (inter, inter), hidden, spec.mlp_bias),
+        down=linear(("mlp.down_proj",), (hidden,), inter, spec.mlp_bias),
     )
 
 
-def _inv_freq(config: ModelConfig) -> Tensor:
-    """Rotary frequencies [D / 2] float32, in radians a position; in float32 throughout, as models were trained."""
-    inv_freq = 1.0 / config.rope_theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
-    scaling = config.rope_scaling
-    rope_type = scaling.get("rope_type", "default")
-    if rope_type == "linear":
-        inv_freq = inv_freq / scaling["factor"]
-    elif rope_type == "llama3":
+def inv_freq(rotation: Rotation, head_dim: int, max_model_len: int) -> Tensor:
+    """Rotary frequencies [D / 2] float32, in radians per position; in float32 throughout, as models were trained."""
+    frequencies = 1.0 / rotation.theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
+    scaling = rotation.factors
+    if rotation.rope_type == "linear":
+        frequencies = frequencies / scaling["factor"]
+    elif rotation.rope_type == "llama3":
         # Wavelengths past the original context are stretched by `factor`, short ones kept, a ramp between.
-        turns = scaling["original_max_position_embeddings"] * inv_freq / (2 * math.pi)
+        turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         kept = ((turns - low) / (high - low)).clamp(0, 1)
-        inv_freq = inv_freq * kept + inv_freq / scaling["factor"] * (1 - kept)
-    if not (inv_freq * config.max_model_len).isfinite().all():
-        raise ValueError(f"config.json: rope_theta: the angles of {config.rope_theta:g} are not finite in float32")
-    return inv_freq
+        frequencies = frequencies * kept + frequencies / scaling["factor"] * (1 - kept)
+    if not (frequencies * max_model_len).isfinite().all():
+        raise ValueError(f"config.json: rope_theta: the angles of {rotation.theta:g} are not finite in float32")
+    return frequencies

@@ -1,8 +1,10 @@
-"""What a layer is, as its plan and its kernels need to know it."""
+"""What a layer of a decoder is: read by the forward pass, by attention plans and by estimates."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from batchllm.models.rope import Rotation
 
 
 @dataclass(frozen=True)
@@ -16,3 +18,40 @@ class AttentionSpec:
     window_left: int = -1  # positions before its own that a row sees; -1 all
     soft_cap: float = 0.0  # cap * tanh(score / cap); 0 is off
     has_sinks: bool = False  # a score per query head of one more key with v = 0
+
+    @property
+    def q_size(self) -> int:
+        """Elements of q per row, and of what attention gives."""
+        return self.num_qo_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Elements per row of K, and of V."""
+        return self.num_kv_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """Attention, then a gated MLP, each on the normed hidden states and added to them."""
+
+    attention: AttentionSpec
+    rotation: Rotation
+    intermediate_size: int
+    activation: str = "silu"  # of the gate
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False  # every head of q, and of k, is normed before the rotation
+    num_norms: int = 2  # over hidden_size; 4: what attention and MLP add is normed, too
+
+    def num_linear_parameters(self, hidden_size: int) -> int:
+        """Weights that every row is multiplied with."""
+        attention = 2 * (self.attention.q_size + self.attention.kv_size)
+        return hidden_size * (attention + 3 * self.intermediate_size)
+
+    def num_parameters(self, hidden_size: int) -> int:
+        q_size, kv_size = self.attention.q_size, self.attention.kv_size
+        norms = self.num_norms * hidden_size + 2 * self.attention.head_dim * self.qk_norm
+        biases = (q_size + 2 * kv_size) * self.qkv_bias + hidden_size * self.o_bias
+        biases += (2 * self.intermediate_size + hidden_size) * self.mlp_bias
+        return self.num_linear_parameters(hidden_size) + norms + biases

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from batchllm.estimate.roofline import ModelShape
+from batchllm.models.config import ModelConfig
+from batchllm.models.layer_spec import AttentionSpec, LayerSpec
+from batchllm.models.rope import Rotation
 
-LLAMA_8B = ModelShape(  # Llama 3.1, bfloat16
-    num_layers=32,
-    hidden_size=4096,
-    intermediate_size=14_336,
+LLAMA_8B = ModelConfig(  # Llama 3.1, bfloat16
+    architecture="LlamaForCausalLM",
     vocab_size=128_256,
-    num_qo_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    num_parameters=8_030_261_248,
-    value_bytes=2,
+    hidden_size=4096,
+    layers=(LayerSpec(AttentionSpec(32, 8, 128, softmax_scale=128**-0.5), Rotation(), intermediate_size=14_336),) * 32,
+    max_model_len=131_072,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=False,
 )
 MEMORY_SHARE = 0.9  # vLLM's default gpu_memory_utilization
 A100_GIB = 80

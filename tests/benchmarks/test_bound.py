@@ -6,20 +6,20 @@ import random
 
 import pytest
 
-from batchllm.estimate.roofline import ModelShape
+from batchllm.models.config import ModelConfig
+from batchllm.models.layer_spec import AttentionSpec, LayerSpec
+from batchllm.models.rope import Rotation
 from benchmarks.bound import Work
 from benchmarks.contestant import Request
 
-TINY = ModelShape(
-    num_layers=2,
-    hidden_size=8,
-    intermediate_size=16,
+TINY = ModelConfig(
+    architecture="LlamaForCausalLM",
     vocab_size=32,
-    num_qo_heads=2,
-    num_kv_heads=1,
-    head_dim=4,
-    num_parameters=0,  # nothing here depends on it, nor on the size of a value
-    value_bytes=2,
+    hidden_size=8,
+    layers=(LayerSpec(AttentionSpec(2, 1, 4, softmax_scale=0.5), Rotation(), intermediate_size=16),) * 2,
+    max_model_len=64,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=False,
 )
 
 

@@ -186,7 +186,13 @@ def test_the_command_compares_and_writes(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 8, "intermediate_size": 16}
-    config |= {"vocab_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "torch_dtype": "bfloat16"}
+    config |= {
+        "vocab_size": 32,
+        "max_position_embeddings": 64,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "torch_dtype": "bfloat16",
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(compare, "measure_ceilings", lambda model: CEILINGS)
     arguments = f"--workloads {job.path} --rounds 2 --quiet-limit 0 --model {tmp_path} -o {tmp_path / 'out'}"

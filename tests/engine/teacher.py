@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 import torch
 
+import batchllm_ext as ext
 from batchllm import LLM, SamplingParams
 from batchllm.engine.engine import Engine, EngineRequest
 from batchllm.request_table import End
@@ -72,6 +74,21 @@ def our_logits(llm: LLM, prompts: list[Tokens], continuations: list[Tokens]) -> 
         torch.stack([forced.logits[request, place] for place in range(len(continuation))])
         for request, continuation in enumerate(continuations)
     ]
+
+
+def plan_for_short_outputs(monkeypatch: pytest.MonkeyPatch) -> list[ext.BatchPlanner]:
+    """Every request is expected to end with its first token, so more is admitted than can end, and some are preempted.
+    Returns the planners that are made from now on; the list grows."""
+    planners = []
+
+    class PlansForShortOutputs(ext.BatchPlanner):
+        def add_requests(self, *arrays, **options):
+            planners.append(self)
+            ones = np.ones_like(options["max_output_tokens"])
+            return super().add_requests(*arrays, **options | {"expected_output_tokens": ones})
+
+    monkeypatch.setattr(ext, "BatchPlanner", PlansForShortOutputs)
+    return planners
 
 
 @torch.inference_mode()

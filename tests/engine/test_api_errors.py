@@ -9,7 +9,6 @@ import torch
 
 import batchllm_ext
 from batchllm import LLM, SamplingParams
-from batchllm.device.kv_cache import kv_bytes_per_token
 from batchllm.models.config import ModelConfig
 from tests.engine import tiny
 
@@ -177,8 +176,8 @@ def test_what_fits_the_pool_alone_fits_it_with_others(tiny_dir, prompt_len, leve
 
 def test_a_request_that_memory_cannot_hold_is_refused_by_its_index(tiny_dir, monkeypatch):
     prompts, params = [[5], [9] * 100], [SamplingParams(n=3, max_tokens=1), SamplingParams(max_tokens=5)]
-    config = ModelConfig.from_directory(tiny_dir)
-    for available_bytes in (64 * kv_bytes_per_token(config.attention_layers, torch.float32), 0):
+    kv_bytes_per_token = ModelConfig.from_directory(tiny_dir).kv_elements_per_token * 4
+    for available_bytes in (64 * kv_bytes_per_token, 0):
         monkeypatch.setattr("batchllm.device.kv_cache.available_memory_bytes", lambda size=available_bytes: size)
         llm = LLM(tiny_dir, dtype="float32", page_size=8)
         refused(llm, prompts, "^prompt 1: .*13 KV pages of 8 tokens", params)

@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import math
 import os
+from typing import Any
 
 import pytest
 
 from batchllm.models.config import ModelConfig, resolve_model
+from batchllm.models.layer_spec import AttentionSpec, LayerSpec
+from batchllm.models.rope import Rotation
 from tests.engine import tiny
 
 LLAMA = {
@@ -21,83 +25,111 @@ LLAMA = {
     "rms_norm_eps": 1e-5,
     "eos_token_id": 2,
 }
+ATTENTION = AttentionSpec(num_qo_heads=4, num_kv_heads=2, head_dim=8, softmax_scale=1 / math.sqrt(8))
+LAYER = LayerSpec(ATTENTION, Rotation(theta=10000.0), intermediate_size=48)
 PARSED_LLAMA = ModelConfig(
     architecture="LlamaForCausalLM",
     vocab_size=260,
     hidden_size=32,
-    intermediate_size=48,
-    num_layers=2,
-    num_qo_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
+    layers=(LAYER, LAYER),
     max_model_len=512,
     rms_norm_eps=1e-5,
-    rope_theta=10000.0,
     tie_word_embeddings=False,
-    rope_scaling={"rope_type": "default"},
     eos_token_ids=(2,),
 )
 LINEAR = {"rope_type": "linear", "factor": 2.0}
 LLAMA3_SCALING = {key: value for key, value in tiny.LLAMA3_ROPE.items() if key != "rope_theta"}
+LLAMA3_FACTORS = {key: value for key, value in LLAMA3_SCALING.items() if key != "rope_type"}
+MISTRAL, QWEN2 = {"architectures": ["MistralForCausalLM"]}, {"architectures": ["Qwen2ForCausalLM"]}
+QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "head_dim": 8}
+SLIDING = {"use_sliding_window": True, "sliding_window": 64}
+
+
+def layers(*windows: int | None, attention: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """Layers as LAYER but for these fields; a window counts the row itself."""
+    heads = dataclasses.replace(ATTENTION, **attention or {})
+    return {
+        "layers": tuple(
+            dataclasses.replace(
+                LAYER, attention=dataclasses.replace(heads, window_left=-1 if window is None else window - 1), **changes
+            )
+            for window in windows or (None, None)
+        )
+    }
+
+
+def rotated(theta: float, rope_type: str = "default", **factors: float) -> dict[str, Any]:
+    return layers(rotation=Rotation(theta, rope_type, factors))
+
+
+def family(architecture: str, *windows: int | None, **changes: Any) -> dict[str, Any]:
+    return {"architecture": f"{architecture}ForCausalLM", **layers(*windows, **changes)}
+
 
 # Fields of config.json that differ from LLAMA, and fields that then differ from PARSED_LLAMA.
 PARSED = [
     ({}, {}),
-    ({"rope_theta": 5e5}, {"rope_theta": 5e5}),
-    ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, {"rope_theta": 5e5}),
-    ({"rope_scaling": None, "rope_theta": 5e5}, {"rope_theta": 5e5}),
-    (
-        {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 5e5},
-        {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
-    ),
+    ({"rope_theta": 5e5}, rotated(5e5)),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, rotated(5e5)),
+    ({"rope_scaling": None, "rope_theta": 5e5}, rotated(5e5)),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 5e5}, rotated(5e5, "linear", factor=2.0)),
     (
         {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}},
-        {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        rotated(5e5, "linear", factor=2.0),
     ),
-    ({"rope_scaling": LLAMA3_SCALING}, {"rope_scaling": LLAMA3_SCALING}),
-    ({"rope_parameters": tiny.LLAMA3_ROPE}, {"rope_scaling": LLAMA3_SCALING}),
-    ({"num_key_value_heads": None}, {"num_kv_heads": 4}),
-    ({"head_dim": 16}, {"head_dim": 16}),
+    ({"rope_scaling": LLAMA3_SCALING}, rotated(1e4, "llama3", **LLAMA3_FACTORS)),
+    ({"rope_parameters": tiny.LLAMA3_ROPE}, rotated(1e4, "llama3", **LLAMA3_FACTORS)),
+    ({"num_key_value_heads": None}, layers(attention={"num_kv_heads": 4})),
+    ({"head_dim": 16}, layers(attention={"head_dim": 16, "softmax_scale": 0.25})),
     ({"head_dim": None}, {}),
+    ({"num_hidden_layers": 3}, layers(None, None, None)),
     ({"tie_word_embeddings": True}, {"tie_word_embeddings": True}),
-    ({"attention_bias": True}, {"qkv_bias": True, "o_bias": True}),
-    ({"mlp_bias": True}, {"mlp_bias": True}),
+    ({"dtype": "float32"}, {"dtype": "float32"}),
+    ({"torch_dtype": "float16"}, {"dtype": "float16"}),
+    ({"attention_bias": True}, layers(qkv_bias=True, o_bias=True)),
+    ({"mlp_bias": True}, layers(mlp_bias=True)),
     ({"eos_token_id": [2, 5]}, {"eos_token_ids": (2, 5)}),
     ({"eos_token_id": None}, {"eos_token_ids": ()}),
     ({"hidden_act": "swish"}, {}),
-    ({"architectures": ["MistralForCausalLM"]}, {"architecture": "MistralForCausalLM"}),
-    ({"architectures": ["MistralForCausalLM"], "sliding_window": None}, {"architecture": "MistralForCausalLM"}),
-    ({"architectures": ["MistralForCausalLM"], "sliding_window": 512}, {"architecture": "MistralForCausalLM"}),
-    ({"architectures": ["Qwen2ForCausalLM"]}, {"architecture": "Qwen2ForCausalLM", "qkv_bias": True}),
+    ({"sliding_window": 64, "use_sliding_window": True}, {}),  # Llama has none
+    # A layer slides where a context may be longer than its window, which is 4,096 where the key is missing.
+    (MISTRAL, family("Mistral")),
+    (MISTRAL | {"sliding_window": 512}, family("Mistral")),
+    (MISTRAL | {"sliding_window": 511}, family("Mistral", 511, 511)),
+    (MISTRAL | {"sliding_window": 1}, family("Mistral", 1, 1)),
+    (MISTRAL | {"max_position_embeddings": 4096}, family("Mistral") | {"max_model_len": 4096}),
+    (MISTRAL | {"max_position_embeddings": 4097}, family("Mistral", 4096, 4096) | {"max_model_len": 4097}),
+    (MISTRAL | {"attention_bias": True, "mlp_bias": True}, family("Mistral")),  # as transformers
+    (QWEN2, family("Qwen2", qkv_bias=True)),
+    (QWEN2 | {"sliding_window": 64, "use_sliding_window": False}, family("Qwen2", qkv_bias=True)),
+    (QWEN2 | {"sliding_window": 64}, family("Qwen2", qkv_bias=True)),  # off unless use_sliding_window says so
+    # Layers slide from max_window_layers on, which is 28 where the key is missing, or those that layer_types names.
+    (QWEN2 | SLIDING, family("Qwen2", qkv_bias=True)),
+    (QWEN2 | SLIDING | {"max_window_layers": 2}, family("Qwen2", qkv_bias=True)),
+    (QWEN2 | SLIDING | {"max_window_layers": 1}, family("Qwen2", None, 64, qkv_bias=True)),
+    (QWEN2 | SLIDING | {"max_window_layers": 0}, family("Qwen2", 64, 64, qkv_bias=True)),
+    (QWEN2 | SLIDING | {"num_hidden_layers": 29}, family("Qwen2", *[None] * 28, 64, qkv_bias=True)),
+    (QWEN2 | SLIDING | {"max_window_layers": 0, "sliding_window": 512}, family("Qwen2", qkv_bias=True)),
     (
-        {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 64, "use_sliding_window": False},
-        {"architecture": "Qwen2ForCausalLM", "qkv_bias": True},
+        QWEN2 | SLIDING | {"max_window_layers": 0, "layer_types": ["full_attention", "full_attention"]},
+        family("Qwen2", qkv_bias=True),
+    ),
+    (QWEN3, family("Qwen3", qk_norm=True)),
+    (
+        {"architectures": ["Qwen3ForCausalLM"]},
+        family("Qwen3", qk_norm=True, attention={"head_dim": 128, "softmax_scale": 1 / math.sqrt(128)}),
     ),
     (
-        {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 64},  # off unless use_sliding_window says so
-        {"architecture": "Qwen2ForCausalLM", "qkv_bias": True},
+        QWEN3 | SLIDING | {"layer_types": ["sliding_attention", "full_attention"]},
+        family("Qwen3", 64, None, qk_norm=True),
     ),
-    *(
-        # Layers slide from max_window_layers on, which is 28 where the key is missing.
-        (
-            {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 64, "use_sliding_window": True, **layers},
-            {"architecture": "Qwen2ForCausalLM", "qkv_bias": True},
-        )
-        for layers in (
-            {},
-            {"max_window_layers": 2},
-            {"max_window_layers": 0, "layer_types": ["full_attention", "full_attention"]},
-            {"max_window_layers": 0, "sliding_window": 512},
-        )
+    (QWEN3 | {"attention_bias": True}, family("Qwen3", qk_norm=True, qkv_bias=True, o_bias=True)),
+    ({"rope_parameters": LINEAR, "rope_scaling": LINEAR}, rotated(1e4, "linear", factor=2.0)),
+    (
+        {"rope_parameters": LINEAR | {"original_max_position_embeddings": 32}},
+        rotated(1e4, "linear", factor=2.0),
     ),
-    ({"architectures": ["Qwen3ForCausalLM"]}, {"architecture": "Qwen3ForCausalLM", "qk_norm": True}),
-    ({"rope_parameters": LINEAR, "rope_scaling": LINEAR}, {"rope_scaling": LINEAR}),
-    ({"rope_parameters": LINEAR | {"original_max_position_embeddings": 32}}, {"rope_scaling": LINEAR}),
     ({"eos_token_id": [2, 260, 2**70, -1]}, {"eos_token_ids": (2,)}),
-    (
-        {"architectures": ["Qwen3ForCausalLM"], "attention_bias": True},
-        {"architecture": "Qwen3ForCausalLM", "qk_norm": True, "qkv_bias": True, "o_bias": True},
-    ),
 ]
 
 REFUSED = [
@@ -112,33 +144,26 @@ REFUSED = [
         {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
         "partial_rotary_factor: expected 1.0, got 0.5",
     ),
-    ({"architectures": ["MistralForCausalLM"], "sliding_window": 64}, "sliding_window: expected none, got 64"),
     (
-        {
-            "architectures": ["Qwen2ForCausalLM"],
-            "sliding_window": 64,
-            "use_sliding_window": True,
-            "max_window_layers": 1,
-        },
-        "sliding_window: expected none, got 64",
+        QWEN3 | SLIDING | {"layer_types": ["full_attention"]},
+        "layer_types: expected one for each of 2 layers, got",
     ),
     (
-        {"architectures": ["Qwen3ForCausalLM"], "use_sliding_window": True, "sliding_window": 64, "layer_types": ["x"]},
-        "layer_types: expected one for each of 2 layers",
+        QWEN3 | SLIDING | {"layer_types": ["full_attention", "\x1b[2J"]},
+        r"layer_types\[1\]: expected one of full_attention, sliding_attention, got '\\x1b\[2J'",
     ),
+    (QWEN3 | SLIDING | {"layer_types": [["a"], {}]}, r"layer_types\[0\]: expected one of .*, got \['a'\]"),
+    (QWEN2 | SLIDING | {"max_window_layers": "1"}, "max_window_layers: expected an integer, got '1'"),
+    (QWEN2 | SLIDING | {"sliding_window": 0}, "sliding_window: expected a positive integer, got 0"),
+    ({"num_hidden_layers": 10_001}, "num_hidden_layers: expected at most 10000, got 10001"),
+    ({"dtype": "int8"}, "dtype: expected one of bfloat16, .*, got 'int8'"),
+    ({"num_local_experts": 8}, "num_local_experts: mixture-of-experts models are not supported"),
     (
-        {
-            "architectures": ["Qwen3ForCausalLM"],
-            "use_sliding_window": True,
-            "sliding_window": 64,
-            "layer_types": ["full_attention", "sliding_attention"],
-        },
-        "sliding_window: expected none, got 64",
+        {"architectures": ["Gemma2ForCausalLM"]},
+        "architecture Gemma2ForCausalLM is not supported; supported: Llama.*; in plans alone: .*Gemma2ForCausalLM",
     ),
-    (
-        {"architectures": ["MistralForCausalLM"], "max_position_embeddings": 4097},
-        "sliding_window: expected none, got 4096, which is what a config without the key means",
-    ),
+    ({"architectures": ["LlamaModel"], "model_type": "llama"}, "architecture LlamaModel is not supported"),
+    ({"architectures": None, "model_type": "llama"}, "model_type llama is not supported"),
     (
         {"architectures": ["MistralForCausalLM"], "sliding_window": "4096"},
         "sliding_window: expected a positive integer",

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from batchllm import LLM, RequestOutput, SamplingParams
-from batchllm.device.kv_cache import kv_bytes_per_token
 from batchllm.device.ops import CpuOps
 from batchllm.models.config import ModelConfig
 from batchllm.sampling.draw import stream_seed
@@ -251,7 +250,7 @@ def test_a_small_job_before_a_large_one_leaves_it_the_whole_pool(tiny_dir, promp
 
 
 def test_a_pool_sized_by_us_stays_within_the_memory_available(tiny_dir, monkeypatch, prompts, params, expected):
-    available_bytes = 150 * kv_bytes_per_token(ModelConfig.from_directory(tiny_dir).attention_layers, torch.float32)
+    available_bytes = 150 * ModelConfig.from_directory(tiny_dir).kv_elements_per_token * 4
     monkeypatch.setattr("batchllm.device.kv_cache.available_memory_bytes", lambda: available_bytes)
     llm = LLM(tiny_dir, dtype="float32", page_size=4)
     assert tokens(generate(llm, prompts, params)) == expected

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from batchllm.device.kv_cache import PagedKVCache, available_memory_bytes, kv_bytes_per_token
+from batchllm.device.kv_cache import PagedKVCache, available_memory_bytes
 from batchllm.models.layer_spec import AttentionSpec
 
 MIB = 2**20
@@ -79,6 +79,7 @@ CASES = {
 # The second has heads of its own.
 LAYERS = [AttentionSpec(4, 2, 8, 1.0), AttentionSpec(4, 1, 12, 1.0), AttentionSpec(4, 2, 8, 1.0)]
 SHAPES = [(5, 4, 2, 8), (5, 4, 1, 12), (5, 4, 2, 8)]
+ELEMENTS_PER_TOKEN = 2 * (2 * 8 + 1 * 12 + 2 * 8)
 
 
 @pytest.mark.parametrize(("cgroup", "files", "available"), CASES.values(), ids=CASES)
@@ -98,7 +99,7 @@ def test_pages_of_all_layers_are_apart_and_of_the_size_announced(dtype):
     pages = [*cache.k_pages, *cache.v_pages]
     assert [page.shape for page in cache.k_pages] == [page.shape for page in cache.v_pages] == SHAPES
     assert all(page.dtype == dtype and page.is_contiguous() for page in pages)
-    assert sum(page.nbytes for page in pages) == 5 * 4 * kv_bytes_per_token(LAYERS, dtype)
+    assert sum(page.nbytes for page in pages) == 5 * 4 * ELEMENTS_PER_TOKEN * dtype.itemsize
     for value, page in enumerate(pages):
         page.fill_(value)
     assert [page.unique().tolist() for page in pages] == [[value] for value in range(len(pages))]
@@ -106,7 +107,7 @@ def test_pages_of_all_layers_are_apart_and_of_the_size_announced(dtype):
 
 def test_a_pool_the_machine_refuses_is_named_with_its_size():
     num_pages = 2**40
-    size_gib = num_pages * 4 * kv_bytes_per_token(LAYERS, torch.float32) / 2**30
+    size_gib = num_pages * 4 * ELEMENTS_PER_TOKEN * 4 / 2**30
     with pytest.raises(
         MemoryError, match=f"kv_cache_tokens: a pool of {num_pages * 4} tokens needs {size_gib:.1f} GiB"
     ):

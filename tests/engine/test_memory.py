@@ -13,8 +13,7 @@ from batchllm import LLM, SamplingParams
 llm = LLM(sys.argv[1], dtype=sys.argv[2])
 prompts = [[1000 + group] * 200 + [2000 + reader] * 20 for group in range(4) for reader in range(100)]
 llm.generate(prompts, SamplingParams(temperature=0, max_tokens=3, ignore_eos=True), use_tqdm=False)
-config = llm.config
-kv_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * llm.dtype.itemsize
+kv_bytes = llm.config.kv_elements_per_token * llm.dtype.itemsize
 print(json.dumps({
     "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     "weights": (llm.directory / "model.safetensors").stat().st_size * llm.dtype.itemsize // 2,  # stored in bf16

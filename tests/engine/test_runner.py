@@ -20,11 +20,17 @@ from tests.engine.test_families import job
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 WIDE_HEADS = tiny.Family("Llama", {"head_dim": 64})
+TWO_KINDS = tiny.Family("Qwen2", tiny.SLIDING | {"max_window_layers": 1, "head_dim": 64})
 
 
 @pytest.fixture(scope="module")
 def wide_dir(tmp_path_factory):
     return tiny.save(WIDE_HEADS.model(), tmp_path_factory.mktemp("wide") / "model")
+
+
+@pytest.fixture(scope="module")
+def two_kinds_dir(tmp_path_factory):
+    return tiny.save(TWO_KINDS.model(), tmp_path_factory.mktemp("two_kinds") / "model")
 
 
 def on_fake_gpu(directory, **options) -> tuple[LLM, FakeGpu]:
@@ -49,6 +55,16 @@ def test_a_gpu_gives_the_logits_of_the_cpu(wide_dir, options):
     ours = our_logits(llm, prompts, continuations)
     assert_logits_agree(ours, our_logits(LLM(wide_dir, dtype="float32"), prompts, continuations), 1e-4)
     assert 0 < gpu.num_captures < gpu.num_replays
+
+
+@pytest.mark.parametrize("options", [{}, {"max_batch_tokens": 9}], ids=str)
+def test_a_gpu_has_a_plan_for_each_kind_of_layer(two_kinds_dir, options):
+    prompts, continuations = job()
+    llm, gpu = on_fake_gpu(two_kinds_dir, **options)
+    assert len(llm.engine.model.attention_kinds) == 2
+    ours = our_logits(llm, prompts, continuations)
+    assert_logits_agree(ours, our_logits(LLM(two_kinds_dir, dtype="float32"), prompts, continuations), 1e-4)
+    assert gpu.num_captures <= gpu.num_replays
 
 
 def test_graphs_are_captured_once_for_a_bucket_and_again_when_a_plan_outgrows_them(wide_dir):

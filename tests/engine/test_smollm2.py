@@ -2,14 +2,18 @@
 
 import random
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import batchllm_ext
 from batchllm import LLM, SamplingParams
-from tests.engine.teacher import assert_greedy_agrees, assert_logits_agree, our_logits, transformers_logits
+from tests.engine.teacher import (
+    assert_greedy_agrees,
+    assert_logits_agree,
+    our_logits,
+    plan_for_short_outputs,
+    transformers_logits,
+)
 
 TOLERANCE = 1e-4
 NUM_OUTPUT = 5
@@ -86,15 +90,7 @@ def test_logits_equal_transformers(smollm2, prompts, continuations, reference_lo
 def test_preempted_requests_give_the_same_logits(
     smollm2, prompts, continuations, reference_logits, levels, page_size, monkeypatch
 ):
-    planners = []
-
-    class PlansForShortOutputs(batchllm_ext.BatchPlanner):
-        def add_requests(self, *arrays, **options):
-            planners.append(self)
-            ones = np.ones_like(options["max_output_tokens"])  # more is admitted than can end
-            return super().add_requests(*arrays, **options | {"expected_output_tokens": ones})
-
-    monkeypatch.setattr(batchllm_ext, "BatchPlanner", PlansForShortOutputs)
+    planners = plan_for_short_outputs(monkeypatch)
     longest = max(len(prompt) for prompt in prompts) + NUM_OUTPUT
     llm = LLM(smollm2, dtype="float32", levels=levels, page_size=page_size, kv_cache_tokens=2 * longest)
     ours = our_logits(llm, prompts, continuations)

@@ -49,6 +49,8 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+WINDOW = 16
+SLIDING = {"use_sliding_window": True, "sliding_window": WINDOW}
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,13 @@ FAMILIES = {
     ),
     "llama-mha-wide-heads": Family("Llama", {"num_key_value_heads": 4, "head_dim": 16}),
     "mistral": Family("Mistral", {"sliding_window": None, "head_dim": 8}),
+    "mistral-window": Family("Mistral", {"sliding_window": WINDOW, "head_dim": 8}),
     "qwen2": Family("Qwen2"),
     "qwen2-tied": Family("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2-window": Family("Qwen2", SLIDING | {"max_window_layers": 1}),
     "qwen3": Family("Qwen3", {"head_dim": 16}),
     "qwen3-tied": Family("Qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
+    "qwen3-window": Family("Qwen3", SLIDING | {"layer_types": ["sliding_attention", "full_attention"], "head_dim": 16}),
 }
 
 

@@ -15,9 +15,10 @@ import batchllm_ext as ext
 from batchllm.estimate.crossover import shortest_shared_read, smallest_close_kv_tokens
 from batchllm.estimate.job_plan import Assumptions, JobPlan, LevelFigures, plan_job
 from batchllm.estimate.partition import ShardFigures
-from batchllm.estimate.roofline import DEVICES, ModelShape
+from batchllm.estimate.roofline import DEVICES
 from batchllm.estimate.simulate import Policy, SimulatedJob, Simulation, simulate
 from batchllm.estimate.tokenized_job import TokenizedJob
+from batchllm.models.config import ModelConfig
 from batchllm.reports.plan_text import NAMES, print_plan
 from batchllm.reports.plot import plan_figure, save_plot
 from tests.jobs.batch_lines import completion_line
@@ -26,7 +27,7 @@ from tests.jobs.plan_jobs import tokenized, two_documents, write_config
 
 @pytest.fixture
 def given_(tmp_path: Path) -> Assumptions:
-    model = ModelShape.from_config(write_config(tmp_path))
+    model = ModelConfig.from_file(write_config(tmp_path))
     return Assumptions("tiny", model, DEVICES["h100"], 4096, expected_output_tokens=None, max_batch_tokens=2048)
 
 

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from batchllm.cli import app
 from batchllm.cli.commands import memory_size
 from batchllm.cli.plan import KV_SHARE
-from batchllm.estimate.roofline import DEVICES, ModelShape
-from batchllm.models.config import resolve_model
+from batchllm.estimate.roofline import DEVICES
+from batchllm.models.config import ModelConfig, resolve_model
 from tests.engine import tiny
 from tests.jobs.batch_lines import chat_line, completion_line, read_records, write_lines
 from tests.jobs.plan_jobs import two_documents, write_config
@@ -163,14 +163,14 @@ def test_a_job_without_a_line_that_could_run_is_no_job(config: Path, tmp_path: P
 
 
 def test_kv_memory_is_what_was_said_or_what_the_weights_leave(config: Path, in_jsonl: Path, tmp_path: Path) -> None:
-    shape, per_page = ModelShape.from_config(config), 16 * 2 * 3 * 2 * 32 * 2
+    model, per_page = ModelConfig.from_file(config), 16 * 2 * 3 * 2 * 32 * 2
     said = planned(in_jsonl, "--model", config, "--kv-memory", "4MiB", folder=tmp_path)
     assert said["kv_tokens"] == 4 * 2**20 // per_page * 16
     said = planned(in_jsonl, "--model", config, "--kv-cache-tokens", 1000, folder=tmp_path)
     assert said["kv_tokens"] == 992
     for name, device in DEVICES.items():
         default = planned(in_jsonl, "--model", config, "--device", name, folder=tmp_path)
-        assert default["kv_tokens"] == int(KV_SHARE * (device.memory_bytes - shape.weight_bytes)) // per_page * 16
+        assert default["kv_tokens"] == int(KV_SHARE * (device.memory_bytes - model.weight_bytes)) // per_page * 16
 
 
 def test_a_config_without_a_length_is_named(in_jsonl: Path, tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 import batchllm_ext as ext
 from batchllm.estimate.partition import ShardFigures
-from batchllm.estimate.roofline import DEVICES, ModelShape
+from batchllm.estimate.roofline import DEVICES
 from batchllm.estimate.tokenized_job import TokenizedJob
 from batchllm.jobs.run import read_requests
 from batchllm.jobs.shards import LineSequence, request_costs, shard_paths, write_shards
+from batchllm.models.config import ModelConfig
 from tests.jobs.batch_lines import completion_line, read_records, write_lines
 from tests.jobs.plan_jobs import tokenized, tokenized_file, two_documents, write_config
 
@@ -23,11 +24,11 @@ DEVICE = DEVICES["h100"]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ModelShape:
-    return ModelShape.from_config(write_config(tmp_path_factory.mktemp("model")))
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    return ModelConfig.from_file(write_config(tmp_path_factory.mktemp("model")))
 
 
-def shard(path: Path, job: TokenizedJob, num_shards: int, model: ModelShape) -> list[ShardFigures]:
+def shard(path: Path, job: TokenizedJob, num_shards: int, model: ModelConfig) -> list[ShardFigures]:
     trie = ext.PrefixTrie(job.tokens, job.indptr, drop_last=1)
     directory = path.parent / "shards"
     outputs = job.max_output_tokens
@@ -52,7 +53,7 @@ def random_lines(rng: np.random.Generator, num_lines: int, prompts_a_line: int =
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), num_lines=st.integers(1, 20), data=st.data())
 def test_every_line_is_in_one_shard_and_the_figures_are_those_of_its_prompts(
-    tmp_path: Path, model: ModelShape, seed: int, num_lines: int, data: st.DataObject
+    tmp_path: Path, model: ModelConfig, seed: int, num_lines: int, data: st.DataObject
 ) -> None:
     lines = random_lines(np.random.default_rng(seed), num_lines)
     path = tmp_path / "in.jsonl"
@@ -71,7 +72,7 @@ def test_every_line_is_in_one_shard_and_the_figures_are_those_of_its_prompts(
     assert sum(f.computed_prompt_tokens - f.replicated_tokens for f in figures) == whole
 
 
-def test_a_shard_replicates_the_path_of_ancestors_where_its_cut_falls(tmp_path: Path, model: ModelShape) -> None:
+def test_a_shard_replicates_the_path_of_ancestors_where_its_cut_falls(tmp_path: Path, model: ModelConfig) -> None:
     path = tmp_path / "in.jsonl"
     job = tokenized(path, random_lines(np.random.default_rng(3), 300))
     trie = ext.PrefixTrie(job.tokens, job.indptr, drop_last=1)
@@ -82,7 +83,7 @@ def test_a_shard_replicates_the_path_of_ancestors_where_its_cut_falls(tmp_path: 
     assert min(paths) >= 5  # all share the root's 5 tokens; the cuts fall below it
 
 
-def test_a_job_under_one_system_prompt_is_balanced_below_it(tmp_path: Path, model: ModelShape) -> None:
+def test_a_job_under_one_system_prompt_is_balanced_below_it(tmp_path: Path, model: ModelConfig) -> None:
     rng = np.random.default_rng(5)
     lines = [
         completion_line(f"{document}-{question}", [9] * 400 + [document] * 300 + rng.integers(100, 900, 40).tolist())
@@ -98,7 +99,7 @@ def test_a_job_under_one_system_prompt_is_balanced_below_it(tmp_path: Path, mode
     assert [f.replicated_tokens for f in figures] == [0, 400, 400, 400]  # no document is cut
 
 
-def test_lines_keep_their_bytes(tmp_path: Path, model: ModelShape) -> None:
+def test_lines_keep_their_bytes(tmp_path: Path, model: ModelConfig) -> None:
     made = [json.dumps(line).encode() for line in two_documents()]
     made[0] = b"\xef\xbb\xbf" + made[0] + b"\r"  # as Windows writes them
     made[1] = made[1].replace(b'"max_tokens"', b'"user": "Zo\xc3\xab", \t "max_tokens"')
@@ -112,7 +113,7 @@ def test_lines_keep_their_bytes(tmp_path: Path, model: ModelShape) -> None:
         assert (len(requests), errors) == (f.lines, [])
 
 
-def test_documents_stay_together(tmp_path: Path, model: ModelShape) -> None:
+def test_documents_stay_together(tmp_path: Path, model: ModelConfig) -> None:
     path = tmp_path / "in.jsonl"
     figures = shard(path, tokenized(path, two_documents()), 2, model)
     names = [[record["custom_id"] for record in read_records(Path(f.file))] for f in figures]
@@ -124,7 +125,7 @@ def test_documents_stay_together(tmp_path: Path, model: ModelShape) -> None:
     assert [f.output_tokens for f in figures] == [24, 24]
 
 
-def test_a_line_of_several_prompts_is_never_cut(tmp_path: Path, model: ModelShape) -> None:
+def test_a_line_of_several_prompts_is_never_cut(tmp_path: Path, model: ModelConfig) -> None:
     lines = random_lines(np.random.default_rng(8), 30, prompts_a_line=4)
     for line in lines[::3]:
         line["body"]["n"] = 2
@@ -145,7 +146,7 @@ def test_a_line_of_several_prompts_is_never_cut(tmp_path: Path, model: ModelShap
     assert shareable == sorted(shareable)
 
 
-def test_a_prefix_costs_its_flops_once_and_an_output_token_what_it_reads(tmp_path: Path, model: ModelShape) -> None:
+def test_a_prefix_costs_its_flops_once_and_an_output_token_what_it_reads(tmp_path: Path, model: ModelConfig) -> None:
     job = tokenized(tmp_path / "in.jsonl", random_lines(np.random.default_rng(2), 20))
     lines = LineSequence.of(job, ext.PrefixTrie(job.tokens, job.indptr, drop_last=1).order)
     costs = request_costs(job, lines, job.max_output_tokens, model, DEVICE)
@@ -154,7 +155,7 @@ def test_a_prefix_costs_its_flops_once_and_an_output_token_what_it_reads(tmp_pat
     bytes_per_s = DEVICE.bytes_per_s * DEVICE.bandwidth_efficiency
 
     def flops_s(position: int) -> float:
-        pairs = 4 * model.num_layers * model.num_qo_heads * model.head_dim * (position + 1)
+        pairs = 3 * 4 * 8 * 32 * (position + 1)
         pairs_s = pairs / (DEVICE.flops_per_s * DEVICE.attention_efficiency)
         return 2 * model.num_linear_parameters / flops_per_s + pairs_s
 
@@ -170,7 +171,7 @@ def test_a_prefix_costs_its_flops_once_and_an_output_token_what_it_reads(tmp_pat
     assert costs.path_seconds == pytest.approx(paths, rel=1e-9)
 
 
-def test_more_shards_than_lines_are_refused_before_anything_is_written(tmp_path: Path, model: ModelShape) -> None:
+def test_more_shards_than_lines_are_refused_before_anything_is_written(tmp_path: Path, model: ModelConfig) -> None:
     path = tmp_path / "in.jsonl"
     job = tokenized(path, two_documents())
     with pytest.raises(ValueError, match="num_shards: expected 1 to 6, the number of items, got 7"):
@@ -178,7 +179,7 @@ def test_more_shards_than_lines_are_refused_before_anything_is_written(tmp_path:
     assert not (tmp_path / "shards").exists()
 
 
-def test_shards_that_exist_are_replaced(tmp_path: Path, model: ModelShape) -> None:
+def test_shards_that_exist_are_replaced(tmp_path: Path, model: ModelConfig) -> None:
     path = write_lines(tmp_path / "in.jsonl", [])
     (tmp_path / "shards").mkdir()
     old = shard_paths(tmp_path / "shards", 1)[0]

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from batchllm.estimate.roofline import DEVICES, Device, ModelShape, step_seconds
+from batchllm.estimate.roofline import DEVICES, Device, step_seconds
 from batchllm.estimate.simulate import Policy, SimulatedJob, simulate
+from batchllm.models.config import ModelConfig
 from tests.planner.replay import ragged
 
 LLAMA_3_1_8B = {
@@ -17,6 +18,7 @@ LLAMA_3_1_8B = {
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
     "vocab_size": 128256,
+    "max_position_embeddings": 131072,
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }
@@ -28,6 +30,7 @@ QWEN2_5_7B = {
     "num_attention_heads": 28,
     "num_key_value_heads": 4,
     "vocab_size": 152064,
+    "max_position_embeddings": 32768,
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }
@@ -40,6 +43,7 @@ QWEN3_0_6B = {
     "num_key_value_heads": 8,
     "head_dim": 128,
     "vocab_size": 151936,
+    "max_position_embeddings": 40960,
     "tie_word_embeddings": True,
 }
 GEMMA_2_2B = {
@@ -51,12 +55,13 @@ GEMMA_2_2B = {
     "num_key_value_heads": 4,
     "head_dim": 256,
     "vocab_size": 256000,
+    "max_position_embeddings": 8192,
 }
 
 
-def shape_of(tmp_path, config) -> ModelShape:
+def config_of(tmp_path, config) -> ModelConfig:
     (tmp_path / "config.json").write_text(json.dumps(config))
-    return ModelShape.from_config(tmp_path)
+    return ModelConfig.from_file(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -69,35 +74,55 @@ def shape_of(tmp_path, config) -> ModelShape:
     ],
 )
 def test_parameters_are_those_of_the_published_model(tmp_path, config, num_parameters):
-    assert shape_of(tmp_path, config).num_parameters == num_parameters
+    assert config_of(tmp_path, config).num_parameters == num_parameters
 
 
 def test_smollm2_is_read_from_its_directory_or_file(smollm2):
-    shape = ModelShape.from_config(smollm2)
-    assert shape == ModelShape.from_config(str(smollm2 / "config.json"))
-    assert shape.num_parameters == 134_515_008
-    assert shape.weight_bytes == 2 * 134_515_008
-    assert shape.kv_bytes_per_token == 2 * 30 * 3 * 64 * 2
+    config = ModelConfig.from_file(smollm2)
+    assert config == ModelConfig.from_file(str(smollm2 / "config.json"))
+    assert config.num_parameters == 134_515_008
+    assert config.weight_bytes == 2 * 134_515_008
+    assert config.kv_bytes_per_token == 2 * 30 * 3 * 64 * 2
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"hidden_size": None}, "hidden_size: expected a positive integer, got None"),
-        ({"model_type": "mamba"}, "model_type: expected one of llama, .*, got 'mamba'"),
+        ({"model_type": "mamba"}, "model_type mamba is not supported; supported: Llama.*; in plans alone: Phi3"),
         ({"model_type": "mixtral", "num_local_experts": 8}, "num_local_experts: mixture-of-experts"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config: quantized"),
+        ({"quantization_config": {"quant_method": "awq"}}, r"quantization_config \(awq\) is not supported"),
         ({"torch_dtype": "int8"}, "dtype: expected one of bfloat16, .*, got 'int8'"),
         ({"num_key_value_heads": 5}, r"num_attention_heads \(32\) is not a multiple of num_key_value_heads \(5\)"),
     ],
 )
 def test_a_config_that_cannot_be_read_is_named_with_its_field(tmp_path, change, message):
     with pytest.raises(ValueError, match=rf"config\.json: {message}"):
-        shape_of(tmp_path, LLAMA_3_1_8B | change)
+        config_of(tmp_path, LLAMA_3_1_8B | change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+        {"rope_scaling": {"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}},
+        {"partial_rotary_factor": 0.5},
+        {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+        {"hidden_act": "gelu_pytorch_tanh"},
+        {"architectures": ["LlamaForSequenceClassification"]},
+    ],
+    ids=str,
+)
+def test_what_changes_no_size_is_refused_by_a_run_alone(tmp_path, change):
+    plain = config_of(tmp_path, LLAMA_3_1_8B)
+    changed = config_of(tmp_path, LLAMA_3_1_8B | change)
+    assert (changed.num_parameters, changed.kv_bytes_per_token) == (plain.num_parameters, plain.kv_bytes_per_token)
+    with pytest.raises(ValueError, match=r"config\.json: "):
+        ModelConfig.from_directory(tmp_path)
 
 
 def test_seconds_are_the_sum_of_two_rooflines_and_an_overhead(tmp_path):
-    model = shape_of(tmp_path, LLAMA_3_1_8B)
+    model = config_of(tmp_path, LLAMA_3_1_8B)
     per_layer = 4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336
     assert model.num_linear_parameters == 32 * per_layer
     tokens, indptr = ragged([list(range(5000))])
@@ -115,7 +140,7 @@ def test_seconds_are_the_sum_of_two_rooflines_and_an_overhead(tmp_path):
 
 
 def test_faster_devices_take_less_time(smollm2):
-    model = ModelShape.from_config(smollm2)
+    model = ModelConfig.from_file(smollm2)
     tokens, indptr = ragged([[i] * 900 for i in range(8)])
     outputs = np.full(8, 20, np.int32)
     simulation = simulate(SimulatedJob(tokens, indptr, outputs, outputs), Policy.LRU, kv_tokens=20_000)

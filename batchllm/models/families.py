@@ -1,0 +1,119 @@
+"""The families of models, and what each reads of its config.json or leaves unsaid there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from batchllm.models.fields import flag, positive_int
+from batchllm.text import printable
+
+# transformers' values where config.json has no such key; a null is none.
+SLIDING_WINDOW = 4096
+MAX_WINDOW_LAYERS = 28
+
+Windows = Callable[[dict[str, Any], int], list[int | None]]  # (config.json, num_layers) -> of each layer; None: all
+
+
+def no_windows(raw: dict[str, Any], num_layers: int) -> list[int | None]:
+    return [None] * num_layers
+
+
+def one_window(raw: dict[str, Any], num_layers: int) -> list[int | None]:
+    """`sliding_window`, of every layer."""
+    return [_sliding_window(raw)] * num_layers
+
+
+def windows_of_some(raw: dict[str, Any], num_layers: int) -> list[int | None]:
+    """`sliding_window` where `use_sliding_window` says so, of the layers that `layer_types` names, or else of those
+    from `max_window_layers` on."""
+    if not flag(raw, "use_sliding_window"):
+        return no_windows(raw, num_layers)
+    window = _sliding_window(raw)
+    num_full_layers, types = raw.get("max_window_layers", MAX_WINDOW_LAYERS), raw.get("layer_types")
+    if not isinstance(num_full_layers, int) or isinstance(num_full_layers, bool):
+        raise ValueError(f"max_window_layers: expected an integer, got {num_full_layers!r:.80}")
+    if types is None:
+        return [window if layer >= num_full_layers else None for layer in range(num_layers)]
+    window_of = {"full_attention": None, "sliding_attention": window}
+    if not isinstance(types, list) or len(types) != num_layers:
+        raise ValueError(f"layer_types: expected one for each of {num_layers} layers, got {types!r:.80}")
+    for layer, kind in enumerate(types):
+        if not isinstance(kind, str) or kind not in window_of:
+            raise ValueError(f"layer_types[{layer}]: expected one of {', '.join(window_of)}, got {kind!r:.80}")
+    return [window_of[kind] for kind in types]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Of an architecture of decoders: RMS norms, rotated q and k, gated MLPs."""
+
+    architecture: str
+    model_type: str
+    runs: bool = True  # else only sizes, biases and norms are described: what estimates need
+    reads_attention_bias: bool = False  # of q, k, v and o
+    reads_mlp_bias: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    windows: Windows = no_windows
+    # Where config.json does not say.
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads
+    activation: str = "silu"
+    tie_word_embeddings: bool = False
+    num_norms: int = 2
+
+
+_GEMMA = Family(
+    "GemmaForCausalLM",
+    "gemma",
+    runs=False,
+    reads_attention_bias=True,
+    head_dim=256,
+    activation="gelu_pytorch_tanh",
+    tie_word_embeddings=True,
+)
+FAMILIES = (
+    Family("LlamaForCausalLM", "llama", reads_attention_bias=True, reads_mlp_bias=True),
+    Family("MistralForCausalLM", "mistral", windows=one_window),
+    Family("Qwen2ForCausalLM", "qwen2", qkv_bias=True, windows=windows_of_some),
+    Family("Qwen3ForCausalLM", "qwen3", reads_attention_bias=True, qk_norm=True, windows=windows_of_some, head_dim=128),
+    Family("Phi3ForCausalLM", "phi3", runs=False),
+    _GEMMA,
+    replace(_GEMMA, architecture="Gemma2ForCausalLM", model_type="gemma2", num_norms=4),
+    replace(_GEMMA, architecture="Gemma3ForCausalLM", model_type="gemma3_text", num_norms=4, qk_norm=True),
+)
+
+
+def family_of(raw: dict[str, Any]) -> Family:
+    """By `architectures`, or else by `model_type`; ValueError that says which there are."""
+    architecture = architecture_of(raw)
+    for family in FAMILIES:
+        if architecture == family.architecture:
+            return family
+    for family in FAMILIES:
+        if raw.get("model_type") == family.model_type:
+            return family
+    raise ValueError(unsupported(raw))
+
+
+def architecture_of(raw: dict[str, Any]) -> str | None:
+    names = raw.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"architectures: expected a list of names, got {names!r:.80}")
+    return names[0] if names else None
+
+
+def unsupported(raw: dict[str, Any]) -> str:
+    name, model_type = architecture_of(raw), raw.get("model_type")
+    what = f"architecture {printable(name or '(none)')}"
+    if name is None and model_type is not None:
+        what = f"model_type {printable(str(model_type))}"
+    run, planned = ([family.architecture for family in FAMILIES if family.runs is runs] for runs in (True, False))
+    return f"{what} is not supported; supported: {', '.join(run)}; in plans alone: {', '.join(planned)}"
+
+
+def _sliding_window(raw: dict[str, Any]) -> int | None:
+    if "sliding_window" in raw and raw["sliding_window"] is None:
+        return None
+    return positive_int(raw, "sliding_window", SLIDING_WINDOW)
