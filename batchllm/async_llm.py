@@ -41,6 +41,11 @@ class AsyncLLM:
         weakref.finalize(self, _stop, self._loop.mail, thread)  # at the latest when the process ends
 
     @property
+    def device_choice(self) -> str:
+        """As LLM.device_choice."""
+        return str(self._loaded.device_choice)
+
+    @property
     def num_live(self) -> int:
         """Completions that are waiting or running."""
         return self._loop.engine.num_live

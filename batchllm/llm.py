@@ -75,6 +75,11 @@ class LLM:
         """Of the weights and the KV cache."""
         return self.engine.model.dtype
 
+    @property
+    def device_choice(self) -> str:
+        """The device that the model is on, and why: "cpu: asked for"."""
+        return str(self._loaded.device_choice)
+
     def get_tokenizer(self) -> Any:
         """The model's Hugging Face tokenizer. Raises ValueError if it cannot be loaded."""
         return self._tokenizer.hugging_face()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import batchllm_ext as ext
+from batchllm.device.choice import CPU, GPU_DTYPES, DeviceChoice, choose_device, refusal_of_head_dim
 from batchllm.device.kv_cache import affordable_kv_tokens
 from batchllm.device.ops import GpuOps
 from batchllm.engine.engine import Engine, EngineRequest
@@ -19,7 +19,7 @@ from batchllm.engine.runner import CpuRunner, Gpu, GpuRunner, Runner
 from batchllm.models.config import GENERATION_CONFIG, ModelConfig, resolve_model, sampling_defaults
 from batchllm.models.decoder import Model
 from batchllm.models.weights import WeightReader
-from batchllm.options import EngineOptions
+from batchllm.options import DTYPES, EngineOptions
 from batchllm.requests import Prompt, RequestLimits, parse_prompt
 from batchllm.sampling.draw import stream_seed
 from batchllm.sampling.rules import LogitsRule
@@ -29,9 +29,6 @@ from batchllm.sampling_params import SamplingParams
 from batchllm.text import printable
 from batchllm.tokenizer import Tokenizer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-MIN_COMPUTE_CAPABILITY = (8, 0)  # what the kernels are compiled for
-
 
 class LoadedModel:
     """Raises FileNotFoundError or ValueError that names the file, the field or the tensor at fault."""
@@ -39,8 +36,8 @@ class LoadedModel:
     def __init__(self, model: str | Path, options: EngineOptions, rules: Sequence[LogitsRule] = ()) -> None:
         """`rules` come before those of the sampling parameters."""
         start = time.perf_counter()
-        device = _torch_device(options.device)
-        dtype = _torch_dtype(options.dtype, device)
+        choice = choose_device(options.device, options.dtype)
+        dtype = _torch_dtype(options.dtype, choice.device)
         if options.num_threads is not None:
             torch.set_num_threads(options.num_threads)
         self.options = options
@@ -59,19 +56,20 @@ class LoadedModel:
         # What any of the model's files names as an end of sequence is one.
         known = [token for token in self.tokenizer.eos_token_ids if token < self.config.vocab_size]
         self.eos_token_ids = tuple(dict.fromkeys((*self.config.eos_token_ids, *known)))
-        for kind in self.config.attention_kinds:
-            if device.type == "cuda" and kind.head_dim not in ext.gpu_head_dims():
-                raise ValueError(
-                    f"{self.directory}: head_dim is {kind.head_dim}, and attention on a GPU is compiled for "
-                    f"{', '.join(map(str, ext.gpu_head_dims()))}"
-                )
-        with WeightReader(self.directory, dtype, device) as reader:
+        refusals = [why for kind in self.config.attention_kinds if (why := refusal_of_head_dim(kind.head_dim))]
+        if choice.device.type == "cuda" and refusals:
+            if options.device == "cuda":
+                raise ValueError(f"{self.directory}: {refusals[0]}")
+            choice = DeviceChoice(CPU, refusals[0])
+            dtype = _torch_dtype(options.dtype, choice.device)
+        self.device_choice = choice
+        with WeightReader(self.directory, dtype, choice.device) as reader:
             loaded = Model(self.config, reader)
         loaded.pack_weights()
         kv_cache_tokens = options.kv_cache_tokens
         if kv_cache_tokens is None:
             kv_bytes_per_token = self.config.kv_elements_per_token * dtype.itemsize
-            kv_cache_tokens = max(affordable_kv_tokens(kv_bytes_per_token, device), options.page_size)
+            kv_cache_tokens = max(affordable_kv_tokens(kv_bytes_per_token, choice.device), options.page_size)
         self.limits = RequestLimits(
             self.config.vocab_size, self.config.max_model_len, options.page_size, kv_cache_tokens, self.eos_token_ids
         )
@@ -124,20 +122,6 @@ class LoadedModel:
             raise
 
 
-def _torch_device(device: str) -> torch.device:
-    if device in ("auto", "cpu"):
-        return torch.device("cpu")
-    if device != "cuda":
-        raise ValueError(f"device: expected 'auto', 'cpu' or 'cuda', got {device!r}")
-    if not torch.cuda.is_available():
-        raise ValueError(f"device: 'cuda' needs a GPU, and torch {torch.__version__} finds none")
-    if not ext.has_cuda():
-        raise ValueError("device: 'cuda' needs batchllm_ext built with BATCHLLM_CUDA=ON")
-    if (capability := torch.cuda.get_device_capability()) < MIN_COMPUTE_CAPABILITY:
-        raise ValueError(f"device: 'cuda' needs a GPU of compute capability 8.0 or later, got {capability}")
-    return torch.device("cuda", torch.cuda.current_device())
-
-
 def _runner(model: Model) -> Runner:
     if model.device.type == "cuda":
         return GpuRunner(model, Gpu(), GpuOps())
@@ -146,12 +130,13 @@ def _runner(model: Model) -> Runner:
 
 def _torch_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
-        if dtype not in ("auto", "bfloat16", torch.bfloat16):
+        if dtype not in GPU_DTYPES:
             raise ValueError(f"dtype: expected 'auto' or 'bfloat16' on a GPU, got {dtype!r}")
         return torch.bfloat16
     if dtype == "auto":
         return torch.bfloat16 if _cpu_has_bf16_dot() else torch.float32
-    for name, torch_dtype in DTYPES.items():
+    for name in DTYPES:
+        torch_dtype: torch.dtype = getattr(torch, name)
         if dtype in (name, torch_dtype):
             return torch_dtype
     raise ValueError(f"dtype: expected 'auto', {', '.join(map(repr, DTYPES))}, got {dtype!r}")

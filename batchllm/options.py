@@ -10,13 +10,16 @@ from batchllm.sampling_params import MAX_INT32
 # What one more shared segment costs each of its readers, in prompt tokens (docs/design/planner.md, "Segments").
 READER_COST_TOKENS = 2.0
 DEFAULT_MAX_BATCH_TOKENS = 1024
+DTYPES = ("float32", "bfloat16")  # of weights and KV, where a model runs
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """dtype: "float32", "bfloat16" (or torch's), or "auto": bfloat16 where the CPU has bf16 dot products, else float32.
         A GPU takes bfloat16 only.
-    device: "auto" and "cpu" are the CPU; "cuda" is torch's current GPU, for models of head_dim 64, 96, 128 or 256.
+    device: "cpu"; "cuda", torch's current GPU, for models of head_dim 64, 96, 128 or 256; or "auto": the GPU, if one
+        is there that takes the model and the dtype and the tests have run on one (not yet), else the CPU.
+        `LLM.device_choice` says what was taken and why.
     levels: depth of prefix sharing: None any, 1 a single level, 0 none.
     page_size: tokens of a KV page.
     kv_cache_tokens: size of the KV pool; None takes three quarters of the memory available. On a CPU a pool takes

@@ -144,7 +144,9 @@ def run(
         bool, typer.Option("--allow-special-tokens", help="Special tokens in messages are no text.")
     ] = False,
     dtype: Annotated[Dtype, typer.Option(help="auto: bfloat16 where the CPU multiplies it.")] = Dtype.auto,
-    device: Annotated[RunDevice, typer.Option(help="auto: the CPU. cuda has not run on a GPU yet.")] = RunDevice.auto,
+    device: Annotated[
+        RunDevice, typer.Option(help="auto: the CPU, until the tests have run on a GPU.")
+    ] = RunDevice.auto,
     kv_cache_tokens: Annotated[
         int | None, typer.Option(min=1, help="Size of the KV pool.", show_default="what fits in memory")
     ] = None,
@@ -174,7 +176,7 @@ def run(
         from batchllm.llm import LLM
 
         say(log, f"loading {model}")
-        return LLM(
+        llm = LLM(
             model,
             dtype=dtype.value,
             device=device.value,
@@ -186,6 +188,8 @@ def run(
             generation_config=generation_config.value,
             allow_special_tokens=allow_special_tokens,
         )
+        say(log, f"device {llm.device_choice}")
+        return llm
 
     with exit_status(log, when_interrupted="; nothing was written"):
         from batchllm.jobs.files import is_standard_output

@@ -9,11 +9,13 @@ import torch
 
 import batchllm_ext
 from batchllm import LLM, SamplingParams
+from batchllm.device import choice
 from batchllm.models.config import ModelConfig
 from tests.engine import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+ROOT = Path(__file__).resolve().parents[2]
 ONE_TOKEN = SamplingParams(max_tokens=1)
 
 
@@ -81,6 +83,32 @@ def test_a_gpu_that_is_not_there_is_refused(tiny_dir, monkeypatch):
         LLM(tiny_dir, device="cuda", dtype="float32")
     with pytest.raises(ValueError, match=f"^{tiny_dir}: head_dim is 8, and attention on a GPU is compiled for 64, 96,"):
         LLM(tiny_dir, device="cuda")
+
+
+def test_auto_says_which_device_it_takes_and_why(tiny_dir, monkeypatch):
+    def taken(**options) -> str:
+        return LLM(tiny_dir, **options).device_choice
+
+    assert taken(device="cpu") == "cpu: asked for"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert taken() == f"cpu: 'cuda' needs a GPU, and torch {torch.__version__} finds none"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(batchllm_ext, "has_cuda", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert taken() == "cpu: 'cuda' needs a GPU of compute capability 8.0 or later, got (7, 5)"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(choice, "TESTED_ON_GPU", False)
+    assert taken() == "cpu: there is a GPU, but the tests have not run on one yet; device='cuda' takes it"
+    monkeypatch.setattr(choice, "TESTED_ON_GPU", True)
+    assert taken(dtype="float32") == "cpu: there is a GPU, but it takes bfloat16 only, and dtype is 'float32'"
+    assert taken().startswith("cpu: head_dim is 8, and attention on a GPU is compiled for 64, 96,")
+    assert str(choice.choose_device("auto", "auto")) == "cuda:0: there is a GPU, and the tests have run on one"
+    assert str(choice.choose_device("cuda", "auto")) == "cuda:0: asked for"
+
+
+def test_auto_takes_a_gpu_where_the_results_of_one_are_in_the_tree():
+    assert (ROOT / "docs" / "results" / "gpu.md").exists() == choice.TESTED_ON_GPU
 
 
 def test_a_missing_model_is_named():

@@ -11,6 +11,7 @@ class FakeLLM:
     """Answers `<n> tokens` to every prompt, last prompt first, as a model with `max_model_len` would accept it."""
 
     max_model_len = 500
+    device_choice = "cpu: asked for"
 
     def __init__(self, model: str = "fake", **options: Any) -> None:
         self.model, self.options = model, options

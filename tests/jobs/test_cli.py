@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 import batchllm
 import batchllm.llm
 from batchllm.cli import app
+from batchllm.cli.commands import Dtype
+from batchllm.options import DTYPES
 from batchllm.outputs import RequestOutput
 from tests.jobs.batch_lines import chat_line, completion_line, read_records, write_lines
 from tests.jobs.fake_llm import FakeLLM
@@ -52,6 +54,7 @@ def test_run_answers_and_shows_a_summary(made: list[FakeLLM], in_jsonl: Path) ->
     assert "lines answered" in result.stdout
     assert "forward" in result.stdout
     assert "loading some/dir/" in result.stderr
+    assert "device cpu: asked for\n" in result.stderr
     assert "requests" in result.stderr  # progress
 
 
@@ -91,6 +94,10 @@ def test_silent_options_leave_the_choice_to_the_model(made: list[FakeLLM], in_js
         "allow_special_tokens": False,
     }
     assert [params.max_tokens for params in made[0].params] == [256, 3]
+
+
+def test_every_dtype_of_a_run_is_an_option() -> None:
+    assert [dtype.value for dtype in Dtype] == ["auto", *DTYPES]
 
 
 def test_seed_moves_the_seeds_of_requests(made: list[FakeLLM], in_jsonl: Path) -> None:

@@ -1,0 +1,62 @@
+"""Which device a model runs on, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import batchllm_ext as ext
+
+# Whether the tests have run on a GPU: docs/results/gpu.md, which an installed package has not, is what came of it.
+TESTED_ON_GPU = False
+MIN_COMPUTE_CAPABILITY = (8, 0)  # what the kernels are compiled for
+GPU_DTYPES = ("auto", "bfloat16", torch.bfloat16)
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    device: torch.device
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.device}: {self.why}"
+
+
+def choose_device(wanted: str, dtype: Any) -> DeviceChoice:
+    """`wanted`: "auto", "cpu" or "cuda"; `dtype` as EngineOptions takes it. Raises ValueError for "cuda" where there is
+    no GPU that the kernels can run on."""
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device: expected 'auto', 'cpu' or 'cuda', got {wanted!r}")
+    if wanted == "cpu":
+        return DeviceChoice(CPU, "asked for")
+    if lacks := _lacks():
+        if wanted == "cuda":
+            raise ValueError(f"device: 'cuda' needs {lacks}")
+        return DeviceChoice(CPU, f"'cuda' needs {lacks}")
+    if wanted == "auto" and not TESTED_ON_GPU:
+        return DeviceChoice(CPU, "there is a GPU, but the tests have not run on one yet; device='cuda' takes it")
+    if wanted == "auto" and dtype not in GPU_DTYPES:
+        return DeviceChoice(CPU, f"there is a GPU, but it takes bfloat16 only, and dtype is {dtype!r}")
+    device = torch.device("cuda", torch.cuda.current_device())
+    return DeviceChoice(device, "asked for" if wanted == "cuda" else "there is a GPU, and the tests have run on one")
+
+
+def refusal_of_head_dim(head_dim: int) -> str | None:
+    """Why attention on a GPU does not take it, if it does not."""
+    if head_dim in (known := ext.gpu_head_dims()):
+        return None
+    return f"head_dim is {head_dim}, and attention on a GPU is compiled for {', '.join(map(str, known))}"
+
+
+def _lacks() -> str | None:
+    """What is missing for a GPU to be used, if anything is."""
+    if not torch.cuda.is_available():
+        return f"a GPU, and torch {torch.__version__} finds none"
+    if not ext.has_cuda():
+        return "batchllm_ext built with BATCHLLM_CUDA=ON"
+    if (capability := torch.cuda.get_device_capability()) < MIN_COMPUTE_CAPABILITY:
+        return f"a GPU of compute capability 8.0 or later, got {capability}"
+    return None
