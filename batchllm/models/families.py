@@ -56,12 +56,12 @@ class Family:
     reads_mlp_bias: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
+    num_norms: int = 2  # of a layer, as LayerSpec's
     windows: Windows = no_windows
     # Where config.json does not say.
     head_dim: int | None = None  # None: hidden_size / num_attention_heads
     activation: str = "silu"
     tie_word_embeddings: bool = False
-    num_norms: int = 2
 
 
 _GEMMA = Family(
@@ -98,6 +98,7 @@ def family_of(raw: dict[str, Any]) -> Family:
 
 
 def architecture_of(raw: dict[str, Any]) -> str | None:
+    """The first of `architectures`."""
     names = raw.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"architectures: expected a list of names, got {names!r:.80}")
@@ -105,6 +106,7 @@ def architecture_of(raw: dict[str, Any]) -> str | None:
 
 
 def unsupported(raw: dict[str, Any]) -> str:
+    """Why a model does not run whose family is unknown, or known to estimates alone."""
     name, model_type = architecture_of(raw), raw.get("model_type")
     what = f"architecture {printable(name or '(none)')}"
     if name is None and model_type is not None:

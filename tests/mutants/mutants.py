@@ -220,6 +220,7 @@ IN_ASYNC = "tests/engine/test_async_llm.py::"
 IN_FILES = "tests/jobs/test_files.py::"
 IN_BATCH = "tests/jobs/test_openai_batch.py::"
 IN_RUNNER = "tests/jobs/test_runner.py::"
+IN_WINDOWS = "tests/engine/test_windows.py::"
 
 PYTHON_MUTANTS = [
     # Request table.
@@ -585,5 +586,48 @@ PYTHON_MUTANTS = [
         'yield text if text.endswith(b"\\n") else text + b"\\n"',
         "yield text",
         "tests/jobs/test_shards.py::test_lines_keep_their_bytes",
+    ),
+    # Models.
+    Mutant(
+        "a_window_is_a_position_too_long",
+        "batchllm/models/config.py",
+        "window_left=window - 1",
+        "window_left=window",
+        IN_WINDOWS + "test_a_row_sees_its_window",
+    ),
+    Mutant(
+        "every_layer_attends_by_the_plan_of_the_first_kind",
+        "batchllm/models/decoder.py",
+        "ops.attention(plans[kind],",
+        "ops.attention(plans[0],",
+        IN_WINDOWS + "test_a_row_sees_its_window",
+    ),
+    Mutant(
+        "every_plan_is_of_the_first_kind",
+        ENGINE,
+        "window_left=kind.window_left,",
+        "window_left=self.model.attention_kinds[0].window_left,",
+        IN_WINDOWS + "test_preempted_requests_see_their_windows",
+    ),
+    Mutant(
+        "the_first_layers_slide",
+        "batchllm/models/families.py",
+        "window if layer >= num_full_layers else None",
+        "window if layer < num_full_layers else None",
+        "tests/engine/test_config.py::test_every_supported_setting_is_read",
+    ),
+    Mutant(
+        "a_plan_of_another_kind_outgrows_its_room",
+        "batchllm/device/step.py",
+        "return all(layout.has_room_for(plan)",
+        "return any(layout.has_room_for(plan)",
+        "tests/engine/test_runner.py::test_a_layout_has_room_where_every_plan_has",
+    ),
+    Mutant(
+        "what_only_a_plan_knows_runs",
+        "batchllm/models/config.py",
+        "if not family.runs or ",
+        "if ",
+        "tests/engine/test_config.py::test_what_is_not_supported_is_refused_by_file_and_field",
     ),
 ]
