@@ -39,6 +39,10 @@ class Ops(Protocol):
         stands there of k and v afterwards may be anything. A slot that is none of the pages' is an error on a CPU; on
         a GPU nothing is written for its row."""
 
+    def append_kv(self, k: Tensor, v: Tensor, slots: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
+        """Writes k and v [T, num_kv_heads, D] to their slots as norm_rotate_append does; for a forward pass that norms
+        and rotates by itself."""
+
     def silu_and_mul(self, gate_up: Tensor, *, out: Tensor) -> None:
         """out [T, size] = silu(gate) * up, of gate_up [T, 2 size]."""
 
@@ -92,6 +96,9 @@ class CpuOps(Ops):
             self.rms_norm(q, norms[0], eps=eps, out=q)
             self.rms_norm(k, norms[1], eps=eps, out=k)
         ext.rotate(qkv[:, :-num_kv_heads], *angles, num_threads=self.num_threads)
+        self.append_kv(k, v, slots, k_pages, v_pages)
+
+    def append_kv(self, k: Tensor, v: Tensor, slots: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
         ext.append_kv(k, v, slots, k_pages, v_pages, num_threads=self.num_threads)
 
     def silu_and_mul(self, gate_up: Tensor, *, out: Tensor) -> None:
@@ -150,6 +157,9 @@ class GpuOps(Ops):
         ext.norm_rotate_append(
             qkv, *angles, slots, k_pages, v_pages, q_norm=q_norm, k_norm=k_norm, eps=eps, stream=self._stream()
         )
+
+    def append_kv(self, k: Tensor, v: Tensor, slots: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
+        ext.append_kv(k, v, slots, k_pages, v_pages, stream=self._stream())
 
     def silu_and_mul(self, gate_up: Tensor, *, out: Tensor) -> None:
         ext.silu_and_mul(gate_up, out=out, stream=self._stream())

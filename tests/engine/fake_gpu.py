@@ -82,6 +82,10 @@ class FakeGpuOps(GpuOps):
         )
         qkv[kept] = rows
 
+    def append_kv(self, k: Tensor, v: Tensor, slots: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
+        kept = slots >= 0
+        super().append_kv(k[kept], v[kept], slots[kept], k_pages, v_pages)
+
     def attention(
         self,
         plan: FakeDevicePlan,

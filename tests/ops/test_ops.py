@@ -41,12 +41,14 @@ def test_q_k_and_v_are_prepared_by_the_kernels_one_by_one(dtype, has_norms: bool
             ext.rms_norm(heads, weight, eps=1e-3, out=heads)
     ext.rotate(turned, angles.cos(), angles.sin())
     for ops, rows in ((CpuOps(num_threads=1), [0, 1, 2, 3, 4]), (FakeGpuOps(), [0, 1, 3, 4])):
-        k_pages, v_pages = (torch.zeros(3, 4, 2, 64, dtype=dtype) for _ in range(2))
+        k_pages, v_pages, k_alone, v_alone = (torch.zeros(3, 4, 2, 64, dtype=dtype) for _ in range(4))
         asked = torch.full((5,), NO_SLOT).index_copy(0, torch.tensor(rows), slots[rows])
         qkv = before.clone()
+        ops.append_kv(turned[:, 4:], before[:, 6:], asked, k_alone, v_alone)
         ops.norm_rotate_append(qkv, norms, (angles.cos(), angles.sin()), asked, k_pages, v_pages, eps=1e-3)
         assert torch.equal(qkv[rows, :4], turned[rows, :4])
-        for pages, heads in ((k_pages, turned[:, 4:]), (v_pages, before[:, 6:])):
+        keys, values = turned[:, 4:], before[:, 6:]
+        for pages, heads in ((k_pages, keys), (v_pages, values), (k_alone, keys), (v_alone, values)):
             expected = torch.zeros(12, 2, 64, dtype=dtype).index_copy(0, slots[rows], heads[rows])
             assert torch.equal(pages.flatten(0, 1), expected)
 
