@@ -255,7 +255,8 @@ def plan(
     """Tell what a job would gain, before a device is rented.
 
     The job is simulated under several policies; nothing is run, and times are those of a roofline model. Prompts of
-    text need the model's tokenizer; prompts of token ids need only its config.json.
+    text need the model's tokenizer; prompts of token ids need only its config.json. A model that `run` refuses is
+    planned where its sizes are known, and that is said.
 
     Exit status: 0 every line was planned; 3 some lines cannot run and were left out; 1 the job could not be planned,
     or a file not be written; 2 wrong usage; 130 interrupted; 143 terminated.

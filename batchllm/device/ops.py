@@ -27,7 +27,7 @@ class Ops(Protocol):
         self,
         qkv: Tensor,
         norms: tuple[Tensor, Tensor] | None,
-        angles: tuple[Tensor, Tensor],
+        angles: tuple[Tensor, Tensor] | None,
         slots: Tensor,
         k_pages: Tensor,
         v_pages: Tensor,
@@ -35,9 +35,9 @@ class Ops(Protocol):
         eps: float,
     ) -> None:
         """Norms q and k of qkv [T, num_qo_heads + 2 num_kv_heads, D] by two weights [D] (or not at all), turns them by
-        cos and sin, float32 [T, D / 2], and writes k and v to slots, int64 [T], of the pages. q stays in qkv; what
-        stands there of k and v afterwards may be anything. A slot that is none of the pages' is an error on a CPU; on
-        a GPU nothing is written for its row."""
+        cos and sin, float32 [T, D / 2] (or not at all), and writes k and v to slots, int64 [T], of the pages. q stays
+        in qkv; what stands there of k and v afterwards may be anything. A slot that is none of the pages' is an error
+        on a CPU; on a GPU nothing is written for its row."""
 
     def append_kv(self, k: Tensor, v: Tensor, slots: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
         """Writes k and v [T, num_kv_heads, D] to their slots as norm_rotate_append does; for a forward pass that norms
@@ -83,19 +83,16 @@ class CpuOps(Ops):
         self,
         qkv: Tensor,
         norms: tuple[Tensor, Tensor] | None,
-        angles: tuple[Tensor, Tensor],
+        angles: tuple[Tensor, Tensor] | None,
         slots: Tensor,
         k_pages: Tensor,
         v_pages: Tensor,
         *,
         eps: float,
     ) -> None:
-        num_kv_heads = k_pages.shape[2]
-        q, k, v = qkv.split((qkv.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads), dim=1)
-        if norms is not None:
-            self.rms_norm(q, norms[0], eps=eps, out=q)
-            self.rms_norm(k, norms[1], eps=eps, out=k)
-        ext.rotate(qkv[:, :-num_kv_heads], *angles, num_threads=self.num_threads)
+        k, v = _norm_q_and_k(self, qkv, norms, k_pages.shape[2], eps)
+        if angles is not None:
+            ext.rotate(qkv[:, : -v.shape[1]], *angles, num_threads=self.num_threads)
         self.append_kv(k, v, slots, k_pages, v_pages)
 
     def append_kv(self, k: Tensor, v: Tensor, slots: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
@@ -146,13 +143,16 @@ class GpuOps(Ops):
         self,
         qkv: Tensor,
         norms: tuple[Tensor, Tensor] | None,
-        angles: tuple[Tensor, Tensor],
+        angles: tuple[Tensor, Tensor] | None,
         slots: Tensor,
         k_pages: Tensor,
         v_pages: Tensor,
         *,
         eps: float,
     ) -> None:
+        if angles is None:
+            self.append_kv(*_norm_q_and_k(self, qkv, norms, k_pages.shape[2], eps), slots, k_pages, v_pages)
+            return
         q_norm, k_norm = norms or (None, None)
         ext.norm_rotate_append(
             qkv, *angles, slots, k_pages, v_pages, q_norm=q_norm, k_norm=k_norm, eps=eps, stream=self._stream()
@@ -194,3 +194,14 @@ class GpuOps(Ops):
 
     def _stream(self) -> int:
         return int(torch.cuda.current_stream().cuda_stream)
+
+
+def _norm_q_and_k(
+    ops: Ops, qkv: Tensor, norms: tuple[Tensor, Tensor] | None, num_kv_heads: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """In place; returns k and v, views of qkv."""
+    q, k, v = qkv.split((qkv.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads), dim=1)
+    if norms is not None:
+        ops.rms_norm(q, norms[0], eps=eps, out=q)
+        ops.rms_norm(k, norms[1], eps=eps, out=k)
+    return k, v

@@ -20,7 +20,6 @@ from batchllm.text import printable
 
 # Bytes of an element, by the dtypes that config.json may name.
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
-SILU = ("silu", "swish")  # names of one function
 MAX_LAYERS = 10_000  # a stranger's number that memory is taken for
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 # Settings of generation_config.json that change what is sampled: ours by their names here, and the others with the
@@ -240,7 +239,8 @@ def _parse(raw: dict[str, Any]) -> tuple[ModelConfig, list[str]]:
     if not family.runs or architecture_of(raw) != family.architecture:
         refusals.append(unsupported(raw))
     activation = printable(str(raw.get("hidden_act") or raw.get("hidden_activation") or family.activation))
-    if activation not in SILU:
+    activation = "silu" if activation == "swish" else activation  # one function
+    if activation != "silu":
         refusals.append(f"hidden_act: expected silu, got {activation}")
     dtype = raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
@@ -249,7 +249,7 @@ def _parse(raw: dict[str, Any]) -> tuple[ModelConfig, list[str]]:
         architecture=family.architecture,
         vocab_size=positive_int(raw, "vocab_size"),
         hidden_size=positive_int(raw, "hidden_size"),
-        layers=_layers(raw, family, read_rotation(raw, refusals.append), "silu" if activation in SILU else activation),
+        layers=_layers(raw, family, read_rotation(raw, family.rope_theta, refusals.append), activation),
         max_model_len=positive_int(raw, "max_position_embeddings"),
         rms_norm_eps=number("rms_norm_eps", raw.get("rms_norm_eps", 1e-6), at_most=1.0),
         tie_word_embeddings=flag(raw, "tie_word_embeddings", family.tie_word_embeddings),
@@ -271,7 +271,7 @@ def _layers(raw: dict[str, Any], family: Family, rotation: Rotation, activation:
     if head_dim % 2:
         raise ValueError(f"head_dim: expected an even number, got {head_dim}")
     attention_bias = family.reads_attention_bias and flag(raw, "attention_bias")
-    whole = LayerSpec(
+    layer = LayerSpec(
         attention=AttentionSpec(num_qo_heads, num_kv_heads, head_dim, softmax_scale=1 / math.sqrt(head_dim)),
         rotation=rotation,
         intermediate_size=positive_int(raw, "intermediate_size"),
@@ -282,12 +282,15 @@ def _layers(raw: dict[str, Any], family: Family, rotation: Rotation, activation:
         activation=activation,
         num_norms=family.num_norms,
     )
-    windows = family.windows(raw, positive_int(raw, "num_hidden_layers", at_most=MAX_LAYERS))
+    num_layers = positive_int(raw, "num_hidden_layers", at_most=MAX_LAYERS)
+    longest = positive_int(raw, "max_position_embeddings")
     return tuple(
-        whole
-        if window is None or window >= positive_int(raw, "max_position_embeddings")
-        else replace(whole, attention=replace(whole.attention, window_left=window - 1))
-        for window in windows
+        replace(
+            layer,
+            attention=layer.attention if window is None or window >= longest else layer.attention.sliding(window),
+            rotation=rotation if is_rotated else None,
+        )
+        for window, is_rotated in zip(family.windows(raw, num_layers), family.rotated(raw, num_layers), strict=True)
     )
 
 

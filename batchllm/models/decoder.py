@@ -1,7 +1,8 @@
-"""One decoder for the Llama family: Llama 2/3, Mistral, SmolLM2, Qwen2, Qwen3. Differences come from the layers' specs.
+"""One decoder for the Llama family: Llama 2/3, Mistral, SmolLM2/3, Qwen2/3. Differences come from the layers' specs.
 
 T = tokens of the batch, Hq/Hkv = query/KV heads, D = head_dim. Matrix products are torch's; what is between
-them is of the device's `Ops`. All layers have the heads, the sizes and the rotation of the first.
+them is of the device's `Ops`. All layers have the heads and sizes of the first, and those that
+rotate q and k do it alike.
 """
 
 from __future__ import annotations
@@ -56,8 +57,11 @@ class Model(ForwardPass):
             self.lm_head = Linear(reader.take("lm_head.weight", config.vocab_size, hidden))
         reader.finish()
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
-        spec = config.layers[0]
-        self.inv_freq = inv_freq(spec.rotation, spec.attention.head_dim, config.max_model_len).to(self.device)
+        rotation = next((spec.rotation for spec in config.layers if spec.rotation is not None), None)
+        self.inv_freq = None  # [D / 2] float32
+        if rotation is not None:
+            head_dim = config.layers[0].attention.head_dim
+            self.inv_freq = inv_freq(rotation, head_dim, config.max_model_len).to(self.device)
 
     def pack_weights(self) -> None:
         """The embedding stays as it is, also where it is the lm_head."""
@@ -78,19 +82,20 @@ class Model(ForwardPass):
         normed = torch.empty_like(x)
         attended = x.new_empty(len(x), num_q, dim)  # [T, Hq, D]
         activated = x.new_empty(len(x), config.layers[0].intermediate_size)
-        for layer, kind, k_pages, v_pages in zip(
-            self.layers, self.kind_of_layer, kv_cache.k_pages, kv_cache.v_pages, strict=True
+        for layer, spec, kind, k_pages, v_pages in zip(
+            self.layers, config.layers, self.kind_of_layer, kv_cache.k_pages, kv_cache.v_pages, strict=True
         ):
             norm(x, layer.input_norm, out=normed, delta=delta)
             qkv = layer.qkv(normed).view(len(x), num_q + 2 * num_kv, dim)
             norms = None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm)
-            ops.norm_rotate_append(qkv, norms, angles, step.slots, k_pages, v_pages, eps=config.rms_norm_eps)
+            turned_by = angles if spec.rotation is not None else None
+            ops.norm_rotate_append(qkv, norms, turned_by, step.slots, k_pages, v_pages, eps=config.rms_norm_eps)
             q = qkv[:, :num_q]  # [T, Hq, D]
             if layer is self.layers[-1] and step.logit_rows is not None:
                 rows, plans = step.logit_rows, step.logit_plans
                 x, q = x[rows], q[rows]
                 normed, attended, activated = (buffer[: len(rows)] for buffer in (normed, attended, activated))
-            scale = self.attention_kinds[kind].softmax_scale
+            scale = spec.attention.softmax_scale
             ops.attention(plans[kind], q, k_pages, v_pages, out=attended, softmax_scale=scale)
             norm(x, layer.post_norm, out=normed, delta=layer.o(attended.flatten(1)))
             ops.silu_and_mul(layer.gate_up(normed), out=activated)
@@ -101,8 +106,10 @@ class Model(ForwardPass):
     def logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)
 
-    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of the rotary angles, each [T, D / 2] float32."""
+    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+        """cos and sin of the rotary angles, each [T, D / 2] float32; None where no layer rotates."""
+        if self.inv_freq is None:
+            return None
         angles = torch.outer(positions.float(), self.inv_freq)
         return angles.cos(), angles.sin()
 

@@ -12,8 +12,10 @@ from batchllm.text import printable
 # transformers' values where config.json has no such key; a null is none.
 SLIDING_WINDOW = 4096
 MAX_WINDOW_LAYERS = 28
+NO_ROPE_LAYER_INTERVAL = 4
 
 Windows = Callable[[dict[str, Any], int], list[int | None]]  # (config.json, num_layers) -> of each layer; None: all
+Rotated = Callable[[dict[str, Any], int], list[bool]]  # likewise: whether q and k of each layer are
 
 
 def no_windows(raw: dict[str, Any], num_layers: int) -> list[int | None]:
@@ -31,18 +33,38 @@ def windows_of_some(raw: dict[str, Any], num_layers: int) -> list[int | None]:
     if not flag(raw, "use_sliding_window"):
         return no_windows(raw, num_layers)
     window = _sliding_window(raw)
-    num_full_layers, types = raw.get("max_window_layers", MAX_WINDOW_LAYERS), raw.get("layer_types")
+    if raw.get("layer_types") is not None:
+        return _windows_by_type(raw, num_layers, window)
+    num_full_layers = raw.get("max_window_layers", MAX_WINDOW_LAYERS)
     if not isinstance(num_full_layers, int) or isinstance(num_full_layers, bool):
         raise ValueError(f"max_window_layers: expected an integer, got {num_full_layers!r:.80}")
-    if types is None:
-        return [window if layer >= num_full_layers else None for layer in range(num_layers)]
-    window_of = {"full_attention": None, "sliding_attention": window}
-    if not isinstance(types, list) or len(types) != num_layers:
-        raise ValueError(f"layer_types: expected one for each of {num_layers} layers, got {types!r:.80}")
-    for layer, kind in enumerate(types):
-        if not isinstance(kind, str) or kind not in window_of:
-            raise ValueError(f"layer_types[{layer}]: expected one of {', '.join(window_of)}, got {kind!r:.80}")
-    return [window_of[kind] for kind in types]
+    return [window if layer >= num_full_layers else None for layer in range(num_layers)]
+
+
+def windows_without_rotation(raw: dict[str, Any], num_layers: int) -> list[int | None]:
+    """As windows_of_some, but without `layer_types` of the layers that are not rotated, and without `sliding_window`
+    of none."""
+    if not flag(raw, "use_sliding_window") or raw.get("sliding_window") is None:
+        return no_windows(raw, num_layers)
+    window = _sliding_window(raw)
+    if raw.get("layer_types") is not None:
+        return _windows_by_type(raw, num_layers, window)
+    return [None if rotated else window for rotated in some_rotated(raw, num_layers)]
+
+
+def all_rotated(raw: dict[str, Any], num_layers: int) -> list[bool]:
+    return [True] * num_layers
+
+
+def some_rotated(raw: dict[str, Any], num_layers: int) -> list[bool]:
+    """Those with a 1 in `no_rope_layers`, or else all but every `no_rope_layer_interval`th."""
+    rotated = raw.get("no_rope_layers")
+    if rotated is None:
+        interval = positive_int(raw, "no_rope_layer_interval", NO_ROPE_LAYER_INTERVAL)
+        return [(layer + 1) % interval != 0 for layer in range(num_layers)]
+    if not isinstance(rotated, list) or len(rotated) < num_layers or any(one not in (0, 1) for one in rotated):
+        raise ValueError(f"no_rope_layers: expected 0 or 1 for each of {num_layers} layers, got {rotated!r:.80}")
+    return [bool(one) for one in rotated[:num_layers]]
 
 
 @dataclass(frozen=True)
@@ -58,10 +80,12 @@ class Family:
     qk_norm: bool = False
     num_norms: int = 2  # of a layer, as LayerSpec's
     windows: Windows = no_windows
+    rotated: Rotated = all_rotated
     # Where config.json does not say.
     head_dim: int | None = None  # None: hidden_size / num_attention_heads
     activation: str = "silu"
     tie_word_embeddings: bool = False
+    rope_theta: float = 10000.0
 
 
 _GEMMA = Family(
@@ -78,6 +102,16 @@ FAMILIES = (
     Family("MistralForCausalLM", "mistral", windows=one_window),
     Family("Qwen2ForCausalLM", "qwen2", qkv_bias=True, windows=windows_of_some),
     Family("Qwen3ForCausalLM", "qwen3", reads_attention_bias=True, qk_norm=True, windows=windows_of_some, head_dim=128),
+    Family(
+        "SmolLM3ForCausalLM",
+        "smollm3",
+        reads_attention_bias=True,
+        reads_mlp_bias=True,
+        windows=windows_without_rotation,
+        rotated=some_rotated,
+        tie_word_embeddings=True,
+        rope_theta=2e6,
+    ),
     Family("Phi3ForCausalLM", "phi3", runs=False),
     _GEMMA,
     replace(_GEMMA, architecture="Gemma2ForCausalLM", model_type="gemma2", num_norms=4),
@@ -113,6 +147,16 @@ def unsupported(raw: dict[str, Any]) -> str:
         what = f"model_type {printable(str(model_type))}"
     run, planned = ([family.architecture for family in FAMILIES if family.runs is runs] for runs in (True, False))
     return f"{what} is not supported; supported: {', '.join(run)}; in plans alone: {', '.join(planned)}"
+
+
+def _windows_by_type(raw: dict[str, Any], num_layers: int, window: int | None) -> list[int | None]:
+    types, window_of = raw["layer_types"], {"full_attention": None, "sliding_attention": window}
+    if not isinstance(types, list) or len(types) != num_layers:
+        raise ValueError(f"layer_types: expected one for each of {num_layers} layers, got {types!r:.80}")
+    for layer, kind in enumerate(types):
+        if not isinstance(kind, str) or kind not in window_of:
+            raise ValueError(f"layer_types[{layer}]: expected one of {', '.join(window_of)}, got {kind!r:.80}")
+    return [window_of[kind] for kind in types]
 
 
 def _sliding_window(raw: dict[str, Any]) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from batchllm.models.rope import Rotation
 
@@ -29,13 +29,17 @@ class AttentionSpec:
         """Elements per row of K, and of V."""
         return self.num_kv_heads * self.head_dim
 
+    def sliding(self, window: int) -> AttentionSpec:
+        """The same over the last `window` positions that a row sees, its own included."""
+        return replace(self, window_left=window - 1)
+
 
 @dataclass(frozen=True)
 class LayerSpec:
     """Attention, then a gated MLP, each on the normed hidden states and added to them."""
 
     attention: AttentionSpec
-    rotation: Rotation
+    rotation: Rotation | None  # of q and k; None: positions are not encoded
     intermediate_size: int
     activation: str = "silu"  # of the gate
     qkv_bias: bool = False

@@ -16,26 +16,25 @@ FACTORS: dict[str, tuple[str, ...]] = {  # by the types of rotation that are sup
 }
 # What may stand beside the factors: read elsewhere, or without effect on these types.
 OTHER_KEYS = {"rope_theta", "rope_type", "type", "partial_rotary_factor", "original_max_position_embeddings"}
-DEFAULT_THETA = 10000.0
 
 
 @dataclass(frozen=True)
 class Rotation:
     """Elements i and i + head_dim / 2 of a head are turned by position * theta^(-2 i / head_dim)."""
 
-    theta: float = DEFAULT_THETA
+    theta: float
     rope_type: str = "default"  # how the angles are scaled
     factors: dict[str, float] = field(default_factory=dict, hash=False)  # FACTORS[rope_type]
 
 
-def read_rotation(raw: dict[str, Any], refuse: Callable[[str], None]) -> Rotation:
+def read_rotation(raw: dict[str, Any], default_theta: float, refuse: Callable[[str], None]) -> Rotation:
     """Theta may stand beside the scaling or in it. `refuse` is told what the decoder does not support, which the
     result leaves out; ValueError for what is no setting at all."""
     settings = _settings(raw)
     for place in (raw, settings):
         if (rotated := place.get("partial_rotary_factor", 1.0)) != 1.0:
             refuse(f"partial_rotary_factor: expected 1.0, got {printable(str(rotated))}")
-    theta = number("rope_theta", settings.get("rope_theta", raw.get("rope_theta", DEFAULT_THETA)))
+    theta = number("rope_theta", settings.get("rope_theta", raw.get("rope_theta", default_theta)))
     if nested := [name for name, value in settings.items() if isinstance(value, dict)]:
         refuse(f"rope_parameters: settings of a kind of layer ({printable(nested[0])}) are not supported")
         return Rotation(theta)

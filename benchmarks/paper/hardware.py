@@ -6,11 +6,12 @@ from batchllm.models.config import ModelConfig
 from batchllm.models.layer_spec import AttentionSpec, LayerSpec
 from batchllm.models.rope import Rotation
 
+_LAYER = LayerSpec(AttentionSpec(32, 8, 128, softmax_scale=128**-0.5), Rotation(theta=5e5), intermediate_size=14_336)
 LLAMA_8B = ModelConfig(  # Llama 3.1, bfloat16
     architecture="LlamaForCausalLM",
     vocab_size=128_256,
     hidden_size=4096,
-    layers=(LayerSpec(AttentionSpec(32, 8, 128, softmax_scale=128**-0.5), Rotation(), intermediate_size=14_336),) * 32,
+    layers=(_LAYER,) * 32,
     max_model_len=131_072,
     rms_norm_eps=1e-5,
     tie_word_embeddings=False,

@@ -16,7 +16,7 @@ TINY = ModelConfig(
     architecture="LlamaForCausalLM",
     vocab_size=32,
     hidden_size=8,
-    layers=(LayerSpec(AttentionSpec(2, 1, 4, softmax_scale=0.5), Rotation(), intermediate_size=16),) * 2,
+    layers=(LayerSpec(AttentionSpec(2, 1, 4, softmax_scale=0.5), Rotation(theta=5e5), intermediate_size=16),) * 2,
     max_model_len=64,
     rms_norm_eps=1e-5,
     tie_word_embeddings=False,

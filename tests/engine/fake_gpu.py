@@ -75,6 +75,9 @@ class FakeGpuOps(GpuOps):
 
     def norm_rotate_append(self, qkv: Tensor, norms, angles, slots: Tensor, k_pages, v_pages, *, eps: float) -> None:
         """All rows, but K and V of those alone that have a slot."""
+        if angles is None:
+            super().norm_rotate_append(qkv, norms, angles, slots, k_pages, v_pages, eps=eps)
+            return
         kept = slots >= 0
         rows = qkv[kept]
         CpuOps().norm_rotate_append(

@@ -42,6 +42,7 @@ LLAMA3_SCALING = {key: value for key, value in tiny.LLAMA3_ROPE.items() if key !
 LLAMA3_FACTORS = {key: value for key, value in LLAMA3_SCALING.items() if key != "rope_type"}
 MISTRAL, QWEN2 = {"architectures": ["MistralForCausalLM"]}, {"architectures": ["Qwen2ForCausalLM"]}
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "head_dim": 8}
+SMOLLM3 = {"architectures": ["SmolLM3ForCausalLM"]}
 SLIDING = {"use_sliding_window": True, "sliding_window": 64}
 
 
@@ -64,6 +65,13 @@ def rotated(theta: float, rope_type: str = "default", **factors: float) -> dict[
 
 def family(architecture: str, *windows: int | None, **changes: Any) -> dict[str, Any]:
     return {"architecture": f"{architecture}ForCausalLM", **layers(*windows, **changes)}
+
+
+def smollm3(*rotated: bool, windows: tuple[int | None, ...] = ()) -> dict[str, Any]:
+    fields = family("SmolLM3", *(windows or [None] * len(rotated)))
+    rotations = [Rotation(theta=2e6) if one else None for one in rotated]
+    specs = [dataclasses.replace(spec, rotation=one) for spec, one in zip(fields["layers"], rotations, strict=True)]
+    return fields | {"layers": tuple(specs), "tie_word_embeddings": True}
 
 
 # Fields of config.json that differ from LLAMA, and fields that then differ from PARSED_LLAMA.
@@ -124,6 +132,16 @@ PARSED = [
         family("Qwen3", 64, None, qk_norm=True),
     ),
     (QWEN3 | {"attention_bias": True}, family("Qwen3", qk_norm=True, qkv_bias=True, o_bias=True)),
+    (SMOLLM3, smollm3(True, True)),  # every fourth layer is not rotated
+    (SMOLLM3 | {"num_hidden_layers": 5}, smollm3(True, True, True, False, True)),
+    (SMOLLM3 | {"no_rope_layer_interval": 2}, smollm3(True, False)),
+    (SMOLLM3 | {"no_rope_layers": [0, 1, 1]}, smollm3(False, True)),
+    (SMOLLM3 | {"no_rope_layers": [0, 1], "use_sliding_window": True}, smollm3(False, True)),
+    (SMOLLM3 | SLIDING | {"no_rope_layers": [0, 1]}, smollm3(False, True, windows=(64, None))),
+    (
+        SMOLLM3 | SLIDING | {"no_rope_layers": [0, 1], "layer_types": ["full_attention", "sliding_attention"]},
+        smollm3(False, True, windows=(None, 64)),
+    ),
     ({"rope_parameters": LINEAR, "rope_scaling": LINEAR}, rotated(1e4, "linear", factor=2.0)),
     (
         {"rope_parameters": LINEAR | {"original_max_position_embeddings": 32}},
@@ -155,6 +173,8 @@ REFUSED = [
     (QWEN3 | SLIDING | {"layer_types": [["a"], {}]}, r"layer_types\[0\]: expected one of .*, got \['a'\]"),
     (QWEN2 | SLIDING | {"max_window_layers": "1"}, "max_window_layers: expected an integer, got '1'"),
     (QWEN2 | SLIDING | {"sliding_window": 0}, "sliding_window: expected a positive integer, got 0"),
+    (SMOLLM3 | {"no_rope_layers": [1]}, r"no_rope_layers: expected 0 or 1 for each of 2 layers, got \[1\]"),
+    (SMOLLM3 | {"no_rope_layers": [1, "0"]}, "no_rope_layers: expected 0 or 1 for each of 2 layers"),
     ({"num_hidden_layers": 10_001}, "num_hidden_layers: expected at most 10000, got 10001"),
     ({"dtype": "int8"}, "dtype: expected one of bfloat16, .*, got 'int8'"),
     ({"num_local_experts": 8}, "num_local_experts: mixture-of-experts models are not supported"),

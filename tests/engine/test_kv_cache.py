@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from batchllm import LLM
 from batchllm.device.kv_cache import PagedKVCache, available_memory_bytes
 from batchllm.models.layer_spec import AttentionSpec
 
@@ -103,6 +104,14 @@ def test_pages_of_all_layers_are_apart_and_of_the_size_announced(dtype):
     for value, page in enumerate(pages):
         page.fill_(value)
     assert [page.unique().tolist() for page in pages] == [[value] for value in range(len(pages))]
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-mha-wide-heads", "qwen3-window"])
+def test_a_token_takes_the_bytes_that_the_description_says(tiny_model, family):
+    llm = LLM(tiny_model(family), dtype="float32", kv_cache_tokens=160)
+    pages = [*llm.engine.kv_cache.k_pages, *llm.engine.kv_cache.v_pages]
+    assert llm.config.dtype == "float32"
+    assert sum(page.nbytes for page in pages) == 160 * llm.config.kv_bytes_per_token
 
 
 def test_a_pool_the_machine_refuses_is_named_with_its_size():

@@ -49,6 +49,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+PADDED = {"pad_token_id": 0}  # where the default is outside the vocabulary
 WINDOW = 16
 SLIDING = {"use_sliding_window": True, "sliding_window": WINDOW}
 
@@ -84,6 +85,9 @@ FAMILIES = {
     "qwen3": Family("Qwen3", {"head_dim": 16}),
     "qwen3-tied": Family("Qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
     "qwen3-window": Family("Qwen3", SLIDING | {"layer_types": ["sliding_attention", "full_attention"], "head_dim": 16}),
+    "smollm3-tied": Family("SmolLM3", PADDED | {"no_rope_layers": [1, 0]}),
+    "smollm3-none-rotated": Family("SmolLM3", PADDED | {"no_rope_layers": [0, 0], "tie_word_embeddings": False}),
+    "smollm3-tied-window": Family("SmolLM3", PADDED | SLIDING | {"no_rope_layer_interval": 2}),
 }
 
 

@@ -590,7 +590,7 @@ PYTHON_MUTANTS = [
     # Models.
     Mutant(
         "a_window_is_a_position_too_long",
-        "batchllm/models/config.py",
+        "batchllm/models/layer_spec.py",
         "window_left=window - 1",
         "window_left=window",
         IN_WINDOWS + "test_a_row_sees_its_window",
@@ -608,6 +608,13 @@ PYTHON_MUTANTS = [
         "window_left=kind.window_left,",
         "window_left=self.model.attention_kinds[0].window_left,",
         IN_WINDOWS + "test_preempted_requests_see_their_windows",
+    ),
+    Mutant(
+        "every_layer_is_rotated",
+        "batchllm/models/decoder.py",
+        "angles if spec.rotation is not None else None",
+        "angles",
+        "tests/engine/test_families.py::test_logits_equal_transformers",
     ),
     Mutant(
         "the_first_layers_slide",

@@ -27,9 +27,10 @@ def test_both_devices_are_asked_for_the_same(dtype):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("is_rotated", [True, False])
 @pytest.mark.parametrize("has_norms", [False, True])
 @dtypes
-def test_q_k_and_v_are_prepared_by_the_kernels_one_by_one(dtype, has_norms: bool):
+def test_q_k_and_v_are_prepared_by_the_kernels_one_by_one(dtype, has_norms: bool, is_rotated: bool):
     """5 rows of 4 + 2 + 2 heads; on a GPU one of them may have no slot."""
     before = normal(5, 8, 64, dtype=dtype)
     angles = normal(5, 32, dtype=torch.float32)
@@ -39,13 +40,15 @@ def test_q_k_and_v_are_prepared_by_the_kernels_one_by_one(dtype, has_norms: bool
     if norms is not None:
         for heads, weight in ((turned[:, :4], norms[0]), (turned[:, 4:], norms[1])):
             ext.rms_norm(heads, weight, eps=1e-3, out=heads)
-    ext.rotate(turned, angles.cos(), angles.sin())
+    turned_by = (angles.cos(), angles.sin()) if is_rotated else None
+    if turned_by is not None:
+        ext.rotate(turned, *turned_by)
     for ops, rows in ((CpuOps(num_threads=1), [0, 1, 2, 3, 4]), (FakeGpuOps(), [0, 1, 3, 4])):
         k_pages, v_pages, k_alone, v_alone = (torch.zeros(3, 4, 2, 64, dtype=dtype) for _ in range(4))
         asked = torch.full((5,), NO_SLOT).index_copy(0, torch.tensor(rows), slots[rows])
         qkv = before.clone()
         ops.append_kv(turned[:, 4:], before[:, 6:], asked, k_alone, v_alone)
-        ops.norm_rotate_append(qkv, norms, (angles.cos(), angles.sin()), asked, k_pages, v_pages, eps=1e-3)
+        ops.norm_rotate_append(qkv, norms, turned_by, asked, k_pages, v_pages, eps=1e-3)
         assert torch.equal(qkv[rows, :4], turned[rows, :4])
         keys, values = turned[:, 4:], before[:, 6:]
         for pages, heads in ((k_pages, keys), (v_pages, values), (k_alone, keys), (v_alone, values)):
