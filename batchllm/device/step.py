@@ -83,12 +83,14 @@ class StepLayout:
         slots = buffer[self._slots].view(np.int64)
         slots[:num_rows], slots[num_rows:] = batch.slots, NO_SLOT
         for part, values in ((self._token_ids, batch.token_ids), (self._positions, batch.positions)):
-            buffer[part][:num_rows], buffer[part][num_rows:] = values, 0
+            to = buffer[part]
+            to[:num_rows], to[num_rows:] = values, 0
+        for layout, part, plan in zip(self.plans, self._plans, plans, strict=True):
+            layout.pack(plan, buffer[part])
         if logit_plans:
             buffer[self._logit_rows] = batch.output_rows
-        layouts, parts = (*self.plans, *self.logit_plans), (*self._plans, *self._logit_plans)
-        for layout, part, plan in zip(layouts, parts, (*plans, *logit_plans), strict=True):
-            layout.pack(plan, buffer[part])
+            for layout, part, plan in zip(self.logit_plans, self._logit_plans, logit_plans, strict=True):
+                layout.pack(plan, buffer[part])
 
     def step(self, buffer: Tensor, new_plan: Callable[[ext.PlanLayout, Tensor], Any]) -> Step:
         """Views of int32 [num_ints] of the device; `new_plan` makes of a part what the device's attention takes."""
