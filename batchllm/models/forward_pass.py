@@ -31,10 +31,11 @@ class ForwardPass(Protocol):
         """Writes K and V of every row to its slot of every layer, and returns the hidden states of step.logit_rows (of
         all rows where that is None) after the last norm, [R, hidden_size].
 
-        Layer i attends by `ops.attention(step.plans[kind_of_layer[i]], ...)` once it has written its K and V; once the
-        last has, it may go on with the logit rows alone, by logit_plans. Rows that only fill a CUDA graph have no slot:
-        their K and V are not written, and nobody reads what comes of them. On a GPU a pass whose rows all have logits
-        is captured and replayed, so nothing in it may wait for the device.
+        Layer i attends by `ops.attention(step.plans[kind_of_layer[i]], ...)`, with the scale, the soft cap and the
+        sinks of its kind, once it has written its K and V; once the last has, the pass may go on with the logit rows
+        alone, by logit_plans. Rows that only fill a CUDA graph have no slot: their K and V are not written, and nobody
+        reads what comes of them. On a GPU a pass whose rows all have logits is captured and replayed, so nothing in it
+        may wait for the device.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -68,13 +68,26 @@ def test_token_ids_need_only_a_config(config: Path, in_jsonl: Path, tmp_path: Pa
         assert (plan["prompt_tokens"], plan["model"], plan["device"]) == (630, "model", DEVICES["h100"].name)
 
 
-def test_a_model_that_run_refuses_is_planned_and_that_is_said(config: Path, in_jsonl: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"]}, "Gemma2ForCausalLM is not supported"),
+        ({"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}, "Phi3ForCausalLM is not supported"),
+        ({"architectures": None}, "model_type llama is not supported"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type 'yarn' is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act: expected silu, got gelu"),
+    ],
+    ids=str,
+)
+def test_a_model_that_run_refuses_is_planned_and_that_is_said(
+    config: Path, in_jsonl: Path, changes: dict[str, Any], why: str
+) -> None:
     assert "run refuses" not in call(in_jsonl, "--model", config).stderr
     settings = json.loads(config.read_text())
-    config.write_text(json.dumps(settings | {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"]}))
+    config.write_text(json.dumps(settings | changes))
     result = call(in_jsonl, "--model", config)
     assert result.exit_code == 0, result.output
-    assert re.search(r"batchllm run refuses this model: .*Gemma2ForCausalLM", result.stderr.replace("\n", " "))
+    assert re.search(f"batchllm run refuses this model: .*{re.escape(why)}", result.stderr.replace("\n", " "))
 
 
 def test_of_a_model_on_the_hub_no_weights_are_fetched(
