@@ -74,7 +74,7 @@ test-cpp: .venv/installed $(DOCTEST)
 test-python: .venv/installed $(MODEL)/config.json
 	$(BIN)/python -m pytest
 
-# What nvcc makes of the kernels of attention and of the norm, compared with tests/sass/bars.json; needs nvcc, no GPU.
+# What nvcc makes of the kernels, compared with tests/sass/bars.json; needs nvcc, no GPU.
 .venv/sass-installed: .venv/installed
 	$(BIN)/pip install -q --disable-pip-version-check nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps nvidia-cutlass

@@ -628,6 +628,41 @@ def argmax_and_lse(logits: Any, *, token_ids: Any, lse: Any, num_threads: int = 
     both [num_rows].
     """
 
+def sample(
+    logits: Any,
+    *,
+    temperature: Any,
+    top_k: Any,
+    top_p: Any,
+    min_p: Any,
+    uniform: Any,
+    token_ids: Any,
+    logprobs: Any,
+    lse: Any,
+    ruled_logits: Any = None,
+    ruled_rows: Any = None,
+    num_threads: int = 0,
+    stream: int = 0,
+) -> None:
+    """One token of every row, by one launch on a GPU. No row's token depends on the other rows, on the number of
+    threads, or on where the row lies.
+
+    Temperature 0: the largest logit, the first of equals. Else every token has the weight exp((logit - the largest) /
+    temperature), of which in this order, vLLM's, min_p leaves out those below min_p (0 is off), top_k keeps the k
+    likeliest (off below 1), and top_p the fewest of the likeliest with top_p of the mass that is left (1 is off). The
+    likeliest token stays; of equal logits those with lower indices are likelier. The token is the first, in the order
+    of the vocabulary, with which the sum of the weights that are kept exceeds `uniform` times all of it. Orders and
+    counts are exact, sums within 1e-5 of themselves. A logit that is NaN is never drawn.
+
+    ruled_logits [num_ruled, vocab_size] float32 is what tokens are drawn from instead in rows whose place in ruled_rows
+    int32 [num_rows] is in it; any other number is no place.
+
+    logits [num_rows, vocab_size] float32 or bfloat16, on a GPU also float16, vocab_size from 1 to 2^31 - 1;
+    temperature, top_p, min_p float32, top_k int32 and uniform float64 (in [0, 1)), all [num_rows]; written, [num_rows]:
+    token_ids int32; logprobs float32, the log-probability of the token by `logits` alone; lse float32,
+    log(sum(exp(logits))). Both are NaN where a logit is NaN or +infinity or all are -infinity.
+    """
+
 def has_cuda() -> bool:
     """Whether this build has CUDA kernels; it says nothing of the machine."""
 

@@ -389,7 +389,17 @@ class Fuzzer:
             )
         elif kind == 3:
             outputs = {"token_ids": np.zeros(len(x), np.int32), "lse": np.zeros(len(x), np.float32)}
-            self.call("argmax_and_lse", ext.argmax_and_lse, self.floats(len(x), size), **outputs, **threads)
+            logits = self.floats(len(x), size)
+            self.call("argmax_and_lse", ext.argmax_and_lse, logits, **outputs, **threads)
+            names = ("temperature", "top_p", "min_p", "logprobs")
+            columns = {name: self.floats(len(x)) for name in names} | {"uniform": self.rng.random(len(x))}
+            ints = {"top_k": self.rng.integers(-2, 300, len(x), np.int32)}
+            ruled = {
+                "ruled_logits": self.floats(self.between(0, 3), size),
+                "ruled_rows": self.rng.integers(-2, 5, len(x), np.int32),
+            }
+            more = ruled if self.rng.random() < 0.5 else {}
+            self.call("sample", ext.sample, logits, **outputs, **columns, **ints, **more, **threads)
         elif kind == 4:
             k_pages, v_pages = self.floats(2, 4, 3, num_heads, size)
             slots = self.rng.integers(0, 12, len(x))

@@ -213,24 +213,33 @@ void silu_and_mul_of(py::handle gate_up_object, py::handle out_object, int32_t n
     silu_and_mul(params, num_rows.size, num_threads);
 }
 
+// [num_rows, vocab_size], of a vocabulary whose tokens int32 can name.
+void check_logits(const Tensor& logits, Dim& num_rows, Dim& vocab_size) {
+    check_shape(logits, {&num_rows, &vocab_size});
+    if (vocab_size.size == 0) throw py::value_error(std::string(logits.name()) + ": expected at least 1 token, got 0");
+    if (vocab_size.size > std::numeric_limits<int32_t>::max()) {
+        throw py::value_error(std::string(logits.name()) +
+                              ": expected at most 2^31 - 1 tokens, which token_ids can name, got " +
+                              std::to_string(vocab_size.size));
+    }
+}
+
+// A contiguous [num_rows], on the device of `logits`.
+void check_column(const Tensor& column, Dim& num_rows, ElementType type, const Tensor& logits) {
+    check_shape(column, {&num_rows});
+    column.expect_type({type});
+    column.expect_unit_last_stride();
+    column.expect_device_of(logits);
+}
+
 void argmax_and_lse_of(py::handle logits_object, py::handle token_ids_object, py::handle lse_object,
                        int32_t num_threads) {
     const Tensor logits("logits", logits_object), token_ids("token_ids", token_ids_object), lse("lse", lse_object);
     Dim num_rows{"num_rows"}, vocab_size{"vocab_size"};
-    check_shape(logits, {&num_rows, &vocab_size});
-    check_shape(token_ids, {&num_rows});
-    check_shape(lse, {&num_rows});
-    if (vocab_size.size == 0) throw py::value_error("logits: expected at least 1 token, got 0");
-    if (vocab_size.size > std::numeric_limits<int32_t>::max()) {
-        throw py::value_error("logits: expected at most 2^31 - 1 tokens, which token_ids can name, got " +
-                              std::to_string(vocab_size.size));
-    }
-    token_ids.expect_type({ElementType::kInt32});
-    lse.expect_type({ElementType::kFloat32});
-    for (const Tensor* tensor : {&token_ids, &lse}) {
-        tensor->expect_unit_last_stride();
-        tensor->expect_writable();
-    }
+    check_logits(logits, num_rows, vocab_size);
+    check_column(token_ids, num_rows, ElementType::kInt32, logits);
+    check_column(lse, num_rows, ElementType::kFloat32, logits);
+    for (const Tensor* tensor : {&token_ids, &lse}) tensor->expect_writable();
     const ArgmaxAndLseParams params{
         .dtype = common_type({&logits}),
         .logits = logits.data(),
@@ -242,6 +251,62 @@ void argmax_and_lse_of(py::handle logits_object, py::handle token_ids_object, py
     num_threads = thread_count(num_threads, omp_get_max_threads());
     const py::gil_scoped_release release;
     argmax_and_lse(params, num_rows.size, num_threads);
+}
+
+void sample_of(py::handle logits_object, py::handle temperature_object, py::handle top_k_object,
+               py::handle top_p_object, py::handle min_p_object, py::handle uniform_object, py::handle token_ids_object,
+               py::handle logprobs_object, py::handle lse_object, py::handle ruled_logits_object,
+               py::handle ruled_rows_object, int32_t num_threads, uintptr_t stream) {
+    const Tensor logits("logits", logits_object, kWhere), temperature("temperature", temperature_object, kWhere);
+    const Tensor top_k("top_k", top_k_object, kWhere), top_p("top_p", top_p_object, kWhere);
+    const Tensor min_p("min_p", min_p_object, kWhere), uniform("uniform", uniform_object, kWhere);
+    const Tensor token_ids("token_ids", token_ids_object, kWhere), logprobs("logprobs", logprobs_object, kWhere);
+    const Tensor lse("lse", lse_object, kWhere);
+    Dim num_rows{"num_rows"}, vocab_size{"vocab_size"}, num_ruled{"num_ruled"};
+    check_logits(logits, num_rows, vocab_size);
+    for (const Tensor* column : {&temperature, &top_p, &min_p, &logprobs, &lse}) {
+        check_column(*column, num_rows, ElementType::kFloat32, logits);
+    }
+    for (const Tensor* column : {&top_k, &token_ids}) check_column(*column, num_rows, ElementType::kInt32, logits);
+    check_column(uniform, num_rows, ElementType::kFloat64, logits);
+    for (const Tensor* column : {&token_ids, &logprobs, &lse}) column->expect_writable();
+    if (ruled_logits_object.is_none() != ruled_rows_object.is_none()) {
+        throw py::value_error("ruled_logits, ruled_rows: expected both or neither");
+    }
+    std::optional<Tensor> ruled_logits, ruled_rows;
+    if (!ruled_logits_object.is_none()) {
+        ruled_logits.emplace("ruled_logits", ruled_logits_object, kWhere);
+        ruled_rows.emplace("ruled_rows", ruled_rows_object, kWhere);
+        check_shape(*ruled_logits, {&num_ruled, &vocab_size});
+        ruled_logits->expect_device_of(logits);
+        ruled_logits->expect_type({ElementType::kFloat32});
+        ruled_logits->expect_unit_last_stride();
+        check_column(*ruled_rows, num_rows, ElementType::kInt32, logits);
+    }
+    const SampleParams params{
+        .dtype = common_type({&logits}),
+        .logits = logits.data(),
+        .row_stride = logits.stride(0),
+        .vocab_size = vocab_size.size,
+        .ruled_logits = ruled_logits ? static_cast<const float*>(ruled_logits->data()) : nullptr,
+        .ruled_row_stride = ruled_logits ? ruled_logits->stride(0) : 0,
+        .num_ruled = ruled_logits ? num_ruled.size : 0,
+        .ruled_rows = ruled_rows ? static_cast<const int32_t*>(ruled_rows->data()) : nullptr,
+        .temperature = static_cast<const float*>(temperature.data()),
+        .top_k = static_cast<const int32_t*>(top_k.data()),
+        .top_p = static_cast<const float*>(top_p.data()),
+        .min_p = static_cast<const float*>(min_p.data()),
+        .uniform = static_cast<const double*>(uniform.data()),
+        .token_ids = static_cast<int32_t*>(token_ids.data()),
+        .logprobs = static_cast<float*>(logprobs.data()),
+        .lse = static_cast<float*>(lse.data()),
+    };
+    num_threads = thread_count(num_threads, omp_get_max_threads());
+    const py::gil_scoped_release release;
+    if constexpr (cuda::kIsBuilt) {
+        if (logits.is_cuda()) return cuda::sample(params, num_rows.size, {logits.device_id(), stream});
+    }
+    sample(params, num_rows.size, num_threads);
 }
 
 }  // namespace
@@ -260,6 +325,10 @@ void bind_ops(py::module_& module) {
                py::arg("num_threads") = 0, py::arg("stream") = 0, "out = silu(gate) * up.");
     module.def("argmax_and_lse", &argmax_and_lse_of, py::arg("logits"), py::kw_only(), py::arg("token_ids"),
                py::arg("lse"), py::arg("num_threads") = 0, "The largest logit of every row and log(sum(exp(logits))).");
+    module.def("sample", &sample_of, py::arg("logits"), py::kw_only(), py::arg("temperature"), py::arg("top_k"),
+               py::arg("top_p"), py::arg("min_p"), py::arg("uniform"), py::arg("token_ids"), py::arg("logprobs"),
+               py::arg("lse"), py::arg("ruled_logits") = py::none(), py::arg("ruled_rows") = py::none(),
+               py::arg("num_threads") = 0, py::arg("stream") = 0, "One token per row of logits.");
 }
 
 }  // namespace batchllm

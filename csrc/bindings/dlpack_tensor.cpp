@@ -19,6 +19,7 @@ std::string to_text(int64_t value) {
 ElementType element_type(dlpack::DLDataType type) {
     if (type.lanes != 1) return ElementType::kOther;
     const auto is = [type](uint8_t code, uint8_t bits) { return type.code == code && type.bits == bits; };
+    if (is(dlpack::kFloat, 64)) return ElementType::kFloat64;
     if (is(dlpack::kFloat, 32)) return ElementType::kFloat32;
     if (is(dlpack::kBFloat, 16)) return ElementType::kBFloat16;
     if (is(dlpack::kFloat, 16)) return ElementType::kFloat16;
@@ -46,6 +47,7 @@ ElementType element_type(const char* format, int64_t bytes) {
     if (*format == '@' || *format == '=' || *format == '<') ++format;  // the machines we build for are little endian
     if (std::strlen(format) != 1) return ElementType::kOther;
     const bool is_signed = std::strchr("bhilq", *format) != nullptr;
+    if (*format == 'd' && bytes == 8) return ElementType::kFloat64;
     if (*format == 'f' && bytes == 4) return ElementType::kFloat32;
     if (*format == 'H' && bytes == 2) return ElementType::kUInt16;
     if (*format == 'e' && bytes == 2) return ElementType::kFloat16;
@@ -108,6 +110,8 @@ std::unique_ptr<void, void (*)(void*)> own(Managed* managed) {
 
 const char* element_type_name(ElementType type) {
     switch (type) {
+        case ElementType::kFloat64:
+            return "float64";
         case ElementType::kFloat32:
             return "float32";
         case ElementType::kBFloat16:

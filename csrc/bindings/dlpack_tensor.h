@@ -14,7 +14,7 @@
 
 namespace batchllm {
 
-enum class ElementType : uint8_t { kFloat32, kBFloat16, kFloat16, kUInt16, kInt32, kInt64, kOther };
+enum class ElementType : uint8_t { kFloat64, kFloat32, kBFloat16, kFloat16, kUInt16, kInt32, kInt64, kOther };
 
 const char* element_type_name(ElementType type);
 

@@ -56,4 +56,8 @@ void argmax_and_lse(const ArgmaxAndLseParams& params, int64_t num_rows, int32_t 
     run(&RowKernels::argmax_and_lse, params, num_rows, params.vocab_size, num_threads);
 }
 
+void sample(const SampleParams& params, int64_t num_rows, int32_t num_threads) {
+    run(&RowKernels::sample, params, num_rows, params.vocab_size, num_threads);
+}
+
 }  // namespace batchllm

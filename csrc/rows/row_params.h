@@ -89,4 +89,37 @@ struct ArgmaxAndLseParams {
     float* lse;          // [num_rows], natural log
 };
 
+// One token per row. Temperature 0: the largest logit, the first of equals. Else with the weights
+//     exp((logit - the row's largest) / temperature)
+// in this order, which is vLLM's,
+//     min_p   leaves out tokens whose weight is below min_p, of which the likeliest has 1
+//     top_k   keeps the k likeliest
+//     top_p   keeps the fewest of the likeliest that have top_p of the mass that is left
+// and the token is the first, in the order of the vocabulary, with which the sum of the weights that are kept exceeds
+// uniform times all of it. Of equal logits those with lower indices are likelier. The likeliest token always stays.
+//
+// Orders and counts are exact. Sums of weights are within 1e-5 of their value: weights are float32, and so are the sums
+// of a tile; those of tiles are added up in float64.
+//
+// The log-probability is that of `logits`, before rules, temperature and filters. It and the lse are NaN where a logit
+// is NaN or +infinity, or all are -infinity; a token is named all the same. Logits that are NaN are never drawn.
+struct SampleParams {
+    DType dtype;         // of logits
+    const void* logits;  // [num_rows, vocab_size]
+    int64_t row_stride;
+    int64_t vocab_size;         // from 1 to 2^31 - 1
+    const float* ruled_logits;  // [num_ruled, vocab_size]: what tokens are drawn from instead, for some of the rows
+    int64_t ruled_row_stride;
+    int64_t num_ruled;
+    const int32_t* ruled_rows;  // [num_rows], which of them; outside of [0, num_ruled): none. May be null
+    const float* temperature;   // [num_rows]
+    const int32_t* top_k;       // [num_rows]; off below 1
+    const float* top_p;         // [num_rows]; off from 1 on
+    const float* min_p;         // [num_rows]; off at 0
+    const double* uniform;      // [num_rows], in [0, 1)
+    int32_t* token_ids;         // [num_rows]
+    float* logprobs;            // [num_rows]
+    float* lse;                 // [num_rows], of `logits`, natural log
+};
+
 }  // namespace batchllm

@@ -164,7 +164,7 @@ ATTENTION_MISTAKES = [
     ("q: num_qo_heads is 3, but the plan has 4", lambda i: {"q": i.q[:, 1:]}),
     ("q: head_dim is 31, but the plan has 32", lambda i: {"q": np.ascontiguousarray(i.q[..., 1:])}),
     ("q: expected 3 dimensions [num_tokens, num_qo_heads, head_dim], got 2", lambda i: {"q": i.q[0]}),
-    ("q: expected float32 or bfloat16, got format 'd'", lambda i: {"q": i.q.astype(np.float64)}),
+    ("q: expected float32 or bfloat16, got float64", lambda i: {"q": i.q.astype(np.float64)}),
     ("q: expected float32 or bfloat16, got uint16", lambda i: {"q": i.q.astype(np.uint16)}),
     (
         "q: expected stride 1 in its last dimension, got 2",
@@ -189,7 +189,7 @@ ATTENTION_MISTAKES = [
         lambda i: {"out": np.broadcast_to(i.q, i.q.shape)},
     ),
     ("lse: num_qo_heads is 5, but the plan has 4", lambda i: {"lse": np.zeros((3, 5), np.float32)}),
-    ("lse: expected float32, got format 'd'", lambda i: {"lse": np.zeros((3, 4))}),
+    ("lse: expected float32, got float64", lambda i: {"lse": np.zeros((3, 4))}),
     ("sinks: num_qo_heads is 2, but the plan has 4", lambda i: {"sinks": np.zeros(2, np.float32)}),
     ('dtype: expected "float32" or "bfloat16", got "float16"', lambda i: {"dtype": "float16"}),
     ("softmax_scale: expected a finite number", lambda i: {"softmax_scale": float("inf")}),

@@ -177,6 +177,18 @@ def measure_layers() -> dict[str, dict[str, int]]:
     return figures
 
 
+def measure_samples() -> dict[str, dict[str, int]]:
+    figures = {}
+    for architecture in ARCHITECTURES:
+        for name, resources, instructions in compile_kernels("sample.cu", architecture):
+            rows = "aligned rows" if re.search(r"Lb1E", name) else "any rows"
+            figures[f"{architecture} sample {element_type(name)} {rows}"] = {
+                **resources,
+                **count(instructions, COUNTED),
+            }
+    return figures
+
+
 def measure_works() -> dict[str, dict[str, int]]:
     figures = {}
     for architecture in ARCHITECTURES:
@@ -216,7 +228,7 @@ def main() -> None:
     options = parser.parse_args()
     compiler = re.search(r"V([\d.]+)", run(tool("nvcc"), "--version"))[1]
     failures = [f"{arch}: {line}" for arch in ARCHITECTURES for line in atoms_differ(arch)]
-    figures = measure_attention() | measure_norms() | measure_layers() | measure_works()
+    figures = measure_attention() | measure_norms() | measure_layers() | measure_samples() | measure_works()
     for kernel, figure in figures.items():
         print(kernel, " ".join(f"{name}={value}" for name, value in figure.items()))
         if figure["stack_bytes"] or figure["local_memory"]:
@@ -224,6 +236,10 @@ def main() -> None:
         # On sm_80 some jumps out of loops are written as calls.
         if figure["CALL"] and "sm_90a" in kernel:
             failures.append(f"{kernel}: a subroutine is called")
+        if "sample" in kernel and figure["registers"] > 64:
+            failures.append(f"{kernel}: fewer than two blocks on a multiprocessor")
+        if "aligned rows" in kernel and not figure["LDG_16_bytes"]:
+            failures.append(f"{kernel}: no loads of 16 bytes")
         if "narrow" in kernel and (figure["registers"] > 128 or figure["blocks_per_multiprocessor"] < 3):
             failures.append(f"{kernel}: fewer than three blocks on a multiprocessor, or more than 128 registers")
         if figure.get("LDGSTS") != figure.get("LDGSTS_16_bytes"):

@@ -13,6 +13,7 @@ LAYOUT = "csrc/attention/cuda/plan_layout.cpp"
 MERGE = "csrc/attention/cuda/merge_rows_thread.h"
 NORM = "csrc/rows/cuda/rms_norm_kernel.cuh"
 LAYER = "csrc/rows/cuda/norm_rotate_append_kernel.cuh"
+SAMPLE = "csrc/rows/cuda/sample_kernel.cuh"
 
 
 @dataclass(frozen=True)
@@ -241,5 +242,51 @@ ROW_MUTANTS = [
     Mutant("the_head_of_v_counts_from_k", LAYER, "- (is_v ? p.num_kv_heads : 0)", ""),
     Mutant("rows_behind_the_last_have_heads", LAYER, "row < p.num_rows && i < half", "i < half"),
     Mutant("lanes_behind_the_last_have_pairs", LAYER, "row < p.num_rows && i < half", "row < p.num_rows"),
+    # sample.
+    Mutant("elements_behind_the_row_s_end", SAMPLE, "if (at + kLaneElements <= size_) {", "if (at < size_) {"),
+    Mutant("zeros_behind_the_row_s_end", SAMPLE, "to_float(row_[at + i]) : -INFINITY", "to_float(row_[at + i]) : 0.0f"),
+    Mutant("a_sum_is_not_scaled_to_a_larger_logit", SAMPLE, "sum *= exp2_approx((largest - of_step) * kLog2E);", ""),
+    Mutant("the_filters_count_only_the_first_step", SAMPLE, "sums[j] += of_step[j]", "sums[j] = of_step[j]"),
+    Mutant("pivots_are_passed_by", SAMPLE, "x[i] >= pivots[j] ?", "x[i] > pivots[j] ?"),
+    Mutant(
+        "top_k_keeps_all_that_are_equal",
+        SAMPLE,
+        "return {value_of<T>(begin), k - above};",
+        "return {value_of<T>(begin), kAllEqual};",
+    ),
+    Mutant("top_p_of_all_of_the_mass", SAMPLE, "double target = top_p * total;", "double target = top_p;"),
+    Mutant("one_fewer_of_the_equal", SAMPLE, "static_cast<uint32_t>(ceilf(", "static_cast<uint32_t>(floorf("),
+    Mutant("min_p_is_off", SAMPLE, "if (min_p > 0) begin", "if (min_p > 2) begin"),
+    Mutant("tiles_share_the_equal_out_twice", SAMPLE, "before += in_tile;", ""),
+    Mutant(
+        "the_equal_of_a_tile_are_all_allowed",
+        SAMPLE,
+        "memory_.equal[tile] = allowed;",
+        "memory_.equal[tile] = kAllEqual;",
+    ),
+    Mutant("a_later_step_allows_as_many_again", SAMPLE, "allowed = allowed > in_step ? allowed - in_step : 0;", ""),
+    Mutant("a_step_leaves_the_rest_as_it_was", SAMPLE, "left -= __shfl_sync(kAllLanes, mass_up_to_here, 31);", ""),
+    Mutant("a_token_without_weight", SAMPLE, "if (!(weights[i] > 0)) continue;", ""),
+    Mutant("rounding_leaves_no_token", SAMPLE, "return found == kNoToken ? last : found;", "return found;"),
+    Mutant(
+        "the_log_probability_of_another_token", SAMPLE, "to_float(logits[token]) - lse", "to_float(logits[0]) - lse"
+    ),
+    Mutant("a_row_behind_the_ruled_ones", SAMPLE, "ruled >= 0 && ruled < p.num_ruled", "ruled >= 0"),
+    Mutant("ruled_rows_are_passed_over", SAMPLE, "ruled >= 0 && ruled < p.num_ruled", "false"),
+    Mutant(
+        "masses_are_shared_out_before_all_are_there",
+        SAMPLE,
+        "__syncthreads();\n        if (warp_ == 0) keep_equal(cut);",
+        "if (warp_ == 0) keep_equal(cut);",
+        "checked",
+    ),
+    Mutant(
+        "the_total_is_read_before_it_is_there",
+        SAMPLE,
+        "keep_equal(cut);\n        __syncthreads();",
+        "keep_equal(cut);",
+        "checked",
+    ),
+    Mutant("all_lanes_write_a_tile_s_largest", SAMPLE, "if (lane_ == 0) memory_.largest", "memory_.largest", "checked"),
 ]
 QUICK_ROWS = [*ROW_MUTANTS[:3], *ROW_MUTANTS[-2:]]

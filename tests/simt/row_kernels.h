@@ -9,5 +9,6 @@ namespace batchllm::simt_test {
 
 void run_rms_norm(const RmsNormParams& params, int64_t num_rows, const simt::Schedule& schedule);
 void run_norm_rotate_append(const NormRotateAppendParams& params, const simt::Schedule& schedule);
+void run_sample(const SampleParams& params, int64_t num_rows, const simt::Schedule& schedule);
 
 }  // namespace batchllm::simt_test
