@@ -11,6 +11,17 @@ from torch import Tensor
 import batchllm_ext as ext
 
 
+@dataclass(frozen=True)
+class DrawParams:
+    """How a token of each row is drawn: `ext.sample`'s columns, on the device of the logits."""
+
+    temperature: Tensor  # float32 [T]; 0 is greedy
+    top_k: Tensor  # int32 [T]; 0 is off
+    top_p: Tensor  # float32 [T]; 1 is off
+    min_p: Tensor  # float32 [T]; 0 is off
+    uniform: Tensor  # float64 [T], in [0, 1)
+
+
 class Ops(Protocol):
     """All that a forward pass and a sampler ask of a device but matrix products.
 
@@ -65,9 +76,15 @@ class Ops(Protocol):
         sinks: float32 [num_qo_heads], scores of one more key with v = 0.
         """
 
-    def argmax_and_lse(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Of logits [T, vocab_size] int32 [T], the largest's index (the first of equals), and float32 [T], the log of
-        the sum of exponentials."""
+    def sample(
+        self, logits: Tensor, params: DrawParams, ruled: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """A token of each row of logits [T, vocab_size], int32 [T], and its log-probability under them before
+        temperature and filters, float32 [T]: not finite where one of the row's logits is not.
+
+        ruled: logits that some rows' tokens are drawn from instead, float32 [C, vocab_size], and which of them each row
+        has, int32 [T], -1 for none.
+        """
 
 
 @dataclass(frozen=True)
@@ -126,15 +143,14 @@ class CpuOps(Ops):
             num_threads=self.num_threads,
         )
 
-    def argmax_and_lse(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        token_ids = torch.empty(len(logits), dtype=torch.int32)
-        lse = torch.empty(len(logits))
-        ext.argmax_and_lse(logits, token_ids=token_ids, lse=lse, num_threads=self.num_threads)
-        return token_ids, lse
+    def sample(
+        self, logits: Tensor, params: DrawParams, ruled: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return _sample(logits, params, ruled, num_threads=self.num_threads)
 
 
 class GpuOps(Ops):
-    """On torch's current stream: batchllm_ext's kernels, and plain torch for the logits. Plans are ext.DevicePlan."""
+    """On torch's current stream: batchllm_ext's kernels. Plans are ext.DevicePlan."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, *, eps: float, out: Tensor, delta: Tensor | None = None) -> None:
         ext.rms_norm(x, weight, eps=eps, out=out, delta=delta, stream=self._stream())
@@ -189,8 +205,10 @@ class GpuOps(Ops):
             stream=self._stream(),
         )
 
-    def argmax_and_lse(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        return logits.argmax(dim=-1).int(), logits.float().logsumexp(dim=-1)
+    def sample(
+        self, logits: Tensor, params: DrawParams, ruled: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return _sample(logits, params, ruled, stream=self._stream())
 
     def _stream(self) -> int:
         return int(torch.cuda.current_stream().cuda_stream)
@@ -205,3 +223,26 @@ def _norm_q_and_k(
         ops.rms_norm(q, norms[0], eps=eps, out=q)
         ops.rms_norm(k, norms[1], eps=eps, out=k)
     return k, v
+
+
+def _sample(
+    logits: Tensor, params: DrawParams, ruled: tuple[Tensor, Tensor] | None, **where: int
+) -> tuple[Tensor, Tensor]:
+    ruled_logits, ruled_rows = ruled or (None, None)
+    token_ids = logits.new_empty(len(logits), dtype=torch.int32)
+    logprobs, lse = logits.new_empty((2, len(logits)), dtype=torch.float32)
+    ext.sample(
+        logits,
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        uniform=params.uniform,
+        ruled_logits=ruled_logits,
+        ruled_rows=ruled_rows,
+        token_ids=token_ids,
+        logprobs=logprobs,
+        lse=lse,
+        **where,
+    )
+    return token_ids, logprobs

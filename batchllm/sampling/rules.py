@@ -50,7 +50,7 @@ class LogitsRule:
         return None
 
     def before_draw(self, logits: Tensor, rows: Rows) -> None:
-        """Changes logits [R, vocab_size], float32 or bfloat16 on the device, in place; rows are those of `concerns`.
+        """Changes logits [R, vocab_size], float32 on the device, in place; rows are those of `concerns`.
         Log-probabilities are those of the logits as they were."""
 
     def after_draw(self, rows: Rows, tokens: np.ndarray) -> list[tuple[int, End]]:

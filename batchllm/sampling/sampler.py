@@ -1,28 +1,26 @@
-"""From logits to tokens and their log-probabilities: rules, greedy choice, draws."""
+"""From logits to tokens and their log-probabilities: rules, then one call for all rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from batchllm.device.ops import Ops
+from batchllm.device.ops import DrawParams, Ops
 from batchllm.request_table import LiveRequest, RequestTable
-from batchllm.sampling.draw import draw, uniform_draws
+from batchllm.sampling.draw import uniform_draws
 from batchllm.sampling.rules import LogitsRule, Rows
-
-DRAWN_ROWS_AT_ONCE = 64  # each takes some 30 bytes per token of the vocabulary while it is drawn
 
 
 class Sampler:
     def __init__(self, requests: RequestTable, rules: Sequence[LogitsRule] = ()) -> None:
         self._rules = rules
         self._temperature = requests.column(np.float32)  # 0 is greedy
-        self._top_k = requests.column(np.int64)  # 0 is off
+        self._top_k = requests.column(np.int32)  # 0 is off
         self._top_p = requests.column(np.float32, 1)  # 1 is off
+        self._min_p = requests.column(np.float32)  # 0 is off
         self._seed = requests.column(np.uint64)
 
     def add(self, request: LiveRequest) -> None:
@@ -33,57 +31,65 @@ class Sampler:
         self._seed.values[request.slot] = request.seed
 
     def sample(self, logits: Tensor, rows: Rows, ops: Ops) -> tuple[np.ndarray, np.ndarray]:
+        """sample_on_device, waited for and copied once."""
+        tokens, logprobs = self.sample_on_device(logits, rows, ops)
+        both = torch.stack((tokens, logprobs.view(torch.int32))).cpu().numpy()
+        return both[0], both[1].view(np.float32)
+
+    def sample_on_device(self, logits: Tensor, rows: Rows, ops: Ops) -> tuple[Tensor, Tensor]:
         """The next token of each row, int32 [R], and its log-probability under the model (before rules, temperature
         and filters), float32 [R]: not finite where one of the row's logits is not.
 
-        logits float32 or bfloat16 [R, vocab_size], on the device that ops is for; not changed.
+        logits float32 or bfloat16 [R, vocab_size], on the device that ops is for; not changed. Nothing waits for the
+        device, as far as the rules do not.
         """
-        tokens, lse = ops.argmax_and_lse(logits)
-        ruled, ruled_logits = self._apply_rules(logits, rows)
-        if len(ruled):
-            tokens[torch.as_tensor(ruled, device=logits.device)] = ops.argmax_and_lse(ruled_logits)[0]
-        on_device = partial(torch.as_tensor, device=logits.device)
-        drawn = np.flatnonzero(self._temperature.values[rows.slots] > 0)
-        for begin in range(0, len(drawn), DRAWN_ROWS_AT_ONCE):
-            places = drawn[begin : begin + DRAWN_ROWS_AT_ONCE]
-            slots, places_on_device = rows.slots[places], on_device(places)
-            tokens[places_on_device] = draw(
-                _rows_of(logits, ruled, ruled_logits, places).float(),
-                on_device(self._temperature.values[slots]),
-                on_device(self._top_k.values[slots]),
-                on_device(self._top_p.values[slots]),
-                on_device(uniform_draws(self._seed.values[slots], rows.num_output_tokens[places])),
-            ).int()
-        logprobs = logits.gather(1, tokens.long()[:, None])[:, 0].float() - lse
-        return tokens.cpu().numpy(), logprobs.cpu().numpy()
-
-    def _apply_rules(self, logits: Tensor, rows: Rows) -> tuple[np.ndarray, Tensor]:
-        """The rows that rules concern, int64 [C], and a copy of their logits as the rules leave them."""
-        concerned = [mask for mask in (rule.concerns(rows) for rule in self._rules) if mask is not None]
-        ruled = np.flatnonzero(np.logical_or.reduce(concerned)) if concerned else np.empty(0, np.int64)
+        ruled = self._concerned(rows)
+        ruled_rows = np.full(len(rows), -1, np.int32)
+        ruled_rows[ruled] = np.arange(len(ruled))
+        uniform, temperature, top_k, top_p, min_p, ruled_rows_there, ruled_there = to_device(
+            [
+                uniform_draws(self._seed.values[rows.slots], rows.num_output_tokens),
+                self._temperature.values[rows.slots],
+                self._top_k.values[rows.slots],
+                self._top_p.values[rows.slots],
+                self._min_p.values[rows.slots],
+                ruled_rows,
+                ruled.astype(np.int32),
+            ],
+            logits.device,
+        )
+        params = DrawParams(temperature, top_k, top_p, min_p, uniform)
         if len(ruled) == 0:
-            return ruled, logits[:0]
-        changed = logits[torch.as_tensor(ruled, device=logits.device)]
-        of_changed = rows.take(ruled)
+            return ops.sample(logits, params)
+        ruled_logits = logits.index_select(0, ruled_there).float()
+        self._apply_rules(ruled_logits, rows.take(ruled))
+        return ops.sample(logits, params, (ruled_logits, ruled_rows_there))
+
+    def _concerned(self, rows: Rows) -> np.ndarray:
+        """int64 [C], ascending: the rows that a rule concerns."""
+        concerned = [mask for mask in (rule.concerns(rows) for rule in self._rules) if mask is not None]
+        return np.flatnonzero(np.logical_or.reduce(concerned)) if concerned else np.empty(0, np.int64)
+
+    def _apply_rules(self, logits: Tensor, rows: Rows) -> None:
+        """Changes logits [C, vocab_size] as the rules do that concern each of the rows."""
         for rule in self._rules:
-            mask = rule.concerns(of_changed)
+            mask = rule.concerns(rows)
             if mask is None or not mask.any():
                 continue
             if mask.all():
-                rule.before_draw(changed, of_changed)
+                rule.before_draw(logits, rows)
                 continue
-            places = torch.as_tensor(np.flatnonzero(mask), device=logits.device)
-            part = changed[places]
-            rule.before_draw(part, of_changed.take(mask))
-            changed[places] = part
-        return ruled, changed
+            (places,) = to_device([np.flatnonzero(mask)], logits.device)
+            part = logits[places]
+            rule.before_draw(part, rows.take(mask))
+            logits[places] = part
 
 
-def _rows_of(logits: Tensor, ruled: np.ndarray, ruled_logits: Tensor, rows: np.ndarray) -> Tensor:
-    """These rows of the logits, as the rules leave them."""
-    result = logits[torch.as_tensor(rows, device=logits.device)]
-    _, here, there = np.intersect1d(rows, ruled, assume_unique=True, return_indices=True)
-    if len(here):
-        here_on_device, there_on_device = (torch.as_tensor(i, device=logits.device) for i in (here, there))
-        result[here_on_device] = ruled_logits[there_on_device]
-    return result
+def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Each of the arrays on the device, all by one copy that the host does not wait for. Those of larger elements come
+    first, since each is looked at in its place of the copy."""
+    host = torch.from_numpy(np.concatenate([array.view(np.uint8) for array in arrays]))
+    if device.type == "cuda":
+        host = host.pin_memory()
+    parts = host.to(device, non_blocking=True).split([array.nbytes for array in arrays])
+    return [part.view(torch.from_numpy(array).dtype) for part, array in zip(parts, arrays, strict=True)]

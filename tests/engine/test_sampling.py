@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-import batchllm.sampling.draw
-import batchllm.sampling.sampler
 from batchllm import SamplingParams
-from batchllm.device.ops import CpuOps
-from batchllm.sampling.draw import draw, stream_seed, uniform_draws
+from batchllm.device.ops import CpuOps, DrawParams
+from batchllm.sampling.draw import stream_seed, uniform_draws
 from batchllm.sampling.rules import LogitsRule
 from batchllm.sampling.stop_tokens import MinTokens, StopTokens
 from tests.engine.rows import Requests
@@ -41,13 +39,14 @@ def exact_probs(logits: torch.Tensor, temperature: float, top_k: int, top_p: flo
 def draw_row(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, uniform: np.ndarray) -> np.ndarray:
     """One token of the same row for each uniform."""
     rows = len(uniform)
-    return draw(
-        logits.expand(rows, -1).clone(),
-        torch.full((rows,), temperature),
-        torch.full((rows,), top_k),
-        torch.full((rows,), top_p),
-        torch.from_numpy(uniform),
-    ).numpy()
+    params = DrawParams(
+        temperature=torch.full((rows,), temperature),
+        top_k=torch.full((rows,), top_k, dtype=torch.int32),
+        top_p=torch.full((rows,), top_p),
+        min_p=torch.zeros(rows),
+        uniform=torch.from_numpy(uniform),
+    )
+    return CpuOps().sample(logits.expand(rows, -1).clone(), params)[0].numpy()
 
 
 def requests_of(params: list[SamplingParams]) -> Requests:
@@ -82,7 +81,7 @@ def test_greedy_takes_the_largest_logit_and_needs_no_seed():
 
 @pytest.mark.parametrize(("temperature", "top_k", "top_p"), FILTERS)
 def test_every_token_owns_its_probability_of_the_unit_interval(temperature, top_k, top_p):
-    """`draw` inverts a cumulative sum, so an even grid of uniforms meets each token as often as its probability
+    """A draw inverts a cumulative sum, so an even grid of uniforms meets each token as often as its probability
     says, to one grid point: sharper than any number of random draws."""
     num_points = 2000
     grid = (np.arange(num_points) + 0.5) / num_points
@@ -148,15 +147,14 @@ def test_a_row_depends_on_nothing_else_in_the_batch():
     np.testing.assert_array_equal(shuffled, np.take(together, order, axis=1))
 
 
-def test_bfloat16_logits_are_sampled_as_their_float32_values_and_in_slices_of_any_size(monkeypatch):
+def test_bfloat16_logits_are_sampled_as_their_float32_values():
     logits = random_logits(100).bfloat16()
     params = [SamplingParams(temperature=i % 3, seed=i, min_tokens=i % 2, max_tokens=9) for i in range(100)]
     logits[:, EOS] = 9.0  # the largest, wherever it is not banned
     tokens, logprobs = sample(params, logits.float())
-    monkeypatch.setattr(batchllm.sampling.sampler, "DRAWN_ROWS_AT_ONCE", 7)
-    sliced_tokens, sliced_logprobs = sample(params, logits)
-    assert sliced_tokens.tolist() == tokens.tolist()
-    np.testing.assert_allclose(sliced_logprobs, logprobs, atol=2e-6)
+    same_tokens, same_logprobs = sample(params, logits)
+    assert same_tokens.tolist() == tokens.tolist()
+    np.testing.assert_allclose(same_logprobs, logprobs, atol=2e-6)
     assert (tokens[::6] == EOS).all()
     assert (tokens[1::2] != EOS).all()
 
@@ -303,17 +301,3 @@ def test_a_temperature_near_zero_is_greedy_in_effect(temperature):
     clear = (best[:, 0] - best[:, 1] > 1e-2).numpy()
     assert clear.mean() > 0.9
     assert (tokens == logits.argmax(dim=-1).numpy())[clear].all()
-
-
-@pytest.mark.parametrize("rounded", [False, True], ids=["distinct", "ties"])
-def test_a_few_candidates_filter_as_the_whole_vocabulary_does(monkeypatch, rounded):
-    generator = torch.Generator().manual_seed(3)
-    logits = torch.randn(200, 60, generator=generator) * 2
-    probs = torch.softmax(logits.round() if rounded else logits, dim=-1)
-    top_k = torch.randint(0, 62, (200,), generator=generator)
-    top_p = torch.rand(200, generator=generator).clamp_(min=1e-3)
-    filtered = {}
-    for num_candidates in (4, 60):
-        monkeypatch.setattr(batchllm.sampling.draw, "NUM_CANDIDATES", num_candidates)
-        filtered[num_candidates] = batchllm.sampling.draw._filter(probs, top_k, top_p)
-    assert torch.equal(filtered[4], filtered[60])

@@ -1,11 +1,11 @@
-"""What the driver asks of a GPU between matrix products, asked of the CPU; and what is torch's there: the logits."""
+"""What the driver asks of a GPU between matrix products, asked of the CPU."""
 
 import numpy as np
 import pytest
 import torch
 
 import batchllm_ext as ext
-from batchllm.device.ops import CpuOps, GpuOps
+from batchllm.device.ops import CpuOps, DrawParams
 from batchllm.device.step import NO_SLOT
 from tests.cases import ATTENTION_CASES, Case
 from tests.engine.fake_gpu import FakeDevicePlan, FakeGpuOps
@@ -57,21 +57,29 @@ def test_q_k_and_v_are_prepared_by_the_kernels_one_by_one(dtype, has_norms: bool
 
 
 @dtypes
-def test_the_largest_logit_and_the_sum_of_exponentials_are_the_same(dtype):
-    logits = normal(9, 5003, dtype=dtype, scale=4.0)
-    logits[3, [17, 400]] = logits[3].max() + 1  # the first of equals
-    (cpu_ids, cpu_lse), (gpu_ids, gpu_lse) = (ops.argmax_and_lse(logits) for ops in (CpuOps(num_threads=1), GpuOps()))
-    assert cpu_ids.dtype == gpu_ids.dtype == torch.int32
-    assert cpu_ids[3] == 17
-    assert torch.equal(cpu_ids, gpu_ids)
-    assert cpu_lse.dtype == gpu_lse.dtype == torch.float32
-    torch.testing.assert_close(cpu_lse, gpu_lse)
+def test_both_devices_draw_the_same(dtype):
+    logits, ruled = normal(9, 5003, dtype=dtype, scale=4.0), normal(2, 5003, dtype=torch.float32, scale=4.0, seed=1)
+    params = DrawParams(
+        temperature=torch.arange(9.0),
+        top_k=torch.arange(9, dtype=torch.int32),
+        top_p=torch.linspace(1.0, 0.2, 9),
+        min_p=torch.linspace(0.0, 0.5, 9),
+        uniform=torch.rand(9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
+    )
+    for places in (None, torch.tensor([-1, 0, -1, 1, -1, -1, 0, 2, -1], dtype=torch.int32)):
+        results = [
+            ops.sample(logits, params, None if places is None else (ruled, places))
+            for ops in (CpuOps(num_threads=1), FakeGpuOps())
+        ]
+        assert [result.dtype for result in results[0]] == [torch.int32, torch.float32]
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("num_rows", [0, 1])
-def test_logits_of_few_rows_are_no_exception(num_rows):
-    for ops in (CpuOps(num_threads=1), GpuOps()):
-        assert len(ops.argmax_and_lse(torch.zeros(num_rows, 8))[0]) == num_rows
+def test_no_rows_are_no_tokens():
+    none = torch.empty(0)
+    params = DrawParams(none, none.int(), none, none, none.double())
+    for ops in (CpuOps(num_threads=1), FakeGpuOps()):
+        assert [len(result) for result in ops.sample(torch.empty(0, 8), params)] == [0, 0]
 
 
 KINDS = [
