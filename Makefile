@@ -13,6 +13,7 @@ help:
 .venv/installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --disable-pip-version-check '.[dev]'
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps 'xgrammar>=0.2.8,<0.3' 'apache-tvm-ffi>=0.1.11,<0.2'
 	@touch $@
 
 $(MODEL)/config.json: examples/fetch_model.py | .venv/installed

@@ -11,9 +11,10 @@ release the GIL; the arrays of a call must not be changed while it runs. In a pr
 a call that needs OpenMP's threads, and every use of a BatchPlanner made before, is a RuntimeError: start processes by
 "spawn".
 
-Tensors are on the CPU. Where has_cuda(), append_kv, merge_state, merge_states, rms_norm, rotate and silu_and_mul also
-take CUDA tensors, norm_rotate_append these only, all on one device: the work is put on `stream`, a cudaStream_t as int
-(torch.cuda.current_stream().cuda_stream), on which the tensors must be ready, and the call returns before it is done.
+Tensors are on the CPU. Where has_cuda(), append_kv, merge_state, merge_states, rms_norm, rotate, silu_and_mul and
+mask_logits also take CUDA tensors, norm_rotate_append these only, all on one device: the work is put on `stream`, a
+cudaStream_t as int (torch.cuda.current_stream().cuda_stream), on which the tensors must be ready, and the call returns
+before it is done.
 """
 
 from typing import Any, Literal, overload
@@ -619,6 +620,12 @@ def silu_and_mul(gate_up: Any, *, out: Any, num_threads: int = 0, stream: int = 
 
     gate_up [num_rows, 2 size]: gate, then up; out [num_rows, size]; both float32 or both bfloat16, on a GPU also
     both float16.
+    """
+
+def mask_logits(logits: Any, allowed: Any, *, num_threads: int = 0, stream: int = 0) -> None:
+    """logits [num_rows, vocab_size] = -inf where a token's bit is 0, in place.
+
+    allowed: int32 [num_rows, ceil(vocab_size / 32)]; token i is bit i % 32 of word i / 32, as in xgrammar's bitmasks.
     """
 
 def argmax_and_lse(logits: Any, *, token_ids: Any, lse: Any, num_threads: int = 0) -> None:

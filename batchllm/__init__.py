@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from batchllm.llm import LLM
     from batchllm.outputs import CompletionOutput, JobProgress, Logprob, RequestOutput
     from batchllm.sampling.rules import LogitsRule
-    from batchllm.sampling_params import SamplingParams
+    from batchllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Logprob",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
 ]
 
 _MODULES = {
@@ -37,6 +38,7 @@ _MODULES = {
     "JobProgress": "outputs",
     "RequestOutput": "outputs",
     "SamplingParams": "sampling_params",
+    "StructuredOutputsParams": "sampling_params",
 }
 
 

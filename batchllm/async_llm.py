@@ -67,14 +67,15 @@ class AsyncLLM:
         name = str(number) if request_id is None else request_id
         if name in self._used_ids:
             raise ValueError(f"request_id: {name!r} is under way")
-        (token_ids,), (text,) = self._loaded.parse_prompts([prompt])
-        self._loaded.limits.check(token_ids, params)
-        request = self._loaded.engine_request(token_ids, params, f"{self._loaded.options.seed}/async/{number}")
-        answer = GrowingAnswer(PendingAnswer(name, text, token_ids, params, self._loaded.tokenizer))
-        caller = Caller(request, asyncio.get_running_loop())
         self._used_ids.add(name)
-        self._loop.mail.send(caller)
+        caller = None
         try:
+            (token_ids,), (text,) = self._loaded.parse_prompts([prompt])
+            await asyncio.to_thread(self._loaded.check_request, token_ids, params)  # a grammar takes a while
+            request = self._loaded.engine_request(token_ids, params, f"{self._loaded.options.seed}/async/{number}")
+            answer = GrowingAnswer(PendingAnswer(name, text, token_ids, params, self._loaded.tokenizer))
+            caller = Caller(request, asyncio.get_running_loop())
+            self._loop.mail.send(caller)
             while True:
                 output = answer.take(await caller.news())
                 if output is not None:
@@ -83,7 +84,8 @@ class AsyncLLM:
                         return
         finally:
             self._used_ids.discard(name)
-            self._loop.mail.send(partial(_abort, caller))
+            if caller is not None:
+                self._loop.mail.send(partial(_abort, caller))
 
 
 @dataclass(eq=False)

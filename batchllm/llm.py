@@ -149,7 +149,7 @@ class LLM:
 
     def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         """Raises ValueError, with the numbers, if this request could never run."""
-        self._loaded.limits.check(prompt_token_ids, params)
+        self._loaded.check_request(prompt_token_ids, params)
 
     def generate_as_completed(
         self,

@@ -21,7 +21,9 @@ from batchllm.models.decoder import Model
 from batchllm.models.weights import WeightReader
 from batchllm.options import DTYPES, EngineOptions
 from batchllm.requests import Prompt, RequestLimits, parse_prompt
+from batchllm.sampling.compile_grammar import GrammarCompiler
 from batchllm.sampling.draw import stream_seed
+from batchllm.sampling.grammar import Grammars
 from batchllm.sampling.rules import LogitsRule
 from batchllm.sampling.stop_strings import StopStrings
 from batchllm.sampling.stop_tokens import MinTokens, StopTokens
@@ -74,16 +76,29 @@ class LoadedModel:
             self.config.vocab_size, self.config.max_model_len, options.page_size, kv_cache_tokens, self.eos_token_ids
         )
         stop_tokens = StopTokens(self.eos_token_ids)
+        self._grammars = GrammarCompiler(self.tokenizer.hugging_face, self.config.vocab_size)
         self.engine = Engine(
             loaded,
             _runner(loaded),
-            [*rules, MinTokens(stop_tokens), stop_tokens, StopStrings(self.tokenizer.backend)],
+            [
+                *rules,
+                MinTokens(stop_tokens),
+                stop_tokens,
+                Grammars(self._grammars, stop_tokens),
+                StopStrings(self.tokenizer.backend),
+            ],
             levels=options.levels,
             page_size=options.page_size,
             kv_cache_tokens=kv_cache_tokens,
             max_batch_tokens=options.max_batch_tokens,
         )
         self.load_s = time.perf_counter() - start
+
+    def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
+        """Raises ValueError if this request could never run."""
+        self.limits.check(prompt_token_ids, params)
+        if params.structured_outputs is not None:
+            self._grammars.compile(params.structured_outputs)
 
     def default_sampling_params(self) -> SamplingParams:
         return SamplingParams(**self.sampling_defaults)

@@ -2,12 +2,60 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 import msgspec
 
 MAX_INT32 = 2**31 - 1
+
+
+class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the text of an answer must be: one of these.
+
+    json: a JSON schema, as an object or its text; an object has no properties beside those that its schema names.
+    regex: a regular expression that the whole text matches.
+    choice: one of these texts.
+    grammar: in GBNF, with a rule `root`.
+    json_object: any JSON object.
+
+    The language of schemas, expressions and grammars is xgrammar's. Raises ValueError, naming the field.
+    """
+
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in self.__struct_fields__ if getattr(self, name) not in (None, False)]
+        if len(given) != 1:
+            names = ", ".join(self.__struct_fields__)
+            raise ValueError(f"structured_outputs: expected one of {names}, got {' and '.join(given) or 'none'}")
+        where = f"structured_outputs.{given[0]}"
+        if self.json is not None:
+            _expect(isinstance(self.json, (str, dict)), where, "a JSON schema", self.json)
+        for name in ("regex", "grammar"):
+            _expect(isinstance(getattr(self, name), (str, type(None))), where, "text", getattr(self, name))
+        if self.choice is not None:
+            texts = _items(where, self.choice)
+            is_list_of_texts = texts != [] and all(isinstance(text, str) and text for text in texts)
+            _expect(is_list_of_texts, where, "a non-empty list of non-empty texts", self.choice)
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """The kind of grammar and its text: equal ones are one grammar."""
+        if self.json is not None:
+            return "json", self.json if isinstance(self.json, str) else json.dumps(self.json)
+        if self.choice is not None:
+            return "choice", json.dumps(self.choice)
+        if self.regex is not None:
+            return "regex", self.regex
+        if self.grammar is not None:
+            return "grammar", self.grammar
+        return "json_object", ""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,6 +67,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     stop string ends the text, before `min_tokens` tokens.
     A request with a `seed` gives the same tokens in any batch (up to the rounding of its logits); every prompt, and
     sample i of its `n`, draws its own stream from that seed.
+
+    `structured_outputs` says what the text must be; it is that if the request is not cut by its `max_tokens` or a stop.
 
     `prompt_logprobs` asks for the log-probabilities of the prompt's tokens and, at each place, of that many of the
     likeliest ones.
@@ -39,6 +89,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     prompt_logprobs: int | None = None
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         _check_int("n", self.n, at_least=1)
@@ -56,6 +107,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"min_tokens: expected at most max_tokens ({self.max_tokens}), got {self.min_tokens}")
         if self.prompt_logprobs is not None:
             _check_int("prompt_logprobs", self.prompt_logprobs, at_least=0)
+        if self.structured_outputs is not None:
+            is_one = isinstance(self.structured_outputs, StructuredOutputsParams)
+            _expect(is_one, "structured_outputs", "StructuredOutputsParams", self.structured_outputs)
+            if self.min_tokens:
+                raise ValueError(f"min_tokens: expected 0 beside structured_outputs, got {self.min_tokens}")
         for text in [self.stop] if isinstance(self.stop, str) else _items("stop", self.stop):
             _expect(isinstance(text, str) and text != "", "stop", "non-empty strings", text)
         for token_id in _items("stop_token_ids", self.stop_token_ids):
@@ -65,7 +121,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ends_only_at_max_tokens(self) -> bool:
-        return self.ignore_eos and not self.stop_token_ids and not self.stop_strings
+        return self.ignore_eos and not (self.stop_token_ids or self.stop_strings or self.structured_outputs)
 
     @property
     def stop_strings(self) -> list[str]:

@@ -56,7 +56,7 @@ class Tokenizer:
         self.encode_s = 0.0
         self._hugging_face: Any = None
         self._longest_token = 0
-        self._templates = ChatTemplateRunner()
+        self.templates = ChatTemplateRunner()
 
     def hugging_face(self) -> Any:
         """The transformers tokenizer. Raises ValueError if it cannot be loaded, or cannot be relied on."""
@@ -80,7 +80,7 @@ class Tokenizer:
             return
         template = self._chat_template(None, None)
         try:
-            self._templates.render(conversations=[], chat_template=template)
+            self.templates.render(conversations=[], chat_template=template)
             with suppress(MessagesRefused):  # a template may want other messages than these
                 self.encode_chat([{"role": "user", "content": "Hello"}], add_generation_prompt=True)
         except ValueError as error:
@@ -157,7 +157,7 @@ class Tokenizer:
         }
         try:
             marked = inputs if self.allow_special_tokens else _mark(inputs, _control_tokens(tokenizer, template))
-            (text,) = self._templates.render(
+            (text,) = self.templates.render(
                 **tokenizer.special_tokens_map | marked,
                 chat_template=template,
                 add_generation_prompt=add_generation_prompt,

@@ -32,10 +32,11 @@ IMPORTS = {
     "options": {"sampling_params"},
     "requests": {"sampling_params"},
     "request_table": {"outputs", "sampling_params"},
-    "chat_template": {"text"},
+    "bounded_process": set(),
+    "chat_template": {"bounded_process", "text"},
     "device": set(),
     "models": {"device", "sampling_params", "text"},
-    "sampling": {"device", "outputs", "request_table", "sampling_params", "text"},
+    "sampling": {"bounded_process", "device", "outputs", "request_table", "sampling_params", "text"},
     "tokenizer": {"chat_template", "models", "sampling", "sampling_params", "text"},
     "engine": {"device", "models", "options", "outputs", "request_table", "sampling", "sampling_params"},
     "loading": {
@@ -58,7 +59,7 @@ IMPORTS = {
         *("answers", "engine", "loading", "options", "outputs", "requests", "sampling", "sampling_params"),
     },
     "estimate": {"models", "options"},
-    "jobs": {"estimate", "llm", "models", "outputs", "requests", "sampling_params", "tokenizer"},
+    "jobs": {"estimate", "llm", "models", "outputs", "requests", "sampling", "sampling_params", "tokenizer"},
     "reports": {"estimate", "jobs", "outputs", "text"},
     "cli": {"estimate", "jobs", "llm", "models", "options", "reports", "requests", "text"},
 }

@@ -13,6 +13,7 @@ from batchllm.estimate.tokenized_job import TokenizedJob
 from batchllm.jobs.openai_batch import BatchRequest, LineError
 from batchllm.jobs.run import read_requests, tokenize
 from batchllm.requests import RequestLimits
+from batchllm.sampling.compile_grammar import GrammarCompiler
 from batchllm.sampling_params import SamplingParams
 from batchllm.tokenizer import Message, Tokenizer
 
@@ -23,6 +24,7 @@ class WeightlessModel:
     def __init__(self, directory: Path, limits: RequestLimits) -> None:
         self.limits = limits
         self.tokenizer = Tokenizer(directory, limits.max_model_len)
+        self.grammars = GrammarCompiler(self.tokenizer.hugging_face, limits.vocab_size)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer.encode(texts)
@@ -32,6 +34,8 @@ class WeightlessModel:
 
     def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         self.limits.check(prompt_token_ids, params)
+        if params.structured_outputs is not None:
+            self.grammars.compile(params.structured_outputs)
 
 
 def read_job(path: Path, model: WeightlessModel, *, chat_max_tokens: int) -> tuple[TokenizedJob, list[LineError]]:

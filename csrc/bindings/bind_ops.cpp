@@ -253,6 +253,32 @@ void argmax_and_lse_of(py::handle logits_object, py::handle token_ids_object, py
     argmax_and_lse(params, num_rows.size, num_threads);
 }
 
+void mask_logits_of(py::handle logits_object, py::handle allowed_object, int32_t num_threads, uintptr_t stream) {
+    const Tensor logits("logits", logits_object, kWhere), allowed("allowed", allowed_object, kWhere);
+    Dim num_rows{"num_rows"}, vocab_size{"vocab_size"}, num_words{"vocab_size / 32, rounded up"};
+    check_shape(logits, {&num_rows, &vocab_size});
+    num_words.set((vocab_size.size + 31) / 32, "logits");
+    check_shape(allowed, {&num_rows, &num_words});
+    allowed.expect_device_of(logits);
+    allowed.expect_type({ElementType::kInt32});
+    allowed.expect_unit_last_stride();
+    logits.expect_writable();
+    const MaskLogitsParams params{
+        .dtype = common_type({&logits}),
+        .logits = logits.data(),
+        .row_stride = logits.stride(0),
+        .allowed = static_cast<const int32_t*>(allowed.data()),
+        .allowed_stride = allowed.stride(0),
+        .vocab_size = vocab_size.size,
+    };
+    num_threads = thread_count(num_threads, omp_get_max_threads());
+    const py::gil_scoped_release release;
+    if constexpr (cuda::kIsBuilt) {
+        if (logits.is_cuda()) return cuda::mask_logits(params, num_rows.size, {logits.device_id(), stream});
+    }
+    mask_logits(params, num_rows.size, num_threads);
+}
+
 void sample_of(py::handle logits_object, py::handle temperature_object, py::handle top_k_object,
                py::handle top_p_object, py::handle min_p_object, py::handle uniform_object, py::handle token_ids_object,
                py::handle logprobs_object, py::handle lse_object, py::handle ruled_logits_object,
@@ -323,6 +349,8 @@ void bind_ops(py::module_& module) {
                "Norms and rotates q in place and k, and writes k and v into their slots.");
     module.def("silu_and_mul", &silu_and_mul_of, py::arg("gate_up"), py::kw_only(), py::arg("out"),
                py::arg("num_threads") = 0, py::arg("stream") = 0, "out = silu(gate) * up.");
+    module.def("mask_logits", &mask_logits_of, py::arg("logits"), py::arg("allowed"), py::kw_only(),
+               py::arg("num_threads") = 0, py::arg("stream") = 0, "-inf where a token's bit is 0, in place.");
     module.def("argmax_and_lse", &argmax_and_lse_of, py::arg("logits"), py::kw_only(), py::arg("token_ids"),
                py::arg("lse"), py::arg("num_threads") = 0, "The largest logit of every row and log(sum(exp(logits))).");
     module.def("sample", &sample_of, py::arg("logits"), py::kw_only(), py::arg("temperature"), py::arg("top_k"),

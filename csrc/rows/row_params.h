@@ -79,6 +79,16 @@ struct SiluAndMulParams {
     int64_t size;
 };
 
+// logits = -inf where the bit is 0: bit i % 32 of word i / 32 of the row is of token i.
+struct MaskLogitsParams {
+    DType dtype;
+    void* logits;  // [num_rows, vocab_size]
+    int64_t row_stride;
+    const int32_t* allowed;  // [num_rows, ceil(vocab_size / 32)]
+    int64_t allowed_stride;
+    int64_t vocab_size;
+};
+
 // The largest logit of a row (the first of equals) and log(sum(exp(logits))).
 struct ArgmaxAndLseParams {
     DType dtype;

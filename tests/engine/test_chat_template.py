@@ -1,7 +1,9 @@
 """A chat template is a stranger's program: what it does ends its conversation, and nothing else."""
 
 import json
+import os
 import shutil
+import signal
 from itertools import chain
 
 import pytest
@@ -56,7 +58,7 @@ def test_whatever_a_template_does_is_its_conversations_error(tokenizer, template
 
 def test_a_template_whose_process_was_ended_is_said_to_be_and_the_next_starts_another(tokenizer):
     tokenizer.encode_chat(USER)
-    tokenizer._templates._process.kill()
+    os.kill(tokenizer.templates.process.pid, signal.SIGKILL)
     with pytest.raises(ValueError, match=r"^the chat template ended its process \(status -9\)$"):
         tokenizer.encode_chat(USER)
     assert rendered(tokenizer, USER) == "<bos>user: hi<end>"

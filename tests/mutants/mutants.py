@@ -214,6 +214,7 @@ RUN = "batchllm/jobs/run.py"
 
 IN_ENGINE = "tests/engine/test_engine.py::"
 IN_GENERATE = "tests/engine/test_generate.py::"
+IN_GRAMMARS = "tests/engine/test_structured_outputs.py::"
 IN_SAMPLING = "tests/engine/test_sampling.py::"
 IN_STOPPING = "tests/engine/test_stopping.py::"
 IN_ASYNC = "tests/engine/test_async_llm.py::"
@@ -359,6 +360,27 @@ PYTHON_MUTANTS = [
         "            logits[places] = part\n",
         "",
         IN_SAMPLING + "test_rules_that_concern_different_rows_each_change_their_own",
+    ),
+    Mutant(
+        "control_characters_in_bounded_strings",
+        "batchllm/sampling/compile_grammar.py",
+        r"""grammars.from_ebnf(rules.replace(r"[^\"\\\r\n]", r"[^\"\\\0-\x1f]"))""",
+        "grammars.from_ebnf(rules)",
+        IN_GRAMMARS + "test_answers_validate_against_their_schema",
+    ),
+    Mutant(
+        "special_tokens_are_text",
+        "batchllm/sampling/compile_grammar.py",
+        " and token not in special",
+        "",
+        IN_GRAMMARS + "test_a_special_token_is_no_text_of_a_string",
+    ),
+    Mutant(
+        "a_complete_grammar_without_stop_tokens_goes_on",
+        "batchllm/sampling/grammar.py",
+        "terminate_without_stop_token=not stops",
+        "terminate_without_stop_token=False",
+        IN_GRAMMARS + "test_answers_match_regex_choice_and_grammar",
     ),
     Mutant(
         "stop_tokens_of_one_request_end_all",
