@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from batchllm import SamplingParams
+from batchllm import SamplingParams, StructuredOutputsParams
 
 VLLM_DEFAULTS = {
     "n": 1,
@@ -19,6 +19,7 @@ VLLM_DEFAULTS = {
     "include_stop_str_in_output": False,
     "skip_special_tokens": True,
     "prompt_logprobs": None,
+    "structured_outputs": None,
 }
 
 REFUSED = [
@@ -103,3 +104,5 @@ def test_a_length_is_known_only_where_nothing_can_end_a_request_early() -> None:
     assert not SamplingParams().ends_only_at_max_tokens
     assert not SamplingParams(ignore_eos=True, stop_token_ids=[3]).ends_only_at_max_tokens
     assert not SamplingParams(ignore_eos=True, stop="\n").ends_only_at_max_tokens
+    bounded = StructuredOutputsParams(choice=["yes"])
+    assert not SamplingParams(ignore_eos=True, structured_outputs=bounded).ends_only_at_max_tokens

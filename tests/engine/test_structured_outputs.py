@@ -62,6 +62,7 @@ def test_answers_match_regex_choice_and_grammar(llm, given, pattern, ignore_eos)
     for answer in answers(llm, structured_outputs=StructuredOutputsParams(**given), ignore_eos=ignore_eos):
         assert answer.finish_reason == "stop", answer
         assert re.fullmatch(pattern, answer.text)
+        assert (tiny.EOS in answer.token_ids) == (not ignore_eos)
 
 
 def test_any_json_object_may_be_cut_by_max_tokens_only(llm):

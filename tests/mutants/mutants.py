@@ -313,8 +313,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "a_length_is_known_in_spite_of_stop_strings",
         "batchllm/sampling_params.py",
-        "self.ignore_eos and not self.stop_token_ids and not self.stop_strings",
-        "self.ignore_eos and not self.stop_token_ids",
+        "(self.stop_token_ids or self.stop_strings or self.structured_outputs)",
+        "(self.stop_token_ids or self.structured_outputs)",
         "tests/engine/test_sampling_params.py::test_a_length_is_known_only_where_nothing_can_end_a_request_early",
     ),
     # Sampler and rules.
@@ -464,8 +464,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "whoever_stops_listening_is_answered_on",
         ASYNC,
-        "            self._loop.mail.send(partial(_abort, caller))\n",
-        "",
+        "self._loop.mail.send(partial(_abort, caller))\n",
+        "pass\n",
         IN_ASYNC + "test_whoever_stops_listening_aborts_the_request",
     ),
     Mutant(
