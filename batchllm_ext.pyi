@@ -411,20 +411,26 @@ class AttentionPlan:
 
     def explain(self, *, kv_dtype: Literal["float32", "bfloat16"] = "float32") -> dict[str, Any]:
         """Items, bytes and FLOPs of one layer, and the bytes if every request read its keys for itself; under
-        "predicted_seconds" predict_seconds() for every GPU of gpu_peaks(). str(plan) has the predictions as a table.
+        "predicted_seconds" those of predict_seconds() for every GPU of gpu_peaks(). str(plan) has the predictions as a
+        table.
         """
 
-    def predict_seconds(self, *, flops_per_s: float, bytes_per_s: float, launch_s: float = 2e-6) -> dict[str, float]:
-        """Seconds of one layer in bfloat16 on a GPU of such peaks: a model, not a measurement. Three ways through the
-        same batch, of each the larger of memory traffic and arithmetic at the peaks, and `launch_s` a launch.
+    def predict_seconds(
+        self, *, flops_per_s: float, bytes_per_s: float, launch_s: float = 2e-6, device: str = ""
+    ) -> dict[str, float]:
+        """Seconds of one layer in bfloat16 on a GPU of such peaks: a model, not a measurement. Whatever else it takes
+        is that of `device`, one of gpu_models(); "" is the plan's, and "a100" for a plan for a CPU. ValueError for
+        peaks that are not positive, and for other devices.
 
-        plan: our kernel and its merge. Rows of q and partial states (float32) count as often as they are read or
-        written.
-        per_request: one kernel that reads every key once for each request, or for each tile of a long prefill.
-        cascade: a kernel for each level of the longest chain, which reads the keys that the plan reads and writes a
-        state (out in bfloat16, lse in float32) for every row, and between levels a kernel that makes one state of two.
+        A launch takes the longest of its bytes at bytes_per_s, its blocks' times over all places for blocks, and the
+        rounds in which they go; and launch_s. The ways through the batch, all by these formulas:
 
-        The larger of the two is taken over all kernels of a way at once, which favours the cascade.
+        plan: the launches of this plan's wide and narrow tiles (side by side where the GPU can), and their merge. Rows
+        of q and partial states (float32) count as often as they are read or written.
+        per_request: a plan for this GPU in which every request reads its keys for itself.
+        cascade: a launch for each level of the longest chain, planned for this GPU like ours, a merge where a level is
+        split, and between levels a launch that makes one state of two (out in bfloat16, lse in float32).
+        cascade_float32: the same with states in float32, as ours are.
         """
 
 class PlanLayout:
@@ -464,6 +470,16 @@ class DevicePlan:
 def gpu_peaks() -> dict[str, dict[str, float]]:
     """By a GPU's name flops_per_s (dense bfloat16), bytes_per_s, launch_s: NVIDIA's data sheets, launches assumed."""
 
+def gpu_models() -> dict[str, dict[str, Any]]:
+    """By the device of plan_attention what plans and predictions take a GPU for. Of data sheets: name,
+    num_multiprocessors, flops_per_s (dense bfloat16), bytes_per_s, memory_bytes, l2_bytes, shared_bytes (of a
+    multiprocessor), begins_early (launches may overlap). Assumed: launch_s (between two kernels in a graph),
+    multiprocessor_bytes_per_s (what one loads from the L2 cache), block_s (of a block apart from its keys)."""
+
+def nearest_gpu(name: str, capability: int) -> str:
+    """The one of gpu_models() that is most like a GPU: by what the driver calls it, else by the major number of its
+    compute capability."""
+
 @overload
 def plan_attention(
     batch: TokenBatch,
@@ -475,7 +491,7 @@ def plan_attention(
     num_threads: int = 0,
     share: bool | Literal["always"] = True,
     window_left: int = -1,
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: Literal["cpu", "cuda", "a100", "h100", "h200"] = "cpu",
 ) -> AttentionPlan: ...
 @overload
 def plan_attention(
@@ -495,17 +511,18 @@ def plan_attention(
     num_threads: int = 0,
     share: bool | Literal["always"] = True,
     window_left: int = -1,
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: Literal["cpu", "cuda", "a100", "h100", "h200"] = "cpu",
 ) -> AttentionPlan:
     """Plans the attention of one token batch, given whole or as its arrays.
 
     share: True where the cost model says that it pays, "always" without asking it, False request by request.
-    num_threads: what the work is balanced for: threads, where 0 is OpenMP's number, or a GPU's multiprocessors; at most
-    1,024.
+    num_threads: what the work is balanced for: threads, where 0 is OpenMP's number, or a GPU's multiprocessors, where 0
+    is the device's number; at most 1,024.
     Bounds: positions below 2^31 - 1, 2^24 rows, 2^26 pairs of a row and a link of its span, 1,024 heads of at most
     8,192 elements; ValueError beyond.
     window_left: positions before its own that a row sees; -1 all.
-    device: whose kernels the work is cut for. Those of the other execute the plan, too.
+    device: whose kernels the work is cut for: the CPU's, or a GPU's of gpu_models(), by whose numbers the plan is
+    predicted to take the least time; "cuda" is "a100". Those of any device execute the plan.
     """
 
 def attention(

@@ -43,15 +43,7 @@ class Inputs:
 
     @property
     def plan_arguments(self) -> dict:
-        case = self.case
-        return dict(
-            self.arrays,
-            num_qo_heads=case.num_qo_heads,
-            num_kv_heads=case.num_kv_heads,
-            head_dim=case.head_dim,
-            page_size=case.page_size,
-            window_left=case.window_left,
-        )
+        return self.arrays | self.case.plan_options
 
     @property
     def options(self) -> dict:
@@ -84,6 +76,16 @@ class Case:
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def plan_options(self) -> dict:
+        names = ("num_qo_heads", "num_kv_heads", "head_dim", "page_size", "window_left")
+        return {name: getattr(self, name) for name in names}
+
+    def make_plan_arguments(self, seed: int = 0) -> dict:
+        """Those of plan_attention, without K and V."""
+        arrays, _ = self._make_arrays(np.random.default_rng(seed), *self._lay_out())
+        return arrays | self.plan_options
 
     def make_inputs(self, seed: int = 0, poison: float = float("nan")) -> Inputs:
         rng = np.random.default_rng([seed, zlib.crc32(self.name.encode())])

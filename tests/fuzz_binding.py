@@ -349,7 +349,7 @@ class Fuzzer:
             page_size=page_size,
             num_threads=self.choice([0, 1, 2, 3, 1000]),
             share=self.choice([True, False, "always"]),
-            device=self.choice(["cpu", "cpu", "cuda"]),
+            device=self.choice(["cpu", "cpu", "cuda", "h200"]),
             **window,
         )
         if plan is None:
@@ -415,7 +415,7 @@ class Fuzzer:
             self.call("merge_states", ext.merge_states, states, self.floats(len(x), 3, num_heads), **base)
 
     def ask(self) -> None:
-        for name in ("gpu_peaks", "has_cuda", "gpu_head_dims", "cpu_isa", "cpu_isas"):
+        for name in ("gpu_peaks", "gpu_models", "has_cuda", "gpu_head_dims", "cpu_isa", "cpu_isas"):
             self.call(name, getattr(ext, name))
 
     def play_a_round(self) -> None:

@@ -10,7 +10,7 @@ import torch
 
 import batchllm_ext
 from tests.cases import Inputs
-from tests.simt.backend import NUM_MULTIPROCESSORS, to_bits
+from tests.simt.backend import to_bits
 from tests.simt.precision import TORCH_TYPES
 
 needs_build = pytest.mark.skipif(not batchllm_ext.has_cuda(), reason="this build has no CUDA kernels")
@@ -51,8 +51,11 @@ def on_gpu(values: np.ndarray, dtype: str) -> torch.Tensor:
 
 
 def plan_for_gpu(inputs: Inputs, **options) -> batchllm_ext.AttentionPlan:
+    """For the GPU at hand."""
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+    device = batchllm_ext.nearest_gpu(gpu.name, gpu.major)
     return batchllm_ext.plan_attention(
-        **inputs.plan_arguments, num_threads=NUM_MULTIPROCESSORS, device="cuda", **options
+        **inputs.plan_arguments, num_threads=gpu.multi_processor_count, device=device, **options
     )
 
 

@@ -58,6 +58,7 @@ class GenerationConfig(str, Enum):
 class DeviceName(str, Enum):
     a100 = "a100"
     h100 = "h100"
+    h200 = "h200"
     cpu = "cpu"
 
 

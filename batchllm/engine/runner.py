@@ -60,7 +60,9 @@ class Gpu:
 
     def __init__(self) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device())
-        self.num_multiprocessors = torch.cuda.get_device_properties(self.device).multi_processor_count
+        properties = torch.cuda.get_device_properties(self.device)
+        self.num_multiprocessors = properties.multi_processor_count
+        self.plan_device = ext.nearest_gpu(properties.name, properties.major)  # what plans take it for
         self._pool = torch.cuda.graph_pool_handle()  # graphs never run at the same time, so they share their memory
 
     def pinned_ints(self, size: int) -> Tensor:
@@ -98,7 +100,7 @@ class GpuRunner(Runner):
 
     def __init__(self, model: ForwardPass, gpu: Gpu, ops: GpuOps) -> None:
         self.model, self.ops = model, ops
-        self.plan_options = {"num_threads": gpu.num_multiprocessors, "device": "cuda"}
+        self.plan_options = {"num_threads": gpu.num_multiprocessors, "device": gpu.plan_device}
         self.gpu = gpu
         self._ring = UploadRing(gpu.pinned_ints, gpu.event)
         # By row count. A graph has the addresses of the pool's pages, so it goes with the pool.

@@ -39,13 +39,13 @@ class Device:
     """Scheduling, launches and sampling of one step."""
 
 
-def _gpu(name: str, matmul_efficiency: float) -> Device:
-    peaks = ext.gpu_peaks()[name]
+def _gpu(model: str, matmul_efficiency: float) -> Device:
+    gpu = ext.gpu_models()[model]
     return Device(
-        name=name,
-        flops_per_s=peaks["flops_per_s"],
-        bytes_per_s=peaks["bytes_per_s"],
-        memory_bytes=80 * 2**30,
+        name=gpu["name"],
+        flops_per_s=gpu["flops_per_s"],
+        bytes_per_s=gpu["bytes_per_s"],
+        memory_bytes=gpu["memory_bytes"],
         matmul_efficiency=matmul_efficiency,
         attention_efficiency=0.6,
         bandwidth_efficiency=0.85,
@@ -53,15 +53,16 @@ def _gpu(name: str, matmul_efficiency: float) -> Device:
     )
 
 
-# Peaks are those of AttentionPlan.explain(): NVIDIA's data sheets.
+# Peaks and memory are those that plans are made by (csrc/attention/plan/gpu_model.h): NVIDIA's data sheets.
 # Products: FlashAttention-2 (arXiv 2307.08691) gives 80 to 90 % of the peak for those on an A100; 70 % is assumed for
-# an H100, which its power holds back. Attention: 50 to 73 % on an A100 (the same paper), up to 75 % on an H100
-# (FlashAttention-3, arXiv 2407.08608). Bandwidth and overhead are assumed.
+# an H100 and an H200, which their power holds back. Attention: 50 to 73 % on an A100 (the same paper), up to 75 % on an
+# H100 (FlashAttention-3, arXiv 2407.08608). Bandwidth and overhead are assumed.
 # "cpu" is the two-core AVX-512 BF16 machine of this project's benchmarks. Its product and read rates were measured
 # there, so nothing is taken off them; half of the former is assumed for attention.
 DEVICES = {
-    "a100": _gpu("A100 80GB SXM", matmul_efficiency=0.8),
-    "h100": _gpu("H100 80GB SXM", matmul_efficiency=0.7),
+    "a100": _gpu("a100", matmul_efficiency=0.8),
+    "h100": _gpu("h100", matmul_efficiency=0.7),
+    "h200": _gpu("h200", matmul_efficiency=0.7),
     "cpu": Device(
         name="2 cores with AVX-512 BF16",
         flops_per_s=0.92e12,

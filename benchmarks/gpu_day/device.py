@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+import batchllm_ext as ext
 from benchmarks.gpu_day.results import DRY, record
 
 DEVICE = "cpu" if DRY else "cuda"
@@ -81,6 +82,14 @@ def stream() -> int:
 
 def num_multiprocessors() -> int:
     return 132 if DRY else torch.cuda.get_device_properties(0).multi_processor_count
+
+
+def gpu_model() -> str:
+    """What plans take the GPU for."""
+    if DRY:
+        return "h100"
+    gpu = torch.cuda.get_device_properties(0)
+    return ext.nearest_gpu(gpu.name, gpu.major)
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

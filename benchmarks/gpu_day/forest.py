@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import batchllm_ext as ext
-from benchmarks.gpu_day.device import DEVICE, error_of, num_multiprocessors, randn, stream
+from benchmarks.gpu_day.device import DEVICE, error_of, gpu_model, num_multiprocessors, randn, stream
 from benchmarks.gpu_day.results import DRY
 
 PAGE_SIZE = 16
@@ -61,7 +61,7 @@ class Forest:
         self.q = randn(shape.num_rows, self.num_qo_heads, head_dim)
         self.k_pages, self.v_pages = (randn(self.num_pages, PAGE_SIZE, self.num_kv_heads, head_dim) for _ in range(2))
 
-    def plan(self, *, share: bool = True, multiprocessors: int | None = None) -> ext.AttentionPlan:
+    def plan(self, *, share: bool | str = True, multiprocessors: int | None = None) -> ext.AttentionPlan:
         """multiprocessors: of the GPU that it is balanced for; None is the one at hand."""
         shape = self.shape
         arrays = {
@@ -82,7 +82,7 @@ class Forest:
             page_size=PAGE_SIZE,
             num_threads=multiprocessors or num_multiprocessors(),
             share=share,
-            device="cuda",
+            device=gpu_model(),
         )
 
     @property

@@ -174,6 +174,15 @@ def profiles(lines: list[Line]) -> list[Cells]:
     ]
 
 
+def costs(lines: list[Line]) -> list[Cells]:
+    return [
+        {"cost": name, "measured": f"{value:.4g}"}
+        for line in of_kind(lines, "costs")[-1:]
+        for name, value in line.items()
+        if name != "what"
+    ]
+
+
 def failures(lines: list[Line]) -> list[Cells]:
     rows = []
     for line in lines:
@@ -206,6 +215,11 @@ TABLES: list[Table] = [
         "Splits",
         "Microseconds of plans that are balanced for so many multiprocessors.",
         lambda lines: pivot(of_kind(lines, "splits"), SHAPE, "multiprocessors", "us"),
+    ),
+    (
+        "Costs",
+        "Of what plans are made by (csrc/attention/plan/gpu_model.h). key_s: of one KV head on one multiprocessor.",
+        costs,
     ),
     (
         "Between products",

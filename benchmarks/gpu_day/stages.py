@@ -105,6 +105,7 @@ STAGES = {
         ],
         is_dry=True,
     ),
+    "costs": Stage(lambda: [Command(program("costs"), 40)], is_dry=True),
     "e2e": Stage(lambda: [Command(program("e2e"), 170)], is_dry=True),
     "peers": Stage(
         lambda: [Command(program("peers", "transformers"), 90), Command(program("peers", "vllm"), 120)], is_dry=True

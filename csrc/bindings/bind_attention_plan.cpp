@@ -5,6 +5,7 @@
 #include <cmath>
 #include <iomanip>
 #include <sstream>
+#include <vector>
 
 #include "attention/cuda/plan_layout.h"
 #include "attention/plan/attention_plan.h"
@@ -26,10 +27,14 @@ Sharing sharing_of(py::handle share) {
     throw py::value_error("share: expected True, False or \"always\", got " + std::string(py::repr(share)));
 }
 
-PlanDevice device_of(const std::string& device) {
-    if (device == "cpu") return PlanDevice::kCpu;
-    if (device == "cuda") return PlanDevice::kGpu;
-    throw py::value_error("device: expected \"cpu\" or \"cuda\", got \"" + device + "\"");
+// Null: the CPU.
+const GpuModel* device_of(const std::string& device) {
+    if (device == "cpu") return nullptr;
+    if (device == "cuda") return &kDefaultGpu;
+    if (const GpuModel* const gpu = find_gpu(device)) return gpu;
+    std::string expected = "\"cpu\", \"cuda\"";
+    for (const GpuModel& gpu : kGpus) expected += std::string(", \"") + gpu.id + "\"";
+    throw py::value_error("device: expected one of " + expected + ", got \"" + device + "\"");
 }
 
 AttentionBatch span_reads(const TokenBatch& batch) {
@@ -39,10 +44,15 @@ AttentionBatch span_reads(const TokenBatch& batch) {
 
 AttentionPlan plan_attention(const AttentionBatch& batch, const AttentionShape& shape, int32_t num_threads,
                              const py::object& share, const std::string& device_name) {
-    const PlanDevice device = device_of(device_name);
-    num_threads = thread_count(num_threads, device == PlanDevice::kCpu ? omp_get_max_threads() : 0);
-    if (device == PlanDevice::kCpu && num_threads > 1) check_not_forked();  // before the model's first product
-    return AttentionPlan(batch, shape, num_threads, sharing_of(share), device);
+    const GpuModel* const device = device_of(device_name);
+    if (device == nullptr) {
+        num_threads = thread_count(num_threads, omp_get_max_threads());
+        if (num_threads > 1) check_not_forked();  // before the model's first product
+        return AttentionPlan(batch, shape, num_threads, sharing_of(share));
+    }
+    GpuModel gpu = *device;
+    gpu.num_multiprocessors = thread_count(num_threads, gpu.num_multiprocessors);
+    return AttentionPlan(batch, shape, gpu, sharing_of(share));
 }
 
 py::dict seconds_dict(const AttentionSeconds& seconds) {
@@ -50,10 +60,12 @@ py::dict seconds_dict(const AttentionSeconds& seconds) {
     result["plan"] = seconds.plan;
     result["per_request"] = seconds.per_request;
     result["cascade"] = seconds.cascade;
+    result["cascade_float32"] = seconds.cascade_float32;
     return result;
 }
 
-py::dict predict_seconds(const AttentionPlan& plan, double flops_per_s, double bytes_per_s, double launch_s) {
+py::dict predict_seconds(const AttentionPlan& plan, double flops_per_s, double bytes_per_s, double launch_s,
+                         const std::string& device) {
     for (const auto& [name, value] : {std::pair("flops_per_s", flops_per_s), std::pair("bytes_per_s", bytes_per_s)}) {
         if (value > 0.0 && std::isfinite(value)) continue;
         throw py::value_error(std::string(name) + ": expected a positive number, got " + std::to_string(value));
@@ -61,17 +73,46 @@ py::dict predict_seconds(const AttentionPlan& plan, double flops_per_s, double b
     if (!(launch_s >= 0.0) || !std::isfinite(launch_s)) {
         throw py::value_error("launch_s: expected a number of at least 0, got " + std::to_string(launch_s));
     }
-    return seconds_dict(predict(plan, {"", flops_per_s, bytes_per_s, launch_s}));
+    GpuModel gpu = plan.gpu();
+    if (!device.empty()) {
+        const GpuModel* const named = device_of(device);
+        if (named == nullptr) throw py::value_error("device: expected a GPU, got \"cpu\"");
+        gpu = *named;
+    }
+    gpu.flops_per_s = flops_per_s;
+    gpu.bytes_per_s = bytes_per_s;
+    gpu.launch_s = launch_s;
+    return seconds_dict(predict(plan, gpu));
 }
 
 py::dict gpu_peaks() {
     py::dict result;
-    for (const GpuPeaks& peaks : kGpuPeaks) {
-        py::dict gpu;
-        gpu["flops_per_s"] = peaks.flops_per_s;
-        gpu["bytes_per_s"] = peaks.bytes_per_s;
-        gpu["launch_s"] = peaks.launch_s;
-        result[peaks.name] = gpu;
+    for (const GpuModel& gpu : kGpus) {
+        py::dict peaks;
+        peaks["flops_per_s"] = gpu.flops_per_s;
+        peaks["bytes_per_s"] = gpu.bytes_per_s;
+        peaks["launch_s"] = gpu.launch_s;
+        result[gpu.name] = peaks;
+    }
+    return result;
+}
+
+py::dict gpu_models() {
+    py::dict result;
+    for (const GpuModel& gpu : kGpus) {
+        py::dict model;
+        model["name"] = gpu.name;
+        model["num_multiprocessors"] = gpu.num_multiprocessors;
+        model["flops_per_s"] = gpu.flops_per_s;
+        model["bytes_per_s"] = gpu.bytes_per_s;
+        model["memory_bytes"] = gpu.memory_bytes;
+        model["l2_bytes"] = gpu.l2_bytes;
+        model["shared_bytes"] = gpu.shared_bytes;
+        model["begins_early"] = gpu.begins_early;
+        model["launch_s"] = gpu.launch_s;
+        model["multiprocessor_bytes_per_s"] = gpu.multiprocessor_bytes_per_s;
+        model["block_s"] = gpu.block_s;
+        result[gpu.id] = model;
     }
     return result;
 }
@@ -101,7 +142,7 @@ py::dict explain(const AttentionPlan& plan, const std::string& kv_dtype) {
     result["flops"] = attention_flops(plan);
     result["num_threads"] = plan.num_threads();
     py::dict predicted;
-    for (const GpuPeaks& peaks : kGpuPeaks) predicted[peaks.name] = seconds_dict(predict(plan, peaks));
+    for (const GpuModel& gpu : kGpus) predicted[gpu.name] = seconds_dict(predict(plan, gpu));
     result["predicted_seconds"] = predicted;
     return result;
 }
@@ -130,21 +171,24 @@ py::dict buffers(py::handle self) {
 // predict() as a table, a line each way.
 std::string prediction_text(const AttentionPlan& plan) {
     std::ostringstream text;
-    text << "prediction, no GPU measured: us of one layer in bfloat16, bytes or FLOPs at peak rate, and launches\n";
+    text << "prediction, no GPU measured: us of one layer in bfloat16, at the peaks of data sheets, and launches\n";
     const auto begin_line = [&text](const std::string& name) { text << "  " << std::left << std::setw(40) << name; };
     begin_line("");
     text << std::right;
-    for (const GpuPeaks& peaks : kGpuPeaks) text << std::setw(15) << peaks.name;
+    for (const GpuModel& gpu : kGpus) text << std::setw(15) << gpu.name;
+    std::vector<AttentionSeconds> predicted;
+    for (const GpuModel& gpu : kGpus) predicted.push_back(predict(plan, gpu));
     const auto add_line = [&](const std::string& name, double AttentionSeconds::* way) {
         text << '\n';
         begin_line(name);
         text << std::right << std::fixed << std::setprecision(1);
-        for (const GpuPeaks& peaks : kGpuPeaks) text << std::setw(15) << 1e6 * (predict(plan, peaks).*way);
+        for (const AttentionSeconds& seconds : predicted) text << std::setw(15) << 1e6 * (seconds.*way);
     };
     const std::string num_levels = std::to_string(std::max(plan.stats().num_levels, 1));
-    add_line("this plan, fused, and one merge", &AttentionSeconds::plan);
+    add_line("this plan: wide, narrow tiles, merge", &AttentionSeconds::plan);
     add_line("paged, request by request", &AttentionSeconds::per_request);
     add_line("cascade, " + num_levels + " levels, each its own launch", &AttentionSeconds::cascade);
+    add_line("the same with states in float32", &AttentionSeconds::cascade_float32);
     return text.str() + "\n";
 }
 
@@ -222,7 +266,8 @@ void bind_attention_plan(py::module_& module) {
         .def("explain", &explain, py::kw_only(), py::arg("kv_dtype") = "float32",
              "Counts, bytes and FLOPs of one layer, against reading every key once per request; predictions for GPUs.")
         .def("predict_seconds", &predict_seconds, py::kw_only(), py::arg("flops_per_s"), py::arg("bytes_per_s"),
-             py::arg("launch_s") = kLaunchSeconds, "A model of one layer on a GPU of such peaks, not a measurement.")
+             py::arg("launch_s") = kDefaultGpu.launch_s, py::arg("device") = "",
+             "A model of one layer on a GPU of such peaks, not a measurement.")
         .def_property_readonly(
             "sizes", [](const AttentionPlan& plan) { return size_dict(sizes_of(plan)); },
             "What a PlanLayout must have room for.")
@@ -269,6 +314,10 @@ void bind_attention_plan(py::module_& module) {
         py::arg("segment_page_indptr"), py::arg("segment_page_ids"), py::arg("segment_begin"),
         py::arg("segment_num_tokens"));
     module.def("gpu_peaks", &gpu_peaks, "What predictions take for the peaks of GPUs, by name.");
+    module.def("gpu_models", &gpu_models, "What plans and predictions take GPUs for, by the device of plan_attention.");
+    module.def(
+        "nearest_gpu", [](const std::string& name, int32_t capability) { return nearest_gpu(name, capability).id; },
+        py::arg("name"), py::arg("capability"), "The device of plan_attention that is most like a GPU.");
 }
 
 }  // namespace batchllm

@@ -95,7 +95,7 @@ RowKeys visible_keys(const AttentionBatch& batch, const AttentionShape& shape) {
 }
 
 // Walks through the plan as a kernel does, and checks every invariant on the way.
-RowKeys audit(const AttentionPlan& plan, PlanDevice device = PlanDevice::kCpu) {
+RowKeys audit(const AttentionPlan& plan, const DeviceCosts& costs = kCpuCosts) {
     const AttentionShape& shape = plan.shape();
     RowKeys read;
     std::map<int32_t, Ints> slots_of_token;
@@ -103,7 +103,7 @@ RowKeys audit(const AttentionPlan& plan, PlanDevice device = PlanDevice::kCpu) {
     for (const WorkItem& item : plan.items()) {
         const int32_t num_rows = item.row_end - item.row_begin;
         CHECK(num_rows >= 1);
-        CHECK(num_rows <= std::min(plan.max_item_rows(), CostModel(shape, device).max_tile_rows()));
+        CHECK(num_rows <= std::min(plan.max_item_rows(), CostModel(shape, costs).max_tile_rows()));
         CHECK(item.kv_begin < item.kv_end);
         Ints num_readers(item.kv_end - item.kv_begin, 0);
         for (const WorkRow& row : plan.rows().subspan(item.row_begin, num_rows)) {
@@ -162,9 +162,11 @@ TEST_CASE("every visible key meets every row exactly once, and nothing else does
         const RowKeys visible = visible_keys(batch.view(), shape);
         for (int32_t num_threads : {1, 7}) {
             for (Sharing sharing : {Sharing::kNever, Sharing::kWhereItPays, Sharing::kAlways}) {
-                for (PlanDevice device : {PlanDevice::kCpu, PlanDevice::kGpu}) {
-                    const AttentionPlan plan(batch.view(), shape, num_threads, sharing, device);
-                    CHECK((audit(plan, device) == visible));
+                CHECK((audit(AttentionPlan(batch.view(), shape, num_threads, sharing)) == visible));
+                for (GpuModel gpu : kGpus) {
+                    gpu.num_multiprocessors = num_threads;
+                    const AttentionPlan plan(batch.view(), shape, gpu, sharing);
+                    CHECK((audit(plan, gpu_costs(gpu, shape.head_dim)) == visible));
                 }
             }
         }
@@ -237,8 +239,8 @@ TEST_CASE("a plan for a GPU fills its tiles, and splits what would leave multipr
     const int32_t prefix = batch.add_segment(0, 8192);
     for (int32_t reader = 0; reader < 34; ++reader) batch.add_span({prefix}, 8191, 1);
     const AttentionShape shape{.num_qo_heads = 32, .num_kv_heads = 8, .head_dim = 128, .page_size = batch.page_size};
-    const AttentionPlan plan(batch.view(), shape, 108, Sharing::kAlways, PlanDevice::kGpu);
-    audit(plan, PlanDevice::kGpu);
+    const AttentionPlan plan(batch.view(), shape, kDefaultGpu, Sharing::kAlways);
+    audit(plan, gpu_costs(kDefaultGpu, shape.head_dim));
     std::map<int32_t, int32_t> num_items;  // by rows
     for (const WorkItem& item : plan.items()) ++num_items[item.row_end - item.row_begin];
     CHECK(num_items.size() == 2);  // 136 packed rows: a tile of 128, and one of the 8 that are left, not two of 68
@@ -248,7 +250,7 @@ TEST_CASE("a plan for a GPU fills its tiles, and splits what would leave multipr
     // Own parts of many requests give every multiprocessor enough to do as they are.
     OwnedBatch many;
     for (int32_t request = 0; request < 256; ++request) many.add_span({many.add_segment(0, 1000)}, 999, 1);
-    CHECK(AttentionPlan(many.view(), shape, 108, Sharing::kAlways, PlanDevice::kGpu).items().size() == 256);
+    CHECK(AttentionPlan(many.view(), shape, kDefaultGpu, Sharing::kAlways).items().size() == 256);
 }
 
 TEST_CASE("short items come several to a task, a long one has tasks of its own") {

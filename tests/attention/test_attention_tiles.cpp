@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "attention/cuda/attention_tiles.h"
+#include "attention/plan/gpu_model.h"
 
 using namespace batchllm;
 using namespace batchllm::cuda;

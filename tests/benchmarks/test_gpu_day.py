@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import batchllm_ext as ext
 from benchmarks.gpu_day import bench, contestants, device, jobs, pytest_plugin, report, results, stages
 from benchmarks.gpu_day.forest import Forest, Shape
 from benchmarks.gpu_day.report import page, write
@@ -44,6 +45,7 @@ RUN = [
     {"what": "decode", **SHAPE, "contestant": "FlashInfer", "skipped": "flashinfer is not installed"},
     {"what": "prefill", "rows": 2048, "context": 4096, "contestant": "ours", "us": 310.0, "floor_us": 155.0},
     {"what": "splits", **SHAPE, "multiprocessors": 132, "items": 48, "us": 31.0},
+    {"what": "costs", "launch_s": 1.5e-6, "key_s_narrow": 1.96e-8},
     {"what": "operation", "operation": "rotate", "rows": 256, "us": 3.5, "gb_per_s": 900.0, "of_copy": 0.3},
     {"what": "product", "product": "qkv", "rows": 256, "us": 40.0, "tflops_per_s": 322.0, "of_floor": 0.81},
     *(
@@ -101,6 +103,7 @@ def test_the_page_names_the_card_and_holds_every_table(tmp_path):
     assert ["ncu", "ncu is not on PATH", ""] in rows
     assert ["1", "2048", "64", "64", "30", "170", "9", "30 %", "14"] in rows
     assert ["2048", "4096", "310", "155", "50 %"] in rows
+    assert ["launch_s", "1.5e-06"] in rows
     assert ["W1", "2", "9.5", "31"] in rows
     assert ["W1", "ours, sharing any depth", "2", "75 %", "128", "24,576", "278,528", "40", "3"] in rows
     assert ["attention_kernel", "W1", "500", "25 %"] in rows
@@ -172,6 +175,19 @@ def test_a_dry_run_has_a_line_for_each_stage_in_the_order_given(tmp_path):
     assert any(line.get("what") == "ceilings" for line in lines)
     with pytest.raises(ValueError, match="dry run"):
         write([out / "results.jsonl"], tmp_path / "docs")
+
+
+def test_costs_are_measured_in_the_form_of_the_table(tmp_path):
+    out = tmp_path / "out"
+    done = kit(out, GPU_DAY_DRY="1", STAGES="costs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (costs,) = [line for line in results.read(out / "results.jsonl") if line.get("what") == "costs"]
+    log = (out / "log.txt").read_text()
+    assert "dry: on a CPU" in log
+    for name in ("flops_per_s", "bytes_per_s", "multiprocessor_bytes_per_s", "launch_s"):
+        assert f".{name} = " in log
+        assert f"// in the table {ext.gpu_models()['h100'][name]:.4g}" in log
+    assert {f"key_s_{kind}" for kind in ("narrow", "medium", "large")} < costs.keys()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

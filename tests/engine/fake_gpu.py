@@ -44,6 +44,7 @@ class FakeEvent:
 class FakeGpu:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     num_multiprocessors: int = 5
+    plan_device: str = "h100"
     num_captures: int = 0
     num_replays: int = 0
 

@@ -1,4 +1,4 @@
-"""Trees of published size: nodes per level _ tokens per level; the last level holds the requests' own tokens."""
+"""The kernels on trees of published size."""
 
 import itertools
 
@@ -6,46 +6,14 @@ import numpy as np
 import pytest
 
 import batchllm_ext
-from tests.cases import Case, Request
 from tests.reference import from_bf16, to_bf16
 from tests.simt.backend import attention, rounded, to_bits
 from tests.simt.precision import check, of_spans
 from tests.simt.test_attention import same_bits
+from tests.trees import HEADS, TREES, levels, tree_case
 
-TREES = [
-    "1,10_4096,416",
-    "1,1024_2048,32",
-    "1,4,256_32,256,32",
-    "1,8,512_32,2048,256",
-    "1,4,8,256_32,256,256,32",
-    "1,16,32,64,128,1024_256,128,64,32,32,32",
-    "2,8,16,256_256,256,32,32",
-    "256_1024",
-]
-HEADS = [(32, 32), (16, 8), (32, 8), (64, 8)]
 HEAD_DIM = 128
 MAX_ELEMENTS = 1 << 28  # of K at a time, which is kept several times over in float32: 1 GiB each
-
-
-def levels(tree: str) -> list[list[int]]:
-    """Nodes of every level, and tokens of each of them."""
-    return [[int(number) for number in part.split(",")] for part in tree.split("_")]
-
-
-def tree_case(tree: str, group_size: int, num_kv_heads: int) -> Case:
-    nodes, tokens = levels(tree)
-    requests = []
-    for leaf in range(nodes[-1]):
-        path = tuple((f"{level}.{leaf * nodes[level] // nodes[-1]}", tokens[level]) for level in range(len(nodes) - 1))
-        requests.append(Request(path, tokens[-1]))
-    return Case(
-        tree,
-        requests,
-        num_qo_heads=group_size * num_kv_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=HEAD_DIM,
-        page_size=16,
-    )
 
 
 def check_tree(inputs, result) -> None:
@@ -73,7 +41,7 @@ def in_turn(index: int) -> list[pytest.MarkDecorator]:
     ],
 )
 def test_one_head_of_a_tree_matches_the_reference(tree: str, num_heads: tuple[int, int]):
-    inputs = rounded(tree_case(tree, num_heads[0] // num_heads[1], 1).make_inputs(), "bfloat16")
+    inputs = rounded(tree_case(tree, (num_heads[0] // num_heads[1], 1), HEAD_DIM).make_inputs(), "bfloat16")
     check_tree(inputs, attention(inputs, build="fast"))
 
 
@@ -88,7 +56,7 @@ def heads_at_a_time(tree: str, num_kv_heads: int) -> list[int]:
 @pytest.mark.parametrize("tree", TREES)
 def test_all_heads_of_a_tree_match_the_reference_in_every_order(tree: str, num_heads: tuple[int, int]):
     for seed, num_kv_heads in enumerate(heads_at_a_time(tree, num_heads[1])):
-        case = tree_case(tree, num_heads[0] // num_heads[1], num_kv_heads)
+        case = tree_case(tree, (num_heads[0] // num_heads[1] * num_kv_heads, num_kv_heads), HEAD_DIM)
         inputs = rounded(case.make_inputs(seed), "bfloat16")
         result = attention(inputs, build="fast")
         check_tree(inputs, result)

@@ -38,13 +38,4 @@ NumTiles num_attention_tiles(std::span<const WorkItem> items, int32_t group_size
     return num;
 }
 
-int32_t narrow_heads_per_block(int32_t num_narrow_tiles, int32_t num_kv_heads) {
-    constexpr int64_t kEnoughBlocks = 1024;  // about two for each place on an H100: 4 blocks on 132 multiprocessors
-    int32_t heads = num_kv_heads;
-    while (heads > 1 && int64_t{num_narrow_tiles} * ((num_kv_heads + heads - 1) / heads) < kEnoughBlocks) {
-        heads = (heads + 1) / 2;
-    }
-    return heads;
-}
-
 }  // namespace batchllm::cuda

@@ -28,8 +28,4 @@ struct NumTiles {
 // How many these are.
 NumTiles num_attention_tiles(std::span<const WorkItem> items, int32_t group_size, int32_t max_rows);
 
-// KV heads that a block takes of a narrow tile, whose keys it looks up once for all of them: as many as leave enough
-// blocks for every multiprocessor.
-int32_t narrow_heads_per_block(int32_t num_narrow_tiles, int32_t num_kv_heads);
-
 }  // namespace batchllm::cuda

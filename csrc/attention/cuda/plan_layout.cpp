@@ -9,14 +9,20 @@
 
 #include "attention/cuda/attention_tiles.h"
 #include "attention/cuda/tile_shape.h"
-#include "attention/plan/device_model.h"
+#include "attention/plan/gpu_model.h"
 #include "cuda/launch_grid.h"
 
 namespace batchllm::cuda {
 namespace {
 
-static_assert(std::ranges::all_of(kHeadDims,
-                                  [](int head_dim) { return max_packed_rows(head_dim) == gpu_tile_rows(head_dim); }));
+// What plans are made by is true of the kernels.
+template <int kHeadDim>
+constexpr bool kIsModelled =
+    max_packed_rows(kHeadDim) == gpu_tile_rows(kHeadDim) &&
+    TileShapes<kHeadDim>::Narrow::kSharedBytes == gpu_block_bytes(TileKind::kNarrow, kHeadDim) &&
+    kWideSharedBytes<kHeadDim> == gpu_block_bytes(TileKind::kWide, kHeadDim);
+static_assert(kNarrowRows == kGpuNarrowRows && kIsModelled<64> && kIsModelled<96> && kIsModelled<128> &&
+              kIsModelled<256>);
 
 constexpr AttentionTile kNoTile{};
 constexpr MergeRow kNoMergeRow{-1, 0, 0};

@@ -140,4 +140,19 @@ AttentionBatch::Range AttentionBatch::link_range(int32_t span, int32_t link) con
     return {begin, end};
 }
 
+BatchCopy::BatchCopy(const AttentionBatch& batch)
+    : span_indptr_(batch.span_indptr.begin(), batch.span_indptr.end()),
+      span_begin_(batch.span_begin.begin(), batch.span_begin.end()),
+      link_indptr_(batch.link_indptr.begin(), batch.link_indptr.end()),
+      link_segment_(batch.link_segment.begin(), batch.link_segment.end()),
+      segment_page_indptr_(batch.segment_page_indptr.begin(), batch.segment_page_indptr.end()),
+      segment_page_ids_(batch.segment_page_ids.begin(), batch.segment_page_ids.end()),
+      segment_begin_(batch.segment_begin.begin(), batch.segment_begin.end()),
+      segment_num_tokens_(batch.segment_num_tokens.begin(), batch.segment_num_tokens.end()) {}
+
+AttentionBatch BatchCopy::view() const {
+    return {span_indptr_,         span_begin_,       link_indptr_,   link_segment_,
+            segment_page_indptr_, segment_page_ids_, segment_begin_, segment_num_tokens_};
+}
+
 }  // namespace batchllm

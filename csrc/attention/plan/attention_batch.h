@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 namespace batchllm {
 
@@ -47,6 +48,18 @@ struct AttentionBatch {
         int32_t end;
     };
     Range link_range(int32_t span, int32_t link) const;
+};
+
+// The arrays of a batch, kept.
+class BatchCopy {
+ public:
+    explicit BatchCopy(const AttentionBatch& batch);
+    AttentionBatch view() const;
+
+ private:
+    using Array = std::vector<int32_t>;
+    Array span_indptr_, span_begin_, link_indptr_, link_segment_;
+    Array segment_page_indptr_, segment_page_ids_, segment_begin_, segment_num_tokens_;
 };
 
 struct AttentionShape {

@@ -9,12 +9,14 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "attention/plan/attention_batch.h"
-#include "attention/plan/device_model.h"
+#include "attention/plan/gpu_model.h"
+#include "attention/plan/plan_draft.h"
 #include "attention/plan/work_item.h"
 
 namespace batchllm {
@@ -23,23 +25,29 @@ struct PlanStats {
     int64_t kv_tokens_read = 0;              // keys read per KV head, all items
     int64_t per_request_kv_tokens_read = 0;  // the same if every span read its keys alone
     int64_t num_scores = 0;                  // visible (row, key) pairs of one query head
-    int32_t num_shared_segments = 0;         // read once for several spans
+    int32_t num_shared_segments = 0;         // not read by every span for itself
     int32_t num_levels = 0;                  // links of the longest chain
 };
 
-// Which segments with several readers are read once for all of them.
-enum class Sharing : uint8_t { kNever, kWhereItPays, kAlways };
-
 class AttentionPlan {
  public:
-    // Throws std::invalid_argument on arrays that contradict each other. The plan keeps copies of what it needs.
-    // `num_threads` (at least 1; of a GPU its multiprocessors) is what the plan is balanced for: it decides where long
-    // runs of keys are split. Whatever number of threads runs the plan, the results are the same bit for bit.
-    AttentionPlan(const AttentionBatch& batch, const AttentionShape& shape, int32_t num_threads, Sharing sharing,
-                  PlanDevice device = PlanDevice::kCpu);
+    // For the kernels of a CPU; those of a GPU execute it, too. Throws std::invalid_argument on arrays that contradict
+    // each other. The plan keeps copies of what it needs. `num_threads` (at least 1) is what the plan is balanced for:
+    // it decides where long runs of keys are split. Whatever number of threads runs the plan, the results are the same
+    // bit for bit.
+    AttentionPlan(const AttentionBatch& batch, const AttentionShape& shape, int32_t num_threads, Sharing sharing);
+
+    // For those of a GPU, likewise.
+    AttentionPlan(const AttentionBatch& batch, const AttentionShape& shape, const GpuModel& gpu, Sharing sharing);
+
+    // Of the same batch: for a GPU; and what a cascade of that style launches there for level `level` of
+    // all chains.
+    AttentionPlan for_gpu(const GpuModel& gpu, Sharing sharing) const;
+    AttentionPlan cascade_level(const GpuModel& gpu, const CallStyle& style, int32_t level) const;
 
     const AttentionShape& shape() const { return shape_; }
-    int32_t num_threads() const { return num_threads_; }
+    int32_t num_threads() const { return num_threads_; }  // of a GPU its multiprocessors
+    const GpuModel& gpu() const { return gpu_; }          // that it is for; of a CPU's plan kDefaultGpu
     int32_t num_tokens() const { return num_tokens_; }
     int32_t num_slots() const { return num_slots_; }          // partial states per query head
     int32_t max_page_id() const { return max_page_id_; }      // -1: no pages
@@ -49,14 +57,17 @@ class AttentionPlan {
     std::span<const WorkTask> tasks() const { return tasks_; }  // every item for every KV head, in the items' order
     std::span<const WorkRow> rows() const { return rows_; }
     std::span<const KvPiece> pieces() const { return pieces_; }
-    std::span<const int32_t> page_ids() const { return page_ids_; }
+    std::span<const int32_t> page_ids() const { return batch_->view().segment_page_ids; }
     std::span<const MergeRow> merge_rows() const { return merge_rows_; }  // rows with 0 or at least 2 partial states
     const PlanStats& stats() const { return stats_; }
 
  private:
     friend class PlanBuilder;
+    AttentionPlan(std::shared_ptr<const BatchCopy> batch, const AttentionShape& shape, const PlanOptions& options);
 
+    std::shared_ptr<const BatchCopy> batch_;
     AttentionShape shape_;
+    GpuModel gpu_;
     int32_t num_threads_;
     int32_t num_tokens_;
     int32_t num_slots_ = 0;
@@ -66,7 +77,6 @@ class AttentionPlan {
     std::vector<WorkTask> tasks_;
     std::vector<WorkRow> rows_;
     std::vector<KvPiece> pieces_;
-    std::vector<int32_t> page_ids_;
     std::vector<MergeRow> merge_rows_;
     PlanStats stats_;
 };

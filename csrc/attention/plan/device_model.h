@@ -7,15 +7,14 @@
 #include <numeric>
 
 #include "attention/plan/attention_batch.h"
+#include "attention/plan/gpu_model.h"
+#include "attention/plan/work_item.h"
 #include "base/ints.h"
 
 namespace batchllm {
 
 constexpr int32_t kKeyTile = 64;        // keys that a kernel takes at a time
 constexpr int32_t kMinSplitKeys = 256;  // shorter items cost more to merge than they balance
-
-// Whose kernels a plan is made for. Those of the other execute it too.
-enum class PlanDevice : uint8_t { kCpu, kGpu };
 
 // How a device's kernels take an item. Packed rows are query heads x tokens of one KV head; times of keys and states
 // are those of head_dim 128.
@@ -43,31 +42,29 @@ inline constexpr DeviceCosts kCpuCosts{
     .state = 200.0,
 };
 
-// Packed rows of the largest tile of the kernels in attention/cuda.
-constexpr int32_t gpu_tile_rows(int32_t head_dim) {
-    return head_dim == 256 ? 64 : 128;
-}
-
-// Not measured: a multiprocessor's part of what an A100 sustains, 85 % of 2.039 TB/s and 60 % of 312 TFLOP/s over 108.
-// An item's own time, three loads that wait for each other and a pipeline to fill, is assumed.
-constexpr DeviceCosts gpu_costs(int32_t head_dim) {
+// A multiprocessor's part of what a GPU sustains, assumed: 85 % of its memory's rate and 60 % of its peak.
+constexpr DeviceCosts gpu_costs(const GpuModel& gpu, int32_t head_dim) {
+    constexpr double kKeyBytes = 2 * 2 * 128, kStateBytes = 2 * 4 * 129, kFlops = 4 * 128;
+    const double byte = 1e9 * gpu.num_multiprocessors / (0.85 * gpu.bytes_per_s);
+    const double flop = 1e9 * gpu.num_multiprocessors / (0.6 * gpu.flops_per_s);
     const int32_t max_packed_rows = gpu_tile_rows(head_dim);
     return {
         .max_packed_rows = max_packed_rows,
         .block_rows = max_packed_rows,  // tiles are filled, not made equal
         .narrow_rows = 0,
-        .item = 1500.0,
-        .key = 32.0,
-        .packed_row = 0.3,
+        .item = 1e9 * gpu.block_s,
+        .key = kKeyBytes * byte,
+        .packed_row = kFlops * flop,
         .overlaps = true,
-        .state = 65.0,
+        .state = kStateBytes * byte,
     };
 }
 
 class CostModel {
  public:
-    CostModel(const AttentionShape& shape, PlanDevice device)
-        : costs_(device == PlanDevice::kCpu ? kCpuCosts : gpu_costs(shape.head_dim)),
+    CostModel(const AttentionShape& shape, const DeviceCosts& costs)
+        : costs_(costs),
+          num_kv_heads_(shape.num_kv_heads),
           group_size_(shape.group_size()),
           scale_(shape.head_dim / 128.0) {}
 
@@ -82,7 +79,14 @@ class CostModel {
         return static_cast<int32_t>(std::min<int64_t>(max_tile_rows(), rows));
     }
 
-    bool is_narrow(int32_t num_rows) const { return num_rows * group_size_ <= costs_.narrow_rows; }
+    bool is_narrow(const WorkItem& item) const { return num_rows(item) * group_size_ <= costs_.narrow_rows; }
+
+    // See WorkTask.
+    int32_t heads_per_task(const WorkItem& item) const { return is_narrow(item) ? num_kv_heads_ : 1; }
+    int32_t tasks_per_item(const WorkItem& item) const { return num_kv_heads_ / heads_per_task(item); }
+    double task(const WorkItem& item) const {
+        return heads_per_task(item) * (costs_.item + tile(num_rows(item), item.kv_end - item.kv_begin));
+    }
 
     // One item, apart from its keys.
     double item() const { return costs_.item; }
@@ -105,7 +109,10 @@ class CostModel {
     double partial_states(int32_t num_rows) const { return scale_ * costs_.state * num_rows * group_size_; }
 
  private:
+    static int32_t num_rows(const WorkItem& item) { return item.row_end - item.row_begin; }
+
     DeviceCosts costs_;
+    int32_t num_kv_heads_;
     int32_t group_size_;
     double scale_;
 };

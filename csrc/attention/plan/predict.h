@@ -1,40 +1,27 @@
-// What the attention of one layer would take on a GPU, in bfloat16: a model at the device's peaks, not a measurement.
+// What the attention of one layer would take on a GPU, in bfloat16: a model (gpu_time.h), not a measurement.
 #pragma once
 
 #include <cstdint>
 
 #include "attention/plan/attention_plan.h"
+#include "attention/plan/gpu_model.h"
 
 namespace batchllm {
 
-struct GpuPeaks {
-    const char* name;
-    double flops_per_s;  // dense bfloat16
-    double bytes_per_s;  // of its memory
-    double launch_s;     // between the end of one kernel and the beginning of the next, in a CUDA graph
-};
-
-constexpr double kLaunchSeconds = 2e-6;  // assumed
-
-// NVIDIA's data sheets, without sparsity.
-inline constexpr GpuPeaks kGpuPeaks[] = {
-    {"A100 80GB SXM", 312e12, 2.039e12, kLaunchSeconds},
-    {"H100 80GB SXM", 989e12, 3.35e12, kLaunchSeconds},
-};
-
-// Seconds of three ways through the same batch. Of each the larger of memory traffic and arithmetic, taken over all of
-// its kernels at once, which favours the one of many kernels; and its launches.
+// Seconds of three ways through the same batch, by the same formulas.
 struct AttentionSeconds {
-    // Our kernel and its merge. Rows of q and partial states (float32) count as often as they are read or written.
+    // The plan: a launch of its wide and one of its narrow tiles, and one of their merge.
     double plan;
-    // One kernel that reads every key once for each request, or for each tile of a long prefill.
+    // A plan for this GPU in which every request reads its keys for itself.
     double per_request;
-    // A kernel for each level of the longest chain, which reads the keys that the plan reads and writes a state (out in
-    // bfloat16, lse in float32) for every row, and between levels a kernel that makes one state of two.
+    // A launch for each level of the longest chain, which is planned for this GPU like ours, with a merge where it
+    // splits; states are `out` in bfloat16 and `lse` in float32. Between levels a launch that makes one state of two.
     double cascade;
+    // The same with states in float32, as ours are.
+    double cascade_float32;
 };
 
-AttentionSeconds predict(const AttentionPlan& plan, const GpuPeaks& peaks);
+AttentionSeconds predict(const AttentionPlan& plan, const GpuModel& gpu);
 
 // Arithmetic, and memory traffic, of one layer.
 int64_t attention_flops(const AttentionPlan& plan);

@@ -1,0 +1,126 @@
+#include "attention/plan/gpu_time.h"
+
+#include <functional>
+#include <numeric>
+#include <tuple>
+
+#include "base/ints.h"
+
+namespace batchllm {
+namespace {
+
+constexpr int32_t kElementBytes = 2;
+
+// The keys of one segment that a tile reads.
+struct KeyRun {
+    int32_t first_page;  // says which segment
+    int32_t begin;
+    int32_t end;
+};
+
+std::vector<KeyRun> key_runs(std::span<const GpuTile> tiles, std::span<const KvPiece> pieces) {
+    std::vector<KeyRun> runs;
+    for (const GpuTile& tile : tiles) {
+        for (const KvPiece& piece : pieces.subspan(tile.piece_begin, tile.piece_end - tile.piece_begin)) {
+            const int32_t begin = std::max(tile.kv_begin, piece.position_begin);
+            const int32_t end = std::min(tile.kv_end, piece.position_end);
+            if (begin < end) runs.push_back({piece.first_page, begin, end});
+        }
+    }
+    std::ranges::sort(runs, {}, [](const KeyRun& run) { return std::tie(run.first_page, run.begin); });
+    return runs;
+}
+
+// What the tensor cores multiply for so many rows. The warps of a narrow tile all compute the same scores, which are
+// half of the products.
+int32_t multiplied_rows(TileKind kind, int32_t num_rows, int32_t head_dim) {
+    if (kind == TileKind::kNarrow) return kGpuNarrowRows * 5 / 2;
+    return num_rows <= 64 ? 64 : gpu_tile_rows(head_dim);
+}
+
+}  // namespace
+
+GpuTime::GpuTime(const GpuModel& gpu, const AttentionShape& shape, CallStyle style)
+    : gpu_(gpu), shape_(shape), style_(style) {}
+
+int64_t GpuTime::places(TileKind kind) const {
+    return int64_t{gpu_.num_multiprocessors} * blocks_per_multiprocessor(gpu_, kind, shape_.head_dim);
+}
+
+int32_t GpuTime::heads_per_block(TileKind kind, int64_t num_tiles) const {
+    return kind == TileKind::kNarrow ? narrow_heads_per_block(num_tiles, shape_.num_kv_heads) : 1;
+}
+
+double GpuTime::keys_s(TileKind kind, int32_t num_rows, int64_t num_keys) const {
+    const double load_s = 2.0 * kElementBytes * shape_.head_dim / gpu_.multiprocessor_bytes_per_s;
+    const double flops = 4.0 * shape_.head_dim * multiplied_rows(kind, num_rows, shape_.head_dim);
+    const double multiply_s = flops * gpu_.num_multiprocessors / gpu_.flops_per_s;
+    const int32_t neighbours = blocks_per_multiprocessor(gpu_, kind, shape_.head_dim);
+    return static_cast<double>(num_keys * neighbours) * std::max(load_s, multiply_s);
+}
+
+LaunchTime GpuTime::blocks(TileKind kind, std::span<const double> keys_s, int64_t num_tiles) const {
+    const int32_t heads = heads_per_block(kind, num_tiles);
+    const int64_t blocks_per_tile = ceil_div(shape_.num_kv_heads, heads);
+    const auto num_blocks = static_cast<int64_t>(keys_s.size()) * blocks_per_tile;
+    LaunchTime time;
+    const double keys_sum_s = std::accumulate(keys_s.begin(), keys_s.end(), 0.0);
+    time.share_s = (static_cast<double>(num_blocks) * gpu_.block_s + shape_.num_kv_heads * keys_sum_s) /
+                   static_cast<double>(places(kind));
+    for (int64_t block = 0, round = 1; block < num_blocks; block += places(kind), ++round) {
+        const double block_s = gpu_.block_s + heads * keys_s[block / blocks_per_tile];
+        time.rounds_s = std::max(time.rounds_s, static_cast<double>(round) * block_s);
+    }
+    return time;
+}
+
+double GpuTime::read_s(TileKind kind, std::span<const GpuTile> tiles, std::span<const KvPiece> pieces) const {
+    const double key_bytes = 2.0 * kElementBytes * shape_.num_kv_heads * shape_.head_dim;
+    const int64_t blocks_per_tile = ceil_div(shape_.num_kv_heads, heads_per_block(kind, std::ssize(tiles)));
+    double num_keys = 0.0, num_rows = 0.0;
+    const std::vector<KeyRun> runs = key_runs(tiles, pieces);
+    for (size_t first = 0, last = 0; first < runs.size(); first = last) {
+        double num_read = 0.0, num_distinct = 0.0;
+        for (int32_t end = 0; last < runs.size() && runs[last].first_page == runs[first].first_page; ++last) {
+            num_read += runs[last].end - runs[last].begin;
+            num_distinct += std::max(0, runs[last].end - std::max(end, runs[last].begin));
+            end = std::max(end, runs[last].end);
+        }
+        const bool fits = num_distinct * key_bytes <= static_cast<double>(gpu_.l2_bytes);
+        const auto num_blocks = static_cast<int64_t>(last - first) * blocks_per_tile;
+        num_keys += fits ? num_distinct : std::min(num_read, num_distinct * ceil_div(num_blocks, places(kind)));
+    }
+    for (const GpuTile& tile : tiles) num_rows += tile.num_rows;
+    return num_keys * key_bytes / gpu_.bytes_per_s + rows_s(num_rows, query_bytes());
+}
+
+LaunchTime GpuTime::tiles(TileKind kind, std::span<const GpuTile> tiles, std::span<const KvPiece> pieces) const {
+    std::vector<double> seconds;
+    double num_results = 0.0, num_partials = 0.0;
+    for (const GpuTile& tile : tiles) {
+        seconds.push_back(keys_s(kind, tile.num_rows, tile.num_keys()));
+        num_partials += tile.num_partials;
+        num_results += tile.num_rows - tile.num_partials;
+    }
+    std::ranges::sort(seconds, std::greater<>());
+    LaunchTime time = blocks(kind, seconds, std::ssize(tiles));
+    time.memory_s = read_s(kind, tiles, pieces) + rows_s(num_results, style_.result_bytes) +
+                    rows_s(num_partials, style_.partial_bytes);
+    return time;
+}
+
+double GpuTime::call_s(const LaunchTime& wide, const LaunchTime& narrow, double num_partials, double num_merged) const {
+    const bool are_both = wide.share_s > 0.0 && narrow.share_s > 0.0;
+    double seconds = gpu_.launch_s * (are_both && !style_.one_launch ? 2 : 1);
+    if (style_.one_launch || gpu_.begins_early) {  // side by side
+        seconds +=
+            std::max({wide.memory_s + narrow.memory_s, wide.share_s + narrow.share_s, wide.rounds_s, narrow.rounds_s});
+    } else {
+        seconds += wide.seconds() + narrow.seconds();
+    }
+    if (num_merged == 0.0) return seconds;
+    return seconds + gpu_.launch_s + rows_s(num_partials, style_.partial_bytes) +
+           rows_s(num_merged, style_.result_bytes);
+}
+
+}  // namespace batchllm

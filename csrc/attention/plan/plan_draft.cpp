@@ -1,0 +1,240 @@
+#include "attention/plan/plan_draft.h"
+
+#include <algorithm>
+#include <limits>
+#include <tuple>
+#include <utility>
+
+#include "attention/plan/device_model.h"
+#include "attention/plan/gpu_splits.h"
+
+namespace batchllm {
+namespace {
+
+// Groups and row tiles.
+class TileMaker {
+ public:
+    TileMaker(const AttentionBatch& batch, const AttentionShape& shape, int32_t level, const CostModel& cost)
+        : batch_(batch), shape_(shape), level_(level), cost_(cost) {}
+
+    PlanDraft make(const Readers& readers, SharedRuns runs) && {
+        runs_ = std::move(runs);
+        is_shared_.assign(batch_.num_segments(), false);
+        for (int32_t segment = 0; segment < batch_.num_segments(); ++segment) {
+            if (runs_[segment] > 0) add_shared_group(segment, readers.of(segment));
+        }
+        draft_.num_shared_segments = static_cast<int32_t>(std::ranges::count(is_shared_, true));
+        return std::move(*this).make_alone();
+    }
+
+    // Whatever is in no shared run.
+    PlanDraft make_alone() && {
+        add_span_groups();
+        return std::move(draft_);
+    }
+
+ private:
+    // Of how many links that one is the last which are read once for several spans.
+    int32_t shared_links(int32_t link) const { return runs_.empty() ? 0 : runs_[batch_.link_segment[link]]; }
+
+    void add_shared_group(int32_t segment, std::span<const ReaderLink> readers) {
+        const int32_t num_links = runs_[segment];
+        group_rows_.clear();
+        for (const auto& [span, link] : readers) {
+            add_span_rows(span,
+                          {batch_.link_range(span, link - num_links + 1).begin, batch_.link_range(span, link).end});
+        }
+        const auto by_keys = [](const WorkRow& a, const WorkRow& b) {
+            return std::tie(a.kv_begin, a.kv_end) < std::tie(b.kv_begin, b.kv_end);
+        };
+        std::ranges::stable_sort(group_rows_, by_keys);
+        const auto piece = static_cast<int32_t>(draft_.pieces.size());
+        const auto [span, last] = readers[0];
+        for (int32_t link = last - num_links + 1; link <= last; ++link) is_shared_[batch_.link_segment[link]] = true;
+        for (int32_t link = last - num_links + 1; link < last; ++link) add_piece(link, batch_.link_range(span, link));
+        const int32_t begin = batch_.segment_begin[segment];  // a reader may leave the segment early
+        add_piece(last, {begin, begin + batch_.segment_num_tokens[segment]});
+        add_tiles(piece);
+    }
+
+    // The links of a span that are in no shared run, as runs of neighbours.
+    void add_span_groups() {
+        for (int32_t span = 0; span < batch_.num_spans(); ++span) {
+            auto [link, link_end] = planned_links(batch_, span, level_);
+            while (link < link_end) {
+                int32_t run_end = link;
+                while (run_end < link_end && shared_links(run_end) == 0) ++run_end;
+                const int32_t next = run_end + 1;
+                if (run_end < link_end) run_end -= shared_links(run_end) - 1;
+                if (link < run_end) add_span_group(span, link, run_end);
+                link = next;
+            }
+        }
+    }
+
+    void add_span_group(int32_t span, int32_t link_begin, int32_t link_end) {
+        const auto piece = static_cast<int32_t>(draft_.pieces.size());
+        for (int32_t link = link_begin; link < link_end; ++link) add_piece(link, batch_.link_range(span, link));
+        group_rows_.clear();
+        add_span_rows(span, {batch_.link_range(span, link_begin).begin, batch_.link_range(span, link_end - 1).end});
+        add_tiles(piece);
+    }
+
+    void add_piece(int32_t link, AttentionBatch::Range range) {
+        if (range.begin == range.end) return;
+        const int32_t segment = batch_.link_segment[link];
+        draft_.pieces.push_back(
+            {batch_.segment_page_indptr[segment], batch_.segment_begin[segment], range.begin, range.end});
+    }
+
+    // The rows of a span that see some of the range. Rows of one span are ordered by what they see.
+    void add_span_rows(int32_t span, AttentionBatch::Range range) {
+        for (int32_t row = 0; row < batch_.num_rows(span); ++row) {
+            const int32_t position = batch_.span_begin[span] + row;
+            const int32_t begin = std::max(range.begin, shape_.visible_begin(position));
+            const int32_t end = std::min(range.end, position + 1);
+            if (begin < end) group_rows_.push_back({batch_.span_indptr[span] + row, begin, end, kWriteThrough});
+        }
+    }
+
+    // Cuts the group's rows into tiles. A tile also ends where no row reads the next key, so
+    // that every key of an item is visible to one of its rows.
+    void add_tiles(int32_t piece_begin) {
+        const auto num_rows = static_cast<int32_t>(group_rows_.size());
+        const auto piece_end = static_cast<int32_t>(draft_.pieces.size());
+        const int32_t height = cost_.tile_rows(num_rows);
+        int32_t end = 0;
+        for (int32_t begin = 0; begin < num_rows; begin = end) {
+            const int32_t kv_begin = group_rows_[begin].kv_begin;
+            int32_t kv_end = group_rows_[begin].kv_end;
+            for (end = begin + 1; end < num_rows && end - begin < height; ++end) {
+                if (group_rows_[end].kv_begin > kv_end) break;
+                kv_end = std::max(kv_end, group_rows_[end].kv_end);
+            }
+            const auto row = static_cast<int32_t>(draft_.rows.size());
+            draft_.rows.insert(draft_.rows.end(), group_rows_.begin() + begin, group_rows_.begin() + end);
+            draft_.tiles.push_back({row, row + end - begin, piece_begin, piece_end, kv_begin, kv_end});
+        }
+    }
+
+    const AttentionBatch& batch_;
+    const AttentionShape& shape_;
+    int32_t level_;
+    const CostModel& cost_;
+    SharedRuns runs_;
+    std::vector<bool> is_shared_;  // of each segment: in a run
+    std::vector<WorkRow> group_rows_;
+    PlanDraft draft_;
+};
+
+// Splits of tiles that would keep one thread busy while others have run out of work.
+class CpuSplits {
+ public:
+    CpuSplits(const CostModel& cost, int32_t num_threads) : cost_(cost), num_threads_(num_threads) {}
+
+    void choose(PlanDraft& draft) const {
+        constexpr double kItemsPerThread = 4.0;
+        double total = 0.0;
+        for (const WorkItem& tile : draft.tiles) total += cost_.task(tile) * cost_.tasks_per_item(tile);
+        draft.max_task_cost = num_threads_ == 1 ? total : total / (kItemsPerThread * num_threads_);
+        for (const WorkItem& tile : draft.tiles) draft.num_splits.push_back(num_splits(tile, draft.max_task_cost));
+    }
+
+ private:
+    // Into how many a tile is split whose tasks are too long: the number with which they would end first if
+    // threads had nothing else. Nine tasks on two threads take as long as ten, and the thread that is disturbed keeps
+    // the others waiting for a part of its last task.
+    int32_t num_splits(const WorkItem& tile, double max_task_cost) const {
+        const double cost = cost_.task(tile);
+        if (cost <= max_task_cost) return 1;
+        constexpr double kPartOfLastTask = 0.25;
+        const int32_t num_keys = tile.kv_end - tile.kv_begin;
+        const double most = std::min<double>(num_keys / kMinSplitKeys, 2 * cost / max_task_cost);
+        const double cost_of_split = cost_.item() + cost_.partial_states(tile.row_end - tile.row_begin);
+        int32_t best = 1;
+        double best_time = std::numeric_limits<double>::infinity();
+        for (int32_t splits = 1; splits <= most; ++splits) {
+            const int64_t rounds = ceil_div(int64_t{splits} * cost_.tasks_per_item(tile), num_threads_);
+            const double time = (static_cast<double>(rounds) + kPartOfLastTask) *
+                                (cost / splits + cost_.heads_per_task(tile) * cost_of_split);
+            if (time < best_time) best = splits, best_time = time;
+        }
+        return best;
+    }
+
+    const CostModel& cost_;
+    int32_t num_threads_;
+};
+
+// Chooses the splits, and returns what the call is predicted to take.
+double split_for_gpu(PlanDraft& draft, int32_t num_tokens, int32_t group_size, const GpuTime& time) {
+    std::vector<int32_t> num_tiles(num_tokens, 0);
+    for (const WorkRow& row : draft.rows) ++num_tiles[row.token];
+    std::vector<GpuTile> tiles;
+    for (const WorkItem& item : draft.tiles) {
+        GpuTile tile{.num_rows = (item.row_end - item.row_begin) * group_size,
+                     .num_partials = 0,
+                     .piece_begin = item.piece_begin,
+                     .piece_end = item.piece_end,
+                     .kv_begin = item.kv_begin,
+                     .kv_end = item.kv_end};
+        for (int32_t row = item.row_begin; row < item.row_end; ++row) {
+            if (num_tiles[draft.rows[row].token] > 1) tile.num_partials += group_size;
+        }
+        tiles.push_back(tile);
+    }
+    const int64_t num_merged = std::ranges::count_if(num_tiles, [](int32_t number) { return number != 1; });
+    GpuSplits splits = gpu_splits(tiles, draft.pieces, num_merged * group_size, time);
+    draft.num_splits = std::move(splits.of_tile);
+    return splits.call_s;
+}
+
+PlanDraft draft_for_gpu(const AttentionBatch& batch, const AttentionShape& shape, const PlanOptions& options) {
+    const CostModel cost(shape, gpu_costs(*options.gpu, shape.head_dim));
+    const CallStyle style = options.cascade == nullptr ? our_style(shape.head_dim) : *options.cascade;
+    const GpuTime time(*options.gpu, shape, style);
+    const auto make = [&] { return TileMaker(batch, shape, options.level, cost); };
+    const auto split = [&](PlanDraft& draft) {
+        return split_for_gpu(draft, batch.num_tokens(), shape.group_size(), time);
+    };
+    PlanDraft best;
+    double best_s = std::numeric_limits<double>::infinity();
+    const auto consider = [&](PlanDraft draft) {
+        if (const double seconds = split(draft); seconds < best_s) best_s = seconds, best = std::move(draft);
+    };
+    if (options.sharing != Sharing::kAlways) consider(make().make_alone());
+    if (options.sharing == Sharing::kNever) return best;
+    const Readers readers(batch, options.level);
+    if (options.sharing == Sharing::kAlways) {
+        consider(make().make(readers, share_always(batch, readers)));
+        return best;
+    }
+    for (const double state_weight : {1.0, 4.0}) {
+        consider(make().make(readers, share_runs(batch, readers, cost, state_weight)));
+    }
+    return best;
+}
+
+PlanDraft draft_for_cpu(const AttentionBatch& batch, const AttentionShape& shape, const PlanOptions& options) {
+    const CostModel cost(shape, kCpuCosts);
+    TileMaker maker(batch, shape, options.level, cost);
+    PlanDraft draft;
+    if (options.sharing == Sharing::kNever) {
+        draft = std::move(maker).make_alone();
+    } else {
+        const Readers readers(batch, options.level);
+        draft = std::move(maker).make(readers, options.sharing == Sharing::kAlways
+                                                   ? share_always(batch, readers)
+                                                   : share_where_it_pays(batch, readers, cost));
+    }
+    CpuSplits(cost, options.num_threads).choose(draft);
+    return draft;
+}
+
+}  // namespace
+
+PlanDraft draft_plan(const AttentionBatch& batch, const AttentionShape& shape, const PlanOptions& options) {
+    return options.gpu == nullptr ? draft_for_cpu(batch, shape, options) : draft_for_gpu(batch, shape, options);
+}
+
+}  // namespace batchllm

@@ -1,0 +1,39 @@
+// The first passes of a plan: spans, links, segments -> groups of rows that read the same keys -> row tiles, and into
+// how many runs of keys each is split.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "attention/plan/attention_batch.h"
+#include "attention/plan/gpu_model.h"
+#include "attention/plan/gpu_time.h"
+#include "attention/plan/shared_runs.h"
+#include "attention/plan/work_item.h"
+
+namespace batchllm {
+
+// Which segments with several readers are read once for all of them.
+enum class Sharing : uint8_t { kNever, kWhereItPays, kAlways };
+
+struct PlanOptions {
+    int32_t num_threads;  // of a GPU its multiprocessors
+    Sharing sharing;
+    const GpuModel* gpu = nullptr;       // null: a CPU
+    const CallStyle* cascade = nullptr;  // null: none, but our launches
+    int32_t level = kAllLevels;          // else what a cascade launches for that link of every chain
+};
+
+struct PlanDraft {
+    std::vector<KvPiece> pieces;
+    std::vector<WorkRow> rows;  // of the tiles, without slots
+    std::vector<WorkItem> tiles;
+    std::vector<int32_t> num_splits;  // of each tile
+    int32_t num_shared_segments = 0;
+    double max_task_cost = 0.0;  // on a CPU; longer tiles were split, if that helps
+};
+
+// On a GPU where it pays: of several ways to share the one that takes the least time (gpu_time.h).
+PlanDraft draft_plan(const AttentionBatch& batch, const AttentionShape& shape, const PlanOptions& options);
+
+}  // namespace batchllm
