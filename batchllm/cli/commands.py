@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from batchllm.llm import LLM
 
 PIPED_WIDTH = 140  # of tables that no terminal shows
-EXIT_NOT_RUN, EXIT_SOME_LINES_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 3, 130, 143
+EXIT_NOT_RUN, EXIT_SOME_LINES_FAILED, EXIT_OUT_OF_TIME, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 3, 124, 130, 143
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
@@ -77,6 +77,17 @@ def memory_size(text: str) -> int:
     return size
 
 
+def duration(text: str) -> float:
+    """Seconds of a duration as Slurm writes it: minutes, MM:SS, HH:MM:SS, DD-HH, DD-HH:MM or DD-HH:MM:SS."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if not match:
+        raise typer.BadParameter(f"expected a duration such as 90 (minutes), 1:30:00 or 2-12:00:00, got {text!r}")
+    days, *parts = (int(part) if part else 0 for part in match.groups())
+    begins_with_hours = match[1] is not None or match[4] is not None
+    hours, minutes, seconds = parts if begins_with_hours else (0, *parts[:2])
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which stops a job as Ctrl-C does."""
 
@@ -90,10 +101,16 @@ def exit_status(log: Console, when_interrupted: str = "") -> Iterator[None]:
         say(log, f"batchllm: {str(error) or 'out of memory'}", style="red")
         raise typer.Exit(EXIT_NOT_RUN) from None
     except KeyboardInterrupt as stop:
-        is_terminated = isinstance(stop.__cause__ or stop, Terminated)
-        state = f"; {stop}" if stop.args else when_interrupted
-        say(log, f"batchllm: {'terminated' if is_terminated else 'interrupted'}{state}")
-        raise typer.Exit(EXIT_TERMINATED if is_terminated else EXIT_INTERRUPTED) from None
+        from batchllm.jobs.run import OutOfTime
+
+        cause = stop.__cause__ or stop
+        word, status = "interrupted", EXIT_INTERRUPTED
+        if isinstance(cause, Terminated):
+            word, status = "terminated", EXIT_TERMINATED
+        elif isinstance(cause, OutOfTime):
+            word, status = "out of time", EXIT_OUT_OF_TIME
+        say(log, f"batchllm: {word}{f'; {stop}' if stop.args else when_interrupted}")
+        raise typer.Exit(status) from None
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
@@ -132,6 +149,20 @@ def run(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the job that OUT.jsonl belongs to; begin it where it is empty.")
+    ] = False,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="With --resume: try lines with an error again.")
+    ] = False,
+    max_error_rate: Annotated[
+        float | None, typer.Option(min=0, max=1, help="End the job when more than that part of its lines failed.")
+    ] = None,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End the job at the first line that fails.")] = False,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(metavar="TIME", parser=duration, help="End the job by then: minutes or [D-]HH:MM:SS."),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Limit of a chat answer that names none.")] = 256,
     seed: Annotated[int, typer.Option(help="Seeds, with its custom_id, each request that names no seed.")] = 0,
     levels: Annotated[
@@ -167,10 +198,16 @@ def run(
     after 16 tokens; without a temperature, top_p or top_k it has those of the model's generation_config.json. An answer
     that the model's length ends before its limit has the finish_reason "length" and the stop_reason "max_model_len".
 
-    Exit status: 0 every line was answered; 3 the job ran, but some lines failed (see --errors); 1 the job could
-    not run, or its answers not be written; 2 wrong usage; 130 interrupted and 143 terminated, with the answers so
-    far in OUT.jsonl.
-    """
+    Whatever ends a job, --resume goes on with it: no line is lost, and none is answered twice. Beside OUT.jsonl,
+    OUT.jsonl.manifest.json says which job it is; another one is refused.
+
+    Exit status, of the whole job: 0 every line was answered; 3 the job ran, but some lines failed (see --errors); 1 the
+    job could not run, or its answers not be written, or too many lines failed; 2 wrong usage; 124 out of time
+    (--time-limit), 130 interrupted and 143 terminated, with the answers so far in OUT.jsonl."""
+    if retry_errors and not resume:
+        raise typer.BadParameter("--retry-errors goes with --resume")
+    if resume and overwrite:
+        raise typer.BadParameter("give --resume or --overwrite, not both")
     log = Console(stderr=True)
 
     def load_llm() -> LLM:
@@ -194,23 +231,29 @@ def run(
 
     with exit_status(log, when_interrupted="; nothing was written"):
         from batchllm.jobs.files import is_standard_output
-        from batchllm.jobs.run import BatchFiles, errors_beside, run_batch_file
+        from batchllm.jobs.run import BatchFiles, RunOptions, errors_beside, run_batch_file
         from batchllm.reports.run_text import show_progress, summary_table, write_summary
 
-        files = BatchFiles(input, output, errors or errors_beside(output), json_summary, overwrite, model)
+        errors = errors or errors_beside(output, resume=resume)
+        files = BatchFiles(input, output, errors, json_summary, overwrite, model, resume)
+        options = RunOptions(
+            model_name=Path(model).resolve().name,
+            chat_max_tokens=max_tokens,
+            seed=seed,
+            retry_errors=retry_errors,
+            max_error_rate=0.0 if fail_fast else max_error_rate,
+            time_limit_s=time_limit,
+            answer_options={
+                "dtype": dtype.value,
+                "generation_config": generation_config.value,
+                "allow_special_tokens": allow_special_tokens,
+            },
+        )
         with show_progress(log) as on_progress:
-            summary = run_batch_file(
-                files,
-                load_llm,
-                model_name=Path(model).resolve().name,
-                chat_max_tokens=max_tokens,
-                seed=seed,
-                on_progress=on_progress,
-                log=lambda line: say(log, line),
-            )
+            summary = run_batch_file(files, load_llm, options, on_progress=on_progress, log=lambda line: say(log, line))
     if json_summary:
         try:
-            write_summary(json_summary, summary, overwrite=overwrite)
+            write_summary(json_summary, summary, overwrite=overwrite or resume)
         except OSError as error:  # the answers are there all the same
             say(log, f"batchllm: {error}", style="red")
     holds_records = any(is_standard_output(path) for path in (output, files.errors, json_summary))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +11,12 @@ import msgspec
 import batchllm_ext as ext
 from batchllm.estimate.job_plan import PAGE_SIZE, Assumptions, JobPlan, plan_job
 from batchllm.estimate.roofline import DEVICES, Device
-from batchllm.jobs.files import check_files, check_writable, rereadable, write_file
-from batchllm.jobs.openai_batch import LineError
-from batchllm.jobs.openai_records import error_record
+from batchllm.jobs.files import check_files, check_writable, write_file
+from batchllm.jobs.line import LineError
+from batchllm.jobs.openai_records import error_record, new_job_id
 from batchllm.jobs.read_job import WeightlessModel, read_job
 from batchllm.jobs.shards import shard_paths, write_shards
+from batchllm.jobs.sources import open_source
 from batchllm.models.config import ModelConfig, model_files, resolve_model
 from batchllm.requests import RequestLimits
 
@@ -80,8 +80,8 @@ def plan_batch_file(
         log(f"batchllm run refuses this model: {why}")
     limits = RequestLimits(config.vocab_size, config.max_model_len, PAGE_SIZE, kv_tokens)
     log(f"reading {files.input}")
-    with rereadable(files.input) if files.num_shards else nullcontext(files.input) as input:
-        job, errors = read_job(input, WeightlessModel(config_path.parent, limits), chat_max_tokens=chat_max_tokens)
+    with open_source(files.input, chat_max_tokens=chat_max_tokens) as source:
+        job, errors = read_job(source, WeightlessModel(config_path.parent, limits))
         log_errors(errors, log)
         if job.num_requests == 0:
             raise ValueError(f"input {str(files.input)!r}: no line that could run")
@@ -95,7 +95,7 @@ def plan_batch_file(
         if files.shards_directory:
             outputs = given.output_tokens(job.max_output_tokens)
             shards = write_shards(
-                input,
+                source.path,
                 files.shards_directory,
                 files.num_shards,
                 job,
@@ -111,7 +111,9 @@ def plan_batch_file(
 
         save_plot(files.plot, plan, simulations, overwrite=files.overwrite)
     if files.errors:
-        write_file("errors", files.errors, b"".join(map(error_record, errors)), overwrite=files.overwrite)
+        job_id = new_job_id()
+        records = b"".join(error_record(error, job_id) for error in errors)
+        write_file("errors", files.errors, records, overwrite=files.overwrite)
     if files.json:
         json = msgspec.json.format(msgspec.json.encode(plan)) + b"\n"
         write_file("json", files.json, json, overwrite=files.overwrite)

@@ -1,4 +1,4 @@
-"""The files of a job: input read once, nothing replaced unasked, and what was written is whole and on disk.
+"""The files that a job writes: nothing replaced unasked, and what was written is whole and on disk.
 
 A file is its device and inode: hard links, symbolic links and bind mounts are more names of one file.
 """
@@ -7,87 +7,18 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import stat
-import sys
-import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
-STANDARD_INPUT = Path("-")
+from batchllm.jobs.inputs import STANDARD_INPUT
+
 STDIN, STDOUT, STDERR = 0, 1, 2
-UTF8_BOM = b"\xef\xbb\xbf"
+SYNC_SECONDS = 1.0  # between two fsyncs of a file that is written
 FileId = tuple[int, int, str]  # device, inode, ""; of a file that is still to be made, its directory's, and its name
-# How files open that are no lines of JSON, and what they are.
-FORMATS = {
-    b"\x1f\x8b": "compressed (gzip -dc FILE | batchllm ... - decompresses it)",
-    b"\x28\xb5\x2f\xfd": "compressed (zstd -dc FILE | batchllm ... - decompresses it)",
-    b"\xfd7zXZ": "compressed (xz -dc FILE | batchllm ... - decompresses it)",
-    b"BZh": "compressed (bzip2 -dc FILE | batchllm ... - decompresses it)",
-    b"PK\x03\x04": "a zip archive",
-    b"PAR1": "a Parquet file",
-}
-UTF16 = "UTF-16 (iconv -f UTF-16 -t UTF-8 FILE | batchllm ... - converts it)"
-JSON_ARRAY = "a JSON array (jq -c '.[]' FILE | batchllm ... - makes a line of each item)"
-
-
-def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, a pipe or (-) standard input, opened once; without byte order marks, wherever files were
-    concatenated.
-
-    Raises OSError where it cannot be read; ValueError, before the first line, where it is compressed, UTF-16 or a JSON
-    array.
-    """
-    with open_input(path) as file:
-        is_opening = True
-        for line in map(without_bom, file):
-            if is_opening and line.strip():
-                check_format(path, line)
-                is_opening = False
-            yield line
-
-
-def without_bom(line: bytes) -> bytes:
-    while line.startswith(UTF8_BOM):
-        line = line.removeprefix(UTF8_BOM)
-    return line
-
-
-def open_input(path: Path) -> BinaryIO:
-    if path != STANDARD_INPUT:
-        return path.open("rb")
-    if sys.stdin is None:
-        raise FileNotFoundError("input '-': standard input is closed")
-    return sys.stdin.buffer
-
-
-def check_format(path: Path, line: bytes) -> None:
-    """Raises ValueError where that is the first line of something else than lines of JSON."""
-    compact = b"".join(line[:100].split())
-    if compact == b"[" or compact.startswith(b"[{"):
-        found = JSON_ARRAY
-    elif line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line[:2]:
-        found = UTF16
-    else:
-        found = next((name for opening, name in FORMATS.items() if line.startswith(opening)), "")
-    if found:
-        raise ValueError(f"input {str(path)!r}: expected lines of JSON in UTF-8, got {found}")
-
-
-@contextmanager
-def rereadable(path: Path) -> Iterator[Path]:
-    """A path of the same content that may be read twice: where `path` is a pipe, of a temporary copy."""
-    if path != STANDARD_INPUT and path.is_file():
-        yield path
-        return
-    with tempfile.NamedTemporaryFile(prefix="batchllm-") as copy:
-        with open_input(path) as file:
-            shutil.copyfileobj(file, copy)
-        copy.flush()
-        yield Path(copy.name)
 
 
 def check_files(
@@ -149,8 +80,9 @@ def is_standard_output(path: Path | None) -> bool:
 class RecordFile:
     """A file that this job alone writes, record by record; a pipe or a device is written as it is.
 
-    Opening changes nothing: `empty` does, so that a job can open all its files before it replaces one. Leaving the
-    context puts what was written on disk, and checks that it is what the path now holds.
+    Opening changes nothing: `cut` does, so that a job can open all its files before it replaces one. What was written
+    is on disk, whatever happens to the machine, SYNC_SECONDS later if `write` or `sync_if_due` is called then, and when
+    the context is left; that checks, too, that it is what the path now holds.
 
     Raises OSError that names the file: on opening, if it is another job's or, without overwrite, not empty; on writing,
     with the file cut back to its whole records; on leaving, if the file was deleted, replaced or written by others.
@@ -160,6 +92,7 @@ class RecordFile:
         self._title = f"{name} {str(path)!r}"
         self._path = path
         self._num_records = 0
+        self._next_sync_s = 0.0
         with self._named():
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         status = os.fstat(self._file)
@@ -174,10 +107,21 @@ class RecordFile:
             os.close(self._file)
             raise
 
-    def empty(self) -> None:
+    def cut(self, num_bytes: int = 0) -> None:
+        """Leaves the first num_bytes of what it holds, durably."""
         if self._is_regular:
-            os.ftruncate(self._file, 0)
-        self._size = 0
+            os.ftruncate(self._file, num_bytes)
+            self.sync()
+            sync_directory(self._path)
+        self._size = num_bytes
+
+    def replace(self, content: bytes) -> None:
+        """Puts a file of that content in its place: whatever happens, there is one or the other."""
+        replace_file(self._path, content)
+        old, self._file = self._file, os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        lock(self._file, self._title)
+        os.close(old)
+        self._size = len(content)
 
     def write(self, record: bytes) -> None:
         """Hands the whole record to the operating system, or raises with none of it in the file."""
@@ -192,17 +136,26 @@ class RecordFile:
             if self._is_regular:
                 os.ftruncate(self._file, self._size)
             raise
+        self.sync_if_due()
+
+    def sync_if_due(self) -> None:
+        if time.monotonic() >= self._next_sync_s:
+            self.sync()
+
+    def sync(self) -> None:
+        if self._is_regular:
+            with self._named():
+                os.fsync(self._file)
+        self._next_sync_s = time.monotonic() + SYNC_SECONDS
 
     def __enter__(self) -> RecordFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
-            if self._is_regular:
-                with self._named():
-                    os.fsync(self._file)
-                if not isinstance(error, Exception):
-                    self._check_unharmed()
+            self.sync()
+            if self._is_regular and not isinstance(error, Exception):
+                self._check_unharmed()
         finally:
             os.close(self._file)
 
@@ -239,7 +192,33 @@ def lock(file: int, title: str) -> None:
         pass
 
 
+def sync_directory(path: Path) -> None:
+    """That a file is there, or gone, outlives the machine once its directory is on disk."""
+    directory = os.open(Path(os.path.realpath(path)).parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Puts a file of that content in the place of the one at `path`, durably, so that there is one or the other."""
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise type(error)(f"{str(path)!r}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path)
+
+
 def write_file(name: str, path: Path, content: bytes, *, overwrite: bool) -> None:
     with RecordFile(name, path, overwrite=overwrite) as file:
-        file.empty()
+        file.cut()
         file.write(content)

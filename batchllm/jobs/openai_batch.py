@@ -7,23 +7,32 @@ A body field is read, known to be harmless, or refused: nothing that would chang
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+from batchllm.jobs.line import (
+    CHAT,
+    COMPLETION,
+    DUPLICATE_ID,
+    BatchPrompt,
+    BatchRequest,
+    Conversation,
+    LineError,
+    LineKind,
+    brief,
+)
 from batchllm.sampling_params import MAX_INT32, SamplingParams
 
-CHAT_URL, COMPLETIONS_URL = "/v1/chat/completions", "/v1/completions"
 DEFAULT_COMPLETIONS_MAX_TOKENS = 16  # OpenAI's
 MAX_COMPLETIONS = 128  # of one prompt; OpenAI's
 
-CHAT_FIELDS, COMPLETIONS_FIELDS = frozenset({"messages", "chat_template_kwargs"}), frozenset({"prompt"})
+# What a body's prompt stands in, by the kind of line.
+PROMPT_FIELDS = {CHAT: frozenset({"messages", "chat_template_kwargs"}), COMPLETION: frozenset({"prompt"})}
 # Fields of a body that are SamplingParams' fields of that name. By name, because not every field that both have means
 # the same (OpenAI's `logprobs` is a flag).
 SAMPLING_FIELDS = frozenset(
@@ -68,64 +77,6 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
 BODY_FIELDS = SAMPLING_FIELDS | INTEGER_FIELDS | NEUTRAL_VALUES.keys()
 
 
-@dataclass(frozen=True)
-class Conversation:
-    messages: list[dict[str, Any]]  # as chat templates take them: role and content, and of a tool turn its calls
-    template_options: dict[str, Any] = field(default_factory=dict)  # chat_template_kwargs, where there are any
-
-
-BatchPrompt = str | list[int] | Conversation
-
-
-class LineError(Exception):
-    """Why a line gets no answer."""
-
-    def __init__(self, code: str, param: str | None, reason: str) -> None:
-        super().__init__(f"{param}: {reason}" if param else reason)
-        self.code = code
-        self.param = param
-        self.line: int | None = None
-        self.custom_id: str | None = None
-
-    def at(self, line: int, custom_id: str | None) -> LineError:
-        self.line, self.custom_id = line, custom_id
-        return self
-
-
-@dataclass
-class BatchRequest:
-    """One line. Its prompts' completions become the choices of one answer, in order."""
-
-    line: int
-    custom_id: str
-    url: str
-    model: str | None
-    prompts: list[BatchPrompt]
-    params: SamplingParams
-    named_fields: frozenset[str] = frozenset()  # of the parameters, those that the line gives
-
-    @property
-    def is_chat(self) -> bool:
-        return self.url == CHAT_URL
-
-    def names_another(self, model_name: str) -> bool:
-        """Whether the line names a model, by itself or after a directory or an organisation, other than that."""
-        return self.model is not None and self.model.rstrip("/").rpartition("/")[2] != model_name
-
-    def with_defaults(self, defaults: Mapping[str, Any]) -> BatchRequest:
-        """Fields of the parameters that the line does not give; its limit is the command's or OpenAI's."""
-        absent = {k: v for k, v in defaults.items() if k not in self.named_fields and k != "max_tokens"}
-        return replace(self, params=msgspec.structs.replace(self.params, **absent))
-
-    def seeded_params(self, prompt_index: int, job_seed: int) -> SamplingParams:
-        """The line's own seed, or one made from its custom_id: the order of the file never changes an answer."""
-        if self.params.seed is not None:
-            return self.params
-        name = f"{job_seed}/{prompt_index}/{self.custom_id}"
-        seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
-        return msgspec.structs.replace(self.params, seed=seed)
-
-
 def parse_line(data: bytes, line: int, line_of: dict[str, int], *, chat_max_tokens: int) -> BatchRequest:
     """Reads one line. Raises LineError.
 
@@ -137,22 +88,23 @@ def parse_line(data: bytes, line: int, line_of: dict[str, int], *, chat_max_toke
         record = _decode_object(data, line)
         custom_id = _custom_id(record)
         if (first := line_of.setdefault(custom_id, line)) != line:
-            raise LineError("duplicate_custom_id", "custom_id", f"{_brief(custom_id)} was used on line {first}")
+            raise LineError(DUPLICATE_ID, "custom_id", f"{brief(custom_id)} was used on line {first}")
         _check_keys(data)
-        url, body = _endpoint(record)
-        is_chat = url == CHAT_URL
+        kind, body = _endpoint(record)
+        prompts = _PROMPTS[kind](body)
         return BatchRequest(
             line=line,
             custom_id=custom_id,
-            url=url,
+            kind=kind,
             model=_convert(body.get("model"), str | None, "body.model"),
-            prompts=[_conversation(body)] if is_chat else _completion_prompts(body),
+            prompts=prompts,
             params=_sampling_params(
                 body,
-                prompt_fields=CHAT_FIELDS if is_chat else COMPLETIONS_FIELDS,
-                default_max_tokens=chat_max_tokens if is_chat else DEFAULT_COMPLETIONS_MAX_TOKENS,
+                prompt_fields=PROMPT_FIELDS[kind],
+                default_max_tokens=chat_max_tokens if kind is CHAT else DEFAULT_COMPLETIONS_MAX_TOKENS,
             ),
             named_fields=SAMPLING_FIELDS & body.keys(),
+            prompt_place=f"body.{kind.prompt_field}",
         )
     except LineError as error:
         raise error.at(line, custom_id) from None
@@ -214,7 +166,7 @@ def _decode_object(data: bytes, line: int) -> dict[str, Any]:
         where = f"line {line}, column {_error_column(data, error)}"
         raise LineError("invalid_json_line", None, f"{where}: {error}") from None
     if not isinstance(record, dict):
-        raise LineError("invalid_json_line", None, f"line {line}: expected a JSON object, got {_brief(record)}")
+        raise LineError("invalid_json_line", None, f"line {line}: expected a JSON object, got {brief(record)}")
     return record
 
 
@@ -224,7 +176,7 @@ def _check_keys(data: bytes) -> None:
     def check(pairs: list[tuple[str, Any]]) -> None:
         if len(dict(pairs)) < len(pairs):
             [(key, count)] = Counter(key for key, _ in pairs).most_common(1)
-            raise LineError("duplicate_key", None, f"the key {_brief(key)} stands {count} times in one object")
+            raise LineError("duplicate_key", None, f"the key {brief(key)} stands {count} times in one object")
 
     try:
         json.loads(data, object_pairs_hook=check, parse_int=float)  # of any number of digits
@@ -242,39 +194,43 @@ def _error_column(data: bytes, error: Exception) -> int:
 def _custom_id(record: dict[str, Any]) -> str:
     custom_id = record.get("custom_id")
     if not isinstance(custom_id, str) or not custom_id:
-        raise LineError("invalid_custom_id", "custom_id", f"expected a non-empty string, got {_brief(custom_id)}")
+        raise LineError("invalid_custom_id", "custom_id", f"expected a non-empty string, got {brief(custom_id)}")
     return custom_id
 
 
-def _endpoint(record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The url and the body's fields, a null one being no field."""
+def _endpoint(record: dict[str, Any]) -> tuple[LineKind, dict[str, Any]]:
+    """The kind of line and the body's fields, a null one being no field."""
     method, url, body = (record.get(name) for name in ("method", "url", "body"))
     if method != "POST":
-        raise LineError("invalid_method", "method", f'expected "POST", got {_brief(method)}')
-    if not isinstance(url, str) or url not in (CHAT_URL, COMPLETIONS_URL):
-        raise LineError("invalid_url", "url", f'expected "{CHAT_URL}" or "{COMPLETIONS_URL}", got {_brief(url)}')
+        raise LineError("invalid_method", "method", f'expected "POST", got {brief(method)}')
+    kind = next((kind for kind in _PROMPTS if kind.url == url), None)
+    if kind is None:
+        expected = " or ".join(f'"{kind.url}"' for kind in _PROMPTS)
+        raise LineError("invalid_url", "url", f"expected {expected}, got {brief(url)}")
     if not isinstance(body, dict):
-        raise LineError("invalid_body", "body", f"expected an object, got {_brief(body)}")
+        raise LineError("invalid_body", "body", f"expected an object, got {brief(body)}")
     for name in sorted(_without_nulls(record).keys() & BODY_FIELDS):
         if not _asks_for_nothing(name, record[name]):
             raise LineError("misplaced_parameter", name, "expected inside body, got it beside body")
-    return url, _without_nulls(body)
+    return kind, _without_nulls(body)
 
 
 def _without_nulls(value: Any) -> Any:
     return {name: v for name, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
-def _conversation(body: dict[str, Any]) -> Conversation:
+def _conversation(body: dict[str, Any]) -> list[BatchPrompt]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise LineError("invalid_body", "body.messages", f"expected a non-empty list, got {_brief(messages)}")
+        raise LineError("invalid_body", "body.messages", f"expected a non-empty list, got {brief(messages)}")
     parsed = _convert([_without_nulls(message) for message in messages], list[_ChatMessage], "body.messages")
     variables = _convert(body.get("chat_template_kwargs", {}), dict[str, Any], "body.chat_template_kwargs")
-    return Conversation(
-        [message.for_template(f"body.messages[{i}]") for i, message in enumerate(parsed)],
-        {"chat_template_kwargs": variables} if variables else {},
-    )
+    return [
+        Conversation(
+            [message.for_template(f"body.messages[{i}]") for i, message in enumerate(parsed)],
+            {"chat_template_kwargs": variables} if variables else {},
+        )
+    ]
 
 
 def _completion_prompts(body: dict[str, Any]) -> list[BatchPrompt]:
@@ -289,7 +245,14 @@ def _completion_prompts(body: dict[str, Any]) -> list[BatchPrompt]:
     if isinstance(first, list):
         return list(_convert(prompt, list[list[int]], "body.prompt"))
     expected = "expected text, token ids, or a non-empty list of one of them"
-    raise LineError("invalid_body", "body.prompt", f"{expected}, got {_brief(prompt)}")
+    raise LineError("invalid_body", "body.prompt", f"{expected}, got {brief(prompt)}")
+
+
+# What reads the prompts of each kind of line.
+_PROMPTS: dict[LineKind, Callable[[dict[str, Any]], list[BatchPrompt]]] = {
+    CHAT: _conversation,
+    COMPLETION: _completion_prompts,
+}
 
 
 def _sampling_params(body: dict[str, Any], *, prompt_fields: frozenset[str], default_max_tokens: int) -> SamplingParams:
@@ -322,8 +285,8 @@ def _check_asks_for_nothing(name: str, value: Any) -> None:
     if _asks_for_nothing(name, value):
         return
     neutral = NEUTRAL_VALUES.get(name, ())
-    allowed_text = f" (accepted: {_brief(neutral[0])})" if neutral else ""
-    raise LineError("unsupported_parameter", f"body.{name}", f"not supported, got {_brief(value)}{allowed_text}")
+    allowed_text = f" (accepted: {brief(neutral[0])})" if neutral else ""
+    raise LineError("unsupported_parameter", f"body.{name}", f"not supported, got {brief(value)}{allowed_text}")
 
 
 def _convert(value: Any, expected: Any, where: str) -> Any:
@@ -336,10 +299,3 @@ def _convert(value: Any, expected: Any, where: str) -> Any:
             field, _, reason = reason.partition(": ")
             path = f".{field}"
         raise LineError("invalid_body", where + path.rstrip("`"), reason[0].lower() + reason[1:]) from None
-
-
-def _brief(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchllm.estimate.tokenized_job import TokenizedJob
-from batchllm.jobs.openai_batch import BatchRequest, LineError
-from batchllm.jobs.run import read_requests, tokenize
+from batchllm.jobs.line import BatchRequest, LineError
+from batchllm.jobs.reading import tokenized
+from batchllm.jobs.sources import Source
 from batchllm.requests import RequestLimits
 from batchllm.sampling.compile_grammar import GrammarCompiler
 from batchllm.sampling_params import SamplingParams
@@ -29,6 +30,9 @@ class WeightlessModel:
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer.encode(texts)
 
+    def check_chat_template(self) -> None:
+        self.tokenizer.check_chat_template()
+
     def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]:
         return self.tokenizer.encode_chat(messages, add_generation_prompt=True, **options)
 
@@ -38,33 +42,32 @@ class WeightlessModel:
             self.grammars.compile(params.structured_outputs)
 
 
-def read_job(path: Path, model: WeightlessModel, *, chat_max_tokens: int) -> tuple[TokenizedJob, list[LineError]]:
+def read_job(source: Source, model: WeightlessModel) -> tuple[TokenizedJob, list[LineError]]:
     """The lines that `run` would answer, and the errors of the others, by line.
 
     Raises ValueError where the lines need a tokenizer and there is none.
     """
-    requests, errors = read_requests(path, chat_max_tokens)
+    lines = list(source.requests())
+    requests = [line for line in lines if isinstance(line, BatchRequest)]
     if not model.tokenizer.exists and (needs_tokenizer := [request for request in requests if has_text(request)]):
         raise ValueError(
             f"{model.tokenizer.directory}: no tokenizer beside config.json, and {len(needs_tokenizer):,} of "
             f"{len(requests):,} lines are text (first: line {needs_tokenizer[0].line}); only prompts of token ids "
             "can be planned without one"
         )
-    if any(request.is_chat for request in requests):
-        model.tokenizer.check_chat_template()
+    errors: list[LineError] = []
     line_numbers: list[int] = []
     line_lengths: list[int] = []
     rows: list[NDArray[np.int32]] = []
     max_output_tokens: list[int] = []
-    for request in requests:
-        try:
-            prompts, params = tokenize(model, request, seed=0)
-        except LineError as error:
-            errors.append(error)
+    for line in tokenized(lines, model, seed=0):
+        if isinstance(line, LineError):
+            errors.append(line)
             continue
+        request = line.request
         line_numbers.append(request.line)
-        line_lengths.append(len(prompts) * request.params.n)
-        for ids, p in zip(prompts, params, strict=True):
+        line_lengths.append(len(request.prompts) * request.params.n)
+        for ids, p in zip(line.token_ids, line.params, strict=True):
             rows += [np.asarray(ids, np.int32)] * p.n
             max_output_tokens += [model.limits.max_output_tokens(len(ids), p)] * p.n
     job = TokenizedJob(
@@ -74,7 +77,7 @@ def read_job(path: Path, model: WeightlessModel, *, chat_max_tokens: int) -> tup
         indptr=offsets([len(row) for row in rows]),
         max_output_tokens=np.array(max_output_tokens, np.int32),
     )
-    return job, sorted(errors, key=lambda error: error.line or 0)
+    return job, errors
 
 
 def has_text(request: BatchRequest) -> bool:

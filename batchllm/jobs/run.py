@@ -1,25 +1,39 @@
 """A job from an input file to an output file: every line is answered, or reported, exactly once.
 
-An answer is written as its request completes, so a job that is killed keeps what it has.
-"""
+An answer is written as its request completes, so a job that is cut off keeps what it has, and a later run goes on from
+there."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from batchllm.jobs.files import RecordFile, check_files, read_lines
-from batchllm.jobs.openai_batch import BatchPrompt, BatchRequest, Conversation, LineError, parse_line
-from batchllm.jobs.openai_records import answer_record, error_record
+from batchllm import __version__
+from batchllm.jobs.earlier import EarlierRuns, read_earlier_runs
+from batchllm.jobs.files import check_files
+from batchllm.jobs.line import DUPLICATE_ID, BatchRequest, LineError
+from batchllm.jobs.manifest import (
+    Fingerprint,
+    Manifest,
+    differences,
+    fingerprint_model,
+    manifest_path,
+    read_manifest,
+)
+from batchllm.jobs.openai_records import new_job_id
+from batchllm.jobs.reading import tokenized
+from batchllm.jobs.sinks import RecordFiles, Sink
+from batchllm.jobs.sources import Source, open_source
 from batchllm.models.config import model_files
 from batchllm.outputs import JobProgress, RequestOutput
 from batchllm.sampling_params import SamplingParams
-from batchllm.tokenizer import Message
 
 if TYPE_CHECKING:
     from batchllm.llm import LLM
@@ -35,25 +49,39 @@ class BatchFiles:
     summary: Path | None = None
     overwrite: bool = False  # of files that are not empty
     model: str | None = None  # a directory, whose files are none of the others
+    resume: bool = False  # the job that output and errors belong to; where they are empty, it begins
+
+    @property
+    def records(self) -> RecordFiles:
+        return RecordFiles(self.output, self.errors)
 
     def check(self) -> None:
         """Raises OSError or ValueError for files that no job can run with. Changes none of them."""
+        if self.resume and self.overwrite:
+            raise ValueError("a job is resumed or overwritten, not both")
+        if self.resume and not self.records.is_resumable:
+            raise ValueError(f"output {str(self.output)!r}: only files are resumed, one for answers and one for errors")
         outputs = {"output": self.output, "errors": self.errors, "summary": self.summary}
         inputs = model_files(self.model) if self.model else []
-        check_files(self.input, outputs, overwrite=self.overwrite, model_files=inputs)
+        try:
+            check_files(self.input, outputs, overwrite=self.overwrite or self.resume, model_files=inputs)
+        except FileExistsError as error:
+            if manifest_path(self.output).exists():
+                raise FileExistsError(f"{error}, --resume goes on with its job") from None
+            raise
 
 
-def errors_beside(output: Path) -> Path | None:
+def errors_beside(output: Path, *, resume: bool = False) -> Path | None:
     """OUT.errors.jsonl for OUT.jsonl; None for a pipe or a device.
 
-    Raises FileExistsError where that file holds something and the output does not exist: OUT.txt has the same.
-    """
+    Raises FileExistsError where that file holds something and the output does not exist: OUT.txt has the same. A job
+    that is resumed knows its errors."""
     directory = Path(os.path.realpath(output.parent))
     is_special = directory == Path("/dev") or Path("/proc") in (directory, *directory.parents)
     if is_special or (output.exists() and not output.is_file()):
         return None
     errors = output.with_suffix(".errors.jsonl")
-    if not output.exists() and errors.is_file() and errors.stat().st_size:
+    if not resume and not output.exists() and errors.is_file() and errors.stat().st_size:
         raise FileExistsError(
             f"errors {str(errors)!r}: is not empty, and {str(output)!r} does not exist, so it may belong to another "
             "output; name another with --errors"
@@ -61,90 +89,141 @@ def errors_beside(output: Path) -> Path | None:
     return errors
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """model_name: in the answers.
+    chat_max_tokens: for chat requests that name no limit.
+    seed: makes, with the custom_id, the seed of a request that names none.
+    retry_errors: lines that have an error of an earlier run are not done.
+    max_error_rate: of all lines; the job ends when more than that have an error. None: never.
+    time_limit_s: the job ends itself then, between two steps.
+    answer_options: what else answers depend on, for the manifest.
+    """
+
+    model_name: str
+    chat_max_tokens: int
+    seed: int = 0
+    retry_errors: bool = False
+    max_error_rate: float | None = None
+    time_limit_s: float | None = None
+    answer_options: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class JobSummary:
+    """Of the whole job, its earlier runs included, where nothing else is said."""
+
     num_answered: int  # lines in the output file
     num_failed: int  # lines in the errors file
-    stats: dict[str, Any]  # LLM.stats
-    num_other_model: int = 0  # answered lines that name a model other than the one that ran
-    num_cut: int = 0  # answered lines with a completion that ended at the model's length, before its max_tokens
+    stats: dict[str, Any]  # LLM.stats, of this run; nothing where nothing was left to do
+    num_other_model: int = 0  # lines that this run answered and that name a model other than the one that ran
+    num_cut: int = 0  # lines that this run answered with a completion that ended at the model's length
+    num_earlier: int = 0  # lines that earlier runs answered or reported
 
 
 class JobInterrupted(KeyboardInterrupt):
     """A KeyboardInterrupt, its cause, stopped the job while it ran; says where the answers so far are."""
 
 
+class OutOfTime(KeyboardInterrupt):
+    """The time limit, which stops a job as Ctrl-C does."""
+
+
 def run_batch_file(
     files: BatchFiles,
     load_llm: Callable[[], LLM],
+    options: RunOptions,
     *,
-    model_name: str,
-    chat_max_tokens: int,
-    seed: int = 0,
     on_progress: OnProgress | None = None,
     log: Callable[[str], None] = lambda text: None,
 ) -> JobSummary:
-    """Answers every line of files.input. No file is opened before the model is loaded, or replaced before it answers.
+    """Answers every line of files.input. No file is opened before the model is loaded, or replaced before it answers;
+    of a job that is resumed the files are locked at once.
 
-    model_name: in the answers.
-    chat_max_tokens: for chat requests that name no limit.
-    seed: makes, with the custom_id, the seed of a request that names none.
     log: is told the errors where there is no file for them.
 
     Raises OSError or ValueError before anything is written, and OSError where an output fails; JobInterrupted for a
-    KeyboardInterrupt after that.
+    KeyboardInterrupt after that; ValueError where too many lines fail.
     """
+    check_time = deadline(options.time_limit_s)
     files.check()
-    requests, errors = read_requests(files.input, chat_max_tokens)
-    llm = load_llm()
-    if any(request.is_chat for request in requests):
-        llm.check_chat_template()
-    prompts: list[JobPrompt] = []
-    for request in (line.with_defaults(llm.sampling_defaults) for line in requests):
-        try:
-            token_ids, params = tokenize(llm, request, seed)
-            prompts += [
-                JobPrompt(request, at, *prompt) for at, prompt in enumerate(zip(token_ids, params, strict=True))
-            ]
-        except LineError as error:
-            errors.append(error)
-    errors.sort(key=lambda error: error.line or 0)
-    num_answered = num_other_model = num_cut = 0
     with ExitStack() as stack:
-        output_file = stack.enter_context(RecordFile("output", files.output, overwrite=files.overwrite))
-        errors_file = None
-        if files.errors:
-            errors_file = stack.enter_context(RecordFile("errors", files.errors, overwrite=files.overwrite))
+        source = stack.enter_context(open_source(files.input, chat_max_tokens=options.chat_max_tokens))
+        sink, manifest, earlier = None, None, EarlierRuns()
+        if files.resume and is_begun(files):
+            sink = stack.enter_context(Sink(files.records, options.model_name, log, replaces=True))
+            manifest, earlier = find_earlier_runs(files, fingerprint(source, files, options), options.retry_errors)
+            if earlier.num_lines == manifest.num_lines:
+                return JobSummary(len(earlier.answered), len(earlier.failed), {}, num_earlier=earlier.num_lines)
+        llm = load_llm()
+        prompts, errors = read_prompts(source, llm, earlier, options, check_time)
+        if manifest is None:
+            manifest = new_manifest(prompts, errors, fingerprint(source, files, options))
+        job = RunningJob(manifest, earlier, options)
+        job.check_error_rate(errors)
+        if sink is None:
+            sink = stack.enter_context(Sink(files.records, options.model_name, log, replaces=files.overwrite))
 
-        def report(error: LineError) -> None:
-            if errors_file:
-                errors_file.write(error_record(error))
-            else:
-                log(f"line {error.line}: {error}")
+        def on_step(progress: JobProgress) -> None:
+            check_time()
+            sink.sync_if_due()
+            if on_progress:
+                on_progress(progress)
 
-        results = answers(llm, prompts, on_progress)
+        results = answers(llm, prompts, on_step)
         first = list(itertools.islice(results, 1))  # with it the engine stands; until then nothing is replaced
+        so_far = f"the answers so far are in {files.output}"
+        if files.records.is_resumable:
+            so_far += "; --resume goes on"
         try:
-            output_file.empty()
-            if errors_file:
-                errors_file.empty()
-            for line_error in errors:
-                report(line_error)
+            job.begin(sink, errors)
             for request, outputs in itertools.chain(first, results):
-                completions = [completion for output in outputs for completion in output.outputs]
-                if failed := next((c for c in completions if c.finish_reason == "error"), None):
-                    errors.append(LineError("invalid_output", None, str(failed.stop_reason)))
-                    report(errors[-1].at(request.line, request.custom_id))
-                    continue
-                output_file.write(answer_record(request, outputs, model_name))
-                num_answered += 1
-                num_other_model += request.names_another(model_name)
-                num_cut += any(completion.is_cut for completion in completions)
+                job.take(request, outputs)
         except KeyboardInterrupt as interrupt:
-            raise JobInterrupted(f"the answers so far are in {files.output}") from interrupt
+            raise JobInterrupted(so_far) from interrupt
         except ValueError as error:
-            raise ValueError(f"{error}; the answers so far are in {files.output}") from error
-    return JobSummary(num_answered, len(errors), llm.stats, num_other_model, num_cut)
+            raise ValueError(f"{error}; {so_far}") from error
+    return job.summary(llm.stats)
+
+
+def deadline(time_limit_s: float | None) -> Callable[[], None]:
+    """What raises OutOfTime once that many seconds have gone from now."""
+    end_s = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
+
+    def check() -> None:
+        if time.monotonic() >= end_s:
+            raise OutOfTime
+
+    return check
+
+
+def fingerprint(source: Source, files: BatchFiles, options: RunOptions) -> Fingerprint:
+    here: Fingerprint = {"batchllm": __version__, **source.fingerprint(), **options.answer_options}
+    here |= {"max_tokens": options.chat_max_tokens, "seed": options.seed, "model": options.model_name}
+    return here | (fingerprint_model(files.model) if files.model else {})
+
+
+def new_manifest(prompts: list[JobPrompt], errors: list[LineError], fingerprint: Fingerprint) -> Manifest:
+    num_lines = len({prompt.request.line for prompt in prompts}) + len(errors)
+    num_duplicates = sum(error.code == DUPLICATE_ID for error in errors)
+    return Manifest(new_job_id(), fingerprint, num_lines, num_duplicates)
+
+
+def is_begun(files: BatchFiles) -> bool:
+    """Whether there is anything to be lost."""
+    return any(path.exists() and path.stat().st_size for path in (files.output, files.errors) if path)
+
+
+def find_earlier_runs(files: BatchFiles, here: Fingerprint, retry_errors: bool) -> tuple[Manifest, EarlierRuns]:
+    """Raises ValueError where the files are another job's, naming what differs."""
+    assert files.errors is not None
+    manifest = read_manifest(files.output)
+    title = f"output {str(files.output)!r}"
+    if manifest is None:
+        raise ValueError(f"{title}: there is no {manifest_path(files.output).name!r} that says which job it belongs to")
+    if found := differences(manifest.fingerprint, here):
+        raise ValueError(f"{title}: belongs to another job: {'; '.join(found)}")
+    return manifest, read_earlier_runs(files.output, files.errors, manifest, retry_errors=retry_errors)
 
 
 class JobPrompt(NamedTuple):
@@ -154,62 +233,93 @@ class JobPrompt(NamedTuple):
     params: SamplingParams
 
 
+def read_prompts(
+    source: Source, llm: LLM, earlier: EarlierRuns, options: RunOptions, check_time: Callable[[], None]
+) -> tuple[list[JobPrompt], list[LineError]]:
+    """Every line that is not done, as prompts or as an error."""
+    prompts: list[JobPrompt] = []
+    errors: list[LineError] = []
+    defaults = llm.sampling_defaults
+    lines = (
+        line.with_defaults(defaults) if isinstance(line, BatchRequest) else line
+        for line in source.requests(earlier.done())
+    )
+    for line in tokenized(lines, llm, seed=options.seed):
+        check_time()
+        if isinstance(line, LineError):
+            errors.append(line)
+            if options.max_error_rate == 0:
+                break
+        else:
+            prompts += [
+                JobPrompt(line.request, at, *prompt)
+                for at, prompt in enumerate(zip(line.token_ids, line.params, strict=True))
+            ]
+    return prompts, errors
+
+
+class RunningJob:
+    """Who has what of a job."""
+
+    _sink: Sink
+
+    def __init__(self, manifest: Manifest, earlier: EarlierRuns, options: RunOptions) -> None:
+        self._manifest, self._earlier, self._options = manifest, earlier, options
+        self._num_answered, self._num_failed = len(earlier.answered), len(earlier.failed)
+        self._num_other_model = self._num_cut = 0
+
+    def check_error_rate(self, errors: Sequence[LineError] = ()) -> None:
+        """Raises ValueError where these and those that are reported are more than may be."""
+        num_failed, rate = self._num_failed + len(errors), self._options.max_error_rate
+        if rate is None or num_failed <= rate * self._manifest.num_lines:
+            return
+        which = f" (the first here: line {errors[0].line}: {errors[0]})" if errors else ""
+        if rate == 0:  # no further line was read
+            raise ValueError(f"a line failed{which}, and none may fail")
+        num_lines = self._manifest.num_lines
+        raise ValueError(f"{num_failed:,} of {num_lines:,} lines failed{which}, and at most {rate:.2%} may fail")
+
+    def begin(self, sink: Sink, errors: list[LineError]) -> None:
+        self._sink = sink
+        sink.begin(self._manifest, self._earlier)
+        for error in errors:
+            self._fail(error)
+        sink.sync()  # as Manifest.num_duplicates says
+
+    def take(self, request: BatchRequest, outputs: list[RequestOutput]) -> None:
+        """Writes the answer, or what is wrong with it."""
+        completions = [completion for output in outputs for completion in output.outputs]
+        if failed := next((c for c in completions if c.finish_reason == "error"), None):
+            error = LineError("invalid_output", None, str(failed.stop_reason)).at(request.line, request.custom_id)
+            self._fail(error)
+            self.check_error_rate()
+            return
+        self._sink.answer(request, outputs)
+        self._num_answered += 1
+        self._num_other_model += request.names_another(self._options.model_name)
+        self._num_cut += any(completion.is_cut for completion in completions)
+
+    def _fail(self, error: LineError) -> None:
+        self._sink.error(error)
+        self._num_failed += 1
+
+    def summary(self, stats: dict[str, Any]) -> JobSummary:
+        counts = (self._num_other_model, self._num_cut, self._earlier.num_lines)
+        return JobSummary(self._num_answered, self._num_failed, stats, *counts)
+
+
 def answers(
-    llm: LLM, prompts: list[JobPrompt], on_progress: OnProgress | None
+    llm: LLM, prompts: list[JobPrompt], on_step: OnProgress
 ) -> Iterator[tuple[BatchRequest, list[RequestOutput]]]:
     """Each request as its last prompt is answered, with the outputs of its prompts in their order."""
     if not prompts:
         return
     unfinished: dict[int, dict[int, RequestOutput]] = {}  # line -> place -> output
     token_ids, params = [prompt.token_ids for prompt in prompts], [prompt.params for prompt in prompts]
-    for index, output in llm.generate_as_completed(token_ids, params, on_progress=on_progress):
+    for index, output in llm.generate_as_completed(token_ids, params, on_progress=on_step):
         request, at = prompts[index].request, prompts[index].at
         outputs = unfinished.setdefault(request.line, {})
         outputs[at] = output
         if len(outputs) == len(request.prompts):
             del unfinished[request.line]
             yield request, [outputs[i] for i in range(len(outputs))]
-
-
-def read_requests(path: Path, chat_max_tokens: int) -> tuple[list[BatchRequest], list[LineError]]:
-    """Every line that is not blank, as a request or as an error. Raises OSError or ValueError as `read_lines`."""
-    requests: list[BatchRequest] = []
-    errors: list[LineError] = []
-    line_of: dict[str, int] = {}
-    for line, data in enumerate(read_lines(path), start=1):
-        if not data.strip():
-            continue
-        try:
-            requests.append(parse_line(data.rstrip(b"\r\n"), line, line_of, chat_max_tokens=chat_max_tokens))
-        except LineError as error:
-            errors.append(error)
-    return requests, errors
-
-
-class PromptReader(Protocol):
-    """The part of `LLM` that makes token ids of prompts and says which it takes."""
-
-    def tokenize(self, texts: list[str]) -> list[list[int]]: ...
-    def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]: ...
-    def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None: ...
-
-
-def tokenize(reader: PromptReader, request: BatchRequest, seed: int) -> tuple[list[list[int]], list[SamplingParams]]:
-    """Token ids and parameters of the request's prompts. Raises LineError where one could never run."""
-    try:
-        token_ids = [token_ids_of(reader, prompt) for prompt in request.prompts]
-        params = [request.seeded_params(at, seed) for at in range(len(token_ids))]
-        for ids, p in zip(token_ids, params, strict=True):
-            reader.check_request(ids, p)
-    except ValueError as error:
-        param = "body.messages" if request.is_chat else "body.prompt"
-        raise LineError("invalid_prompt", param, str(error)).at(request.line, request.custom_id) from None
-    return token_ids, params
-
-
-def token_ids_of(reader: PromptReader, prompt: BatchPrompt) -> list[int]:
-    if isinstance(prompt, Conversation):
-        return reader.apply_chat_template(prompt.messages, **prompt.template_options)
-    if isinstance(prompt, str):
-        return reader.tokenize([prompt])[0]
-    return prompt

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from batchllm.estimate.partition import ShardFigures, partition, shard_costs
 from batchllm.estimate.roofline import Device
 from batchllm.estimate.tokenized_job import TokenizedJob
-from batchllm.jobs.files import RecordFile, lock, without_bom
+from batchllm.jobs.files import RecordFile, lock
+from batchllm.jobs.inputs import without_bom
 from batchllm.models.config import ModelConfig
 
 IntArray = NDArray[np.int64]
@@ -58,7 +59,7 @@ def write_shards(
     with locked_directory(directory):
         for path, num_lines in zip(paths, np.diff(cuts), strict=True):
             with RecordFile("shard", path, overwrite=overwrite) as file:
-                file.empty()
+                file.cut()
                 for text in itertools.islice(texts, num_lines):
                     file.write(text)
 

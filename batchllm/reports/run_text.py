@@ -82,6 +82,8 @@ def summary_rows(summary: JobSummary) -> Iterator[tuple[str, str]]:
     if summary.num_cut:
         yield "  cut at the model's length", f"{summary.num_cut:,}"
     yield "lines failed", f"{summary.num_failed:,}"
+    if summary.num_earlier:
+        yield "answered or failed in earlier runs", f"{summary.num_earlier:,}"
     stats: dict[str, Any] = summary.stats
     if not stats:  # nothing ran
         return

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from batchllm.jobs.line import BatchRequest, LineError
+from batchllm.jobs.sources import open_source
+
 
 def chat_line(custom_id: str, content: Any = "Hello", **body: Any) -> dict[str, Any]:
     body = {"model": "m", "messages": [{"role": "user", "content": content}], **body}
@@ -24,3 +27,8 @@ def write_lines(path: Path, lines: list[dict[str, Any] | bytes]) -> Path:
 def read_records(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8", newline="\n") as file:
         return [json.loads(line) for line in file]
+
+
+def read_source(path: Path) -> list[BatchRequest | LineError]:
+    with open_source(path, chat_max_tokens=1) as source:
+        return list(source.requests())

@@ -6,6 +6,7 @@ from typing import Any
 
 from batchllm.estimate.tokenized_job import TokenizedJob
 from batchllm.jobs.read_job import WeightlessModel, read_job
+from batchllm.jobs.sources import open_source
 from batchllm.requests import RequestLimits
 from tests.jobs.batch_lines import completion_line, write_lines
 
@@ -50,6 +51,7 @@ def tokenized(path: Path, lines: list[dict[str, Any] | bytes]) -> TokenizedJob:
 
 def tokenized_file(path: Path) -> TokenizedJob:
     limits = RequestLimits(vocab_size=10**6, max_model_len=10**6, page_size=16, kv_cache_tokens=10**6)
-    job, errors = read_job(path, WeightlessModel(write_config(path.parent).parent, limits), chat_max_tokens=256)
+    with open_source(path, chat_max_tokens=256) as source:
+        job, errors = read_job(source, WeightlessModel(write_config(path.parent).parent, limits))
     assert errors == []
     return job

@@ -11,8 +11,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from batchllm.jobs.openai_batch import Conversation
-from batchllm.jobs.run import read_requests
+from batchllm.jobs.line import BatchRequest, Conversation
+from tests.jobs.batch_lines import read_source
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -24,6 +24,13 @@ def load(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def job() -> list[BatchRequest]:
+    lines = read_source(EXAMPLES / "documents.jsonl")
+    requests = [line for line in lines if isinstance(line, BatchRequest)]
+    assert requests == lines
+    return requests
 
 
 def documents() -> dict[str, str]:
@@ -38,8 +45,7 @@ def test_documents_jsonl_is_what_the_generator_makes() -> None:
 
 
 def test_every_document_has_eight_questions_scattered_over_the_file() -> None:
-    requests, errors = read_requests(EXAMPLES / "documents.jsonl", chat_max_tokens=1)
-    assert errors == []
+    requests = job()
     names = [request.custom_id.rpartition("-")[0] for request in requests]
     assert Counter(names) == dict.fromkeys(documents(), 8)
     assert len(documents()) >= 8
@@ -48,7 +54,7 @@ def test_every_document_has_eight_questions_scattered_over_the_file() -> None:
 
 
 def test_requests_about_one_document_share_all_but_the_question() -> None:
-    requests, _ = read_requests(EXAMPLES / "documents.jsonl", chat_max_tokens=1)
+    requests = job()
     texts = documents()
     prompts = set()
     for request in requests:

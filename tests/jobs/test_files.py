@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from batchllm.jobs.files import RecordFile, check_files, read_lines, rereadable
+from batchllm.jobs.files import RecordFile, check_files
+from batchllm.jobs.inputs import read_lines, rereadable
 from batchllm.jobs.run import errors_beside
 from batchllm.models.config import model_files
 
@@ -30,7 +31,7 @@ def test_a_file_that_holds_something_is_refused_unless_it_may_be_replaced(path: 
         opened(path)
     with opened(path, overwrite=True) as file:
         assert path.read_bytes() == b"old"  # until it is emptied
-        file.empty()
+        file.cut()
         file.write(b"new\n")
     assert path.read_bytes() == b"new\n"
 
@@ -117,7 +118,7 @@ def test_an_interrupted_write_leaves_whole_records(path: Path, monkeypatch: pyte
 def test_a_device_is_written_as_it_is() -> None:
     for _ in range(2):
         with opened(Path(os.devnull)) as file:
-            file.empty()
+            file.cut()
             file.write(b"line\n")
     with pytest.raises(OSError, match="output '/dev/full': No space left"), opened(Path("/dev/full")) as file:
         file.write(b"line\n")
@@ -182,7 +183,7 @@ def test_errors_of_another_output_are_not_replaced(tmp_path: Path) -> None:
 
 def test_byte_order_marks_of_concatenated_files_are_no_part_of_a_line(path: Path) -> None:
     path.write_bytes(BOM + b"{}\n" + BOM + BOM + b"{}\r\n" + BOM)
-    assert list(read_lines(path)) == [b"{}\n", b"{}\r\n", b""]
+    assert list(read_lines(path, str(path))) == [b"{}\n", b"{}\r\n", b""]
 
 
 LINE = '{"custom_id": "a"}\n'
@@ -205,29 +206,24 @@ LINE = '{"custom_id": "a"}\n'
 def test_a_file_of_another_format_is_recognised(path: Path, data: bytes, message: str) -> None:
     path.write_bytes(data)
     with pytest.raises(ValueError, match=f"input '.*out.jsonl': expected lines of JSON in UTF-8, got .*{message}"):
-        list(read_lines(path))
+        list(read_lines(path, str(path)))
 
 
 def test_a_first_line_that_is_only_wrong_is_a_line(path: Path) -> None:
     for data in (b"[1, 2]\n", b"{\n", b'"text"\n'):
         path.write_bytes(data)
-        assert list(read_lines(path)) == [data]
+        assert list(read_lines(path, str(path))) == [data]
 
 
-def test_a_pipe_is_read_once_and_kept_where_it_is_read_twice(tmp_path: Path) -> None:
+def test_a_pipe_is_kept_because_it_is_read_twice(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     check_files(pipe, {"output": tmp_path / "out"}, overwrite=False)  # waits for no writer
-    for read in (lambda: list(read_lines(pipe)), lambda: copied(pipe)):
-        writer = threading.Thread(target=pipe.write_bytes, args=(b"{}\n" * 50_000,))
-        writer.start()
-        assert len(read()) == 50_000
-        writer.join()
-
-
-def copied(pipe: Path) -> list[bytes]:
+    writer = threading.Thread(target=pipe.write_bytes, args=(b"{}\n" * 50_000,))
+    writer.start()
     with rereadable(pipe) as path:
-        once, again = list(read_lines(path)), list(read_lines(path))
+        once, again = list(read_lines(path, "pipe")), list(read_lines(path, "pipe"))
+    writer.join()
+    assert len(once) == 50_000
     assert once == again
     assert not path.exists()
-    return once

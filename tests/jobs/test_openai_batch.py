@@ -6,17 +6,14 @@ from typing import Any
 
 import pytest
 
-from batchllm.jobs.openai_batch import (
-    BatchRequest,
-    Conversation,
-    LineError,
-    parse_line,
-)
+from batchllm.jobs.line import CHAT, COMPLETION, BatchRequest, Conversation, LineError
+from batchllm.jobs.openai_batch import parse_line
 from batchllm.jobs.openai_records import answer_record, error_record
 from batchllm.outputs import CompletionOutput, RequestOutput
 from batchllm.sampling_params import SamplingParams
 from tests.jobs.batch_lines import chat_line, completion_line
 
+JOB = "0123456789abcdef"
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
 
 
@@ -44,7 +41,7 @@ def test_chat_line_becomes_a_conversation() -> None:
         {"role": "assistant", "content": "Hi.", "refusal": None, "tool_calls": None},
     ]
     request = parse(chat_line("a", messages=messages))
-    assert (request.custom_id, request.line, request.model, request.is_chat) == ("a", 7, "m", True)
+    assert (request.custom_id, request.line, request.model, request.kind) == ("a", 7, "m", CHAT)
     [prompt] = request.prompts
     assert prompt == Conversation(
         [
@@ -68,7 +65,7 @@ def test_chat_line_becomes_a_conversation() -> None:
 def test_completion_prompt_is_text_or_tokens_or_a_list_of_them(prompt: Any, prompts: list[Any]) -> None:
     request = parse(completion_line("a", prompt))
     assert request.prompts == prompts
-    assert not request.is_chat
+    assert request.kind is COMPLETION
     assert request.model is None
 
 
@@ -191,7 +188,7 @@ def test_a_line_may_name_another_model(model: str | None, is_another: bool) -> N
 
 def test_a_completion_cut_by_the_models_length_says_so() -> None:
     cut = RequestOutput("0", None, [1], [CompletionOutput(0, "x", [5], -1.0, "length", "max_model_len")], True, 0)
-    [choice] = json.loads(answer_record(parse(chat_line("a")), [cut], "dir"))["response"]["body"]["choices"]
+    [choice] = json.loads(answer_record(parse(chat_line("a")), [cut], "dir", JOB))["response"]["body"]["choices"]
     assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "max_model_len")
     assert cut.outputs[0].is_cut
     assert not CompletionOutput(0, "x", [5], -1.0, "stop", "max_model_len").is_cut  # a stop string of that text
@@ -355,11 +352,11 @@ def test_seeds_depend_on_the_job_the_custom_id_and_the_prompt_alone() -> None:
 
 
 def test_chat_answer_has_openais_shape() -> None:
-    record = json.loads(answer_record(parse(chat_line("a")), [output(10, ["Hi."], num_cached_tokens=4)], "dir"))
+    record = json.loads(answer_record(parse(chat_line("a")), [output(10, ["Hi."], num_cached_tokens=4)], "dir", JOB))
     body = record["response"].pop("body")
     assert record["custom_id"] == "a"
     assert record["error"] is None
-    assert record["id"].startswith("batch_req_")
+    assert record["id"] == f"batch_req_{JOB}0000000000000007"
     assert record["response"]["status_code"] == 200
     assert body.pop("id").startswith("chatcmpl-")
     assert isinstance(body.pop("created"), int)
@@ -385,7 +382,7 @@ def test_chat_answer_has_openais_shape() -> None:
 
 def test_completion_choices_go_prompt_by_prompt() -> None:
     request = parse(completion_line("a", ["one", "two"], n=2))
-    record = json.loads(answer_record(request, [output(3, ["p", "q"], 2), output(4, ["r", "s"], 3)], "dir"))
+    record = json.loads(answer_record(request, [output(3, ["p", "q"], 2), output(4, ["r", "s"], 3)], "dir", JOB))
     body = record["response"]["body"]
     assert (body["object"], body["model"]) == ("text_completion", "dir")
     assert [(choice["index"], choice["text"]) for choice in body["choices"]] == [(0, "p"), (1, "q"), (2, "r"), (3, "s")]
@@ -395,13 +392,13 @@ def test_completion_choices_go_prompt_by_prompt() -> None:
 
 def test_cached_tokens_are_those_of_all_prompts_of_a_line() -> None:
     outputs = [output(10, ["x"], 4), output(10, ["x"], 9)]
-    record = json.loads(answer_record(parse(chat_line("a")), outputs, "dir"))
+    record = json.loads(answer_record(parse(chat_line("a")), outputs, "dir", JOB))
     assert record["response"]["body"]["usage"]["prompt_tokens_details"]["cached_tokens"] == 13
 
 
 def test_error_record_has_openais_shape() -> None:
-    record = json.loads(error_record(LineError("invalid_body", "body.n", "too many").at(7, "a")))
-    assert record.pop("id").startswith("batch_req_")
+    record = json.loads(error_record(LineError("invalid_body", "body.n", "too many").at(7, "a"), JOB))
+    assert record.pop("id") == f"batch_req_{JOB}0000000000000007"
     assert record == {
         "custom_id": "a",
         "response": None,

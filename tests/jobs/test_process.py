@@ -60,7 +60,7 @@ def test_a_stopped_job_keeps_its_answers_and_says_where(
     process.send_signal(signal_number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == status
-    assert err.endswith(f"batchllm: {word}; the answers so far are in {output}\n")
+    assert err.endswith(f"batchllm: {word}; the answers so far are in {output}; --resume goes on\n")
     assert 0 < len(read_records(output)) < NUM_LINES
 
 
@@ -189,7 +189,8 @@ def test_running_again_keeps_finished_answers_unless_they_may_go(in_jsonl: Path)
     answers = output.read_bytes()
     status, _, err = run("run", in_jsonl, "-o", output, "--model", "m")
     assert status == 1
-    assert err == f"batchllm: output '{output}': exists and is not empty; --overwrite replaces it\n"
+    ways = "--overwrite replaces it, --resume goes on with its job"
+    assert err == f"batchllm: output '{output}': exists and is not empty; {ways}\n"
     assert output.read_bytes() == answers
     assert run("run", in_jsonl, "-o", output, "--model", "m", "--overwrite")[0] == 0
     assert output.read_bytes() != answers  # every answer has an id of its own

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batchllm.jobs.files import RecordFile
-from batchllm.jobs.run import BatchFiles, JobInterrupted, JobSummary, run_batch_file
+from batchllm.jobs.run import BatchFiles, JobInterrupted, JobSummary, RunOptions, run_batch_file
 from batchllm.outputs import RequestOutput
 from tests.jobs.batch_lines import chat_line, completion_line, read_records, write_lines
 from tests.jobs.fake_llm import FakeLLM
@@ -24,8 +24,9 @@ def files(tmp_path: Path) -> BatchFiles:
 
 
 def run(files: BatchFiles, llm: FakeLLM | None = None, **options: Any) -> JobSummary:
-    options = {"load_llm": lambda: llm or FakeLLM(), "model_name": "dir", "chat_max_tokens": 256, **options}
-    return run_batch_file(files, **options)
+    calls = {name: options.pop(name) for name in ("load_llm", "on_progress") if name in options}
+    options = {"model_name": "dir", "chat_max_tokens": 256, **options}
+    return run_batch_file(files, calls.pop("load_llm", lambda: llm or FakeLLM()), RunOptions(**options), **calls)
 
 
 def answers(files: BatchFiles) -> dict[str, Any]:
@@ -351,7 +352,7 @@ def test_files_are_checked_before_the_model_is_loaded(
 
     files = BatchFiles(**{name: tmp_path / path for name, path in paths.items()})
     with pytest.raises(error, match=message):
-        run_batch_file(files, load_llm, model_name="dir", chat_max_tokens=1)
+        run(files, load_llm=load_llm)
     assert (tmp_path / "in.jsonl").read_bytes() == data
     assert not (tmp_path / "out.jsonl").exists()
 
@@ -371,5 +372,5 @@ def test_a_model_that_cannot_be_loaded_leaves_old_answers_alone(files: BatchFile
         raise FileNotFoundError("no such model")
 
     with pytest.raises(FileNotFoundError, match="no such model"):
-        run_batch_file(files, load_llm, model_name="dir", chat_max_tokens=1)
+        run(files, load_llm=load_llm)
     assert files.output.read_text() == "old answers"

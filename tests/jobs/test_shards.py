@@ -14,10 +14,10 @@ import batchllm_ext as ext
 from batchllm.estimate.partition import ShardFigures
 from batchllm.estimate.roofline import DEVICES
 from batchllm.estimate.tokenized_job import TokenizedJob
-from batchllm.jobs.run import read_requests
+from batchllm.jobs.line import BatchRequest
 from batchllm.jobs.shards import LineSequence, request_costs, shard_paths, write_shards
 from batchllm.models.config import ModelConfig
-from tests.jobs.batch_lines import completion_line, read_records, write_lines
+from tests.jobs.batch_lines import completion_line, read_records, read_source, write_lines
 from tests.jobs.plan_jobs import tokenized, tokenized_file, two_documents, write_config
 
 DEVICE = DEVICES["h100"]
@@ -109,8 +109,7 @@ def test_lines_keep_their_bytes(tmp_path: Path, model: ModelConfig) -> None:
     texts = [line for f in figures for line in Path(f.file).read_bytes().splitlines(keepends=True)]
     assert sorted(texts) == sorted(line.removeprefix(b"\xef\xbb\xbf") + b"\n" for line in made)
     for f in figures:
-        requests, errors = read_requests(Path(f.file), chat_max_tokens=1)
-        assert (len(requests), errors) == (f.lines, [])
+        assert [type(line) for line in read_source(Path(f.file))] == [BatchRequest] * f.lines
 
 
 def test_documents_stay_together(tmp_path: Path, model: ModelConfig) -> None:
@@ -185,4 +184,4 @@ def test_shards_that_exist_are_replaced(tmp_path: Path, model: ModelConfig) -> N
     old = shard_paths(tmp_path / "shards", 1)[0]
     old.write_text("old" * 1000)
     shard(path, tokenized(path, two_documents()), 1, model)
-    assert len(read_requests(old, chat_max_tokens=1)[0]) == 6
+    assert len(read_source(old)) == 6

@@ -210,6 +210,9 @@ TEXT = "batchllm/sampling/growing_text.py"
 STRINGS = "batchllm/sampling/stop_strings.py"
 BATCH = "batchllm/jobs/openai_batch.py"
 FILES = "batchllm/jobs/files.py"
+INPUTS = "batchllm/jobs/inputs.py"
+LINE = "batchllm/jobs/line.py"
+EARLIER = "batchllm/jobs/earlier.py"
 RUN = "batchllm/jobs/run.py"
 
 IN_ENGINE = "tests/engine/test_engine.py::"
@@ -222,6 +225,7 @@ IN_FILES = "tests/jobs/test_files.py::"
 IN_BATCH = "tests/jobs/test_openai_batch.py::"
 IN_RUNNER = "tests/jobs/test_runner.py::"
 IN_WINDOWS = "tests/engine/test_windows.py::"
+IN_RESUME = "tests/jobs/test_resume.py::"
 
 PYTHON_MUTANTS = [
     # Request table.
@@ -493,8 +497,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "old_answers_go_before_there_is_a_new_one",
         RUN,
-        "        results = answers(llm, prompts, on_progress)\n",
-        "        output_file.empty()\n        results = answers(llm, prompts, on_progress)\n",
+        "        results = answers(llm, prompts, on_step)\n",
+        "        job.begin(errors)\n        results = answers(llm, prompts, on_step)\n",
         IN_RUNNER + "test_old_answers_stay_until_there_is_a_new_one",
     ),
     Mutant(
@@ -514,8 +518,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "an_output_that_is_gone_is_a_success",
         FILES,
-        "                    self._check_unharmed()\n",
-        "                    pass\n",
+        "                self._check_unharmed()\n",
+        "                pass\n",
         IN_FILES + "test_what_was_written_is_what_is_there_or_an_error",
     ),
     Mutant(
@@ -534,10 +538,38 @@ PYTHON_MUTANTS = [
     ),
     Mutant(
         "of_two_byte_order_marks_one_stays",
-        FILES,
+        INPUTS,
         "    while line.startswith(UTF8_BOM):\n",
         "    if line.startswith(UTF8_BOM):\n",
         IN_FILES + "test_byte_order_marks_of_concatenated_files_are_no_part_of_a_line",
+    ),
+    Mutant(
+        "a_torn_record_is_whole",
+        EARLIER,
+        'record.endswith(b"\\n") and b"\\0" not in record',
+        "True",
+        IN_RESUME + "test_what_a_crash_has_torn_is_cut_and_answered_again",
+    ),
+    Mutant(
+        "a_resumed_job_may_be_another",
+        RUN,
+        "if found := differences(manifest.fingerprint, here):",
+        "if False:",
+        IN_RESUME + "test_another_job_is_refused_by_what_differs",
+    ),
+    Mutant(
+        "duplicates_are_answered_once_their_errors_have_gone",
+        EARLIER,
+        "num_duplicates < manifest.num_duplicates",
+        "False",
+        IN_RESUME + "test_errors_that_keep_a_custom_id_from_coming_twice_must_be_there",
+    ),
+    Mutant(
+        "an_answered_line_is_read_again",
+        "batchllm/jobs/sources.py",
+        "line < len(done) and done[line]",
+        "False",
+        IN_RESUME + "test_a_job_goes_on_wherever_it_was_cut_off",
     ),
     Mutant(
         "prompts_of_a_line_stand_as_they_end",
@@ -562,7 +594,7 @@ PYTHON_MUTANTS = [
     ),
     Mutant(
         "the_order_of_the_file_is_in_the_seeds",
-        BATCH,
+        LINE,
         "{job_seed}/{prompt_index}/{self.custom_id}",
         "{job_seed}/{prompt_index}/{self.line}",
         IN_RUNNER + "test_seeds_do_not_depend_on_the_order_of_the_file",
@@ -576,7 +608,7 @@ PYTHON_MUTANTS = [
     ),
     Mutant(
         "the_models_file_limits_lines_that_name_no_limit",
-        BATCH,
+        LINE,
         ' and k != "max_tokens"',
         "",
         IN_RUNNER + "test_what_a_line_does_not_give_is_the_models",

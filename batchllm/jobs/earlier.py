@@ -1,0 +1,100 @@
+"""What earlier runs of a job left in its files: which lines have an answer or an error, and up to where records are
+whole."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from batchllm.jobs.line import DUPLICATE_ID
+from batchllm.jobs.manifest import Manifest
+from batchllm.jobs.openai_records import record_opening
+
+LINE_DIGITS = 16
+
+
+class _ErrorRecord(msgspec.Struct):
+    error: dict[str, Any]
+
+
+@dataclass
+class EarlierRuns:
+    """Nothing, before any."""
+
+    answered: array[int] = field(default_factory=lambda: array("q"))  # numbers of lines
+    failed: array[int] = field(default_factory=lambda: array("q"))
+    output_bytes: int = 0  # of whole records
+    errors_bytes: int = 0
+    errors_kept: bytes | None = None  # all that stays of the errors file, where some are to be tried again
+
+    @property
+    def num_lines(self) -> int:
+        return len(self.answered) + len(self.failed)
+
+    def done(self) -> bytes:
+        """1 at the numbers of lines that have an answer or an error. Raises ValueError where one has two."""
+        if not self.num_lines:
+            return b""
+        lines = np.concatenate(
+            [np.frombuffer(numbers, np.int64) for numbers in (self.answered, self.failed) if numbers]
+        )
+        counts = np.bincount(lines)
+        if counts.max() > 1:
+            raise ValueError(f"expected one record per line, got {counts.max()} of line {counts.argmax()}")
+        return counts.astype(np.uint8).tobytes()
+
+
+def read_earlier_runs(output: Path, errors: Path, manifest: Manifest, *, retry_errors: bool) -> EarlierRuns:
+    """retry_errors: lines with an error are not done, but for those whose custom_id is another line's.
+
+    Raises ValueError for a file that holds something else than records of this job, or lacks some that it had.
+    """
+    earlier = EarlierRuns()
+    for line, record in whole_records("output", output, manifest.job_id):
+        earlier.answered.append(line)
+        earlier.output_bytes += len(record)
+    num_duplicates = 0
+    kept: list[bytes] = []
+    for line, record in whole_records("errors", errors, manifest.job_id):
+        is_duplicate = msgspec.json.decode(record, type=_ErrorRecord).error.get("code") == DUPLICATE_ID
+        num_duplicates += is_duplicate
+        earlier.errors_bytes += len(record)
+        if is_duplicate or not retry_errors:
+            earlier.failed.append(line)
+        if is_duplicate and retry_errors:
+            kept.append(record)
+    if retry_errors:
+        earlier.errors_kept = b"".join(kept)
+    if earlier.answered and num_duplicates < manifest.num_duplicates:
+        raise ValueError(
+            f"errors {str(errors)!r}: expected {manifest.num_duplicates:,} errors for custom_ids that stand twice, got "
+            f"{num_duplicates:,}; without them their lines would be answered"
+        )
+    return earlier
+
+
+def whole_records(name: str, path: Path, job_id: str) -> Iterator[tuple[int, bytes]]:
+    """The numbers of the lines and the records, up to one that a crash has torn: it has no end, or a hole that was
+    never written, which reads as zeros.
+
+    Raises ValueError for what is neither a record of this job nor torn.
+    """
+    if not path.exists():
+        return
+    opening = record_opening(job_id)
+    begin, end = len(opening), len(opening) + LINE_DIGITS
+    with path.open("rb") as file:
+        for place, record in enumerate(file, start=1):
+            is_whole = record.endswith(b"\n") and b"\0" not in record
+            if is_whole and record.startswith(opening):
+                yield int(record[begin:end], 16), record
+            elif b"\0" in record or (not is_whole and opening.startswith(record[:begin])):
+                return
+            else:
+                raise ValueError(f"{name} {str(path)!r}: line {place} is no record of the job in its manifest")

@@ -1,0 +1,92 @@
+"""What a job is made of: lines, each of which is a request that gets one answer, or an error that says why not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import msgspec
+
+from batchllm.sampling_params import SamplingParams
+
+
+class LineKind(NamedTuple):
+    """An endpoint of OpenAI's, as a line names it and its answer shows it."""
+
+    url: str
+    prompt_field: str  # of the body
+    answer_object: str
+    answer_id_prefix: str
+
+
+CHAT = LineKind("/v1/chat/completions", "messages", "chat.completion", "chatcmpl")
+COMPLETION = LineKind("/v1/completions", "prompt", "text_completion", "cmpl")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    messages: list[dict[str, Any]]  # as chat templates take them: role and content, and of a tool turn its calls
+    template_options: dict[str, Any] = field(default_factory=dict)  # chat_template_kwargs, where there are any
+
+
+BatchPrompt = str | list[int] | Conversation
+
+
+DUPLICATE_ID = "duplicate_custom_id"
+
+
+class LineError(Exception):
+    """Why a line gets no answer."""
+
+    def __init__(self, code: str, param: str | None, reason: str) -> None:
+        super().__init__(f"{param}: {reason}" if param else reason)
+        self.code = code
+        self.param = param
+        self.line: int | None = None
+        self.custom_id: str | None = None
+
+    def at(self, line: int, custom_id: str | None) -> LineError:
+        self.line, self.custom_id = line, custom_id
+        return self
+
+
+@dataclass
+class BatchRequest:
+    """One line. Its prompts' completions become the choices of one answer, in order."""
+
+    line: int  # from 1
+    custom_id: str
+    kind: LineKind
+    model: str | None
+    prompts: list[BatchPrompt]
+    params: SamplingParams
+    named_fields: frozenset[str] = frozenset()  # of the parameters, those that the line gives
+    prompt_place: str = ""  # where the prompt stands in the line, as errors name it
+
+    def names_another(self, model_name: str) -> bool:
+        """Whether the line names a model, by itself or after a directory or an organisation, other than that."""
+        return self.model is not None and self.model.rstrip("/").rpartition("/")[2] != model_name
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> BatchRequest:
+        """Fields of the parameters that the line does not give; its limit is the command's or OpenAI's."""
+        absent = {k: v for k, v in defaults.items() if k not in self.named_fields and k != "max_tokens"}
+        return replace(self, params=msgspec.structs.replace(self.params, **absent)) if absent else self
+
+    def seeded_params(self, prompt_index: int, job_seed: int) -> SamplingParams:
+        """The line's own seed, or one made from its custom_id: the order of the file never changes an answer."""
+        if self.params.seed is not None:
+            return self.params
+        name = f"{job_seed}/{prompt_index}/{self.custom_id}"
+        seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
+        return msgspec.structs.replace(self.params, seed=seed)
+
+
+def brief(value: Any) -> str:
+    """A value as JSON, for a message."""
+    if value is None:
+        return "nothing"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,108 @@
+"""What job an output belongs to: OUT.manifest.json, by which a job that was cut off knows its own files again.
+
+A fingerprint has an entry for everything that an answer depends on: the version, the input's content, the model's
+files, the options. What changes answers within rounding only (threads, device, sizes of pools and steps) is not in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from batchllm.jobs.files import replace_file
+from batchllm.models.config import model_files
+
+Fingerprint = dict[str, str | int | float | bool | None]
+SAMPLES, SAMPLE_BYTES = 64, 4096  # of a file of weights: beside its size and its header, what is read of it
+MAX_HEADER_BYTES = 1 << 27  # of a safetensors file
+SHOWN_CHARACTERS = 60
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    job_id: str  # in every record of the job
+    fingerprint: Fingerprint
+    num_lines: int  # that get an answer or an error
+    # Errors for a custom_id that an earlier line has. They are in the errors file before the first answer, so a line
+    # that is left over can only be one whose id is its own.
+    num_duplicates: int
+
+
+def manifest_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.manifest.json")
+
+
+def read_manifest(output: Path) -> Manifest | None:
+    """None where there is none. Raises ValueError for something else in its place."""
+    path = manifest_path(output)
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except FileNotFoundError:
+        return None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"manifest {str(path)!r}: {error}") from None
+
+
+def write_manifest(output: Path, manifest: Manifest) -> None:
+    replace_file(manifest_path(output), msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+
+
+def differences(there: Fingerprint, here: Fingerprint) -> list[str]:
+    """What makes two jobs two, in words."""
+    return [
+        f"{name} is {_shown(there, name)} there and {_shown(here, name)} here"
+        for name in [*there, *(here.keys() - there.keys())]
+        if there.get(name) != here.get(name) or (name in there) != (name in here)
+    ]
+
+
+def _shown(fingerprint: Fingerprint, name: str) -> str:
+    if name not in fingerprint:
+        return "nothing"
+    text = str(fingerprint[name])
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
+def fingerprint_model(model: str | Path) -> Fingerprint:
+    """The files of a local model, by name; nothing of a hub id that has not been fetched. Of weights the size, the
+    header (names, types and shapes of tensors) and SAMPLES pieces of SAMPLE_BYTES count; of other files every byte
+    does."""
+    return {f"model {path.name}": _digest_of(path) for path in sorted(set(model_files(model)))}
+
+
+def fingerprint_file(path: Path) -> str:
+    return f"{path.stat().st_size:,} bytes, SHA-256 {_hexdigest(_whole(path))}"
+
+
+def _digest_of(path: Path) -> str:
+    if path.suffix != ".safetensors":
+        return fingerprint_file(path)
+    return f"{path.stat().st_size:,} bytes, samples {_hexdigest(_samples(path))}"
+
+
+def _hexdigest(pieces: Iterator[bytes]) -> str:
+    """32 of the 64 digits tell any two files apart that nobody made to be alike."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()[:32]
+
+
+def _whole(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            yield piece
+
+
+def _samples(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        opening = file.read(8)
+        yield opening
+        yield file.read(min(int.from_bytes(opening, "little"), MAX_HEADER_BYTES))
+        for sample in range(SAMPLES):
+            file.seek(sample * max(size - SAMPLE_BYTES, 0) // (SAMPLES - 1))
+            yield file.read(SAMPLE_BYTES)
