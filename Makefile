@@ -1,11 +1,11 @@
-# make demo | test | test-full | test-gpu | gpu-day-dry | sass | check | format | sanitize | fuzz | peers | clean. All of it in .venv, models/, out/ and build/.
+# make demo | test | test-full | test-gpu | chaos | gpu-day-dry | sass | check | format | sanitize | fuzz | peers | clean. All of it in .venv, models/, out/ and build/.
 PYTHON ?= python3
 BIN    := .venv/bin
 MODEL  := models/smollm2-135m-instruct
 JOB    := examples/documents.jsonl
 SOURCES := $(shell find csrc batchllm -type f) setup.py pyproject.toml CMakeLists.txt batchllm_ext.pyi
 
-.PHONY: help demo test test-full test-gpu gpu-day-dry test-cpp test-python sass sanitize fuzz peers check format clean
+.PHONY: help demo test test-full test-gpu gpu-day-dry test-cpp test-python sass sanitize fuzz chaos peers check format clean
 
 help:
 	@sed -n 1p Makefile
@@ -100,6 +100,11 @@ sanitize: .venv/installed $(DOCTEST)
 FUZZ_SECONDS ?= 60
 fuzz: test-cpp
 	BATCHLLM_FUZZ_SECONDS=$(FUZZ_SECONDS) build/cpp/tests/test_planner -tc='*as long as one likes*'
+
+# A job that is killed KILLS times, each time resumed: every line is answered once, as in a run that nobody disturbs.
+KILLS ?= 100
+chaos: .venv/installed
+	$(BIN)/python -m tests.jobs.chaos $(KILLS)
 
 # Other engines to be measured against: benchmarks/peers/README.md.
 peers: .venv/installed $(MODEL)/config.json
