@@ -11,6 +11,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 if TYPE_CHECKING:
     from batchllm.async_llm import AsyncLLM
+    from batchllm.jobs.job import run_job
+    from batchllm.jobs.run import JobSummary
     from batchllm.llm import LLM
     from batchllm.outputs import CompletionOutput, JobProgress, Logprob, RequestOutput
     from batchllm.sampling.rules import LogitsRule
@@ -22,11 +24,13 @@ __all__ = [
     "AsyncLLM",
     "CompletionOutput",
     "JobProgress",
+    "JobSummary",
     "LogitsRule",
     "Logprob",
     "RequestOutput",
     "SamplingParams",
     "StructuredOutputsParams",
+    "run_job",
 ]
 
 _MODULES = {
@@ -36,9 +40,11 @@ _MODULES = {
     "Logprob": "outputs",
     "CompletionOutput": "outputs",
     "JobProgress": "outputs",
+    "JobSummary": "jobs.run",
     "RequestOutput": "outputs",
     "SamplingParams": "sampling_params",
     "StructuredOutputsParams": "sampling_params",
+    "run_job": "jobs.job",
 }
 
 

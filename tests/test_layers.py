@@ -59,9 +59,9 @@ IMPORTS = {
         *("answers", "engine", "loading", "options", "outputs", "requests", "sampling", "sampling_params"),
     },
     "estimate": {"models", "options"},
-    "jobs": {"estimate", "llm", "models", "outputs", "requests", "sampling", "sampling_params", "tokenizer"},
+    "jobs": {"estimate", "llm", "models", "options", "outputs", "requests", "sampling", "sampling_params", "tokenizer"},
     "reports": {"estimate", "jobs", "outputs", "text"},
-    "cli": {"estimate", "jobs", "llm", "models", "options", "reports", "requests", "text"},
+    "cli": {"estimate", "jobs", "models", "options", "reports", "requests", "text"},
 }
 
 

@@ -13,16 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
 
 from batchllm.options import DEFAULTS
 from batchllm.text import printable
-
-if TYPE_CHECKING:
-    from batchllm.llm import LLM
 
 PIPED_WIDTH = 140  # of tables that no terminal shows
 EXIT_NOT_RUN, EXIT_SOME_LINES_FAILED, EXIT_OUT_OF_TIME, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 3, 124, 130, 143
@@ -63,6 +60,8 @@ class DeviceName(str, Enum):
 
 
 INPUT_HELP = "Requests in the OpenAI Batch format; - is standard input."
+RUN_INPUT_HELP = "Requests in the OpenAI Batch format, or a table with --template; - is standard input."
+STANDARD_OUTPUT = Path("-")
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are not empty.", show_default=False)]
 
 UNIT_BYTES = {"B": 1, **{f"{p}B": 1000**n for n, p in enumerate("KMGT", 1)}}
@@ -86,6 +85,12 @@ def duration(text: str) -> float:
     begins_with_hours = match[1] is not None or match[4] is not None
     hours, minutes, seconds = parts if begins_with_hours else (0, *parts[:2])
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def text_or_file(text: str) -> str:
+    """The content of the file of that name, if there is one."""
+    path = Path(text)
+    return path.read_text(encoding="utf-8") if len(text) < 4096 and "{" not in text and path.is_file() else text
 
 
 class Terminated(KeyboardInterrupt):
@@ -137,8 +142,10 @@ def batchllm(
 
 @app.command()
 def run(
-    input: Annotated[Path, typer.Argument(metavar="IN.jsonl", help=INPUT_HELP)],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Answers.")],
+    input: Annotated[str, typer.Argument(metavar="IN.jsonl", help=RUN_INPUT_HELP)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Answers: lines, or a table (.parquet).")
+    ],
     model: Annotated[str, typer.Option(help="Hugging Face model directory (or hub id).")],
     errors: Annotated[
         Path | None,
@@ -150,8 +157,23 @@ def run(
     ] = None,
     overwrite: Overwrite = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the job that OUT.jsonl belongs to; begin it where it is empty.")
+        bool, typer.Option("--resume", help="Go on with the job that OUT.jsonl belongs to, or begin it.")
     ] = False,
+    ordered: Annotated[
+        bool, typer.Option("--ordered", help="Answers in the order of the lines, once all are there.")
+    ] = False,
+    template: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT|FILE", help="Jinja; makes a user's message of each row of a table: {{ column }}."),
+    ] = None,
+    completion: Annotated[
+        bool, typer.Option("--completion", help="The template makes the prompt itself, and no message of a chat.")
+    ] = False,
+    body: Annotated[
+        str, typer.Option(metavar="JSON", help='With --template: fields of every request, as {"temperature": 0}.')
+    ] = "{}",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N lines.", show_default="all")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Only N lines at random.", show_default="all")] = None,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="With --resume: try lines with an error again.")
     ] = False,
@@ -206,57 +228,58 @@ def run(
     (--time-limit), 130 interrupted and 143 terminated, with the answers so far in OUT.jsonl."""
     if retry_errors and not resume:
         raise typer.BadParameter("--retry-errors goes with --resume")
+    if template is None and (completion or body != "{}"):
+        raise typer.BadParameter("--completion and --body go with --template")
     if resume and overwrite:
         raise typer.BadParameter("give --resume or --overwrite, not both")
     log = Console(stderr=True)
 
-    def load_llm() -> LLM:
-        from batchllm.llm import LLM
-
-        say(log, f"loading {model}")
-        llm = LLM(
-            model,
-            dtype=dtype.value,
-            device=device.value,
-            levels=None if levels is Levels.auto else int(levels.value),
-            page_size=page_size,
-            kv_cache_tokens=kv_cache_tokens,
-            max_batch_tokens=max_batch_tokens,
-            num_threads=num_threads,
-            generation_config=generation_config.value,
-            allow_special_tokens=allow_special_tokens,
-        )
-        say(log, f"device {llm.device_choice}")
-        return llm
-
     with exit_status(log, when_interrupted="; nothing was written"):
         from batchllm.jobs.files import is_standard_output
-        from batchllm.jobs.run import BatchFiles, RunOptions, errors_beside, run_batch_file
+        from batchllm.jobs.job import run_job
+        from batchllm.jobs.run import errors_beside
         from batchllm.reports.run_text import show_progress, summary_table, write_summary
 
+        output = Path("/dev/stdout") if output == STANDARD_OUTPUT else output
         errors = errors or errors_beside(output, resume=resume)
-        files = BatchFiles(input, output, errors, json_summary, overwrite, model, resume)
-        options = RunOptions(
-            model_name=Path(model).resolve().name,
-            chat_max_tokens=max_tokens,
-            seed=seed,
-            retry_errors=retry_errors,
-            max_error_rate=0.0 if fail_fast else max_error_rate,
-            time_limit_s=time_limit,
-            answer_options={
-                "dtype": dtype.value,
-                "generation_config": generation_config.value,
-                "allow_special_tokens": allow_special_tokens,
-            },
-        )
         with show_progress(log) as on_progress:
-            summary = run_batch_file(files, load_llm, options, on_progress=on_progress, log=lambda line: say(log, line))
+            summary = run_job(
+                input,
+                output,
+                model,
+                errors=errors,
+                summary=json_summary,
+                resume=resume,
+                overwrite=overwrite,
+                ordered=ordered,
+                template=None if template is None else text_or_file(template),
+                completion=completion,
+                body=body,
+                limit=limit,
+                sample=sample,
+                retry_errors=retry_errors,
+                max_error_rate=0.0 if fail_fast else max_error_rate,
+                time_limit_s=time_limit,
+                max_tokens=max_tokens,
+                seed=seed,
+                on_progress=on_progress,
+                log=lambda line: say(log, line),
+                dtype=dtype.value,
+                device=device.value,
+                levels=None if levels is Levels.auto else int(levels.value),
+                page_size=page_size,
+                kv_cache_tokens=kv_cache_tokens,
+                max_batch_tokens=max_batch_tokens,
+                num_threads=num_threads,
+                generation_config=generation_config.value,
+                allow_special_tokens=allow_special_tokens,
+            )
     if json_summary:
         try:
             write_summary(json_summary, summary, overwrite=overwrite or resume)
         except OSError as error:  # the answers are there all the same
             say(log, f"batchllm: {error}", style="red")
-    holds_records = any(is_standard_output(path) for path in (output, files.errors, json_summary))
+    holds_records = any(is_standard_output(path) for path in (output, errors, json_summary))
     (log if holds_records else Console()).print(summary_table(summary))
     if summary.num_failed:
         raise typer.Exit(EXIT_SOME_LINES_FAILED)

@@ -22,15 +22,16 @@ FileId = tuple[int, int, str]  # device, inode, ""; of a file that is still to b
 
 
 def check_files(
-    input: Path, outputs: Mapping[str, Path | None], *, overwrite: bool, model_files: Iterable[Path] = ()
+    input: Path | str, outputs: Mapping[str, Path | None], *, overwrite: bool, model_files: Iterable[Path] = ()
 ) -> None:
     """Raises OSError or ValueError where the input is missing, an output cannot be written, holds something that may
     not be replaced or is another job's, or two are one file. Changes nothing, and opens no pipe."""
-    if input != STANDARD_INPUT and not input.exists():
-        raise FileNotFoundError(f"input {str(input)!r}: no such file")
     names: dict[FileId, str] = {}
     claim(names, "standard error", STDERR)
-    claim(names, "input", STDIN if input == STANDARD_INPUT else input)
+    if isinstance(input, Path):
+        if input != STANDARD_INPUT and not input.exists():
+            raise FileNotFoundError(f"input {str(input)!r}: no such file")
+        claim(names, "input", STDIN if input == STANDARD_INPUT else input)
     for model_file in model_files:  # of which some may be one, in a cache
         if file_id := identify(model_file):
             names.setdefault(file_id, "model")
@@ -114,6 +115,11 @@ class RecordFile:
             self.sync()
             sync_directory(self._path)
         self._size = num_bytes
+
+    def remove(self) -> None:
+        """The file has served; nothing is written to it any more."""
+        self._path.unlink()
+        self._is_regular = False
 
     def replace(self, content: bytes) -> None:
         """Puts a file of that content in its place: whatever happens, there is one or the other."""

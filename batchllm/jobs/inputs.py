@@ -1,43 +1,111 @@
-"""Input files as lines: opened once, pipes kept where they are read twice, what is no lines of JSON named."""
+"""Input files as lines: pipes and remote files kept because they are read twice, compressed ones read as what they
+hold, other formats named."""
 
 from __future__ import annotations
 
+import gzip
+import importlib
+import io
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 STANDARD_INPUT = Path("-")
+PIECE_BYTES = 1 << 17
 UTF8_BOM = b"\xef\xbb\xbf"
-# How files open that are no lines of JSON, and what they are.
+GZIP, ZSTD, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+# How files open that are no lines of text, and what they are.
 FORMATS = {
-    b"\x1f\x8b": "compressed (gzip -dc FILE | batchllm ... - decompresses it)",
-    b"\x28\xb5\x2f\xfd": "compressed (zstd -dc FILE | batchllm ... - decompresses it)",
     b"\xfd7zXZ": "compressed (xz -dc FILE | batchllm ... - decompresses it)",
     b"BZh": "compressed (bzip2 -dc FILE | batchllm ... - decompresses it)",
     b"PK\x03\x04": "a zip archive",
-    b"PAR1": "a Parquet file",
+    PARQUET: "a Parquet file (--template says what to ask of its rows)",
 }
 UTF16 = "UTF-16 (iconv -f UTF-16 -t UTF-8 FILE | batchllm ... - converts it)"
 JSON_ARRAY = "a JSON array (jq -c '.[]' FILE | batchllm ... - makes a line of each item)"
 
 
-def read_lines(path: Path, name: str) -> Iterator[bytes]:
-    """The lines of a file, without byte order marks, wherever files were concatenated. name: in errors.
+def read_lines(path: Path, name: str, *, expects: str = "JSON") -> Iterator[bytes]:
+    """The lines of a file, decompressed, without byte order marks, wherever files were concatenated. name: in errors.
 
-    Raises OSError where it cannot be read; ValueError, before the first line, where it is compressed, UTF-16 or a JSON
-    array.
-    """
-    with path.open("rb") as file:
+    Raises OSError where it cannot be read; ValueError, before the first line, where it is UTF-16, another format or a
+    JSON array."""
+    with open_decompressed(path, name) as file:
         is_opening = True
-        for line in map(without_bom, file):
-            if is_opening and line.strip():
-                check_format(name, line)
-                is_opening = False
-            yield line
+        try:
+            for line in map(without_bom, file):
+                if is_opening and line.strip():
+                    check_format(name, line, expects)
+                    is_opening = False
+                yield line
+        except torn_errors() as error:
+            raise ValueError(f"input {name!r}: compressed, and torn: {error}") from None
+
+
+def open_decompressed(path: Path, name: str) -> BinaryIO:
+    """What a .gz or .zst file holds, by its first bytes. Raises ValueError where the library for it is missing."""
+    file = path.open("rb")
+    opening = file.peek(4)[:4]
+    if opening.startswith(GZIP):
+        file.close()
+        return gzip.open(path)  # type: ignore[return-value]
+    if opening == ZSTD:
+        zstandard = optional_import("zstandard", f"input {name!r} is compressed by zstd")
+        return io.BufferedReader(ZstdReader(file, zstandard.ZstdDecompressor()), PIECE_BYTES)
+    return file
+
+
+class ZstdReader(io.RawIOBase):
+    """What a file of zstd frames holds. Raises EOFError where the last one is not whole, which zstandard's own reader
+    takes for the end."""
+
+    def __init__(self, file: BinaryIO, decompressor: Any) -> None:
+        self._file, self._decompressor = file, decompressor
+        self._frame: Any = None
+        self._packed = self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            self._packed = self._packed or self._file.read(PIECE_BYTES)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("the last frame has no end")
+                return 0
+            self._frame = self._frame or self._decompressor.decompressobj()
+            self._rest = self._frame.decompress(self._packed)
+            self._packed = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        part = self._rest[: len(buffer)]
+        self._rest = self._rest[len(part) :]
+        buffer[: len(part)] = part
+        return len(part)
+
+
+def torn_errors() -> tuple[type[Exception], ...]:
+    """Of the libraries that decompress."""
+    zstandard = sys.modules.get("zstandard")
+    return (EOFError, zlib.error, gzip.BadGzipFile, *([zstandard.ZstdError] if zstandard else []))
+
+
+def optional_import(module: str, why: str) -> Any:
+    """A library that not every job needs. Raises ValueError that says how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ValueError(f"{why}, which needs {module}: pip install 'batchllm[data]'") from None
 
 
 def without_bom(line: bytes) -> bytes:
@@ -46,17 +114,27 @@ def without_bom(line: bytes) -> bytes:
     return line
 
 
-def open_input(path: Path) -> BinaryIO:
-    if path != STANDARD_INPUT:
+def is_remote(path: Path | str) -> bool:
+    return "://" in str(path)
+
+
+def open_input(path: Path | str) -> BinaryIO:
+    if is_remote(path):
+        fsspec = optional_import("fsspec", f"input {str(path)!r} is remote")
+        try:
+            return fsspec.open(str(path), "rb").open()
+        except ImportError as error:  # of the library for that kind of place
+            raise ValueError(f"input {str(path)!r}: {error}") from None
+    if isinstance(path, Path) and path != STANDARD_INPUT:
         return path.open("rb")
     if sys.stdin is None:
         raise FileNotFoundError("input '-': standard input is closed")
     return sys.stdin.buffer
 
 
-def check_format(name: str, line: bytes) -> None:
-    """Raises ValueError where that is the first line of something else than lines of JSON."""
-    compact = b"".join(line[:100].split())
+def check_format(name: str, line: bytes, expects: str) -> None:
+    """Raises ValueError where that is the first line of something else than lines of `expects`."""
+    compact = b"".join(line[:100].split()) if expects == "JSON" else b""
     if compact == b"[" or compact.startswith(b"[{"):
         found = JSON_ARRAY
     elif line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line[:2]:
@@ -64,13 +142,13 @@ def check_format(name: str, line: bytes) -> None:
     else:
         found = next((name for opening, name in FORMATS.items() if line.startswith(opening)), "")
     if found:
-        raise ValueError(f"input {name!r}: expected lines of JSON in UTF-8, got {found}")
+        raise ValueError(f"input {name!r}: expected lines of {expects} in UTF-8, got {found}")
 
 
 @contextmanager
-def rereadable(path: Path) -> Iterator[Path]:
-    """A path of the same content that may be read twice: where `path` is a pipe, of a temporary copy."""
-    if path != STANDARD_INPUT and path.is_file():
+def rereadable(path: Path | str) -> Iterator[Path]:
+    """A path of the same content that may be read twice: of a pipe or a remote file, that of a temporary copy."""
+    if isinstance(path, Path) and path != STANDARD_INPUT and (path.is_file() or path.is_dir()):
         yield path
         return
     with tempfile.NamedTemporaryFile(prefix="batchllm-") as copy:

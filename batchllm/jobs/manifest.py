@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from batchllm.jobs.files import replace_file
-from batchllm.models.config import model_files
+from batchllm.models.config import is_hub_id, model_files, resolve_model
 
 Fingerprint = dict[str, str | int | float | bool | None]
 SAMPLES, SAMPLE_BYTES = 64, 4096  # of a file of weights: beside its size and its header, what is read of it
@@ -67,10 +67,11 @@ def _shown(fingerprint: Fingerprint, name: str) -> str:
 
 
 def fingerprint_model(model: str | Path) -> Fingerprint:
-    """The files of a local model, by name; nothing of a hub id that has not been fetched. Of weights the size, the
+    """The files of a model, by name; those of a hub id are fetched. Of weights the size, the
     header (names, types and shapes of tensors) and SAMPLES pieces of SAMPLE_BYTES count; of other files every byte
     does."""
-    return {f"model {path.name}": _digest_of(path) for path in sorted(set(model_files(model)))}
+    directory = resolve_model(model) if is_hub_id(model) else model
+    return {f"model {path.name}": _digest_of(path) for path in sorted(set(model_files(directory)))}
 
 
 def fingerprint_file(path: Path) -> str:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from batchllm import __version__
-from batchllm.jobs.earlier import EarlierRuns, read_earlier_runs
+from batchllm.jobs.earlier import EarlierRuns, read_earlier_runs, whole_records
 from batchllm.jobs.files import check_files
+from batchllm.jobs.finished import check_library
 from batchllm.jobs.line import DUPLICATE_ID, BatchRequest, LineError
 from batchllm.jobs.manifest import (
     Fingerprint,
@@ -29,8 +30,8 @@ from batchllm.jobs.manifest import (
 )
 from batchllm.jobs.openai_records import new_job_id
 from batchllm.jobs.reading import tokenized
-from batchllm.jobs.sinks import RecordFiles, Sink
-from batchllm.jobs.sources import Source, open_source
+from batchllm.jobs.sinks import RecordFiles, Sink, is_file
+from batchllm.jobs.sources import Ask, Source, open_source
 from batchllm.models.config import model_files
 from batchllm.outputs import JobProgress, RequestOutput
 from batchllm.sampling_params import SamplingParams
@@ -43,17 +44,18 @@ OnProgress = Callable[[JobProgress], None]
 
 @dataclass(frozen=True)
 class BatchFiles:
-    input: Path
+    input: Path | str  # str: of a remote file
     output: Path
     errors: Path | None  # None: errors are logged
     summary: Path | None = None
     overwrite: bool = False  # of files that are not empty
     model: str | None = None  # a directory, whose files are none of the others
     resume: bool = False  # the job that output and errors belong to; where they are empty, it begins
+    ordered: bool = False  # the output has the order of the lines
 
     @property
     def records(self) -> RecordFiles:
-        return RecordFiles(self.output, self.errors)
+        return RecordFiles(self.output, self.errors, self.ordered)
 
     def check(self) -> None:
         """Raises OSError or ValueError for files that no job can run with. Changes none of them."""
@@ -61,7 +63,12 @@ class BatchFiles:
             raise ValueError("a job is resumed or overwritten, not both")
         if self.resume and not self.records.is_resumable:
             raise ValueError(f"output {str(self.output)!r}: only files are resumed, one for answers and one for errors")
+        if self.records.journal != self.output and not is_file(self.output):
+            raise ValueError(f"output {str(self.output)!r}: only a file can be Parquet or ordered")
+        check_library(self.output)
         outputs = {"output": self.output, "errors": self.errors, "summary": self.summary}
+        if self.records.journal != self.output:
+            outputs["journal"] = self.records.journal
         inputs = model_files(self.model) if self.model else []
         try:
             check_files(self.input, outputs, overwrite=self.overwrite or self.resume, model_files=inputs)
@@ -98,6 +105,7 @@ class RunOptions:
     max_error_rate: of all lines; the job ends when more than that have an error. None: never.
     time_limit_s: the job ends itself then, between two steps.
     answer_options: what else answers depend on, for the manifest.
+    ask, limit, sample: what open_source makes requests of.
     """
 
     model_name: str
@@ -107,6 +115,9 @@ class RunOptions:
     max_error_rate: float | None = None
     time_limit_s: float | None = None
     answer_options: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+    ask: Ask | None = None
+    limit: int | None = None
+    sample: int | None = None
 
 
 @dataclass(frozen=True)
@@ -148,12 +159,26 @@ def run_batch_file(
     check_time = deadline(options.time_limit_s)
     files.check()
     with ExitStack() as stack:
-        source = stack.enter_context(open_source(files.input, chat_max_tokens=options.chat_max_tokens))
+        source = stack.enter_context(
+            open_source(
+                files.input,
+                chat_max_tokens=options.chat_max_tokens,
+                ask=options.ask,
+                limit=options.limit,
+                sample=options.sample,
+                seed=options.seed,
+            )
+        )
         sink, manifest, earlier = None, None, EarlierRuns()
+        if files.resume and files.records.is_finished:
+            return find_finished(files, fingerprint(source, files, options), options)
         if files.resume and is_begun(files):
             sink = stack.enter_context(Sink(files.records, options.model_name, log, replaces=True))
             manifest, earlier = find_earlier_runs(files, fingerprint(source, files, options), options.retry_errors)
             if earlier.num_lines == manifest.num_lines:
+                if files.records.journal != files.output:
+                    sink.begin(manifest, earlier)
+                    sink.finish()
                 return JobSummary(len(earlier.answered), len(earlier.failed), {}, num_earlier=earlier.num_lines)
         llm = load_llm()
         prompts, errors = read_prompts(source, llm, earlier, options, check_time)
@@ -179,6 +204,7 @@ def run_batch_file(
             job.begin(sink, errors)
             for request, outputs in itertools.chain(first, results):
                 job.take(request, outputs)
+            sink.finish()
         except KeyboardInterrupt as interrupt:
             raise JobInterrupted(so_far) from interrupt
         except ValueError as error:
@@ -200,6 +226,7 @@ def deadline(time_limit_s: float | None) -> Callable[[], None]:
 def fingerprint(source: Source, files: BatchFiles, options: RunOptions) -> Fingerprint:
     here: Fingerprint = {"batchllm": __version__, **source.fingerprint(), **options.answer_options}
     here |= {"max_tokens": options.chat_max_tokens, "seed": options.seed, "model": options.model_name}
+    here |= {name: n for name, n in (("limit", options.limit), ("sample", options.sample)) if n is not None}
     return here | (fingerprint_model(files.model) if files.model else {})
 
 
@@ -211,19 +238,36 @@ def new_manifest(prompts: list[JobPrompt], errors: list[LineError], fingerprint:
 
 def is_begun(files: BatchFiles) -> bool:
     """Whether there is anything to be lost."""
-    return any(path.exists() and path.stat().st_size for path in (files.output, files.errors) if path)
+    paths = (files.output, files.records.journal, files.errors)
+    return any(path.exists() and path.stat().st_size for path in paths if path)
 
 
 def find_earlier_runs(files: BatchFiles, here: Fingerprint, retry_errors: bool) -> tuple[Manifest, EarlierRuns]:
-    """Raises ValueError where the files are another job's, naming what differs."""
+    """Raises ValueError as `find_manifest` and `read_earlier_runs`."""
     assert files.errors is not None
+    manifest = find_manifest(files, here)
+    return manifest, read_earlier_runs(files.records.journal, files.errors, manifest, retry_errors=retry_errors)
+
+
+def find_finished(files: BatchFiles, here: Fingerprint, options: RunOptions) -> JobSummary:
+    """Of a job whose journal has become the output. Raises ValueError as `find_manifest`."""
+    assert files.errors is not None
+    manifest = find_manifest(files, here)
+    if options.retry_errors:
+        raise ValueError(f"output {str(files.output)!r}: is finished; its lines with errors are not tried again")
+    num_failed = sum(1 for _ in whole_records("errors", files.errors, manifest.job_id))
+    return JobSummary(manifest.num_lines - num_failed, num_failed, {}, num_earlier=manifest.num_lines)
+
+
+def find_manifest(files: BatchFiles, here: Fingerprint) -> Manifest:
+    """Raises ValueError where the files are another job's, naming what differs."""
     manifest = read_manifest(files.output)
     title = f"output {str(files.output)!r}"
     if manifest is None:
         raise ValueError(f"{title}: there is no {manifest_path(files.output).name!r} that says which job it belongs to")
     if found := differences(manifest.fingerprint, here):
         raise ValueError(f"{title}: belongs to another job: {'; '.join(found)}")
-    return manifest, read_earlier_runs(files.output, files.errors, manifest, retry_errors=retry_errors)
+    return manifest
 
 
 class JobPrompt(NamedTuple):

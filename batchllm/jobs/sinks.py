@@ -10,6 +10,7 @@ from types import TracebackType
 
 from batchllm.jobs.earlier import EarlierRuns
 from batchllm.jobs.files import RecordFile
+from batchllm.jobs.finished import is_parquet, write_finished
 from batchllm.jobs.line import BatchRequest, LineError
 from batchllm.jobs.manifest import Manifest, write_manifest
 from batchllm.jobs.openai_records import answer_record, error_record
@@ -20,6 +21,19 @@ from batchllm.outputs import RequestOutput
 class RecordFiles:
     output: Path
     errors: Path | None  # None: errors are logged
+    ordered: bool = False  # whether the output has the order of the lines
+
+    @property
+    def journal(self) -> Path:
+        """Where answers are written as they come: the output, if it is that."""
+        if not self.ordered and not is_parquet(self.output):
+            return self.output
+        return self.output.with_name(f"{self.output.name}.journal.jsonl")
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the journal has served."""
+        return self.journal != self.output and self.output.exists() and not self.journal.exists()
 
     @property
     def is_resumable(self) -> bool:
@@ -43,7 +57,7 @@ class Sink:
         self._files, self._model_name, self._log = files, model_name, log
         self._job_id = ""
         with ExitStack() as stack:
-            self._output = stack.enter_context(RecordFile("output", files.output, overwrite=replaces))
+            self._output = stack.enter_context(RecordFile("output", files.journal, overwrite=replaces))
             self._errors = None
             if files.errors:
                 self._errors = stack.enter_context(RecordFile("errors", files.errors, overwrite=replaces))
@@ -59,6 +73,8 @@ class Sink:
                 self._errors.cut(earlier.errors_bytes)
             else:
                 self._errors.replace(earlier.errors_kept)
+        if self._files.journal != self._files.output:
+            self._files.output.unlink(missing_ok=True)
         if self._files.is_resumable:
             write_manifest(self._files.output, manifest)
 
@@ -70,6 +86,13 @@ class Sink:
 
     def answer(self, request: BatchRequest, outputs: list[RequestOutput]) -> None:
         self._output.write(answer_record(request, outputs, self._model_name, self._job_id))
+
+    def finish(self) -> None:
+        """Every line has an answer or an error."""
+        if self._files.journal != self._files.output:
+            self.sync()
+            write_finished(self._files.journal, self._files.output, self._job_id, ordered=self._files.ordered)
+            self._output.remove()
 
     def sync(self) -> None:
         """Puts what was written on disk."""

@@ -3,9 +3,12 @@ them."""
 
 from __future__ import annotations
 
+import itertools
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +21,41 @@ NO_LINES = b""
 
 
 class Source(ABC):
-    """path: a file, which is read anew for each iteration. name: what the user calls it."""
+    """path: a file or a directory, which is read anew for each iteration. name: what the user calls it."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
+        self._chosen: frozenset[int] | None = None  # None: all
 
     @abstractmethod
-    def rows(self) -> Iterator[tuple[int, Any]]:
-        """What is not blank, numbered as people count: lines of a file, from 1. Raises OSError or ValueError where that
-        cannot be read."""
+    def rows(self, done: bytes = NO_LINES) -> Iterator[tuple[int, Any]]:
+        """What is not blank, numbered as people count: lines of a file, or rows of a table, from 1. Rows that are done
+        may be left out.
+
+        Raises OSError or ValueError where that cannot be read."""
 
     @abstractmethod
     def parse(self, line: int, row: Any, line_of: dict[str, int]) -> BatchRequest:
         """Raises LineError. line_of: where each custom_id was first seen; the row's is added."""
 
-    def requests(self, done: bytes | bytearray = NO_LINES) -> Iterator[BatchRequest | LineError]:
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def choose(self, limit: int | None, sample: int | None, seed: int) -> None:
+        """The first `limit` rows of it, or `sample` rows at random, in their order."""
+        numbers: Iterator[int] = (line for line, _ in self.rows())
+        if sample is not None:
+            known = list(numbers)
+            numbers = iter(random.Random(seed).sample(known, min(sample, len(known))))
+        self._chosen = frozenset(itertools.islice(numbers, limit))
+
+    def requests(self, done: bytes = NO_LINES) -> Iterator[BatchRequest | LineError]:
         """Every row as a request or as what is wrong with it. done: not 0 at the numbers of rows to be passed over."""
         line_of: dict[str, int] = {}
-        for line, row in self.rows():
+        for line, row in self.rows(done):
             if line < len(done) and done[line]:
+                continue
+            if self._chosen is not None and line not in self._chosen:
                 continue
             try:
                 yield self.parse(line, row, line_of)
@@ -44,7 +63,9 @@ class Source(ABC):
                 yield error
 
     def fingerprint(self) -> Fingerprint:
-        return {"input": fingerprint_file(self.path)}
+        if self.files() == [self.path]:
+            return {"input": fingerprint_file(self.path)}
+        return {f"input {file.relative_to(self.path)}": fingerprint_file(file) for file in self.files()}
 
 
 class OpenAIBatch(Source):
@@ -54,7 +75,7 @@ class OpenAIBatch(Source):
         super().__init__(path, name)
         self.chat_max_tokens = chat_max_tokens
 
-    def rows(self) -> Iterator[tuple[int, bytes]]:
+    def rows(self, done: bytes = NO_LINES) -> Iterator[tuple[int, bytes]]:
         for line, data in enumerate(read_lines(self.path, self.name), start=1):
             if data and not data.isspace():
                 yield line, data
@@ -63,10 +84,49 @@ class OpenAIBatch(Source):
         return parse_line(row.rstrip(b"\r\n"), line, line_of, chat_max_tokens=self.chat_max_tokens)
 
 
+@dataclass(frozen=True)
+class Ask:
+    """What to ask of the rows of a table.
+
+    template: Jinja, of the columns; it runs in Jinja's sandbox.
+    completion: whether the text is the prompt as it is, and no message of a chat.
+    body: fields of the request beside the prompt, as of the OpenAI Batch format, in JSON.
+    """
+
+    template: str
+    completion: bool = False
+    body: str = "{}"
+
+    def fingerprint(self) -> Fingerprint:
+        return {"template": self.template, "completion": self.completion, "body": self.body}
+
+
 @contextmanager
-def open_source(path: Path, *, chat_max_tokens: int) -> Iterator[Source]:
-    """The source that a file is; of a pipe, of a copy of it. Raises OSError or ValueError where it is none."""
+def open_source(
+    path: Path | str,
+    *,
+    chat_max_tokens: int,
+    ask: Ask | None = None,
+    limit: int | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+) -> Iterator[Source]:
+    """The source that a file or a directory is; of a pipe or a remote file, of a copy of it. Its first row has been
+    read.
+
+    ask: makes requests of the rows of a table; without it there are lines in the OpenAI Batch format.
+    limit, sample: as Source.choose takes them; None takes all.
+
+    Raises OSError or ValueError where it is none.
+    """
     with rereadable(path) as file:
-        source = OpenAIBatch(file, str(path), chat_max_tokens=chat_max_tokens)
+        if ask is None:
+            source: Source = OpenAIBatch(file, str(path), chat_max_tokens=chat_max_tokens)
+        else:
+            from batchllm.jobs.tables import open_table
+
+            source = open_table(file, str(path), ask, chat_max_tokens=chat_max_tokens)
         next(source.rows(), None)
+        if limit is not None or sample is not None:
+            source.choose(limit, sample, seed)
         yield source

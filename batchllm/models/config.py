@@ -149,7 +149,7 @@ def resolve_model(model: str | Path, *, weights: bool = True) -> Path:
     path = Path(model).expanduser()
     if path.is_dir():
         return path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
+    if not is_hub_id(model):
         kind = "is a file, not a model directory" if path.exists() else "no such directory"
         raise FileNotFoundError(f"model {str(model)!r}: {kind}")
     from huggingface_hub import snapshot_download
@@ -162,6 +162,11 @@ def resolve_model(model: str | Path, *, weights: bool = True) -> Path:
             f"model {str(model)!r}: no such directory, and fetching it from the Hugging Face hub failed: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def is_hub_id(model: str | Path) -> bool:
+    """Whether that is no directory, but can be the name of a model on the Hugging Face hub."""
+    return not Path(model).expanduser().exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)) is not None
 
 
 def model_files(model: str | Path) -> list[Path]:

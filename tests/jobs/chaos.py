@@ -153,7 +153,7 @@ def chaos(directory: Path, num_kills: int, seed: int) -> Counter[str]:
     write_lines(directory / "in.jsonl", mixed_lines(generator))
     undisturbed, job = Job(directory, model, "undisturbed"), Job(directory, model, "killed")
     assert status_of(undisturbed.start()) == 3, undisturbed.log.read_text()
-    num_bytes = undisturbed.size() // num_kills
+    num_bytes = max(undisturbed.size() // (2 * num_kills), 1)
     seen: Counter[str] = Counter()
     for number in range(num_kills):
         kind = KILLS[number % len(KILLS)]

@@ -1,7 +1,6 @@
 """Nothing is replaced unasked, no file is two files, and what was written is whole."""
 
 import fcntl
-import gzip
 import os
 import threading
 from pathlib import Path
@@ -192,8 +191,8 @@ LINE = '{"custom_id": "a"}\n'
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (gzip.compress(LINE.encode()), "compressed .*gzip -dc"),
-        (b"\x28\xb5\x2f\xfd....", "zstd -dc"),
+        (b"\xfd7zXZ....", "compressed .*xz -dc"),
+        (b"PAR1....", "a Parquet file .*--template"),
         (LINE.encode("utf-16"), "UTF-16"),
         (LINE.encode("utf-16-le"), "UTF-16"),
         (LINE.encode("utf-16-be"), "UTF-16"),

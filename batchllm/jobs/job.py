@@ -1,0 +1,99 @@
+"""`run_job`: what `batchllm run` does, as one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batchllm.jobs.inputs import is_remote
+from batchllm.jobs.run import BatchFiles, JobSummary, OnProgress, RunOptions, errors_beside, run_batch_file
+from batchllm.jobs.sources import Ask
+from batchllm.options import DEFAULTS
+
+if TYPE_CHECKING:
+    from batchllm.llm import LLM
+
+ANSWER_OPTIONS = ("dtype", "generation_config", "allow_special_tokens")  # of an engine's, those that answers depend on
+
+
+def run_job(
+    source: str | Path,
+    sink: str | Path,
+    model: str | Path | LLM,
+    *,
+    errors: str | Path | None = None,
+    summary: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    ordered: bool = False,
+    template: str | None = None,
+    completion: bool = False,
+    body: str = "{}",
+    limit: int | None = None,
+    sample: int | None = None,
+    retry_errors: bool = False,
+    max_error_rate: float | None = None,
+    time_limit_s: float | None = None,
+    max_tokens: int = 256,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+    log: Callable[[str], None] = print,
+    **engine_options: Any,
+) -> JobSummary:
+    """Answers every line of `source` into `sink`; every line is answered, or reported, exactly once.
+
+    source: a file in the OpenAI Batch format or, with a template, a table: lines of JSON, .csv, .tsv, Parquet or the
+        directory of a Hugging Face dataset. It may be compressed (.gz, .zst), "-", a pipe or remote (s3://...).
+    sink: lines of JSON in OpenAI's output format, or a table where its name ends in .parquet.
+    model: a directory, a hub id or an LLM; engine_options are those of LLM where it is none yet.
+    errors: lines without an answer; None is SINK.errors.jsonl, or `log` where the sink is no file.
+    summary: a file that this job does not write, but none of the others may be.
+    resume: goes on with the job that the sink belongs to, or begins it. overwrite: replaces files that are not empty.
+    ordered: the sink has the order of the lines, and is there when all answers are.
+    template, completion, body: what to ask of a row, as batchllm.jobs.sources.Ask takes it.
+    limit, sample: only the first lines, or so many at random.
+    max_tokens: of a chat line, or a row, that names none.
+    The others are those of batchllm.jobs.run.RunOptions. log: is told what the command line would print.
+
+    Raises OSError or ValueError before anything is written, and OSError where a file fails; JobInterrupted for a
+    KeyboardInterrupt and the time limit; ValueError where too many lines fail.
+    """
+    sink = Path(sink)
+    llm = None if isinstance(model, (str, Path)) else model
+    directory = Path(llm.directory if llm else str(model))
+    engine = {name: getattr(llm.options if llm else DEFAULTS, name) for name in ANSWER_OPTIONS} | engine_options
+
+    def load_llm() -> LLM:
+        if llm:
+            return llm
+        from batchllm.llm import LLM
+
+        log(f"loading {model}")
+        loaded = LLM(str(model), **engine_options)
+        log(f"device {loaded.device_choice}")
+        return loaded
+
+    files = BatchFiles(
+        source if is_remote(source) else Path(source),
+        sink,
+        Path(errors) if errors else errors_beside(sink, resume=resume),
+        summary,
+        overwrite,
+        str(llm.directory if llm else model),
+        resume,
+        ordered,
+    )
+    options = RunOptions(
+        model_name=directory.resolve().name,
+        chat_max_tokens=max_tokens,
+        seed=seed,
+        retry_errors=retry_errors,
+        max_error_rate=max_error_rate,
+        time_limit_s=time_limit_s,
+        answer_options={name: str(engine[name]) for name in ANSWER_OPTIONS},
+        ask=None if template is None else Ask(template, completion, body),
+        limit=limit,
+        sample=sample,
+    )
+    return run_batch_file(files, load_llm, options, on_progress=on_progress, log=log)
