@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -81,7 +82,9 @@ class BatchRequest:
             return self.params
         name = f"{job_seed}/{prompt_index}/{self.custom_id}"
         seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
-        return msgspec.structs.replace(self.params, seed=seed)
+        params = copy(self.params)  # `replace` would check every field anew
+        msgspec.structs.force_setattr(params, "seed", seed)
+        return params
 
 
 def brief(value: Any) -> str:

@@ -11,6 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -98,11 +99,7 @@ def parse_line(data: bytes, line: int, line_of: dict[str, int], *, chat_max_toke
             kind=kind,
             model=_convert(body.get("model"), str | None, "body.model"),
             prompts=prompts,
-            params=_sampling_params(
-                body,
-                prompt_fields=PROMPT_FIELDS[kind],
-                default_max_tokens=chat_max_tokens if kind is CHAT else DEFAULT_COMPLETIONS_MAX_TOKENS,
-            ),
+            params=_params_of(kind, body, chat_max_tokens if kind is CHAT else DEFAULT_COMPLETIONS_MAX_TOKENS),
             named_fields=SAMPLING_FIELDS & body.keys(),
             prompt_place=f"body.{kind.prompt_field}",
         )
@@ -172,16 +169,19 @@ def _decode_object(data: bytes, line: int) -> dict[str, Any]:
 
 def _check_keys(data: bytes) -> None:
     """Raises LineError where an object of the line has a key twice: readers of JSON differ in which they take."""
-
-    def check(pairs: list[tuple[str, Any]]) -> None:
-        if len(dict(pairs)) < len(pairs):
-            [(key, count)] = Counter(key for key, _ in pairs).most_common(1)
-            raise LineError("duplicate_key", None, f"the key {brief(key)} stands {count} times in one object")
-
     try:
-        json.loads(data, object_pairs_hook=check, parse_int=float)  # of any number of digits
+        _KEYS.decode(data.decode())
     except RecursionError:
         raise LineError("invalid_json_line", None, "nested too deeply") from None
+
+
+def _check_pairs(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) < len(pairs):
+        [(key, count)] = Counter(key for key, _ in pairs).most_common(1)
+        raise LineError("duplicate_key", None, f"the key {brief(key)} stands {count} times in one object")
+
+
+_KEYS = json.JSONDecoder(object_pairs_hook=_check_pairs, parse_int=float)  # of any number of digits
 
 
 def _error_column(data: bytes, error: Exception) -> int:
@@ -253,6 +253,21 @@ _PROMPTS: dict[LineKind, Callable[[dict[str, Any]], list[BatchPrompt]]] = {
     CHAT: _conversation,
     COMPLETION: _completion_prompts,
 }
+
+
+def _params_of(kind: LineKind, body: dict[str, Any], default_max_tokens: int) -> SamplingParams:
+    """The same object for all lines that say the same beside their prompts: most lines of a job do."""
+    rest = {name: value for name, value in body.items() if name not in PROMPT_FIELDS[kind]}
+    try:
+        return _params_of_json(kind, msgspec.json.encode(rest), default_max_tokens)
+    except OverflowError:  # an integer that JSON as msgspec writes it has no room for
+        return _sampling_params(rest, prompt_fields=PROMPT_FIELDS[kind], default_max_tokens=default_max_tokens)
+
+
+@lru_cache(maxsize=1024)
+def _params_of_json(kind: LineKind, rest: bytes, default_max_tokens: int) -> SamplingParams:
+    body = msgspec.json.decode(rest)
+    return _sampling_params(body, prompt_fields=PROMPT_FIELDS[kind], default_max_tokens=default_max_tokens)
 
 
 def _sampling_params(body: dict[str, Any], *, prompt_fields: frozenset[str], default_max_tokens: int) -> SamplingParams:
