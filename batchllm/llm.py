@@ -180,17 +180,14 @@ class LLM:
         detokenize_s = 0.0
         self._num_jobs += 1
         stream = f"{self.options.seed}/{self._num_jobs}"  # so that asking again gives other answers
-        pending = [
-            PendingAnswer(str(index), None, list(ids), p, self._tokenizer)
-            for index, (ids, p) in enumerate(zip(prompts, params, strict=True))
-        ]
-        ids = self.engine.add(
+        pending: dict[int, PendingAnswer] = {}  # of which a completion has ended
+        requests = self.engine.add(
             [
                 self._loaded.engine_request(prompt, p, f"{stream}/{index}")
                 for index, (prompt, p) in enumerate(zip(prompts, params, strict=True))
             ]
         )
-        completion_of = {i: (index, sample) for index, r in enumerate(ids) for sample, i in enumerate(r)}
+        completion_of = {i: (index, sample) for index, r in enumerate(requests) for sample, i in enumerate(r)}
         ended: deque[Finished] = deque()
         self._waiting |= dict.fromkeys(completion_of, ended)
         next_progress_s = 0.0
@@ -205,9 +202,13 @@ class LLM:
                     finished = ended.popleft()
                     index, sample = completion_of.pop(finished.request_id)
                     clock = time.perf_counter()
+                    if index not in pending:
+                        ids = [int(token) for token in prompts[index]]
+                        pending[index] = PendingAnswer(str(index), None, ids, params[index], self._tokenizer)
                     output = pending[index].add(sample, finished)
                     detokenize_s += time.perf_counter() - clock
                     if output is not None:
+                        del pending[index]
                         yield index, output
         finally:
             for request_id in completion_of:

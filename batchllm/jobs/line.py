@@ -54,7 +54,7 @@ class LineError(Exception):
         return self
 
 
-@dataclass
+@dataclass(slots=True)
 class BatchRequest:
     """One line. Its prompts' completions become the choices of one answer, in order."""
 
@@ -66,6 +66,10 @@ class BatchRequest:
     params: SamplingParams
     named_fields: frozenset[str] = frozenset()  # of the parameters, those that the line gives
     prompt_place: str = ""  # where the prompt stands in the line, as errors name it
+    num_prompts: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_prompts = len(self.prompts)
 
     def names_another(self, model_name: str) -> bool:
         """Whether the line names a model, by itself or after a directory or an organisation, other than that."""

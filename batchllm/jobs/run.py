@@ -32,6 +32,7 @@ from batchllm.jobs.openai_records import new_job_id
 from batchllm.jobs.reading import tokenized
 from batchllm.jobs.sinks import RecordFiles, Sink, is_file
 from batchllm.jobs.sources import Ask, Source, open_source
+from batchllm.jobs.spool import PromptSpool
 from batchllm.models.config import model_files
 from batchllm.outputs import JobProgress, RequestOutput
 from batchllm.sampling_params import SamplingParams
@@ -181,7 +182,7 @@ def run_batch_file(
                     sink.finish()
                 return JobSummary(len(earlier.answered), len(earlier.failed), {}, num_earlier=earlier.num_lines)
         llm = load_llm()
-        prompts, errors = read_prompts(source, llm, earlier, options, check_time)
+        prompts, token_ids, errors = read_prompts(source, llm, earlier, options, check_time)
         if manifest is None:
             manifest = new_manifest(prompts, errors, fingerprint(source, files, options))
         job = RunningJob(manifest, earlier, options)
@@ -195,7 +196,7 @@ def run_batch_file(
             if on_progress:
                 on_progress(progress)
 
-        results = answers(llm, prompts, on_step)
+        results = answers(llm, prompts, token_ids, on_step)
         first = list(itertools.islice(results, 1))  # with it the engine stands; until then nothing is replaced
         so_far = f"the answers so far are in {files.output}"
         if files.records.is_resumable:
@@ -273,15 +274,15 @@ def find_manifest(files: BatchFiles, here: Fingerprint) -> Manifest:
 class JobPrompt(NamedTuple):
     request: BatchRequest
     at: int  # its place among the request's prompts
-    token_ids: list[int]
     params: SamplingParams
 
 
 def read_prompts(
     source: Source, llm: LLM, earlier: EarlierRuns, options: RunOptions, check_time: Callable[[], None]
-) -> tuple[list[JobPrompt], list[LineError]]:
-    """Every line that is not done, as prompts or as an error."""
+) -> tuple[list[JobPrompt], PromptSpool, list[LineError]]:
+    """Every line that is not done, as prompts and their token ids, or as an error."""
     prompts: list[JobPrompt] = []
+    token_ids = PromptSpool()
     errors: list[LineError] = []
     defaults = llm.sampling_defaults
     lines = (
@@ -295,11 +296,11 @@ def read_prompts(
             if options.max_error_rate == 0:
                 break
         else:
-            prompts += [
-                JobPrompt(line.request, at, *prompt)
-                for at, prompt in enumerate(zip(line.token_ids, line.params, strict=True))
-            ]
-    return prompts, errors
+            line.request.prompts = []  # their text is not needed any more
+            for at, (ids, params) in enumerate(zip(line.token_ids, line.params, strict=True)):
+                prompts.append(JobPrompt(line.request, at, params))
+                token_ids.append(ids)
+    return prompts, token_ids, errors
 
 
 class RunningJob:
@@ -353,17 +354,17 @@ class RunningJob:
 
 
 def answers(
-    llm: LLM, prompts: list[JobPrompt], on_step: OnProgress
+    llm: LLM, prompts: list[JobPrompt], token_ids: PromptSpool, on_step: OnProgress
 ) -> Iterator[tuple[BatchRequest, list[RequestOutput]]]:
     """Each request as its last prompt is answered, with the outputs of its prompts in their order."""
     if not prompts:
         return
     unfinished: dict[int, dict[int, RequestOutput]] = {}  # line -> place -> output
-    token_ids, params = [prompt.token_ids for prompt in prompts], [prompt.params for prompt in prompts]
+    params = [prompt.params for prompt in prompts]
     for index, output in llm.generate_as_completed(token_ids, params, on_progress=on_step):
         request, at = prompts[index].request, prompts[index].at
         outputs = unfinished.setdefault(request.line, {})
         outputs[at] = output
-        if len(outputs) == len(request.prompts):
+        if len(outputs) == request.num_prompts:
             del unfinished[request.line]
             yield request, [outputs[i] for i in range(len(outputs))]

@@ -28,10 +28,13 @@ def context_of(decode: Decode, prompt: Sequence[int]) -> list[int]:
     num_tokens = CONTEXT_TOKENS
     while True:
         context = [int(token) for token in prompt[-num_tokens:]]
+        text = decode(context)
         for _ in context[-CONTEXT_TOKENS:]:
-            if decode(context).endswith(INCOMPLETE):
-                context.pop()
-        if num_tokens >= len(prompt) or decode(context):
+            if not text.endswith(INCOMPLETE):
+                break
+            context.pop()
+            text = decode(context)
+        if num_tokens >= len(prompt) or text:
             return context
         num_tokens *= 2
 

@@ -30,7 +30,7 @@ class FakeLLM:
         return list("".join(f"<{m['role']}>{m['content']}" for m in messages).encode())
 
     def check_request(self, prompt_token_ids: list[int], params: SamplingParams) -> None:
-        if not prompt_token_ids:
+        if len(prompt_token_ids) == 0:
             raise ValueError("the prompt is empty")
         if len(prompt_token_ids) >= self.max_model_len:
             raise ValueError(f"the prompt has {len(prompt_token_ids)} tokens, and the model takes {self.max_model_len}")
@@ -58,7 +58,7 @@ class FakeLLM:
             completions = [
                 CompletionOutput(i, f"{len(ids)} tokens, sample {i}", [1, 2], -1.0, "stop") for i in range(n)
             ]
-            yield index, RequestOutput(str(index), None, ids, completions, True, (n - 1) * (len(ids) - 1))
+            yield index, RequestOutput(str(index), None, list(ids), completions, True, (n - 1) * (len(ids) - 1))
             self.after_each()
         self.stats = {
             "num_requests": num_requests,

@@ -497,8 +497,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "old_answers_go_before_there_is_a_new_one",
         RUN,
-        "        results = answers(llm, prompts, on_step)\n",
-        "        job.begin(errors)\n        results = answers(llm, prompts, on_step)\n",
+        "        results = answers(llm, prompts, token_ids, on_step)\n",
+        "        job.begin(errors)\n        results = answers(llm, prompts, token_ids, on_step)\n",
         IN_RUNNER + "test_old_answers_stay_until_there_is_a_new_one",
     ),
     Mutant(

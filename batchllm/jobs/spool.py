@@ -1,0 +1,61 @@
+"""The token ids of a job's prompts, as one array, which is a file once it is large."""
+
+from __future__ import annotations
+
+import tempfile
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import IO, Any, overload
+
+import numpy as np
+
+SPOOL_BYTES = 1 << 28  # of token ids that stay in memory
+
+
+class PromptSpool(Sequence[Any]):
+    """Prompts are appended, and then read: int32 views of one array, of which the machine may drop what is not in
+    use."""
+
+    def __init__(self, spool_bytes: int = SPOOL_BYTES) -> None:
+        self._spool_bytes = spool_bytes
+        self._indptr = array("q", [0])
+        self._last = array("i")  # those that are not in the file
+        self._file: IO[bytes] | None = None
+        self._tokens: np.ndarray | None = None  # int32 [indptr[-1]], once one has been read
+
+    def append(self, token_ids: Iterable[int]) -> None:
+        assert self._tokens is None
+        before = len(self._last)
+        self._last.extend(token_ids)
+        self._indptr.append(self._indptr[-1] + len(self._last) - before)
+        if len(self._last) * self._last.itemsize > self._spool_bytes:
+            self._spool()
+
+    def __len__(self) -> int:
+        return len(self._indptr) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[np.ndarray]: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | Sequence[np.ndarray]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        if self._tokens is None:
+            self._tokens = self._whole()
+        prompt: np.ndarray = self._tokens[self._indptr[index] : self._indptr[index + 1]]
+        return prompt
+
+    def _spool(self) -> None:
+        self._file = self._file or tempfile.TemporaryFile(prefix="batchllm-")  # noqa: SIM115, closed with this object
+        self._last.tofile(self._file)
+        self._last = array("i")
+
+    def _whole(self) -> np.ndarray:
+        if self._file is None:
+            return np.frombuffer(self._last, np.int32)
+        self._spool()
+        self._file.flush()
+        return np.asarray(np.memmap(self._file, np.int32, "r"))
