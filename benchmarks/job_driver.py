@@ -5,7 +5,7 @@ written.
 
 The model is tiny and its forward pass gives zeros, so that tokenizer, planner, sampler, texts and files are all that is
 left. Every size runs in a process of its own. Memory is what the process has at most beyond what it has once the model
-is loaded, without the token ids; it is checked that each line has its answer. """
+is loaded, without the token ids; it is checked that each line has its answer."""
 
 from __future__ import annotations
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
 import batchllm
 import batchllm.llm
 from batchllm.cli import app
-from batchllm.cli.commands import Dtype
+from batchllm.cli.commands import Dtype, duration
 from batchllm.options import DTYPES
 from batchllm.outputs import RequestOutput
 from tests.jobs.batch_lines import chat_line, completion_line, read_records, write_lines
@@ -158,6 +159,69 @@ def test_interrupted_while_it_loads_a_job_leaves_old_answers_alone(
     assert result.exit_code == 130
     assert "interrupted; nothing was written" in result.stderr
     assert old.read_text() == "old answers"
+
+
+def test_a_job_is_resumed_and_its_exit_status_is_of_all_its_runs(made: list[FakeLLM], tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [b"{", chat_line("a"), chat_line("b")])
+    command = ["run", source, "-o", tmp_path / "out.jsonl", "--model", "m", "--resume"]
+    assert call(*command).exit_code == 3
+    answers = (tmp_path / "out.jsonl").read_bytes()
+    (tmp_path / "out.jsonl").write_bytes(answers[:-9])
+    result = call(*command)
+    assert (result.exit_code, len(made[1].params)) == (3, 1)
+    assert "answered or failed in earlier runs" in result.stdout
+    assert call(*command).exit_code == 3
+    assert len(made) == 2, "of a finished job no model is loaded"
+    result = call(*command, "--max-tokens", 5)
+    assert result.exit_code == 1
+    assert "belongs to another job: max_tokens is 256 there and 5 here" in result.stderr
+
+
+def test_a_template_and_a_body_make_requests_of_rows(made: list[FakeLLM], tmp_path: Path) -> None:
+    rows = write_lines(tmp_path / "rows.jsonl", [{"text": "one"}, {"text": "three"}])
+    (tmp_path / "ask.jinja").write_text("{{ text }}!")
+    for template in ("{{ text }}!", tmp_path / "ask.jinja"):
+        options = ["--template", template, "--completion", "--body", '{"max_tokens": 3}', "--ordered", "--overwrite"]
+        assert call("run", rows, "-o", tmp_path / "out.jsonl", "--model", "m", *options).exit_code == 0
+        texts = [r["response"]["body"]["choices"][0]["text"] for r in read_records(tmp_path / "out.jsonl")]
+        assert texts == ["4 tokens, sample 0", "6 tokens, sample 0"]
+        assert made[-1].params[0].max_tokens == 3
+
+
+def test_the_first_failed_line_may_end_a_job(made: list[FakeLLM], tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [chat_line("a"), b"{"])
+    for options in (["--fail-fast"], ["--max-error-rate", "0.1"]):
+        result = call("run", source, "-o", tmp_path / "out.jsonl", "--model", "m", *options)
+        assert (result.exit_code, (tmp_path / "out.jsonl").exists()) == (1, False)
+        assert "line 2: line 2, column 2" in result.stderr
+    assert call("run", source, "-o", tmp_path / "out.jsonl", "--model", "m", "--max-error-rate", "0.5").exit_code == 3
+
+
+def test_out_of_time_is_exit_status_124(made: list[FakeLLM], in_jsonl: Path) -> None:
+    result = call("run", in_jsonl, "-o", in_jsonl.with_name("o"), "--model", "m", "--time-limit", "0:00")
+    assert result.exit_code == 124
+    assert result.stderr.endswith("batchllm: out of time; nothing was written\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 5400), ("5:30", 330), ("1:00:01", 3601), ("2-12", 216000), ("2-12:30", 217800), ("1-0:0:5", 86405)],
+)
+def test_durations_are_slurms(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "1h", "1:2:3:4", "-5"])
+def test_other_durations_are_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="expected a duration"):
+        duration(text)
+
+
+@pytest.mark.parametrize(
+    "options", [["--retry-errors"], ["--resume", "--overwrite"], ["--completion"], ["--body", '{"n": 2}']]
+)
+def test_options_that_do_not_go_together_are_wrong_usage(in_jsonl: Path, options: list[str]) -> None:
+    assert call("run", in_jsonl, "-o", in_jsonl.with_name("o"), "--model", "m", *options).exit_code == 2
 
 
 @pytest.mark.parametrize("args", [["run"], ["run", "in", "-o", "out"], ["run", "in", "--levels", "2"], ["walk"]])

@@ -148,6 +148,7 @@ def test_a_full_disk_under_the_answers_fails_the_job(in_jsonl: Path) -> None:
         "mkfifo $D/pipe; cat $D/in.jsonl >$D/pipe & batchllm run $D/pipe -o $D/out.jsonl --model m",
         "batchllm run $D/in.jsonl -o /dev/stdout --model m >$D/out.jsonl",
         "batchllm run $D/in.jsonl -o /dev/stdout --model m | cat >$D/out.jsonl",
+        "batchllm run $D/in.jsonl -o - --model m >$D/out.jsonl",
         "batchllm run $D/in.jsonl -o >(cat >$D/out.jsonl) --model m; sleep 0.2",
     ],
 )
