@@ -81,8 +81,9 @@ class BatchRequest:
         return replace(self, params=msgspec.structs.replace(self.params, **absent)) if absent else self
 
     def seeded_params(self, prompt_index: int, job_seed: int) -> SamplingParams:
-        """The line's own seed, or one made from its custom_id: the order of the file never changes an answer."""
-        if self.params.seed is not None:
+        """The line's own seed, or one made from its custom_id: the order of the file never changes an answer. A greedy
+        request draws nothing."""
+        if self.params.seed is not None or self.params.greedy:
             return self.params
         name = f"{job_seed}/{prompt_index}/{self.custom_id}"
         seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
