@@ -14,7 +14,7 @@ from torch import Tensor
 import batchllm_ext as ext
 from batchllm.device.ops import CpuOps, GpuOps
 from tests.gpu import OnGpu, current_stream, needs_build
-from tests.ops.test_row_ops import normal
+from tests.rows.test_row_ops import normal
 
 
 def arguments(dtype: type = np.float16) -> dict[str, dict[str, np.ndarray]]:
