@@ -58,4 +58,4 @@ class LogitsRule:
         return []
 
     def forget(self, request: LiveRequest) -> None:
-        """A request has gone."""
+        """A request has gone; one that another rule refused may never have been added to this one."""

@@ -1,6 +1,7 @@
 """Sampling against exact probabilities, and its independence of everything but seed, position and logits."""
 
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -236,6 +237,21 @@ def test_stop_sets_end_only_their_own_requests():
     assert ends(EOS) == [False, True, False, True]
     assert ends(9) == [True, True, False, False]
     assert ends(8) == [False] * 4
+
+
+def test_a_stop_set_goes_with_the_last_request_that_has_it():
+    stop_tokens = StopTokens((EOS,))
+    nine = SamplingParams(stop_token_ids=[9])
+    requests = Requests([nine, SamplingParams(stop_token_ids=[9, 9]), SamplingParams()], [stop_tokens])
+    kept = weakref.ref(stop_tokens.token_ids(requests.table[0]))
+    requests.forget(0)
+    assert kept() is not None
+    assert requests.ends([1, 2], [0, 0], [9, 9]).keys() == {1}
+    requests.forget(1)
+    assert kept() is None
+    requests.add(3, np.array([1], np.int32), nine)
+    assert requests.ends([2, 3], [0, 0], [9, 9]).keys() == {3}
+    assert requests.ends([2, 3], [0, 0], [EOS, EOS]).keys() == {2, 3}
 
 
 class Only(LogitsRule):

@@ -390,6 +390,13 @@ PYTHON_MUTANTS = [
         IN_SAMPLING + "test_stop_sets_end_only_their_own_requests",
     ),
     Mutant(
+        "a_stop_set_goes_with_the_first_request_that_had_it",
+        "batchllm/sampling/stop_tokens.py",
+        "if stop_set.num_requests == 0:",
+        "if True:",
+        IN_SAMPLING + "test_a_stop_set_goes_with_the_last_request_that_has_it",
+    ),
+    Mutant(
         "a_text_is_decoded_without_its_prompts",
         TEXT,
         "    context = context_of(decode, prompt)\n",
