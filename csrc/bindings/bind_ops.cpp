@@ -5,8 +5,8 @@
 #include <optional>
 #include <utility>
 
+#include "bindings/array_in.h"
 #include "bindings/bindings.h"
-#include "bindings/dlpack_tensor.h"
 #include "rows/cuda/row_ops.h"
 #include "rows/row_ops.h"
 

@@ -99,9 +99,6 @@ struct RequestOptions {
     std::span<const int32_t> score_begin = {};
     // Borrowing must save more tokens than that per reader (choose_segments).
     double reader_cost = 0.0;
-    // Owns the tokens of the prompts; given back once all requests of this call have finished. Null: they outlive the
-    // planner.
-    std::shared_ptr<const void> tokens_owner = nullptr;
 };
 
 class BatchPlanner {
@@ -109,7 +106,8 @@ class BatchPlanner {
     explicit BatchPlanner(const PlannerOptions& options);
 
     // Adds requests, before or while others run; their ids follow those there are. max_output_tokens [num_requests], at
-    // least 1 each. Returns the id of the first. Throws std::invalid_argument and adds nothing where check_job() does.
+    // least 1 each. The owner of the prompts' tokens is given back once all requests of this call have finished.
+    // Returns the id of the first. Throws std::invalid_argument and adds nothing where check_job() does.
     RequestId add_requests(const Prompts& prompts, Segments segments, std::span<const int32_t> max_output_tokens,
                            const RequestOptions& options = {});
 

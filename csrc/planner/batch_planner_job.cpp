@@ -68,7 +68,7 @@ RequestId BatchPlanner::add_requests(const Prompts& prompts, Segments segments,
             .end = forest.token_end()[segment],
             .num_holders = forest.num_readers()[segment],
             .source = borrowed.source[segment],
-            .tokens_owner = is_read ? options.tokens_owner : nullptr,
+            .tokens_owner = is_read ? prompts.tokens_owner() : nullptr,
         });
     }
     const Place first = num_places();
@@ -90,7 +90,7 @@ RequestId BatchPlanner::add_requests(const Prompts& prompts, Segments segments,
         });
     }
     const int32_t num_added = num_places() - first;
-    if (num_added > 0) waves_.push_back({options.tokens_owner, num_added});
+    if (num_added > 0) waves_.push_back({prompts.tokens_owner(), num_added});
     num_waiting_ += num_added;
     stats_.num_requests += prompts.num_requests();
     if (!options.score_begin.empty()) want_scores(first, first_request, options.score_begin);

@@ -131,10 +131,9 @@ class Fuzz {
         const double reader_cost = decide_.between(0, 2);
         const RequestOptions options{.expected_output_tokens = expected,
                                      .score_begin = is_scored ? score_begin : std::span<const int32_t>(),
-                                     .reader_cost = reader_cost,
-                                     .tokens_owner = job};
+                                     .reader_cost = reader_cost};
         const std::span<const int64_t> indptr(job->indptr);
-        const Prompts prompts(job->tokens, indptr, 0, prompt_of_request);
+        const Prompts prompts(job->tokens, indptr, 0, prompt_of_request, job);
         const PrefixTrie trie(Prompts(job->tokens, indptr, 1, prompt_of_request), 1);
         const RequestId first =
             planner_.add_requests(prompts, choose_segments(trie, levels, reader_cost), max_output, options);
