@@ -147,9 +147,8 @@ void bind_token_batch(py::module_& module) {
     def_array(batch, "scores_indptr", &TokenBatch::scores_indptr);
     def_array(batch, "score_request_ids", &TokenBatch::score_request_ids);
     def_array(batch, "score_token_ids", &TokenBatch::score_token_ids, "the token at position positions[row] + 1");
-    batch.def_property_readonly(
-        "output_rows", [](const TokenBatch& self) { return array_copy<int32_t>(self.output_rows()); },
-        "rows whose logits are read: those of logit_rows and scored_rows, ascending");
+    def_array(batch, "output_rows", &TokenBatch::output_rows,
+              "rows whose logits are read: those of logit_rows and scored_rows, ascending");
     def_array(batch, "span_indptr", &TokenBatch::span_indptr);
     def_array(batch, "span_begin", &TokenBatch::span_begin, "position of a span's first row");
     def_array(batch, "link_indptr", &TokenBatch::link_indptr);

@@ -18,6 +18,7 @@ std::optional<TokenBatch> BatchPlanner::next_batch() {
         assert(running_.empty() && preempted_.empty() && num_waiting_ == 0);
         return std::nullopt;
     }
+    batch.merge_output_rows();
     last_size_ = batch.size();
     in_flight_ = true;
     ++stats_.steps;
@@ -134,10 +135,7 @@ bool BatchPlanner::try_admit_next(Admission& admission) {
         int64_t{expected_steps(request, own_tokens)} + prefill_steps, std::numeric_limits<int32_t>::max()));
     const Admission::OwnPart own{
         .num_pages = own_pages, .num_tokens = own_tokens, .most_pages = largest_own_pages(request), .num_steps = steps};
-    if (!admission.try_add(own, shared_.num_pinned_pages() + pinned_pages, pages_.num_pages())) {
-        assert(!running_.empty());
-        return false;
-    }
+    if (!admission.try_add(own, shared_.num_pinned_pages() + pinned_pages, pages_.num_pages())) return false;
 
     for (auto s = chain_.rbegin(); s != chain_.rend(); ++s) {
         const int32_t borrowed_tokens = shared_.pin(*s);

@@ -111,7 +111,9 @@ class BatchPlanner {
     RequestId add_requests(const Prompts& prompts, Segments segments, std::span<const int32_t> max_output_tokens,
                            const RequestOptions& options = {});
 
-    std::optional<TokenBatch> next_batch();  // nullopt once every request is answered
+    // nullopt once every request is answered. Throws std::logic_error where the batch before is in flight, or where
+    // what waits could never start, which the argument above excludes.
+    std::optional<TokenBatch> next_batch();
 
     // sampled [num_logits] continues the batch's logit_request_ids; finished [num_logits] or empty. A request also
     // finishes at its max_output_tokens. Returns the requests that finished.

@@ -143,6 +143,14 @@ PLANNER_MUTANTS = [
         EVERY_PROMISE,
     ),
     Mutant("a_score_before_the_wanted_ones", PLANNER, "position + 1 < next || ", "", EVERY_PROMISE),
+    Mutant(
+        "what_can_never_start_is_waited_for",
+        ADMISSION,
+        "if (!may && is_idle_) {",
+        "if (false) {",
+        "where nothing runs and the next request does not fit, the planner says so with its numbers",
+        "tests/planner/test_admission.cpp",
+    ),
     # Lengths.
     Mutant(
         "a_request_counts_as_long_as_the_last_of_its_bin",
