@@ -355,12 +355,6 @@ std::span<const uint8_t> bool_array(const Tensor& tensor) {
     return elements<uint8_t>(tensor, ElementType::kBool);
 }
 
-std::vector<int32_t> int32_copy(const char* name, py::handle object) {
-    const Tensor tensor(name, object);
-    const std::span<const int32_t> view = int32_array(tensor);
-    return {view.begin(), view.end()};
-}
-
 std::shared_ptr<const Tensor> keep_tensor(const char* name, py::handle object) {
     return {new Tensor(name, object), [](const Tensor* kept) {
                 const py::gil_scoped_acquire locked;

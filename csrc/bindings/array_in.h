@@ -110,7 +110,15 @@ std::span<const int32_t> int32_array(const Tensor& tensor);
 std::span<const int64_t> int64_array(const Tensor& tensor);
 std::span<const uint8_t> bool_array(const Tensor& tensor);
 
-std::vector<int32_t> int32_copy(const char* name, pybind11::handle object);
+// A copy of an array of int32, as T made of each.
+template <typename T = int32_t>
+std::vector<T> int32_copy(const char* name, pybind11::handle object) {
+    const Tensor tensor(name, object);
+    std::vector<T> copy;
+    copy.reserve(int32_array(tensor).size());
+    for (const int32_t value : int32_array(tensor)) copy.push_back(T{value});
+    return copy;
+}
 
 // A tensor that outlives its call: whoever lets it go need not hold the GIL.
 std::shared_ptr<const Tensor> keep_tensor(const char* name, pybind11::handle object);

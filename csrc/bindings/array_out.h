@@ -8,12 +8,25 @@
 #include <span>
 #include <vector>
 
+#include "planner/ids.h"
+
 namespace batchllm {
+
+// What Python sees of elements: ids are int32.
+template <typename T>
+struct PythonElement {
+    using Type = T;
+};
+template <typename Kind>
+struct PythonElement<Id<Kind>> {
+    using Type = int32_t;
+};
 
 // A read-only view, which keeps `owner` alive.
 template <typename T>
 pybind11::array readonly_view(const std::vector<T>& values, pybind11::handle owner) {
-    pybind11::array view(pybind11::dtype::of<T>(), {values.size()}, {sizeof(T)}, values.data(), owner);
+    pybind11::array view(pybind11::dtype::of<typename PythonElement<T>::Type>(), {values.size()}, {sizeof(T)},
+                         values.data(), owner);
     view.attr("flags").attr("writeable") = false;
     return view;
 }

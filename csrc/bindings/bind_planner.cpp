@@ -102,10 +102,10 @@ void bind_segments(py::module_& module) {
     segments.def(
         py::init([](const py::object& parent, const py::object& token_begin, const py::object& token_end,
                     const py::object& owner_request, const py::object& request_segment, int64_t prompt_tokens) {
-            return std::make_unique<Segments>(int32_copy("parent", parent), int32_copy("token_begin", token_begin),
-                                              int32_copy("token_end", token_end),
-                                              int32_copy("owner_request", owner_request),
-                                              int32_copy("request_segment", request_segment), prompt_tokens);
+            return std::make_unique<Segments>(
+                int32_copy<SegmentId>("parent", parent), int32_copy("token_begin", token_begin),
+                int32_copy("token_end", token_end), int32_copy("owner_request", owner_request),
+                int32_copy<SegmentId>("request_segment", request_segment), prompt_tokens);
         }),
         py::arg("parent"), py::arg("token_begin"), py::arg("token_end"), py::arg("owner_request"),
         py::arg("request_segment"), py::kw_only(), py::arg("prompt_tokens") = 0);

@@ -38,7 +38,7 @@ class OrderBuilder {
           child_indptr_(segments.num_segments() + 2, 0),
           children_(num_entities_) {
         for (int32_t entity = num_entities_ - 1; entity >= 0; --entity) {  // children before parents
-            if (entity < top_) subtree_[entity].prefill_tokens += segments_.num_tokens(entity);
+            if (entity < top_) subtree_[entity].prefill_tokens += segments_.num_tokens(SegmentId{entity});
             if (parent(entity) != top_) subtree_[parent(entity)].add(subtree(entity));
         }
         collect_children();
@@ -61,7 +61,7 @@ class OrderBuilder {
             }
         };
         hand_out(top_, 0);
-        for (SegmentId segment = 0; segment < top_; ++segment) hand_out(segment, begin[segment]);
+        for (int32_t segment = 0; segment < top_; ++segment) hand_out(segment, begin[segment]);
         return order;
     }
 
@@ -74,7 +74,7 @@ class OrderBuilder {
     int32_t parent(int32_t entity) const {
         const SegmentId segment =
             entity < top_ ? segments_.parent()[entity] : segments_.request_segment()[entity - top_];
-        return segment == kNone ? top_ : segment;
+        return segment == kNoSegment ? top_ : segment.index;
     }
 
     Subtree subtree(int32_t entity) const {

@@ -48,12 +48,12 @@ void check_output_tokens(const char* name, std::span<const int32_t> counts, int3
 
 // The readers of a segment follow each other, so that its owner's tokens stay in the cache while they are compared.
 std::vector<RequestId> requests_by_segment(const Segments& segments) {
-    std::vector<RequestId> next(segments.num_segments() + 2, 0);  // by request_segment + 1: kNone comes first
-    for (const SegmentId segment : segments.request_segment()) ++next[segment + 2];
+    std::vector<RequestId> next(segments.num_segments() + 2, 0);  // by request_segment + 1: those without one first
+    for (const SegmentId segment : segments.request_segment()) ++next[segment.index + 2];
     std::partial_sum(next.begin(), next.end(), next.begin());
     std::vector<RequestId> requests(segments.num_requests());
     for (RequestId request = 0; request < segments.num_requests(); ++request) {
-        requests[next[segments.request_segment()[request] + 1]++] = request;
+        requests[next[segments.request_segment()[request].index + 1]++] = request;
     }
     return requests;
 }
@@ -70,27 +70,28 @@ bool agree(const Prompts& prompts, RequestId a, RequestId b, int32_t num_tokens)
 // owner needs no look at the segments above: one comparison, in one direction, instead of one for each.
 std::vector<uint8_t> owners_that_hold_their_chain(const Prompts& prompts, const Segments& segments) {
     std::vector<uint8_t> holds(segments.num_segments());
-    for (SegmentId s = 0; s < segments.num_segments(); ++s) {
+    for (int32_t s = 0; s < segments.num_segments(); ++s) {
         const SegmentId parent = segments.parent()[s];
-        holds[s] =
-            parent == kNone || (holds[parent] && agree(prompts, segments.owner_request()[s],
-                                                       segments.owner_request()[parent], segments.token_begin()[s]));
+        holds[s] = parent == kNoSegment ||
+                   (holds[parent.index] && agree(prompts, segments.owner_request()[s],
+                                                 segments.owner_request()[parent.index], segments.token_begin()[s]));
     }
     return holds;
 }
 
 // From the deepest segment up, each against the prompt that owns it: slower, and tells where they differ.
 void check_chain(const Prompts& prompts, const Segments& segments, RequestId request) {
-    for (SegmentId s = segments.request_segment()[request]; s != kNone; s = segments.parent()[s]) {
-        const RequestId owner = segments.owner_request()[s];
-        const int32_t begin = segments.token_begin()[s];
-        const int32_t end = segments.token_end()[s];
+    for (SegmentId s = segments.request_segment()[request]; s != kNoSegment; s = segments.parent()[s.index]) {
+        const RequestId owner = segments.owner_request()[s.index];
+        const int32_t begin = segments.token_begin()[s.index];
+        const int32_t end = segments.token_end()[s.index];
         const TokenId* owned = prompts.row_data(owner);
         const TokenId* row = prompts.row_data(request);
         const bool owner_holds_it = end <= prompts.prompt_length(owner);
         if (owner_holds_it && std::equal(owned + begin, owned + end, row + begin)) continue;
 
-        const std::string name = "segment " + std::to_string(s) + " (owner_request " + std::to_string(owner) + ")";
+        const std::string name =
+            "segment " + std::to_string(s.index) + " (owner_request " + std::to_string(owner) + ")";
         if (!owner_holds_it) {
             fail(name + " ends at token " + std::to_string(end) + ", but its owner's prompt has " +
                  std::to_string(prompts.prompt_length(owner)));
@@ -112,8 +113,8 @@ void check_prompt(const Prompts& prompts, const Segments& segments, const std::v
              "; the last prompt token must be its own (build the trie with drop_last=1)");
     }
     const SegmentId segment = segments.request_segment()[request];
-    if (segment == kNone) return;
-    if (holds_chain[segment] && agree(prompts, request, segments.owner_request()[segment], covered)) return;
+    if (segment == kNoSegment) return;
+    if (holds_chain[segment.index] && agree(prompts, request, segments.owner_request()[segment.index], covered)) return;
     check_chain(prompts, segments, request);
 }
 

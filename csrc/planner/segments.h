@@ -22,19 +22,19 @@ class Segments {
     Segments(std::vector<SegmentId> parent, std::vector<int32_t> token_begin, std::vector<int32_t> token_end,
              std::vector<RequestId> owner_request, std::vector<SegmentId> request_segment, int64_t prompt_tokens = 0);
 
-    SegmentId num_segments() const { return static_cast<SegmentId>(parent_.size()); }
+    int32_t num_segments() const { return static_cast<int32_t>(parent_.size()); }
     RequestId num_requests() const { return static_cast<RequestId>(request_segment_.size()); }
 
-    const std::vector<SegmentId>& parent() const { return parent_; }  // kNone at the top
+    const std::vector<SegmentId>& parent() const { return parent_; }  // kNoSegment at the top
     const std::vector<int32_t>& token_begin() const { return token_begin_; }
     const std::vector<int32_t>& token_end() const { return token_end_; }
     const std::vector<RequestId>& owner_request() const { return owner_request_; }  // its prompt holds the tokens
     const std::vector<int32_t>& num_readers() const { return num_readers_; }        // requests with it in their chain
-    const std::vector<SegmentId>& request_segment() const { return request_segment_; }  // deepest one, or kNone
+    const std::vector<SegmentId>& request_segment() const { return request_segment_; }  // deepest one, or kNoSegment
 
-    int32_t num_tokens(SegmentId segment) const { return token_end_[segment] - token_begin_[segment]; }
+    int32_t num_tokens(SegmentId segment) const { return token_end_[segment.index] - token_begin_[segment.index]; }
     int32_t covered_tokens(RequestId request) const {
-        return request_segment_[request] == kNone ? 0 : token_end_[request_segment_[request]];
+        return request_segment_[request] == kNoSegment ? 0 : token_end_[request_segment_[request].index];
     }
     int64_t saved_tokens() const { return saved_tokens_; }    // prompt tokens not computed, against no sharing
     int64_t prompt_tokens() const { return prompt_tokens_; }  // of all requests; 0 where the builder did not say

@@ -76,7 +76,7 @@ TEST_CASE("a segment without readers is never computed") {
     Job job;
     job.add({1, 2, 3});
     job.add({1, 2, 4});
-    const Segments segments({kNone, 0}, {0, 1}, {1, 2}, {0, 0}, {0, kNone});
+    const Segments segments({kNoSegment, {0}}, {0, 1}, {1, 2}, {0, 0}, {{0}, kNoSegment});
     BatchPlanner planner({.num_pages = 8, .page_size = 1, .max_batch_tokens = 16});
     planner.add_requests(job.prompts(), segments, std::vector{1, 1});
     const auto batch = planner.next_batch();

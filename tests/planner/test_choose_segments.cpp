@@ -54,7 +54,9 @@ class Table {
 double value_of(const Segments& segments, double reader_cost) {
     int64_t num_links = 0;
     for (RequestId request = 0; request < segments.num_requests(); ++request) {
-        for (SegmentId s = segments.request_segment()[request]; s != kNone; s = segments.parent()[s]) ++num_links;
+        for (SegmentId s = segments.request_segment()[request]; s != kNoSegment; s = segments.parent()[s.index]) {
+            ++num_links;
+        }
     }
     return static_cast<double>(segments.saved_tokens()) - reader_cost * static_cast<double>(num_links);
 }

@@ -21,10 +21,10 @@ class PlainOrder {
                GroupOrder order)
         : segments_(segments), own_(own), output_(output), order_(order) {}
 
-    std::vector<RequestId> order(SegmentId parent = kNone) const {
+    std::vector<RequestId> order(SegmentId parent = kNoSegment) const {
         std::vector<Child> children;
-        for (SegmentId s = 0; s < segments_.num_segments(); ++s) {
-            if (segments_.parent()[s] != parent) continue;
+        for (SegmentId s{0}; s.index < segments_.num_segments(); ++s.index) {
+            if (segments_.parent()[s.index] != parent) continue;
             const auto [decode, prefill] = totals(s);
             children.push_back({decode, prefill, order(s)});
         }
@@ -68,8 +68,8 @@ class PlainOrder {
     std::pair<double, double> totals(SegmentId segment) const {
         double decode = 0.0;
         double prefill = segments_.num_tokens(segment);
-        for (SegmentId s = segment + 1; s < segments_.num_segments(); ++s) {
-            if (segments_.parent()[s] != segment) continue;
+        for (SegmentId s{segment.index + 1}; s.index < segments_.num_segments(); ++s.index) {
+            if (segments_.parent()[s.index] != segment) continue;
             const auto [child_decode, child_prefill] = totals(s);
             decode += child_decode;
             prefill += child_prefill;
@@ -113,7 +113,7 @@ TEST_CASE("a blend keeps every stretch near the mix of the whole") {
         own.push_back(request < 50 ? 1 : 9);
         output.push_back(request < 50 ? 9 : 1);
     }
-    const Segments loners({}, {}, {}, {}, std::vector<SegmentId>(100, kNone));
+    const Segments loners({}, {}, {}, {}, std::vector<SegmentId>(100, kNoSegment));
     const auto largest_imbalance = [&](GroupOrder order) {
         int32_t imbalance = 0, largest = 0;
         for (const RequestId request : group_order(loners, own, output, order)) {
@@ -128,20 +128,21 @@ TEST_CASE("a blend keeps every stretch near the mix of the whole") {
 
 TEST_CASE("arrival starts the tree of the first request, whole") {
     // 0 and 2 read segment 0; 1 is alone; 3 and 4 read segment 1.
-    const Segments segments({kNone, kNone}, {0, 0}, {5, 5}, {0, 3}, {0, kNone, 0, 1, 1});
+    const Segments segments({kNoSegment, kNoSegment}, {0, 0}, {5, 5}, {0, 3}, {{0}, kNoSegment, {0}, {1}, {1}});
     const std::vector<int32_t> own(5, 1), output = {1, 9, 1, 5, 5};
     CHECK(group_order(segments, own, output, GroupOrder::kArrival) == std::vector<RequestId>{0, 2, 1, 3, 4});
     CHECK(group_order(segments, own, output) == std::vector<RequestId>{1, 3, 4, 0, 2});
 }
 
 TEST_CASE("a forest ten thousand segments deep is walked without recursion") {
-    std::vector<int32_t> parent, begin, end, owner, request_segment;
+    std::vector<SegmentId> parent, request_segment;
+    std::vector<int32_t> begin, end, owner;
     for (int32_t i = 0; i < 10'000; ++i) {
-        parent.push_back(i - 1);
+        parent.push_back({i - 1});
         begin.push_back(i);
         end.push_back(i + 1);
         owner.push_back(i);
-        request_segment.push_back(i);
+        request_segment.push_back({i});
     }
     const Segments segments(parent, begin, end, owner, request_segment);
     const std::vector<int32_t> ones(10'000, 1);

@@ -34,8 +34,8 @@ TEST_CASE("the first wrong prompt is reported, on any number of threads") {
                 message = error.what();
             }
             const SegmentId segment = segments.request_segment()[wrong];
-            CHECK(message == "request " + std::to_string(wrong) + " reads segment " + std::to_string(segment) +
-                                 " (owner_request " + std::to_string(segments.owner_request()[segment]) +
+            CHECK(message == "request " + std::to_string(wrong) + " reads segment " + std::to_string(segment.index) +
+                                 " (owner_request " + std::to_string(segments.owner_request()[segment.index]) +
                                  "), but their prompts differ at token 17");
         }
     }
