@@ -3,6 +3,7 @@
 
 #include <pybind11/numpy.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <span>
@@ -45,6 +46,13 @@ pybind11::array_t<int32_t> readonly_rows(std::span<const T> structs, pybind11::h
 template <typename T>
 pybind11::array_t<T> array_copy(std::span<const T> values) {
     return pybind11::array_t<T>(static_cast<pybind11::ssize_t>(values.size()), values.data());
+}
+
+template <typename Kind>
+pybind11::array_t<int32_t> ids_copy(const std::vector<Id<Kind>>& ids) {
+    pybind11::array_t<int32_t> copy(static_cast<pybind11::ssize_t>(ids.size()));
+    std::ranges::transform(ids, copy.mutable_data(), &Id<Kind>::index);
+    return copy;
 }
 
 // An uninitialised tensor for the output `name`, of the library that q belongs to (NumPy or torch) and on q's device.

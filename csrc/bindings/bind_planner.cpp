@@ -10,6 +10,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bindings/array_in.h"
@@ -211,7 +212,7 @@ py::dict stats_dict(SharedPlanner& planner) {
     return dict;
 }
 
-py::array_t<RequestId> commit(SharedPlanner& planner, const py::object& sampled, const py::object& finished) {
+py::array_t<int32_t> commit(SharedPlanner& planner, const py::object& sampled, const py::object& finished) {
     const Tensor sampled_array("sampled", sampled);
     const std::span<const TokenId> tokens = int32_array(sampled_array);
     std::optional<Tensor> finished_array;
@@ -223,13 +224,13 @@ py::array_t<RequestId> commit(SharedPlanner& planner, const py::object& sampled,
                                   " entries, as sampled has, got " + std::to_string(mask.size()));
         }
     }
-    return array_copy<RequestId>(planner.locked([&](BatchPlanner& self) { return self.commit(tokens, mask); }));
+    return ids_copy(planner.locked([&](BatchPlanner& self) { return self.commit(tokens, mask); }));
 }
 
-RequestId add_requests(SharedPlanner& planner, const py::object& tokens, const py::object& indptr,
-                       const Segments& segments, const py::object& max_output_tokens,
-                       const py::object& expected_output_tokens, double reader_cost,
-                       const py::object& prompt_of_request, const py::object& score_begin) {
+int32_t add_requests(SharedPlanner& planner, const py::object& tokens, const py::object& indptr,
+                     const Segments& segments, const py::object& max_output_tokens,
+                     const py::object& expected_output_tokens, double reader_cost, const py::object& prompt_of_request,
+                     const py::object& score_begin) {
     const Prompts prompts = prompts_of(tokens, indptr, prompt_of_request, 0);
     const Tensor bounds("max_output_tokens", max_output_tokens);
     const std::span<const int32_t> max_output = int32_array(bounds);
@@ -241,17 +242,17 @@ RequestId add_requests(SharedPlanner& planner, const py::object& tokens, const p
         .reader_cost = reader_cost,
     };
     return planner.locked(
-        [&](BatchPlanner& self) { return self.add_requests(prompts, segments, max_output, options); });
+        [&](BatchPlanner& self) { return self.add_requests(prompts, segments, max_output, options).index; });
 }
 
 std::unique_ptr<SharedPlanner> new_planner(int32_t num_pages, int32_t page_size, int32_t max_batch_tokens,
                                            const std::string& order, std::optional<int32_t> max_running_requests,
-                                           RequestId first_request_id) {
+                                           int32_t first_request_id) {
     if (first_request_id < 0) {
         throw py::value_error("first_request_id: expected at least 0, got " + std::to_string(first_request_id));
     }
     PlannerOptions options{num_pages, page_size, max_batch_tokens};
-    options.first_request_id = first_request_id;
+    options.first_request_id = {first_request_id};
     options.order = group_order_by_name(order);
     if (max_running_requests) options.max_running_requests = *max_running_requests;
     return std::make_unique<SharedPlanner>(options);
@@ -285,21 +286,25 @@ void bind_batch_planner(py::module_& module) {
     planner.def(
         "abort",
         [](SharedPlanner& planner, const py::object& request_ids) {
-            const auto ids = int32_copy("request_ids", request_ids);
+            const auto ids = int32_copy<RequestId>("request_ids", request_ids);
             planner.locked([&](BatchPlanner& self) { self.abort(ids); });
         },
         py::arg("request_ids"), "Ends requests, wherever they stand; not while a batch is in flight.");
     planner.def(
         "forget",
         [](SharedPlanner& planner, const py::object& request_ids) {
-            const auto ids = int32_copy("request_ids", request_ids);
+            const auto ids = int32_copy<RequestId>("request_ids", request_ids);
             planner.locked([&](BatchPlanner& self) { self.forget(ids); });
         },
         py::arg("request_ids"), "Drops what is kept of requests that finished, were aborted or refused.");
     planner.def_property_readonly(
         "refused",
         [](SharedPlanner& planner) {
-            return planner.locked([](const BatchPlanner& self) { return std::vector(self.refused()); });
+            return planner.locked([](const BatchPlanner& self) {
+                std::vector<std::pair<int32_t, std::string>> refused;
+                for (const auto& [id, why] : self.refused()) refused.emplace_back(id.index, why);
+                return refused;
+            });
         },
         "Requests that can never fit, and why.");
     planner.def(
@@ -310,23 +315,23 @@ void bind_batch_planner(py::module_& module) {
                 "Continues logit_request_ids by the sampled tokens; returns the requests that finished.");
     planner.def(
         "output_tokens",
-        [](SharedPlanner& planner, RequestId request) {
+        [](SharedPlanner& planner, int32_t request) {
             return array_copy<TokenId>(planner.locked([&](const BatchPlanner& self) {
-                const std::span<const TokenId> tokens = self.output_tokens(request);
+                const std::span<const TokenId> tokens = self.output_tokens(RequestId{request});
                 return std::vector(tokens.begin(), tokens.end());
             }));
         },
         py::arg("request_id"));
     planner.def(
         "num_cached_tokens",
-        [](SharedPlanner& planner, RequestId request) {
-            return planner.locked([&](const BatchPlanner& self) { return self.num_cached_tokens(request); });
+        [](SharedPlanner& planner, int32_t request) {
+            return planner.locked([&](const BatchPlanner& self) { return self.num_cached_tokens(RequestId{request}); });
         },
         py::arg("request_id"), "prompt tokens that others computed for a request");
     planner.def_property_readonly(
         "order",
         [](SharedPlanner& planner) {
-            return array_copy<RequestId>(planner.locked([](const BatchPlanner& self) { return self.order(); }));
+            return ids_copy(planner.locked([](const BatchPlanner& self) { return self.order(); }));
         },
         "request ids in plan order");
     planner.def_property_readonly("stats", &stats_dict);

@@ -355,14 +355,14 @@ std::vector<RequestId> BatchPlanner::order() const {
 
 // kNoPlace where it was refused.
 Place BatchPlanner::known(RequestId request) const {
-    if (request < 0 || request >= next_request_id()) {
-        throw std::out_of_range("request_id: expected 0 to " + std::to_string(next_request_id() - 1) + ", got " +
-                                std::to_string(request));
+    if (request < RequestId{0} || request >= next_request_id()) {
+        throw std::out_of_range("request_id: expected 0 to " + std::to_string(next_request_id().index - 1) + ", got " +
+                                std::to_string(request.index));
     }
     const Place place = request < first_id_ ? kNoPlace : place_of(request);
     const auto is_request = [&](const auto& refused) { return refused.first == request; };
     if (place == kNoPlace && std::ranges::none_of(refused_, is_request)) {
-        throw std::out_of_range("request_id: request " + std::to_string(request) + " is forgotten");
+        throw std::out_of_range("request_id: request " + std::to_string(request.index) + " is forgotten");
     }
     return place;
 }

@@ -44,7 +44,6 @@
 #include <cstdint>
 #include <deque>
 #include <limits>
-#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -72,7 +71,7 @@ struct PlannerOptions {
     int32_t max_batch_tokens = 1024;
     int32_t max_running_requests = std::numeric_limits<int32_t>::max();  // KV memory alone bounds them
     GroupOrder order = GroupOrder::kDecodeFirst;
-    RequestId first_request_id = 0;  // where ids begin
+    RequestId first_request_id{0};  // where ids begin
 };
 
 struct PlannerStats {
@@ -128,7 +127,7 @@ class BatchPlanner {
     // them still runs or waits, std::out_of_range as output_tokens() does, and then forgets none.
     void forget(std::span<const RequestId> requests);
 
-    RequestId next_request_id() const { return first_id_ + static_cast<RequestId>(place_.size()); }
+    RequestId next_request_id() const { return {first_id_.index + static_cast<int32_t>(place_.size())}; }
     std::vector<RequestId> order() const;  // scheduled requests that are not forgotten, first to start first
     const std::vector<std::pair<RequestId, std::string>>& refused() const { return refused_; }  // and not forgotten
 
@@ -187,8 +186,8 @@ class BatchPlanner {
         return segment.is_shared() ? shared_[segment.shared()].kv : request_at(segment.reader()).work->own;
     }
     const StoredSegment& stored(AnySegment segment) const { return const_cast<BatchPlanner*>(this)->stored(segment); }
-    Place& place_of(RequestId request) { return place_[request - first_id_]; }
-    Place place_of(RequestId request) const { return place_[request - first_id_]; }
+    Place& place_of(RequestId request) { return place_[request.index - first_id_.index]; }
+    Place place_of(RequestId request) const { return place_[request.index - first_id_.index]; }
 
     BorrowedSegments borrow(const Prompts& prompts, Segments segments, double reader_cost) const;
     std::vector<bool> detach_or_refuse(const Prompts& prompts, Segments& segments,
@@ -251,7 +250,7 @@ class BatchPlanner {
 
     // Of requests with prompt tokens still to be scored the position of the next one, and who they are by segment.
     std::unordered_map<RequestId, int32_t> next_score_;
-    std::map<SegmentId, std::vector<RequestId>> scored_readers_;
+    std::unordered_map<SegmentId, std::vector<RequestId>> scored_readers_;
 
     Place next_in_order_{0};                // the first request that never started
     int64_t num_waiting_ = 0;               // that never started and are not aborted

@@ -56,14 +56,14 @@ void BatchPlanner::audit_pages() const {
     expect(num_pinned == shared_.num_pinned_pages(), "pinned pages are those of shared segments");
     for (Place place{0}; place.index < num_places(); ++place.index) {
         const Request& request = request_at(place);
-        const std::string name = "request " + std::to_string(request.id) + ": ";
+        const std::string name = "request " + std::to_string(request.id.index) + ": ";
         if (request.work) expect_owner(place, name, request.work->own);
     }
     expect(num_used == pages_.num_used(), "used pages are those that segments list");
 
     int64_t largest_own = 0;
     for (const Request& request : requests_) {
-        const std::string name = "request " + std::to_string(request.id) + ": ";
+        const std::string name = "request " + std::to_string(request.id.index) + ": ";
         if (request.status == Status::kForgotten) expect(!request.work, name + "keeps nothing once it is forgotten");
         if (request.status == Status::kWaiting) expect(!request.work, name + "has no work before it starts");
         if (!request.work) {

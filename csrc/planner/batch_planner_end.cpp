@@ -38,7 +38,7 @@ void BatchPlanner::forget(std::span<const RequestId> requests) {
     for (const RequestId id : requests) {
         const Place place = known(id);
         if (place == kNoPlace || request_at(place).is_over()) continue;
-        throw std::invalid_argument("forget: request " + std::to_string(id) + " has not finished");
+        throw std::invalid_argument("forget: request " + std::to_string(id.index) + " has not finished");
     }
     for (const RequestId id : requests) {
         Place& place = place_of(id);
@@ -87,7 +87,7 @@ void BatchPlanner::compact() {
     }
     const auto renamed = [&](SegmentId s) { return s == kNoSegment ? kNoSegment : new_segment[s.index]; };
     shared_.renumber(new_segment);
-    std::map<SegmentId, std::vector<RequestId>> scored_readers;
+    std::unordered_map<SegmentId, std::vector<RequestId>> scored_readers;
     for (auto& [segment, readers] : scored_readers_) {
         if (renamed(segment) != kNoSegment) scored_readers.emplace(renamed(segment), std::move(readers));
     }
@@ -123,7 +123,7 @@ void BatchPlanner::compact() {
     RequestId first_known = next_request_id();
     for (const Request& request : requests_) first_known = std::min(first_known, request.id);
     for (const auto& [id, why] : refused_) first_known = std::min(first_known, id);
-    place_.erase(place_.begin(), place_.begin() + (first_known - first_id_));
+    place_.erase(place_.begin(), place_.begin() + (first_known.index - first_id_.index));
     first_id_ = first_known;
 }
 

@@ -33,26 +33,26 @@ RequestId BatchPlanner::add_requests(const Prompts& prompts, Segments segments,
     const std::span<const int32_t> expected_output_tokens = options.expected_output_tokens;
     check_job(prompts, segments, max_output_tokens, expected_output_tokens);
     if (!options.score_begin.empty()) check_score_begin(options.score_begin, prompts);
-    if (prompts.num_requests() > std::numeric_limits<RequestId>::max() - first_request) {
+    if (prompts.num_requests() > std::numeric_limits<int32_t>::max() - first_request.index) {
         throw std::invalid_argument("add_requests: a planner takes at most 2^31 - 1 requests in its life, " +
-                                    std::to_string(first_request) + " were added before");
+                                    std::to_string(first_request.index) + " were added before");
     }
     const int32_t first_segment = shared_.size();
     BorrowedSegments borrowed = borrow(prompts, std::move(segments), options.reader_cost);
     Segments& forest = borrowed.segments;
     const std::vector<bool> refused = detach_or_refuse(prompts, forest, max_output_tokens);
 
-    const auto known_output = [&](RequestId request) {  // 0: unknown
+    const auto known_output = [&](RequestIndex request) {  // 0: unknown
         return expected_output_tokens.empty() ? 0
                                               : std::min(expected_output_tokens[request], max_output_tokens[request]);
     };
     std::vector<int32_t> own_tokens(prompts.num_requests());
     std::vector<int32_t> expected(prompts.num_requests());
-    for (RequestId request = 0; request < prompts.num_requests(); ++request) {
+    for (RequestIndex request = 0; request < prompts.num_requests(); ++request) {
         own_tokens[request] = prompts.prompt_length(request) - forest.covered_tokens(request);
         expected[request] = known_output(request) > 0 ? known_output(request) : max_output_tokens[request];
     }
-    const std::vector<RequestId> order = group_order(forest, own_tokens, expected, group_order_);
+    const std::vector<RequestIndex> order = group_order(forest, own_tokens, expected, group_order_);
 
     if (requests_.empty()) {  // later ones are few: let the arrays double
         shared_.reserve(forest.num_segments());
@@ -77,13 +77,14 @@ RequestId BatchPlanner::add_requests(const Prompts& prompts, Segments segments,
     const Place first{num_places()};
     const int32_t wave = first_wave_ + static_cast<int32_t>(waves_.size());
     place_.resize(place_.size() + prompts.num_requests(), kNoPlace);
-    for (const RequestId request : order) {
+    for (const RequestIndex request : order) {
         if (refused[request]) continue;
-        place_of(first_request + request) = {num_places()};
+        const RequestId id{first_request.index + request};
+        place_of(id) = {num_places()};
         stats_.prompt_tokens += prompts.prompt_length(request);
         requests_.push_back({
             .prompt = prompts.row_data(request),
-            .id = first_request + request,
+            .id = id,
             .prompt_length = prompts.prompt_length(request),
             .max_output_tokens = max_output_tokens[request],
             .expected_output_tokens = known_output(request),
@@ -111,7 +112,7 @@ std::vector<bool> BatchPlanner::detach_or_refuse(const Prompts& prompts, Segment
         chain_pages[s.index] =
             pages_for(segments.num_tokens(s)) + (parent == kNoSegment ? 0 : chain_pages[parent.index]);
     }
-    for (RequestId request = 0; request < prompts.num_requests(); ++request) {
+    for (RequestIndex request = 0; request < prompts.num_requests(); ++request) {
         const int64_t num_tokens = int64_t{prompts.prompt_length(request)} + max_output_tokens[request] - 1;
         const SegmentId segment = segments.request_segment()[request];
         const int64_t own_pages = pages_for(num_tokens - segments.covered_tokens(request));
@@ -119,9 +120,10 @@ std::vector<bool> BatchPlanner::detach_or_refuse(const Prompts& prompts, Segment
         segments.detach(request);  // in one piece it rounds up to whole pages only once
         if (pages_for(num_tokens) <= pages_.num_pages()) continue;
         refused[request] = true;
-        const RequestId id = next_request_id() + request;
-        refused_.emplace_back(id, "request " + std::to_string(id) + " needs " + std::to_string(pages_for(num_tokens)) +
-                                      " KV pages of " + std::to_string(page_size_) + " tokens (prompt " +
+        const RequestId id{next_request_id().index + request};
+        refused_.emplace_back(id, "request " + std::to_string(id.index) + " needs " +
+                                      std::to_string(pages_for(num_tokens)) + " KV pages of " +
+                                      std::to_string(page_size_) + " tokens (prompt " +
                                       std::to_string(prompts.prompt_length(request)) + " + max_output_tokens " +
                                       std::to_string(max_output_tokens[request]) + "), the pool has " +
                                       std::to_string(pages_.num_pages()));
@@ -132,7 +134,7 @@ std::vector<bool> BatchPlanner::detach_or_refuse(const Prompts& prompts, Segment
 // Segments that a scored request reads are computed, not borrowed: nobody kept what their rows predict.
 void BatchPlanner::want_scores(Place first, RequestId first_id, std::span<const int32_t> score_begin) {
     for (auto request = requests_.begin() + first.index; request != requests_.end(); ++request) {
-        const int32_t begin = score_begin[request->id - first_id];
+        const int32_t begin = score_begin[request->id.index - first_id.index];
         if (begin >= request->prompt_length) continue;
         next_score_[request->id] = begin;
         for (SegmentId s = request->parent; s != kNoSegment; s = shared_[s].parent) {

@@ -67,14 +67,14 @@ class Borrower {
         reached_.resize(added_.num_segments());
         for (int32_t s = 0; s < added_.num_segments(); ++s) {
             Reached reached = reached_by(added_.parent()[s]);
-            const RequestId owner = added_.owner_request()[s];
+            const RequestIndex owner = added_.owner_request()[s];
             const int32_t end = added_.token_end()[s];
             const int32_t begin = follow(reached, owner, added_.token_begin()[s], end, added_.num_readers()[s], true);
             if (begin < end) reached = {append(reached.segment, begin, end, owner, kNoSegment), {.lost = true}};
             reached_[s] = reached;
         }
         std::vector<SegmentId> request_segment(prompts_.num_requests());
-        for (RequestId request = 0; request < prompts_.num_requests(); ++request) {
+        for (RequestIndex request = 0; request < prompts_.num_requests(); ++request) {
             Reached reached = reached_by(added_.request_segment()[request]);
             const int32_t end = prompts_.prompt_length(request) - 1;  // the last token is always its own
             follow(reached, request, added_.covered_tokens(request), end, 1, false);
@@ -95,7 +95,7 @@ class Borrower {
 
     // Appends pieces with a source for tokens [begin, end) of a prompt, as far as live segments hold them and it pays;
     // returns where they end. ends_here: a piece that reaches `end` is no segment more than there was.
-    int32_t follow(Reached& reached, RequestId request, int32_t begin, int32_t end, int32_t num_readers,
+    int32_t follow(Reached& reached, RequestIndex request, int32_t begin, int32_t end, int32_t num_readers,
                    bool ends_here) {
         const TokenId* row = prompts_.row_data(request);
         while (begin < end && !reached.at.lost) {
@@ -115,7 +115,7 @@ class Borrower {
         return begin;
     }
 
-    SegmentId append(SegmentId parent, int32_t begin, int32_t end, RequestId owner, SegmentId source) {
+    SegmentId append(SegmentId parent, int32_t begin, int32_t end, RequestIndex owner, SegmentId source) {
         parent_.push_back(parent);
         token_begin_.push_back(begin);
         token_end_.push_back(end);
@@ -131,7 +131,7 @@ class Borrower {
     std::vector<Reached> reached_;  // [added segments]
     std::vector<SegmentId> parent_, source_;
     std::vector<int32_t> token_begin_, token_end_;
-    std::vector<RequestId> owner_;
+    std::vector<RequestIndex> owner_;
 };
 
 }  // namespace

@@ -124,7 +124,7 @@ Segments segments_of_nodes(const PrefixTrie& trie, const std::vector<bool>& chos
     const auto num_segments = std::count(chosen.begin() + 1, chosen.end(), true);
     std::vector<SegmentId> parent;
     std::vector<int32_t> token_begin, token_end;
-    std::vector<RequestId> owner_request;
+    std::vector<RequestIndex> owner_request;
     parent.reserve(num_segments);
     for (auto* array : {&token_begin, &token_end, &owner_request}) array->reserve(num_segments);
     std::vector<SegmentId> node_segment(trie.num_nodes(), kNoSegment);  // deepest one at or above a node

@@ -1,18 +1,20 @@
 // What names the things of a job. Names that could be taken for each other are types of their own, which do not
-// convert: requests where a planner keeps them, shared segments, and whose a page is. The rest are plain numbers:
-// tokens are data, nodes do not leave the trie, slots are computed from pages, and requests are indices of whatever
-// arrays a caller has of them [num_requests].
+// convert: a planner's requests, where it keeps them, shared segments, and whose a page is. The rest are plain numbers:
+// tokens are data, nodes do not leave the trie, slots are computed from pages, and the requests of one call are indices
+// into its arrays [num_requests].
 #pragma once
 
 #include <compare>
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 
 namespace batchllm {
 
 using TokenId = int32_t;
-using RequestId = int32_t;  // index into Prompts; in a BatchPlanner counted on over everything that was ever added
-using NodeId = int32_t;     // index into a PrefixTrie, preorder; 0 is the root
-using PageId = int32_t;     // index into the KV pool
+using RequestIndex = int32_t;  // into Prompts and the arrays that come with them
+using NodeId = int32_t;        // index into a PrefixTrie, preorder; 0 is the root
+using PageId = int32_t;        // index into the KV pool
 
 inline constexpr int32_t kNone = -1;  // no such node, request or number
 
@@ -24,6 +26,7 @@ struct Id {
     friend constexpr auto operator<=>(Id, Id) = default;
 };
 
+using RequestId = Id<struct RequestKind>;        // of a BatchPlanner: counted on over everything that was ever added
 using SegmentId = Id<struct SharedSegmentKind>;  // index into Segments, or of a BatchPlanner's shared segments
 using Place = Id<struct PlaceKind>;              // where a BatchPlanner keeps a request
 
@@ -54,3 +57,8 @@ class AnySegment {
 inline constexpr AnySegment kNobody{kNoSegment};  // the owner of a free page
 
 }  // namespace batchllm
+
+template <typename Kind>
+struct std::hash<batchllm::Id<Kind>> {
+    size_t operator()(batchllm::Id<Kind> id) const { return std::hash<int32_t>()(id.index); }
+};

@@ -36,7 +36,7 @@ class PaperPass {
 
     Segments segments() const {
         std::vector<int32_t> token_end;
-        std::vector<RequestId> owner_request;
+        std::vector<RequestIndex> owner_request;
         std::vector<SegmentId> node_segment(trie_.num_nodes(), kNoSegment);
         for (NodeId node = 1; node < trie_.num_nodes(); ++node) {
             if (home_[node] == 0 && !dissolved_[node]) {

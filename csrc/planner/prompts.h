@@ -42,25 +42,25 @@ class Prompts {
         for (const int32_t prompt : prompt_of_request_) num_prompt_tokens_ += indptr_[prompt + 1] - indptr_[prompt];
     }
 
-    RequestId num_requests() const {
-        return static_cast<RequestId>(prompt_of_request_.empty() ? indptr_.size() - 1 : prompt_of_request_.size());
+    RequestIndex num_requests() const {
+        return static_cast<RequestIndex>(prompt_of_request_.empty() ? indptr_.size() - 1 : prompt_of_request_.size());
     }
     const std::shared_ptr<const void>& tokens_owner() const { return tokens_owner_; }
     int64_t num_prompt_tokens() const { return num_prompt_tokens_; }  // of all requests, dropped ones included
 
-    int32_t prompt_length(RequestId request) const {  // dropped ones included
+    int32_t prompt_length(RequestIndex request) const {  // dropped ones included
         const int64_t row = row_of(request);
         return static_cast<int32_t>(indptr_[row + 1] - indptr_[row]);
     }
-    std::span<const TokenId> prompt(RequestId request) const {
+    std::span<const TokenId> prompt(RequestIndex request) const {
         return {row_data(request), static_cast<size_t>(prompt_length(request))};
     }
-    int32_t row_length(RequestId request) const {
+    int32_t row_length(RequestIndex request) const {
         const int32_t length = prompt_length(request);
         return length > drop_last_ ? length - drop_last_ : 0;
     }
-    const TokenId* row_data(RequestId request) const { return tokens_.data() + indptr_[row_of(request)]; }
-    std::span<const TokenId> row(RequestId request) const {
+    const TokenId* row_data(RequestIndex request) const { return tokens_.data() + indptr_[row_of(request)]; }
+    std::span<const TokenId> row(RequestIndex request) const {
         return {row_data(request), static_cast<size_t>(row_length(request))};
     }
 
@@ -70,7 +70,7 @@ class Prompts {
         std::vector<int32_t> prompt_of_request;
     };
 
-    int64_t row_of(RequestId request) const {
+    int64_t row_of(RequestIndex request) const {
         return prompt_of_request_.empty() ? request : prompt_of_request_[request];
     }
 

@@ -6,7 +6,8 @@
 namespace batchllm {
 
 Segments::Segments(std::vector<SegmentId> parent, std::vector<int32_t> token_begin, std::vector<int32_t> token_end,
-                   std::vector<RequestId> owner_request, std::vector<SegmentId> request_segment, int64_t prompt_tokens)
+                   std::vector<RequestIndex> owner_request, std::vector<SegmentId> request_segment,
+                   int64_t prompt_tokens)
     : parent_(std::move(parent)),
       token_begin_(std::move(token_begin)),
       token_end_(std::move(token_end)),
@@ -47,14 +48,14 @@ void Segments::validate() const {
                  ", got " + std::to_string(token_end_[segment]));
         }
     }
-    for (RequestId request = 0; request < num_requests(); ++request) {
+    for (RequestIndex request = 0; request < num_requests(); ++request) {
         check_range("request_segment", request, request_segment_[request].index, kNone, num_segments());
     }
 }
 
 void Segments::count_readers() {
     num_readers_.assign(parent_.size(), 0);
-    for (RequestId request = 0; request < num_requests(); ++request) {
+    for (RequestIndex request = 0; request < num_requests(); ++request) {
         saved_tokens_ += covered_tokens(request);
         if (request_segment_[request] != kNoSegment) ++num_readers_[request_segment_[request].index];
     }
@@ -66,7 +67,7 @@ void Segments::count_readers() {
     }
 }
 
-void Segments::detach(RequestId request) {
+void Segments::detach(RequestIndex request) {
     saved_tokens_ -= covered_tokens(request);
     for (SegmentId segment = request_segment_[request]; segment != kNoSegment; segment = parent_[segment.index]) {
         if (--num_readers_[segment.index] == 0) saved_tokens_ += num_tokens(segment);

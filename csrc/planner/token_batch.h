@@ -37,7 +37,8 @@ struct TokenBatch {
     void reserve(const Size& size) {  // a batch is about as large as the one before
         for (auto* of_tokens : {&token_ids, &positions}) of_tokens->reserve(size.tokens);
         slots.reserve(size.tokens);
-        for (auto* of_logits : {&logit_rows, &logit_request_ids}) of_logits->reserve(size.logits);
+        logit_rows.reserve(size.logits);
+        logit_request_ids.reserve(size.logits);
         for (auto* of_spans : {&span_indptr, &span_begin, &link_indptr}) of_spans->reserve(size.spans + 1);
         link_segment.reserve(size.links);
         for (auto* of_segments : {&segment_page_indptr, &segment_begin, &segment_num_tokens}) {

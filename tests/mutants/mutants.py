@@ -109,8 +109,8 @@ PLANNER_MUTANTS = [
     Mutant(
         "segments_are_computed_for_aborted_readers",
         LEFT,
-        "std::erase_if(prefill_queue_, [&](AnySegment s) { return s.is_shared() && !shared_[s.shared()].is_pinned(); });",
-        "",
+        "[&](AnySegment s) { return s.is_shared() && !shared_[s.shared()].is_pinned(); }",
+        "[](AnySegment) { return false; }",
         EVERY_PROMISE,
     ),
     Mutant(

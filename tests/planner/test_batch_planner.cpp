@@ -152,7 +152,7 @@ TEST_CASE("a source outlives its own readers, forgotten or not, while it is borr
     REQUIRE(step(planner));
     CHECK(planner.stats().finished == 2);
     CHECK(planner.stats().borrowed_prompt_tokens == 3);
-    planner.forget(std::vector<RequestId>{0, 1});
+    planner.forget(std::vector<RequestId>{{0}, {1}});
     planner.audit();
     while (step(planner)) {
     }
