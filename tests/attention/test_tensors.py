@@ -292,8 +292,7 @@ PLAN_MISTAKES = [
     ("window_left: expected at least -1, got -2", lambda a: {"window_left": -2}),
     ("num_threads: expected at least 0, got -1", lambda a: {"num_threads": -1}),
     ("num_threads: expected at most 1024, got 2147483647", lambda a: {"num_threads": 2**31 - 1}),
-    ("num_threads: expected at least 1, got 0", lambda a: {"num_threads": 0, "device": "cuda"}),
-    ('device: expected "cpu" or "cuda", got "tpu"', lambda a: {"device": "tpu"}),
+    ('device: expected one of "cpu", "cuda", "a100", "h100", "h200", got "tpu"', lambda a: {"device": "tpu"}),
 ]
 
 

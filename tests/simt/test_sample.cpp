@@ -7,8 +7,8 @@
 #include <random>
 #include <vector>
 
-#include "rows/element_type.h"
 #include "rows/cuda/sample_kernel.cuh"
+#include "rows/element_type.h"
 #include "rows/row_ops.h"
 #include "simt/emulator/findings.h"
 #include "simt/emulator/memory.h"
