@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from batchllm.answers import PendingAnswer
 from batchllm.engine.engine import Engine, Finished
+from batchllm.engine.recorder import RunRecorder
 from batchllm.loading import LoadedModel
 from batchllm.models.config import ModelConfig
 from batchllm.options import EngineOptions
@@ -157,8 +158,11 @@ class LLM:
         params: Sequence[SamplingParams],
         *,
         on_progress: Callable[[JobProgress], None] | None = None,
+        recorder: RunRecorder | None = None,
     ) -> Iterator[tuple[int, RequestOutput]]:
         """Answers token-id prompts, yielding (index, output) as each finishes. Closing the iterator aborts the others.
+
+        recorder: is told of the requests and of every step until the last answer.
 
         Raises ValueError, before anything runs, for a prompt that `check_request` refuses, naming its index.
         """
@@ -167,13 +171,14 @@ class LLM:
                 self.check_request(ids, p)
             except ValueError as error:
                 raise ValueError(f"prompt {index}: {error}") from None
-        return self._answers(prompts, params, on_progress)
+        return self._answers(prompts, params, on_progress, recorder)
 
     def _answers(
         self,
         prompts: Sequence[Sequence[int]],
         params: Sequence[SamplingParams],
         on_progress: Callable[[JobProgress], None] | None,
+        recorder: RunRecorder | None,
     ) -> Iterator[tuple[int, RequestOutput]]:
         start = time.perf_counter()
         tokenize_s, self._tokenizer.encode_s = self._tokenizer.encode_s, 0.0  # since the last job
@@ -184,17 +189,19 @@ class LLM:
             PendingAnswer(str(index), None, list(ids), p, self._tokenizer)
             for index, (ids, p) in enumerate(zip(prompts, params, strict=True))
         ]
-        ids = self.engine.add(
-            [
-                self._loaded.engine_request(prompt, p, f"{stream}/{index}")
-                for index, (prompt, p) in enumerate(zip(prompts, params, strict=True))
-            ]
-        )
-        completion_of = {i: (index, sample) for index, r in enumerate(ids) for sample, i in enumerate(r)}
+        completion_of: dict[int, tuple[int, int]] = {}  # by request id: the prompt's index, the completion's
         ended: deque[Finished] = deque()
-        self._waiting |= dict.fromkeys(completion_of, ended)
         next_progress_s = 0.0
         try:
+            self.engine.recorder = recorder or self.engine.recorder
+            ids = self.engine.add(
+                [
+                    self._loaded.engine_request(prompt, p, f"{stream}/{index}")
+                    for index, (prompt, p) in enumerate(zip(prompts, params, strict=True))
+                ]
+            )
+            completion_of = {i: (index, sample) for index, r in enumerate(ids) for sample, i in enumerate(r)}
+            self._waiting |= dict.fromkeys(completion_of, ended)
             while completion_of:
                 if not ended:
                     self._step()
@@ -213,6 +220,8 @@ class LLM:
             for request_id in completion_of:
                 self._waiting.pop(request_id, None)
             self.engine.abort(list(completion_of))
+            if recorder and self.engine.recorder is recorder:
+                self.engine.recorder = None
         self.stats = self.engine.figures.as_dict()
         self.stats["seconds"] |= {
             "load": self._loaded.load_s + self._tokenizer.load_s,

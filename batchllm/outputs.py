@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 MODEL_LENGTH = "max_model_len"
 
@@ -58,3 +58,15 @@ class JobProgress:
     output_tokens: int
     remaining_output_tokens: int  # at most: what unfinished requests may still generate
     elapsed_s: float
+    running_requests: int = 0
+    waiting_requests: int = 0
+    ended_early: int = 0  # requests that ended before their last token might have come
+    computed_prompt_tokens: int = 0  # what preemptions made to be computed again included
+    remaining_prompt_tokens: int = 0  # at most: still to be computed, a shared prefix once
+    recomputed_tokens: int = 0  # prompt and generated
+    kv_tokens: int = 0  # in the pages that are in use
+    peak_kv_tokens: int = 0
+    kv_cache_tokens: int = 0  # in all pages
+    steps: int = 0
+    preemptions: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase

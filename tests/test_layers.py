@@ -29,6 +29,7 @@ IMPORTS = {
     "text": set(),
     "sampling_params": set(),
     "outputs": set(),
+    "sharing": set(),
     "options": {"sampling_params"},
     "requests": {"sampling_params"},
     "request_table": {"outputs", "sampling_params"},
@@ -38,7 +39,7 @@ IMPORTS = {
     "models": {"device", "sampling_params", "text"},
     "sampling": {"bounded_process", "device", "outputs", "request_table", "sampling_params", "text"},
     "tokenizer": {"chat_template", "models", "sampling", "sampling_params", "text"},
-    "engine": {"device", "models", "options", "outputs", "request_table", "sampling", "sampling_params"},
+    "engine": {"device", "models", "options", "outputs", "request_table", "sampling", "sampling_params", "sharing"},
     "loading": {
         "device",
         "engine",
@@ -58,8 +59,10 @@ IMPORTS = {
     "async_llm": {
         *("answers", "engine", "loading", "options", "outputs", "requests", "sampling", "sampling_params"),
     },
-    "estimate": {"models", "options"},
-    "jobs": {"estimate", "llm", "models", "outputs", "requests", "sampling", "sampling_params", "tokenizer"},
+    "estimate": {"models", "options", "sharing"},
+    "jobs": {
+        *("estimate", "llm", "models", "outputs", "requests", "sampling", "sampling_params", "tokenizer"),
+    },
     "reports": {"estimate", "jobs", "outputs", "text"},
     "cli": {"estimate", "jobs", "llm", "models", "options", "reports", "requests", "text"},
 }

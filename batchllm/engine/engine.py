@@ -6,9 +6,9 @@ together are planned together, and share what they have in common with each othe
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ import torch
 import batchllm_ext as ext
 from batchllm.device.kv_cache import PagedKVCache
 from batchllm.engine.figures import PhaseClock, RunFigures
+from batchllm.engine.recorder import RunRecorder
 from batchllm.engine.runner import Runner
 from batchllm.models.forward_pass import ForwardPass
 from batchllm.options import READER_COST_TOKENS
@@ -85,6 +86,7 @@ class Engine:
         num_pages = kv_cache_tokens // page_size
         layers = [model.attention_kinds[kind] for kind in model.kind_of_layer]
         self.kv_cache = PagedKVCache.allocate(layers, num_pages, page_size, model.dtype, model.device)
+        self.recorder: RunRecorder | None = None  # is told of requests that are added, and of steps
         self._next_id = 0
         self._reset()
 
@@ -96,6 +98,8 @@ class Engine:
         for rule in self.rules:
             rule.bind(self.requests)
         self._remaining_tokens = 0  # that live requests may still generate, at most
+        self._num_ended_early = 0  # requests that generated less than they might have
+        self._planned_prompt_tokens = 0  # to be computed, a shared prefix once
         self._planner: ext.BatchPlanner | None = None
         self._clock = PhaseClock()
 
@@ -151,16 +155,21 @@ class Engine:
         bounds = np.array([request.max_output_tokens for request in requests], np.int32)
         known = np.array([request.params.ends_only_at_max_tokens for request in requests], bool)
         trie = ext.PrefixTrie(tokens, indptr, drop_last=1, prompt_of_request=rows)
-        return planner.add_requests(
+        segments = ext.choose_segments(trie, levels=self.levels, reader_cost=READER_COST_TOKENS)
+        first = planner.add_requests(
             tokens,
             indptr,
-            ext.choose_segments(trie, levels=self.levels, reader_cost=READER_COST_TOKENS),
+            segments,
             max_output_tokens=np.repeat(bounds, counts),
             expected_output_tokens=np.repeat(np.where(known, bounds, 0).astype(np.int32), counts),
             reader_cost=READER_COST_TOKENS,
             prompt_of_request=rows,
             score_begin=_score_begin(requests, counts),
         )
+        self._planned_prompt_tokens += segments.prompt_tokens - segments.saved_tokens
+        if self.recorder:
+            self.recorder.added(first, segments)
+        return first
 
     def _add_to_table(self, request: EngineRequest, prompt: np.ndarray, ids: range) -> None:
         params = request.params
@@ -228,6 +237,8 @@ class Engine:
             done = planner.commit(sampled, stopped)
             finished = [self._finished(planner, request_id) for request_id in done.tolist()]
             self._forget(done)
+            if self.recorder:
+                self.recorder.stepped(batch, self.progress)
         return StepOutput(ids, sampled, finished)
 
     def _plan_attention(self, batch: ext.TokenBatch) -> tuple[ext.AttentionPlan, ...]:
@@ -301,7 +312,9 @@ class Engine:
             if request_id not in self.requests:
                 continue
             request = self.requests[request_id]
-            self._remaining_tokens -= request.max_output_tokens - int(self._num_output_tokens.values[request.slot])
+            unused = request.max_output_tokens - int(self._num_output_tokens.values[request.slot])
+            self._remaining_tokens -= unused
+            self._num_ended_early += unused > 0
             for rule in self.rules:
                 rule.forget(request)
             self.requests.remove(request)
@@ -337,17 +350,29 @@ class Engine:
 
     @property
     def progress(self) -> JobProgress:
-        counts: dict[str, Any] = self._planner.stats if self._planner else {}
-        saved = counts.get("cached_prompt_tokens", 0)
-        first_time = counts.get("computed_prompt_tokens", 0) - counts.get("recomputed_prompt_tokens", 0)
+        counts: dict[str, int] = defaultdict(int, self._planner.stats if self._planner else {})
+        saved = counts["cached_prompt_tokens"]
+        first_time = counts["computed_prompt_tokens"] - counts["recomputed_prompt_tokens"]
         return JobProgress(
-            num_requests=counts.get("num_requests", 0),
-            finished_requests=counts.get("finished", 0),
+            num_requests=counts["num_requests"],
+            finished_requests=counts["finished"],
             scheduled_prompt_tokens=first_time + saved,
             saved_prompt_tokens=saved,
-            output_tokens=counts.get("output_tokens", 0),
+            output_tokens=counts["output_tokens"],
             remaining_output_tokens=self._remaining_tokens,
             elapsed_s=self._clock.elapsed_s,
+            running_requests=counts["running"],
+            waiting_requests=counts["waiting"],
+            ended_early=self._num_ended_early,
+            computed_prompt_tokens=counts["computed_prompt_tokens"],
+            remaining_prompt_tokens=self._planned_prompt_tokens - first_time - counts["borrowed_prompt_tokens"],
+            recomputed_tokens=counts["recomputed_tokens"],
+            kv_tokens=counts["used_pages"] * self.page_size,
+            peak_kv_tokens=counts["peak_pages"] * self.page_size,
+            kv_cache_tokens=self.kv_cache.num_pages * self.page_size,
+            steps=counts["steps"],
+            preemptions=counts["preemptions"],
+            seconds=dict(self._clock.seconds),
         )
 
 

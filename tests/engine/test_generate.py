@@ -504,7 +504,18 @@ def test_progress_grows_to_the_whole_job(tiny_dir, kv_cache_tokens):
     last = seen[-1]
     assert last.num_requests == last.finished_requests == 60
     assert last.scheduled_prompt_tokens == sum(map(len, prompts))
-    assert last.remaining_output_tokens == 0
+    assert last.remaining_output_tokens == last.remaining_prompt_tokens == 0
+    to_compute = {p.remaining_prompt_tokens + p.scheduled_prompt_tokens - p.saved_prompt_tokens for p in seen}
+    assert len(to_compute) == 1
+    assert last.ended_early == sum(
+        len(o.outputs[0].token_ids) < p.max_tokens for o, p in zip(outputs, params, strict=True)
+    )
+    for progress in seen:
+        states = (progress.waiting_requests, progress.running_requests, progress.finished_requests)
+        assert sum(states) == progress.num_requests
+        assert progress.kv_tokens <= progress.peak_kv_tokens <= progress.kv_cache_tokens
+    for name in ("computed_prompt_tokens", "recomputed_tokens", "steps", "preemptions", "peak_kv_tokens"):
+        assert getattr(last, name) == llm.stats[name], name
     budget = sum(p.max_tokens for p in params)
     assert all(progress.output_tokens + progress.remaining_output_tokens <= budget for progress in seen)
     assert last.saved_prompt_tokens == sum(output.num_cached_tokens for output in outputs)

@@ -307,7 +307,7 @@ PYTHON_MUTANTS = [
     Mutant(
         "tokens_of_a_request_that_stopped_remain_to_be_generated",
         ENGINE,
-        "self._remaining_tokens -= request.max_output_tokens - int(self._num_output_tokens.values[request.slot])",
+        "self._remaining_tokens -= unused",
         "pass",
         IN_GENERATE + "test_progress_grows_to_the_whole_job",
     ),
