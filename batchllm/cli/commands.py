@@ -96,6 +96,12 @@ def exit_status(log: Console, when_interrupted: str = "") -> Iterator[None]:
         raise typer.Exit(EXIT_TERMINATED if is_terminated else EXIT_INTERRUPTED) from None
 
 
+def console_of(stream: TextIO, *, piped_width: int | None = None) -> Console:
+    """Prints what a terminal obeys to a terminal only, whatever the environment asks for."""
+    is_terminal = stream.isatty()
+    return Console(file=stream, force_terminal=is_terminal, width=None if is_terminal else piped_width)
+
+
 def say(console: Console, text: str, style: str | None = None) -> None:
     """A line as it is, wrapped by the terminal alone, with nothing in it that a terminal obeys."""
     console.print(printable(text), style=style, highlight=False, markup=False, soft_wrap=True)
@@ -159,6 +165,9 @@ def run(
     json_summary: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the final figures as JSON, too.")
     ] = None,
+    metrics: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep figures for Prometheus there while the job runs.")
+    ] = None,
 ) -> None:
     """Answer every line of a batch file.
 
@@ -171,7 +180,7 @@ def run(
     not run, or its answers not be written; 2 wrong usage; 130 interrupted and 143 terminated, with the answers so
     far in OUT.jsonl.
     """
-    log = Console(stderr=True)
+    log = console_of(sys.stderr)
 
     def load_llm() -> LLM:
         from batchllm.llm import LLM
@@ -195,10 +204,22 @@ def run(
     with exit_status(log, when_interrupted="; nothing was written"):
         from batchllm.jobs.files import is_standard_output
         from batchllm.jobs.run import BatchFiles, errors_beside, run_batch_file
+        from batchllm.reports.metrics import keep_metrics
         from batchllm.reports.run_text import show_progress, summary_table, write_summary
 
-        files = BatchFiles(input, output, errors or errors_beside(output), json_summary, overwrite, model)
-        with show_progress(log) as on_progress:
+        files = BatchFiles(
+            input,
+            output,
+            errors or errors_beside(output),
+            json_summary,
+            overwrite,
+            model,
+            metrics=metrics,
+        )
+        with (
+            show_progress(log) as show,
+            keep_metrics(metrics, show, overwrite=overwrite, log=lambda line: say(log, line)) as on_progress,
+        ):
             summary = run_batch_file(
                 files,
                 load_llm,
@@ -214,7 +235,7 @@ def run(
         except OSError as error:  # the answers are there all the same
             say(log, f"batchllm: {error}", style="red")
     holds_records = any(is_standard_output(path) for path in (output, files.errors, json_summary))
-    (log if holds_records else Console()).print(summary_table(summary))
+    (log if holds_records else console_of(sys.stdout)).print(summary_table(summary))
     if summary.num_failed:
         raise typer.Exit(EXIT_SOME_LINES_FAILED)
 
@@ -266,7 +287,7 @@ def plan(
         raise typer.BadParameter("give --kv-memory or --kv-cache-tokens, not both")
     if (shards is None) != (output is None):
         raise typer.BadParameter("--shards N and --output DIR go together")
-    log = Console(stderr=True)
+    log = console_of(sys.stderr)
     with exit_status(log):
         from batchllm.cli.plan import PlanFiles, plan_batch_file
         from batchllm.jobs.files import is_standard_output
@@ -284,7 +305,7 @@ def plan(
             log=lambda line: say(log, line),
         )
     holds_records = any(is_standard_output(path) for path in (errors, plot, json))
-    print_plan(Console(stderr=holds_records, width=None if Console().is_terminal else PIPED_WIDTH), job_plan)
+    print_plan(console_of(sys.stderr if holds_records else sys.stdout, piped_width=PIPED_WIDTH), job_plan)
     if job_plan.failed_lines:
         raise typer.Exit(EXIT_SOME_LINES_FAILED)
 

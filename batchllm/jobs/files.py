@@ -91,10 +91,18 @@ def rereadable(path: Path) -> Iterator[Path]:
 
 
 def check_files(
-    input: Path, outputs: Mapping[str, Path | None], *, overwrite: bool, model_files: Iterable[Path] = ()
+    input: Path,
+    outputs: Mapping[str, Path | None],
+    *,
+    overwrite: bool,
+    model_files: Iterable[Path] = (),
+    replaced: Mapping[str, Path | None] | None = None,
 ) -> None:
     """Raises OSError or ValueError where the input is missing, an output cannot be written, holds something that may
-    not be replaced or is another job's, or two are one file. Changes nothing, and opens no pipe."""
+    not be replaced or is another job's, or two are one file. Changes nothing, and opens no pipe.
+
+    replaced: outputs of which whoever writes them checks what they hold.
+    """
     if input != STANDARD_INPUT and not input.exists():
         raise FileNotFoundError(f"input {str(input)!r}: no such file")
     names: dict[FileId, str] = {}
@@ -110,6 +118,10 @@ def check_files(
             if path.is_file():
                 with RecordFile(name, path, overwrite=overwrite):
                     pass
+    for name, path in (replaced or {}).items():
+        if path is not None:
+            check_writable(name, path)
+            claim(names, name, path)
 
 
 def claim(names: dict[FileId, str], name: str, path: Path | int) -> None:

@@ -35,12 +35,14 @@ class BatchFiles:
     summary: Path | None = None
     overwrite: bool = False  # of files that are not empty
     model: str | None = None  # a directory, whose files are none of the others
+    metrics: Path | None = None
 
     def check(self) -> None:
         """Raises OSError or ValueError for files that no job can run with. Changes none of them."""
         outputs = {"output": self.output, "errors": self.errors, "summary": self.summary}
         inputs = model_files(self.model) if self.model else []
-        check_files(self.input, outputs, overwrite=self.overwrite, model_files=inputs)
+        replaced = {"metrics": self.metrics}
+        check_files(self.input, outputs, overwrite=self.overwrite, model_files=inputs, replaced=replaced)
 
 
 def errors_beside(output: Path) -> Path | None:
