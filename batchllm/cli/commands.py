@@ -165,6 +165,9 @@ def run(
     json_summary: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the final figures as JSON, too.")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page about the job, as `batchllm report` does.")
+    ] = None,
     metrics: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep figures for Prometheus there while the job runs.")
     ] = None,
@@ -203,7 +206,8 @@ def run(
 
     with exit_status(log, when_interrupted="; nothing was written"):
         from batchllm.jobs.files import is_standard_output
-        from batchllm.jobs.run import BatchFiles, errors_beside, run_batch_file
+        from batchllm.jobs.run import BatchFiles, errors_beside, figures_beside, run_batch_file
+        from batchllm.reports.html import ReportFiles, write_report
         from batchllm.reports.metrics import keep_metrics
         from batchllm.reports.run_text import show_progress, summary_table, write_summary
 
@@ -214,6 +218,8 @@ def run(
             json_summary,
             overwrite,
             model,
+            figures=figures_beside(output),
+            report=report,
             metrics=metrics,
         )
         with (
@@ -234,7 +240,12 @@ def run(
             write_summary(json_summary, summary, overwrite=overwrite)
         except OSError as error:  # the answers are there all the same
             say(log, f"batchllm: {error}", style="red")
-    holds_records = any(is_standard_output(path) for path in (output, files.errors, json_summary))
+    if report:
+        try:
+            write_report(ReportFiles(output, report, None, files.errors, files.figures, overwrite))
+        except (OSError, ValueError) as error:
+            say(log, f"batchllm: {error}", style="red")
+    holds_records = any(is_standard_output(path) for path in (output, files.errors, json_summary, report))
     (log if holds_records else console_of(sys.stdout)).print(summary_table(summary))
     if summary.num_failed:
         raise typer.Exit(EXIT_SOME_LINES_FAILED)

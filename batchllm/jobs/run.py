@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from batchllm.engine.recorder import RunRecorder
+from batchllm.jobs.figures import leave_figures
 from batchllm.jobs.files import RecordFile, check_files, read_lines
 from batchllm.jobs.openai_batch import BatchPrompt, BatchRequest, Conversation, LineError, parse_line
 from batchllm.jobs.openai_records import answer_record, error_record
@@ -35,11 +37,14 @@ class BatchFiles:
     summary: Path | None = None
     overwrite: bool = False  # of files that are not empty
     model: str | None = None  # a directory, whose files are none of the others
+    figures: Path | None = None  # what a report needs beside the answers
+    report: Path | None = None
     metrics: Path | None = None
 
     def check(self) -> None:
         """Raises OSError or ValueError for files that no job can run with. Changes none of them."""
         outputs = {"output": self.output, "errors": self.errors, "summary": self.summary}
+        outputs |= {"figures": self.figures, "report": self.report}
         inputs = model_files(self.model) if self.model else []
         replaced = {"metrics": self.metrics}
         check_files(self.input, outputs, overwrite=self.overwrite, model_files=inputs, replaced=replaced)
@@ -50,9 +55,7 @@ def errors_beside(output: Path) -> Path | None:
 
     Raises FileExistsError where that file holds something and the output does not exist: OUT.txt has the same.
     """
-    directory = Path(os.path.realpath(output.parent))
-    is_special = directory == Path("/dev") or Path("/proc") in (directory, *directory.parents)
-    if is_special or (output.exists() and not output.is_file()):
+    if not has_neighbours(output):
         return None
     errors = output.with_suffix(".errors.jsonl")
     if not output.exists() and errors.is_file() and errors.stat().st_size:
@@ -61,6 +64,17 @@ def errors_beside(output: Path) -> Path | None:
             "output; name another with --errors"
         )
     return errors
+
+
+def figures_beside(output: Path) -> Path | None:
+    """OUT.figures.json for OUT.jsonl; None for a pipe or a device."""
+    return output.with_suffix(".figures.json") if has_neighbours(output) else None
+
+
+def has_neighbours(output: Path) -> bool:
+    directory = Path(os.path.realpath(output.parent))
+    is_special = directory == Path("/dev") or Path("/proc") in (directory, *directory.parents)
+    return not is_special and (output.is_file() or not output.exists())
 
 
 @dataclass(frozen=True)
@@ -124,7 +138,8 @@ def run_batch_file(
             else:
                 log(f"line {error.line}: {error}")
 
-        results = answers(llm, prompts, on_progress)
+        recorder = RunRecorder()
+        results = answers(llm, prompts, on_progress, recorder)
         first = list(itertools.islice(results, 1))  # with it the engine stands; until then nothing is replaced
         try:
             output_file.empty()
@@ -146,6 +161,10 @@ def run_batch_file(
             raise JobInterrupted(f"the answers so far are in {files.output}") from interrupt
         except ValueError as error:
             raise ValueError(f"{error}; the answers so far are in {files.output}") from error
+        finally:
+            if files.figures:
+                counts = [(prompt.request.line, prompt.at, prompt.params.n) for prompt in prompts]
+                leave_figures(files.figures, recorder, counts, llm.stats, model_name, files.input, files.overwrite, log)
     return JobSummary(num_answered, len(errors), llm.stats, num_other_model, num_cut)
 
 
@@ -157,14 +176,14 @@ class JobPrompt(NamedTuple):
 
 
 def answers(
-    llm: LLM, prompts: list[JobPrompt], on_progress: OnProgress | None
+    llm: LLM, prompts: list[JobPrompt], on_progress: OnProgress | None, recorder: RunRecorder
 ) -> Iterator[tuple[BatchRequest, list[RequestOutput]]]:
     """Each request as its last prompt is answered, with the outputs of its prompts in their order."""
     if not prompts:
         return
     unfinished: dict[int, dict[int, RequestOutput]] = {}  # line -> place -> output
     token_ids, params = [prompt.token_ids for prompt in prompts], [prompt.params for prompt in prompts]
-    for index, output in llm.generate_as_completed(token_ids, params, on_progress=on_progress):
+    for index, output in llm.generate_as_completed(token_ids, params, on_progress=on_progress, recorder=recorder):
         request, at = prompts[index].request, prompts[index].at
         outputs = unfinished.setdefault(request.line, {})
         outputs[at] = output

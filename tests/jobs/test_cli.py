@@ -160,7 +160,37 @@ def test_interrupted_while_it_loads_a_job_leaves_old_answers_alone(
     assert old.read_text() == "old answers"
 
 
-@pytest.mark.parametrize("args", [["run"], ["run", "in", "-o", "out"], ["run", "in", "--levels", "2"], ["walk"]])
+def test_metrics_and_a_report_are_written_beside_the_answers(made: list[FakeLLM], in_jsonl: Path) -> None:
+    out, page, metrics = (in_jsonl.with_name(name) for name in ("out.jsonl", "page.html", "metrics"))
+    result = call("run", in_jsonl, "-o", out, "--model", "m", "--metrics", metrics, "--report", page)
+    assert result.exit_code == 0, result.output
+    assert "# TYPE batchllm_requests gauge" in metrics.read_text()
+    assert "<title>out.jsonl" in page.read_text()
+
+
+@pytest.mark.parametrize("option", ["--metrics", "--report", "--json-summary"])
+def test_no_output_is_another_file_of_the_job(made: list[FakeLLM], in_jsonl: Path, option: str) -> None:
+    out = in_jsonl.with_name("out.jsonl")
+    for path, name in ((in_jsonl, "input"), (out, "output"), (out.with_suffix(".figures.json"), "figures")):
+        held = path.read_bytes() if path.exists() else None
+        result = call("run", in_jsonl, "-o", out, "--model", "m", option, path, "--overwrite")
+        assert result.exit_code == 1
+        assert f"is the {name} file" in result.stderr or f"{str(path)!r}: is the summary file" in result.stderr
+        assert (path.read_bytes() if path.exists() else None) == held
+    assert not made
+
+
+def test_a_report_that_cannot_be_made_is_exit_status_1_and_one_line(tmp_path: Path) -> None:
+    result = call("report", tmp_path / "none\x1b.jsonl")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("batchllm: input '")
+    assert result.stderr.endswith("': no such file\n")
+    assert {c for c in result.stderr if not c.isprintable()} == {"\n"}
+
+
+@pytest.mark.parametrize(
+    "args", [["run"], ["run", "in", "-o", "out"], ["run", "in", "--levels", "2"], ["walk"], ["report"]]
+)
 def test_wrong_usage_is_exit_status_2(args: list[str]) -> None:
     assert call(*args).exit_code == 2
 

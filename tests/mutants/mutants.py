@@ -508,8 +508,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "old_answers_go_before_there_is_a_new_one",
         RUN,
-        "        results = answers(llm, prompts, on_progress)\n",
-        "        output_file.empty()\n        results = answers(llm, prompts, on_progress)\n",
+        "        results = answers(llm, prompts, on_progress, recorder)\n",
+        "        output_file.empty()\n        results = answers(llm, prompts, on_progress, recorder)\n",
         IN_RUNNER + "test_old_answers_stay_until_there_is_a_new_one",
     ),
     Mutant(
