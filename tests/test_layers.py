@@ -74,7 +74,7 @@ IMPORTS = {
             "tokenizer",
         ),
     },
-    "reports": {"estimate", "jobs", "outputs", "text"},
+    "reports": {"engine", "estimate", "jobs", "outputs", "text"},
     "cli": {"estimate", "jobs", "llm", "models", "options", "reports", "requests", "text"},
 }
 

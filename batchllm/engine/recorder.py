@@ -14,6 +14,7 @@ from batchllm.sharing import LevelFigures, level_figures, segment_depths
 
 MAX_POINTS = 2000
 MAX_GROUPS = 20
+MAX_LEVELS = 32
 
 
 class TimelineFigures(msgspec.Struct, frozen=True):
@@ -129,7 +130,9 @@ class RunRecorder:
 
     @property
     def levels(self) -> list[LevelFigures]:
-        return level_figures(segment_depths(self._parent), self._token_end - self._token_begin, self._num_readers)
+        """Of depth 1 to MAX_LEVELS, the last with all that is deeper."""
+        depth = np.minimum(segment_depths(self._parent), MAX_LEVELS)
+        return level_figures(depth, self._token_end - self._token_begin, self._num_readers)
 
     @property
     def groups(self) -> list[GroupFigures]:

@@ -17,6 +17,7 @@ import msgspec
 from jinja2 import Environment
 from markupsafe import Markup
 
+from batchllm.engine.recorder import MAX_LEVELS
 from batchllm.jobs.figures import JobFigures, read_figures
 from batchllm.jobs.files import check_files, write_file
 from batchllm.jobs.openai_batch import BatchRequest
@@ -212,7 +213,7 @@ def levels(figures: JobFigures) -> Iterator[ShareRow]:
     for level in figures.levels:
         yield ShareRow(
             [
-                f"{level.depth}",
+                f"{level.depth}" + (" and deeper" if level.depth == MAX_LEVELS else ""),
                 f"{level.segments:,}",
                 f"{level.median_readers:,.0f}",
                 f"{level.max_readers:,}",

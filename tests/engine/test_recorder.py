@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import batchllm.engine.recorder
+import batchllm_ext as ext
 from batchllm import LLM, LogitsRule, SamplingParams
-from batchllm.engine.recorder import MAX_POINTS, RunRecorder, Timeline
+from batchllm.engine.recorder import MAX_LEVELS, MAX_POINTS, RunRecorder, Timeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -89,6 +90,16 @@ def test_levels_are_those_of_the_segments(llm):
     levels = record(llm, PROMPTS, [params()] * len(PROMPTS)).levels
     assert [(level.depth, level.segments, level.stored_tokens) for level in levels] == [(1, 1, 8), (2, 2, 40)]
     assert [level.saved_tokens for level in levels] == [8 * 5, 20 * 2 + 20 * 1]
+
+
+def test_levels_beyond_a_limit_are_one():
+    deepest, ids = MAX_LEVELS + 8, np.arange(MAX_LEVELS + 8, dtype=np.int32)  # a segment of 5 tokens below each other
+    recorder = RunRecorder()
+    recorder.added(0, ext.Segments(ids - 1, 5 * ids, 5 * ids + 5, ids, ids))
+    levels = recorder.levels
+    assert [level.segments for level in levels] == [1] * (MAX_LEVELS - 1) + [deepest - MAX_LEVELS + 1]
+    assert sum(level.stored_tokens for level in levels) == 5 * deepest
+    assert [level.max_readers for level in levels] == list(range(deepest, deepest - MAX_LEVELS, -1))
 
 
 def test_waves_of_requests_are_counted_on(llm):

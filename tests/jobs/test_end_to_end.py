@@ -10,8 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from batchllm import LLM
 from batchllm.cli import app
 from batchllm.jobs.figures import read_figures
+from batchllm.jobs.run import BatchFiles, JobInterrupted, run_batch_file
+from batchllm.outputs import JobProgress
 from tests.engine import tiny
 from tests.jobs.batch_lines import chat_line, completion_line, read_records, write_lines
 
@@ -105,3 +108,23 @@ def test_a_run_leaves_figures_metrics_and_a_page(model_dir: Path, tmp_path: Path
     again = CliRunner().invoke(app, ["report", str(tmp_path / "out.jsonl")])
     assert (again.exit_code, again.stderr) == (0, f"wrote {tmp_path / 'out.html'}\n")
     assert (tmp_path / "out.html").read_text() == page.read_text()
+
+
+def test_a_job_that_is_stopped_leaves_figures_and_a_page_that_says_so(model_dir: Path, tmp_path: Path) -> None:
+    lines = [completion_line(str(i), f"{i}?", max_tokens=2 + i, ignore_eos=True) for i in range(5)]
+    files = BatchFiles(
+        *(write_lines(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl", tmp_path / "out.errors.jsonl"),
+        figures=tmp_path / "out.figures.json",
+    )
+
+    def stop(progress: JobProgress) -> None:
+        if progress.finished_requests == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(JobInterrupted):
+        run_batch_file(files, lambda: LLM(model_dir), model_name="m", chat_max_tokens=1, on_progress=stop)
+    figures = read_figures(tmp_path / "out.figures.json")
+    assert len(figures.timeline.steps) == figures.progress.steps > 0
+    assert figures.seconds.keys() >= {"forward"}
+    assert CliRunner().invoke(app, ["report", str(files.output)]).exit_code == 0
+    assert "The job was stopped: 2 of 5 requests were finished." in (tmp_path / "out.html").read_text()

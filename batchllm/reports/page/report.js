@@ -183,22 +183,23 @@ async function rowItem(row, inTree) {
 }
 
 // A page of rows, and a button for the next.
-async function draw(list, rows, begin = 0, until = begin + PAGE_SIZE) {
-  const items = await Promise.all(rows.slice(begin, until).map((row) => rowItem(row, true)));
+async function draw(list, rows, begin = 0) {
+  const end = begin + PAGE_SIZE;
+  const items = await Promise.all(rows.slice(begin, end).map((row) => rowItem(row, true)));
   list.append(...items);
-  if (until >= rows.length) return;
+  list.drawMore = undefined;
+  if (end >= rows.length) return;
   const item = make("li");
-  const left = rows.length - until;
+  const left = rows.length - end;
   const button = make("button", "", `Show ${number.format(Math.min(PAGE_SIZE, left))} more of ${number.format(left)}`);
   button.type = "button";
-  list.drawUntil = async (end) => {
+  list.drawMore = () => {
     item.remove();
-    list.drawUntil = undefined;
-    await draw(list, rows, until, Math.max(until + PAGE_SIZE, end));
+    return draw(list, rows, end);
   };
   button.addEventListener("click", async () => {
-    await list.drawUntil(0);
-    list.children[until]?.querySelector("summary, button, a")?.focus();
+    await list.drawMore();
+    list.children[end]?.querySelector("summary, button, a")?.focus();
   });
   item.append(button);
   list.append(item);
@@ -209,9 +210,11 @@ async function reveal(target) {
   let [list, begin, end] = [$("tree"), 0, sizes.length];
   while (begin < end) {
     const children = childRows(begin, end);
-    const place = children.findIndex((row) => target < row + sizes[row]);
-    const row = children[place];
-    if (!$(`row-${row}`) && list.drawUntil) await list.drawUntil(place + 1);
+    const row = children.find((child) => target < child + sizes[child]);
+    while (!$(`row-${row}`) && list.drawMore) {
+      await list.drawMore();
+      await new Promise(requestAnimationFrame);
+    }
     const element = $(`row-${row}`);
     if (isPrefix(row)) {
       await element.openRows();
@@ -221,7 +224,11 @@ async function reveal(target) {
     if (row === target) {
       for (const other of document.querySelectorAll(".target")) other.classList.remove("target");
       element.classList.add("target");
-      element.scrollIntoView({ block: "start" });
+      for (let tries = 0; tries < 8; tries += 1) {
+        // Rows above it take their height only when they come into sight.
+        element.scrollIntoView({ block: "start", behavior: "instant" });
+        await new Promise(requestAnimationFrame);
+      }
       element.querySelector("summary")?.focus({ preventScroll: true });
       return;
     }
