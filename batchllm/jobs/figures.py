@@ -83,4 +83,6 @@ def read_figures(path: Path) -> JobFigures:
     timeline = figures.timeline
     if len({len(getattr(timeline, name)) for name in timeline.__struct_fields__}) != 1:
         raise ValueError(f"figures {str(path)!r}: timeline: expected lists of one length")
+    if min(timeline.steps, default=1) < 1:
+        raise ValueError(f"figures {str(path)!r}: timeline.steps: expected at least 1 each, got {min(timeline.steps)}")
     return figures

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from batchllm.jobs.files import write_file
 from batchllm.jobs.run import JobSummary, OnProgress
@@ -27,7 +27,7 @@ def show_progress(console: Console) -> Iterator[OnProgress]:
     """A bar on a terminal, a line per minute elsewhere."""
     pace = Pace()
     if console.is_terminal:
-        columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
+        columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False, table_column=Column()))
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("starting", total=1.0)
 

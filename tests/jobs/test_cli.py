@@ -206,6 +206,16 @@ def test_nothing_of_a_name_or_an_error_is_obeyed_by_a_terminal(in_jsonl: Path, m
     assert {c for c in result.stdout + result.stderr if not c.isprintable()} == {"\n"}
 
 
+@pytest.mark.parametrize("wish", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_a_log_has_no_control_codes_whatever_the_environment_wishes(
+    made: list[FakeLLM], in_jsonl: Path, monkeypatch: pytest.MonkeyPatch, wish: str
+) -> None:
+    monkeypatch.setenv(wish, "1")
+    for source in (in_jsonl, in_jsonl.with_name("none.jsonl")):
+        result = call("run", source, "-o", in_jsonl.with_name("out.jsonl"), "--model", "m")
+        assert {c for c in result.stdout + result.stderr if not c.isprintable()} == {"\n"}
+
+
 def test_version() -> None:
     assert call("--version").stdout == f"batchllm {batchllm.__version__}\n"
 

@@ -282,12 +282,16 @@ def test_figures_that_are_none_are_named(job: ReportFiles, content: bytes, messa
         report_page(job)
 
 
-def test_figures_of_unequal_lengths_are_named(job: ReportFiles) -> None:
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [("seconds", [1.5], "timeline: expected lists of one length"), ("steps", [1, 0, 1], "timeline.steps: .* got 0")],
+)
+def test_a_timeline_that_is_none_is_named(job: ReportFiles, column: str, values: list[float], message: str) -> None:
     assert job.figures
     raw = json.loads(job.figures.read_bytes())
-    raw["timeline"]["seconds"].pop()
+    raw["timeline"][column] = values
     job.figures.write_text(json.dumps(raw))
-    with pytest.raises(ValueError, match=r"out.figures.json': timeline: expected lists of one length"):
+    with pytest.raises(ValueError, match=rf"out.figures.json': {message}"):
         report_page(job)
 
 

@@ -157,14 +157,6 @@ def test_pipes_are_files(in_jsonl: Path, command: str) -> None:
     assert len(read_records(in_jsonl.with_name("out.jsonl"))) == NUM_LINES
 
 
-@pytest.mark.parametrize("wish", ["FORCE_COLOR", "TTY_COMPATIBLE", "CLICOLOR_FORCE"])
-def test_a_log_has_no_control_codes_whatever_the_environment_wishes(in_jsonl: Path, wish: str) -> None:
-    names = "-o $D/out.jsonl --model m"
-    for job in ("$D/in.jsonl", "$D/none.jsonl"):
-        _, out, err = shell(f"export {wish}=1; batchllm run {job} {names}", in_jsonl.parent)
-        assert {c for c in out + err if not c.isprintable()} == {"\n"}
-
-
 def test_answers_go_nowhere_and_errors_to_the_log_without_a_file_in_dev(tmp_path: Path) -> None:
     in_jsonl = write_lines(tmp_path / "in.jsonl", [b"{", completion_line("a")])
     before = set(os.listdir("/dev"))

@@ -85,12 +85,14 @@ def test_without_a_terminal_progress_is_a_line_per_minute() -> None:
     assert speeds == ["100 output tokens/s", "2 output tokens/s", "1 output tokens/s"]
 
 
-def test_on_a_terminal_progress_is_a_bar() -> None:
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_on_a_terminal_progress_is_a_bar_and_all_that_a_line_tells(width: int) -> None:
     log = io.StringIO()
-    with show_progress(Console(file=log, width=120, force_terminal=True)) as on_progress:
+    with show_progress(Console(file=log, width=width, force_terminal=True)) as on_progress:
         on_progress(progress())
     assert "━" in log.getvalue()
     assert "1/4 requests" in log.getvalue()
+    assert "0:05 left" in log.getvalue()
 
 
 def test_summary_has_every_figure_and_every_phase() -> None:

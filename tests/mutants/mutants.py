@@ -219,6 +219,7 @@ STRINGS = "batchllm/sampling/stop_strings.py"
 BATCH = "batchllm/jobs/openai_batch.py"
 FILES = "batchllm/jobs/files.py"
 RUN = "batchllm/jobs/run.py"
+RECORDER = "batchllm/engine/recorder.py"
 
 IN_ENGINE = "tests/engine/test_engine.py::"
 IN_GENERATE = "tests/engine/test_generate.py::"
@@ -230,6 +231,8 @@ IN_FILES = "tests/jobs/test_files.py::"
 IN_BATCH = "tests/jobs/test_openai_batch.py::"
 IN_RUNNER = "tests/jobs/test_runner.py::"
 IN_WINDOWS = "tests/engine/test_windows.py::"
+IN_RECORDER = "tests/engine/test_recorder.py::"
+IN_HTML = "tests/jobs/test_html.py::"
 
 PYTHON_MUTANTS = [
     # Request table.
@@ -659,5 +662,55 @@ PYTHON_MUTANTS = [
         "if not family.runs or ",
         "if ",
         "tests/engine/test_config.py::test_what_is_not_supported_is_refused_by_file_and_field",
+    ),
+    # What is seen of a job.
+    Mutant(
+        "what_an_answer_says_is_markup",
+        "batchllm/reports/html.py",
+        "Environment(autoescape=True, trim",
+        "Environment(autoescape=False, trim",
+        IN_HTML + "test_what_prompts_and_answers_say_is_text",
+    ),
+    Mutant(
+        "prompts_of_one_line_have_the_answers_of_all",
+        "batchllm/reports/browser_data.py",
+        "answer.completions[at * n : (at + 1) * n]",
+        "answer.completions",
+        IN_HTML + "test_prompts_of_one_line_have_their_own_answers",
+    ),
+    Mutant(
+        "prefixes_end_within_words",
+        "batchllm/reports/prefix_tree.py",
+        "if a[at - 1].isspace()",
+        "if a",
+        "tests/jobs/test_prefix_tree.py::test_a_shared_text_ends_with_a_word",
+    ),
+    Mutant(
+        "a_full_timeline_forgets_every_second_point",
+        RECORDER,
+        "self._sums.reshape(half, 2, -1).sum(axis=1)",
+        "self._sums.reshape(half, 2, -1)[:, 0]",
+        IN_RECORDER + "test_a_timeline_is_bounded_and_loses_nothing",
+    ),
+    Mutant(
+        "a_prefill_that_goes_on_is_nobodys",
+        RECORDER,
+        "spent_s[num_decodes] += self._unfinished_s",
+        "pass",
+        IN_RECORDER + "test_the_prefill_of_a_request_is_its_groups_in_all_steps_that_it_takes",
+    ),
+    Mutant(
+        "the_environment_makes_a_log_a_terminal",
+        "batchllm/cli/commands.py",
+        "force_terminal=is_terminal, ",
+        "",
+        "tests/jobs/test_cli.py::test_a_log_has_no_control_codes_whatever_the_environment_wishes",
+    ),
+    Mutant(
+        "metrics_are_written_where_they_are_read",
+        "batchllm/reports/metrics.py",
+        "        os.replace(file.name, target)",
+        "        target.write_bytes(content), os.unlink(file.name)",
+        "tests/jobs/test_metrics.py::test_the_file_is_replaced_now_and_then_and_in_the_end",
     ),
 ]
