@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from batchllm.engine.engine import Finished
 from batchllm.outputs import MODEL_LENGTH, CompletionOutput, Logprob, RequestOutput
 from batchllm.sampling.growing_text import text_after
@@ -26,7 +28,8 @@ class PendingAnswer:
         self.outputs.append(self.completion(sample, finished))
         self._num_computed += len(self.token_ids) - finished.num_cached_tokens
         if finished.prompt_logprobs is not None:
-            self._prompt_logprobs = self._with_texts(finished.prompt_logprobs)
+            self._add_texts(finished.prompt_logprobs)
+            self._prompt_logprobs = finished.prompt_logprobs
         return self.answer(finished=True) if len(self.outputs) == self.params.n else None
 
     def answer(self, *, finished: bool, unfinished: list[CompletionOutput] | None = None) -> RequestOutput:
@@ -62,10 +65,12 @@ class PendingAnswer:
                 stop_reason = MODEL_LENGTH
         except ValueError as error:
             text, finish_reason, stop_reason = "", "error", str(error)
-        return CompletionOutput(sample, text, token_ids, finished.cumulative_logprob, finish_reason, stop_reason)
+        self._add_texts(finished.logprobs or ())
+        return CompletionOutput(
+            sample, text, token_ids, finished.cumulative_logprob, finish_reason, stop_reason, finished.logprobs
+        )
 
-    def _with_texts(self, entries: list[dict[int, Logprob] | None]) -> list[dict[int, Logprob] | None]:
+    def _add_texts(self, entries: Sequence[dict[int, Logprob] | None]) -> None:
         if self._tokenizer.exists:
             for token_id, logprob in (item for entry in entries if entry for item in entry.items()):
-                logprob.decoded_token = self._tokenizer.decode([token_id], SamplingParams(skip_special_tokens=False))
-        return entries
+                logprob.decoded_token = self._tokenizer.token_text(token_id)

@@ -13,7 +13,7 @@ class Logprob:
 
     logprob: float  # under the model, in nats
     rank: int  # 1 is the likeliest token there
-    decoded_token: str | None = None  # the token alone; None where the model has no tokenizer
+    decoded_token: str | None = None  # what it adds to a text; None where the model has no tokenizer
 
 
 @dataclass
@@ -27,6 +27,9 @@ class CompletionOutput:
     finish_reason: str | None  # "stop" or "length"; "error" where the tokens could not be decoded; None: not yet
     # The stop token or string; MODEL_LENGTH where the context was full before max_tokens; what failed; else None.
     stop_reason: int | str | None = None
+    # Where SamplingParams.logprobs or logprob_token_ids ask: per token of the output that token itself, first, and the
+    # others, by id.
+    logprobs: list[dict[int, Logprob]] | None = None
 
     @property
     def is_cut(self) -> bool:

@@ -35,6 +35,7 @@ class LiveRequest:
     seed: int  # 64 bits
     max_output_tokens: int
     end: End | None = None
+    logprobs: list[dict[int, Logprob]] | None = None  # by token of the output, where they are wanted
     # By position of the prompt, where its log-probabilities are wanted; the first has none.
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
 

@@ -56,6 +56,7 @@ class Tokenizer:
         self.encode_s = 0.0
         self._hugging_face: Any = None
         self._longest_token = 0
+        self._token_texts: dict[int, str | None] = {}
         self.templates = ChatTemplateRunner()
 
     def hugging_face(self) -> Any:
@@ -178,6 +179,18 @@ class Tokenizer:
     def decode(self, token_ids: list[int], params: SamplingParams) -> str:
         """Text of the tokens; empty where the model directory has no tokenizer. Raises ValueError if that fails."""
         return decoder(self.backend(), params)(token_ids) if self.exists else ""
+
+    def token_text(self, token_id: int) -> str | None:
+        """What the token adds to a text, be it special or not: what a second one adds to the first, because a tokenizer
+        may take the first space off. None where it cannot be decoded."""
+        if token_id not in self._token_texts:
+            decode = decoder(self.backend(), SamplingParams(skip_special_tokens=False))
+            try:
+                one, two = decode([token_id]), decode([token_id, token_id])
+                self._token_texts[token_id] = two[len(one) :] if two.startswith(one) else one
+            except ValueError:
+                self._token_texts[token_id] = None
+        return self._token_texts[token_id]
 
     def _chat_template(self, given: str | None, tools: Sequence[Any] | None) -> str:
         tokenizer = self.hugging_face()

@@ -22,7 +22,7 @@ from batchllm.models.forward_pass import ForwardPass
 from batchllm.options import READER_COST_TOKENS
 from batchllm.outputs import JobProgress, Logprob
 from batchllm.request_table import End, RequestTable
-from batchllm.sampling.logprobs import add_prompt_logprobs
+from batchllm.sampling.logprobs import add_logprobs, add_prompt_logprobs, asks_for_logprobs
 from batchllm.sampling.rules import LogitsRule, Rows
 from batchllm.sampling.sampler import Sampler
 from batchllm.sampling_params import SamplingParams
@@ -51,6 +51,7 @@ class Finished:
     end: End | None  # None: by length
     cumulative_logprob: float
     num_cached_tokens: int
+    logprobs: list[dict[int, Logprob]] | None  # where its parameters ask, as the next
     prompt_logprobs: list[dict[int, Logprob] | None] | None
 
 
@@ -95,6 +96,7 @@ class Engine:
         self._sampler = Sampler(self.requests, self.rules)
         self._num_output_tokens = self.requests.column(np.int32)
         self._logprob = self.requests.column(np.float64)  # of the tokens so far, summed
+        self._asks_for_logprobs = self.requests.column(bool)
         for rule in self.rules:
             rule.bind(self.requests)
         self._remaining_tokens = 0  # that live requests may still generate, at most
@@ -178,6 +180,9 @@ class Engine:
             self._remaining_tokens += live.max_output_tokens
             if params.prompt_logprobs is not None and request_id == ids.start:
                 live.prompt_logprobs = [None] * len(prompt)
+            if asks_for_logprobs(params):
+                live.logprobs = []
+                self._asks_for_logprobs.values[live.slot] = True
             self._sampler.add(live)
             for rule in self.rules:
                 rule.add(live)
@@ -268,7 +273,12 @@ class Engine:
             with self._clock("forward"):
                 logits = self.model.logits(hidden[part])
             with self._clock("sample"):
-                tokens[part], logprobs[part] = self._sampler.sample(logits, rows.take(part), self.runner.ops)
+                of_part = rows.take(part)
+                tokens[part], logprobs[part] = self._sampler.sample(logits, of_part, self.runner.ops)
+                asking = np.flatnonzero(self._asks_for_logprobs.values[of_part.slots])
+                if len(asking):
+                    their_logits = logits[torch.as_tensor(asking, device=logits.device)]
+                    add_logprobs(their_logits, of_part.take(asking), tokens[part][asking])
         return tokens, logprobs
 
     def _score(self, hidden: torch.Tensor, outputs: ext.TokenBatch) -> None:
@@ -302,6 +312,7 @@ class Engine:
             end=request.end,
             cumulative_logprob=float(self._logprob.values[request.slot]),
             num_cached_tokens=planner.num_cached_tokens(request_id),
+            logprobs=request.logprobs,
             prompt_logprobs=request.prompt_logprobs,
         )
 

@@ -73,6 +73,8 @@ class StopTokens(LogitsRule):
 class MinTokens(LogitsRule):
     """No stop token is drawn before `min_tokens` tokens."""
 
+    needs_tokens_before_draw = False
+
     def __init__(self, stop_tokens: StopTokens) -> None:
         self._stop_tokens = stop_tokens
 

@@ -216,6 +216,8 @@ DRAW = "batchllm/sampling/draw.py"
 SAMPLER = "batchllm/sampling/sampler.py"
 TEXT = "batchllm/sampling/growing_text.py"
 STRINGS = "batchllm/sampling/stop_strings.py"
+PENALTIES = "batchllm/sampling/penalties.py"
+BAD_WORDS = "batchllm/sampling/bad_words.py"
 BATCH = "batchllm/jobs/openai_batch.py"
 FILES = "batchllm/jobs/files.py"
 RUN = "batchllm/jobs/run.py"
@@ -226,6 +228,8 @@ IN_GENERATE = "tests/engine/test_generate.py::"
 IN_GRAMMARS = "tests/engine/test_structured_outputs.py::"
 IN_SAMPLING = "tests/engine/test_sampling.py::"
 IN_STOPPING = "tests/engine/test_stopping.py::"
+IN_RULES = "tests/engine/test_logits_rules.py::"
+IN_LOGPROBS = "tests/engine/test_logprobs.py::"
 IN_ASYNC = "tests/engine/test_async_llm.py::"
 IN_FILES = "tests/jobs/test_files.py::"
 IN_BATCH = "tests/jobs/test_openai_batch.py::"
@@ -317,9 +321,9 @@ PYTHON_MUTANTS = [
     Mutant(
         "readers_of_a_scored_row_have_one_next_token",
         "batchllm/sampling/logprobs.py",
-        "entry.setdefault(int(token_ids[i][j - indptr[i]])",
-        "entry.setdefault(int(token_ids[i][0])",
-        IN_ENGINE + "test_prompt_logprobs_are_transformers",
+        "targets = np.concatenate(token_ids)",
+        "targets = np.concatenate([np.full_like(ids, ids[0]) for ids in token_ids])",
+        IN_LOGPROBS + "test_logprobs_are_transformers",
     ),
     Mutant(
         "a_length_is_known_in_spite_of_stop_strings",
@@ -406,6 +410,104 @@ PYTHON_MUTANTS = [
         "if stop_set.num_requests == 0:",
         "if True:",
         IN_SAMPLING + "test_a_stop_set_goes_with_the_last_request_that_has_it",
+    ),
+    Mutant(
+        "small_penalties_are_rounded_away",
+        SAMPLER,
+        "ruled_logits = logits.index_select(0, ruled_there).float()",
+        "ruled_logits = logits.index_select(0, ruled_there).bfloat16().float()",
+        IN_RULES + "test_small_penalties_of_large_logits_are_not_rounded_away",
+    ),
+    Mutant(
+        "min_p_is_passed_over",
+        SAMPLER,
+        "self._min_p.values[request.slot] = params.min_p",
+        "pass",
+        IN_SAMPLING + "test_draws_follow_the_exact_distribution",
+    ),
+    Mutant(
+        "a_token_of_the_prompt_is_not_repeated",
+        PENALTIES,
+        "torch.cat([prompt_tokens, in_output[1]])",
+        "torch.cat([prompt_tokens.clamp(max=0), in_output[1]])",
+        IN_RULES + "test_rules_make_of_logits_what_transformers_processors_make",
+    ),
+    Mutant(
+        "frequency_is_presence",
+        PENALTIES,
+        "frequency * counts + presence",
+        "frequency + presence",
+        IN_RULES + "test_rules_make_of_logits_what_transformers_processors_make",
+    ),
+    Mutant(
+        "each_time_that_a_token_comes_it_is_a_new_one",
+        "batchllm/sampling/token_counts.py",
+        "np.where(is_known, is_token.argmax(axis=1), sizes)",
+        "sizes",
+        IN_RULES + "test_rules_make_of_logits_what_transformers_processors_make",
+    ),
+    Mutant(
+        "a_bias_is_added_to_the_neighbour",
+        "batchllm/sampling/logit_bias.py",
+        "np.array(list(logit_bias), np.int64)",
+        "np.array(sorted(logit_bias), np.int64)",
+        IN_RULES + "test_rules_make_of_logits_what_transformers_processors_make",
+    ),
+    Mutant(
+        "a_request_ends_though_it_drew_an_allowed_token",
+        "batchllm/sampling/allowed_tokens.py",
+        "if tokens[row] not in self._allowed(rows[row])",
+        "if tokens[row] != self._allowed(rows[row])[0]",
+        IN_GENERATE + "test_a_request_that_is_left_with_no_token_ends_alone_with_an_error",
+    ),
+    Mutant(
+        "whoever_is_left_with_no_token_goes_on",
+        BAD_WORDS,
+        "                ends.append((row, NO_TOKEN_LEFT))\n",
+        "                pass\n",
+        IN_GENERATE + "test_a_request_that_is_left_with_no_token_ends_alone_with_an_error",
+    ),
+    Mutant(
+        "bad_words_are_looked_for_in_the_last_token_only",
+        BAD_WORDS,
+        "if output[-len(before) :] == before",
+        "if output[-1:] == before[-1:]",
+        IN_RULES + "test_rules_make_of_logits_what_transformers_processors_make",
+    ),
+    Mutant(
+        "a_bad_word_may_follow_a_space",
+        BAD_WORDS,
+        "return [bare, spaced] if is_another_word else [bare]",
+        "return [bare]",
+        IN_RULES + "test_rules_make_of_logits_what_transformers_processors_make",
+    ),
+    Mutant(
+        "what_rules_prepare_outlives_its_requests",
+        "batchllm/sampling/prepared.py",
+        "            users.discard(request.id)\n",
+        "",
+        IN_RULES + "test_what_rules_prepare_is_shared_by_the_completions_of_a_prompt_and_goes_with_the_last",
+    ),
+    Mutant(
+        "logprobs_are_those_of_the_row_before",
+        ENGINE,
+        "their_logits = logits[torch.as_tensor(asking, device=logits.device)]",
+        "their_logits = logits[torch.as_tensor(asking - 1, device=logits.device)]",
+        IN_LOGPROBS + "test_logprobs_are_transformers",
+    ),
+    Mutant(
+        "the_sampled_token_is_told_only_if_it_is_likely",
+        "batchllm/sampling/logprobs.py",
+        "np.array([token, *(request.params.logprob_token_ids or ())], np.int64)",
+        "np.array(request.params.logprob_token_ids or (), np.int64)",
+        IN_LOGPROBS + "test_logprobs_are_transformers",
+    ),
+    Mutant(
+        "a_token_shows_no_space_before_it",
+        "batchllm/tokenizer.py",
+        "two[len(one) :] if two.startswith(one) else one",
+        "one",
+        IN_LOGPROBS + "test_the_texts_of_tokens_are_what_they_add_to_a_text",
     ),
     Mutant(
         "a_text_is_decoded_without_its_prompts",
