@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from batchllm.engine.engine import Finished
 from batchllm.outputs import MODEL_LENGTH, CompletionOutput, Logprob, RequestOutput
+from batchllm.reasoning import split_reasoning
 from batchllm.sampling.growing_text import text_after
 from batchllm.sampling_params import SamplingParams
 from batchllm.tokenizer import Tokenizer
+
+NUM_TOKENS_AFTER_TAG = 8  # of white space, at most, where a prompt begins the reasoning
 
 
 class PendingAnswer:
@@ -66,9 +70,20 @@ class PendingAnswer:
         except ValueError as error:
             text, finish_reason, stop_reason = "", "error", str(error)
         self._add_texts(finished.logprobs or ())
-        return CompletionOutput(
+        output = CompletionOutput(
             sample, text, token_ids, finished.cumulative_logprob, finish_reason, stop_reason, finished.logprobs
         )
+        if (tags := self._tokenizer.reasoning_tags) is not None and finish_reason != "error":
+            output.reasoning_content, output.content = split_reasoning(text, tags, is_open=self._ends_in_reasoning)
+        return output
+
+    @cached_property
+    def _ends_in_reasoning(self) -> bool:
+        """Whether the prompt has begun the reasoning."""
+        tags = self._tokenizer.reasoning_tags
+        assert tags is not None
+        end = self.token_ids[-len(tags.begin.encode()) - NUM_TOKENS_AFTER_TAG :]
+        return self._tokenizer.decode(end, SamplingParams(skip_special_tokens=False)).rstrip().endswith(tags.begin)
 
     def _add_texts(self, entries: Sequence[dict[int, Logprob] | None]) -> None:
         if self._tokenizer.exists:

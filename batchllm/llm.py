@@ -141,8 +141,10 @@ class LLM:
         return self._tokenizer.encode(texts)
 
     def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]:
-        """Token ids of a conversation in the model's chat template, opened for the assistant's answer."""
-        return self._tokenizer.encode_chat(messages, **{"add_generation_prompt": True, **options})
+        """Token ids of a conversation in the model's chat template, opened for the assistant's answer, unless that is
+        to continue its last message."""
+        is_opened = not options.get("continue_final_message")
+        return self._tokenizer.encode_chat(messages, **{"add_generation_prompt": is_opened, **options})
 
     def check_chat_template(self) -> None:
         """Raises ValueError where the model's chat template can render no conversation at all."""

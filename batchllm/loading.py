@@ -57,7 +57,10 @@ class LoadedModel:
                 message = f"{self.directory / GENERATION_CONFIG}: not supported, and not applied: {settings}"
                 warnings.warn(message, stacklevel=3)
         self.tokenizer = Tokenizer(
-            self.directory, self.config.max_model_len, allow_special_tokens=options.allow_special_tokens
+            self.directory,
+            self.config.max_model_len,
+            allow_special_tokens=options.allow_special_tokens,
+            reasoning_tags=options.reasoning_tags,
         )
         # What any of the model's files names as an end of sequence is one.
         known = [token for token in self.tokenizer.eos_token_ids if token < self.config.vocab_size]

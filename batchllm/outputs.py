@@ -30,6 +30,13 @@ class CompletionOutput:
     # Where SamplingParams.logprobs or logprob_token_ids ask: per token of the output that token itself, first, and the
     # others, by id.
     logprobs: list[dict[int, Logprob]] | None = None
+    # What the model thought before it answered, where its text is marked so (EngineOptions.reasoning_tags).
+    reasoning_content: str | None = None
+    content: str | None = None  # the text without that; None where nothing follows it
+
+    def __post_init__(self) -> None:
+        if self.reasoning_content is None:
+            self.content = self.text
 
     @property
     def is_cut(self) -> bool:

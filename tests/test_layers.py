@@ -35,10 +35,11 @@ IMPORTS = {
     "request_table": {"outputs", "sampling_params"},
     "bounded_process": set(),
     "chat_template": {"bounded_process", "text"},
+    "reasoning": set(),
     "device": set(),
     "models": {"device", "sampling_params", "text"},
     "sampling": {"bounded_process", "device", "outputs", "request_table", "sampling_params", "text"},
-    "tokenizer": {"chat_template", "models", "sampling", "sampling_params", "text"},
+    "tokenizer": {"chat_template", "models", "reasoning", "sampling", "sampling_params", "text"},
     "engine": {"device", "models", "options", "outputs", "request_table", "sampling", "sampling_params", "sharing"},
     "loading": {
         "device",
@@ -51,7 +52,7 @@ IMPORTS = {
         "text",
         "tokenizer",
     },
-    "answers": {"engine", "outputs", "sampling", "sampling_params", "tokenizer"},
+    "answers": {"engine", "outputs", "reasoning", "sampling", "sampling_params", "tokenizer"},
     "llm": {
         *("answers", "engine", "loading", "models", "options", "outputs", "requests", "sampling", "sampling_params"),
         "tokenizer",

@@ -145,11 +145,22 @@ def run(
     ] = Levels.auto,
     generation_config: Annotated[
         GenerationConfig,
-        typer.Option(help="auto: the model's temperature, top_p and top_k where a line has none; vllm: 1, 1 and 0."),
+        typer.Option(
+            help="auto: the model's temperature, top_p, top_k, min_p and repetition_penalty where a line has none; "
+            "vllm: 1, 1, 0, 0 and 1."
+        ),
     ] = GenerationConfig.auto,
     allow_special_tokens: Annotated[
         bool, typer.Option("--allow-special-tokens", help="Special tokens in messages are no text.")
     ] = False,
+    reasoning_tags: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="BEGIN END",
+            help="Around what a model thinks before it answers.",
+            show_default="<think> </think>, where the model has them",
+        ),
+    ] = None,
     dtype: Annotated[Dtype, typer.Option(help="auto: bfloat16 where the CPU multiplies it.")] = Dtype.auto,
     device: Annotated[
         RunDevice, typer.Option(help="auto: the CPU, until the tests have run on a GPU.")
@@ -176,7 +187,8 @@ def run(
 
     Lines: POST to /v1/chat/completions or /v1/completions. Answers are written as they complete, in any order;
     match them by custom_id. Without a limit of its own, a chat answer ends after --max-tokens and a completion
-    after 16 tokens; without a temperature, top_p or top_k it has those of the model's generation_config.json. An answer
+    after 16 tokens; without a temperature, top_p, top_k, min_p or repetition_penalty it has those of the model's
+    generation_config.json. What a model thinks before it answers is the reasoning_content beside the content. An answer
     that the model's length ends before its limit has the finish_reason "length" and the stop_reason "max_model_len".
 
     Exit status: 0 every line was answered; 3 the job ran, but some lines failed (see --errors); 1 the job could
@@ -200,6 +212,7 @@ def run(
             num_threads=num_threads,
             generation_config=generation_config.value,
             allow_special_tokens=allow_special_tokens,
+            reasoning_tags=reasoning_tags or "auto",
         )
         say(log, f"device {llm.device_choice}")
         return llm

@@ -23,23 +23,30 @@ CHAT_URL, COMPLETIONS_URL = "/v1/chat/completions", "/v1/completions"
 DEFAULT_COMPLETIONS_MAX_TOKENS = 16  # OpenAI's
 MAX_COMPLETIONS = 128  # of one prompt; OpenAI's
 
-CHAT_FIELDS, COMPLETIONS_FIELDS = frozenset({"messages", "chat_template_kwargs"}), frozenset({"prompt"})
+# What `_conversation` and `_completion_prompts` read.
+CHAT_FIELDS = frozenset(
+    {"messages", "chat_template_kwargs", "tools", "documents", "add_generation_prompt", "continue_final_message"}
+)
+COMPLETIONS_FIELDS = frozenset({"prompt"})
 # Fields of a body that are SamplingParams' fields of that name. By name, because not every field that both have means
-# the same (OpenAI's `logprobs` is a flag).
+# the same: see `_logprobs`.
 SAMPLING_FIELDS = frozenset(
     {
-        *("n", "temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos"),
-        *("max_tokens", "min_tokens", "include_stop_str_in_output", "skip_special_tokens"),
+        *("n", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "ignore_eos"),
+        *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "allowed_token_ids"),
+        *("bad_words", "max_tokens", "min_tokens", "include_stop_str_in_output", "skip_special_tokens"),
+        *("logprob_token_ids", "prompt_logprobs"),
     }
 )
+LIMIT_FIELDS = frozenset({"max_tokens", "max_completion_tokens", "max_new_tokens"})  # vLLM's, OpenAI's, Hugging Face's
 HARMLESS_FIELDS = frozenset(
     {
         *("model", "user", "metadata", "store", "service_tier", "safety_identifier", "priority"),
         *("parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_retention"),
     }
 )
-INTEGER_FIELDS = frozenset({"n", "top_k", "seed", "max_tokens", "max_completion_tokens", "min_tokens"})
-# Fields we do not implement, at values that ask for nothing.
+INTEGER_FIELDS = LIMIT_FIELDS | {"n", "top_k", "seed", "min_tokens", "logprobs", "top_logprobs", "prompt_logprobs"}
+# What asks for nothing, of fields that we do not implement, or not for both endpoints.
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "best_of": (1,),
@@ -71,7 +78,7 @@ BODY_FIELDS = SAMPLING_FIELDS | INTEGER_FIELDS | NEUTRAL_VALUES.keys()
 @dataclass(frozen=True)
 class Conversation:
     messages: list[dict[str, Any]]  # as chat templates take them: role and content, and of a tool turn its calls
-    template_options: dict[str, Any] = field(default_factory=dict)  # chat_template_kwargs, where there are any
+    template_options: dict[str, Any] = field(default_factory=dict)  # of Tokenizer.encode_chat, those the line gives
 
 
 BatchPrompt = str | list[int] | Conversation
@@ -270,11 +277,29 @@ def _conversation(body: dict[str, Any]) -> Conversation:
     if not isinstance(messages, list) or not messages:
         raise LineError("invalid_body", "body.messages", f"expected a non-empty list, got {_brief(messages)}")
     parsed = _convert([_without_nulls(message) for message in messages], list[_ChatMessage], "body.messages")
-    variables = _convert(body.get("chat_template_kwargs", {}), dict[str, Any], "body.chat_template_kwargs")
     return Conversation(
-        [message.for_template(f"body.messages[{i}]") for i, message in enumerate(parsed)],
-        {"chat_template_kwargs": variables} if variables else {},
+        [message.for_template(f"body.messages[{i}]") for i, message in enumerate(parsed)], _template_options(body)
     )
+
+
+def _template_options(body: dict[str, Any]) -> dict[str, Any]:
+    options = {
+        name: _convert(body.get(name, expected()), expected_type, f"body.{name}")
+        for name, expected, expected_type in (
+            ("chat_template_kwargs", dict, dict[str, Any]),
+            ("tools", list, list[dict[str, Any]]),
+            ("documents", list, list[dict[str, Any]]),
+            ("continue_final_message", bool, bool),
+        )
+    }
+    continues = options["continue_final_message"]
+    opens = _convert(body.get("add_generation_prompt", not continues), bool, "body.add_generation_prompt")
+    if continues and opens:
+        raise LineError(
+            "invalid_body", "body.continue_final_message", "excludes add_generation_prompt; give one of them"
+        )
+    given = {name: value for name, value in options.items() if value}
+    return given if opens else {**given, "add_generation_prompt": False}
 
 
 def _completion_prompts(body: dict[str, Any]) -> list[BatchPrompt]:
@@ -294,18 +319,34 @@ def _completion_prompts(body: dict[str, Any]) -> list[BatchPrompt]:
 
 def _sampling_params(body: dict[str, Any], *, prompt_fields: frozenset[str], default_max_tokens: int) -> SamplingParams:
     """The body's sampling fields; every other field must be harmless or ask for nothing."""
-    for name in sorted(body.keys() - SAMPLING_FIELDS - HARMLESS_FIELDS - prompt_fields - {"max_completion_tokens"}):
+    logprobs_fields = {"logprobs", "top_logprobs"} if "messages" in prompt_fields else {"logprobs"}
+    read = SAMPLING_FIELDS | LIMIT_FIELDS | HARMLESS_FIELDS | prompt_fields | logprobs_fields
+    for name in sorted(body.keys() - read):
         _check_asks_for_nothing(name, body[name])
     body = {name: _integer(value) if name in INTEGER_FIELDS else value for name, value in body.items()}
-    limit_names = body.keys() & {"max_tokens", "max_completion_tokens"}
-    limits = {_convert(body[name], _TokenLimit, f"body.{name}") for name in limit_names} or {default_max_tokens}
-    if len(limits) > 1:
-        raise LineError("invalid_body", "body.max_tokens", "differs from max_completion_tokens; give one of them")
+    limits = {name: _convert(body[name], _TokenLimit, f"body.{name}") for name in sorted(body.keys() & LIMIT_FIELDS)}
+    if len(set(limits.values())) > 1:
+        first, *_, last = limits
+        raise LineError("invalid_body", f"body.{last}", f"differs from {first}; give one of them")
     fields = {name: value for name, value in body.items() if name in SAMPLING_FIELDS}
-    params: SamplingParams = _convert(fields | {"max_tokens": limits.pop()}, SamplingParams, "body")
+    fields["max_tokens"] = next(iter(limits.values()), default_max_tokens)
+    fields["logprobs"] = _logprobs(body, is_chat="messages" in prompt_fields)
+    params: SamplingParams = _convert(fields, SamplingParams, "body")
     if params.n > MAX_COMPLETIONS:
         raise LineError("invalid_body", "body.n", f"expected at most {MAX_COMPLETIONS}, got {params.n}")
     return params
+
+
+def _logprobs(body: dict[str, Any], *, is_chat: bool) -> int | None:
+    """SamplingParams.logprobs: a number in a completion's body; in a chat's a flag, with the number beside it."""
+    if not is_chat:
+        value = body.get("logprobs")
+        return None if value is False else _convert(value, int | None, "body.logprobs")
+    is_asked_for = _convert(body.get("logprobs", False), bool, "body.logprobs")
+    count: int = _convert(body.get("top_logprobs", 0), int, "body.top_logprobs")
+    if count and not is_asked_for:
+        raise LineError("invalid_body", "body.top_logprobs", "expected logprobs to be true beside it")
+    return count if is_asked_for else None
 
 
 def _integer(value: Any) -> Any:
@@ -329,13 +370,14 @@ def _check_asks_for_nothing(name: str, value: Any) -> None:
 def _convert(value: Any, expected: Any, where: str) -> Any:
     """`value` as that type, or the place and the reason: "Expected `int`, got `str` - at `$.n`" is at body.n."""
     try:
-        return msgspec.convert(value, expected)
+        return msgspec.convert(value, expected, str_keys=True)
     except msgspec.ValidationError as error:
-        reason, _, path = str(error).partition(" - at `$")
-        if not path and re.match(r"\w+: ", reason):  # SamplingParams names its field itself
+        reason, _, path = str(error).partition(" - at `")
+        path = path.removeprefix("key` in `").removeprefix("$").rstrip("`")
+        if not path and re.match(r"[\w\[\]]+: ", reason):  # SamplingParams names its field itself
             field, _, reason = reason.partition(": ")
             path = f".{field}"
-        raise LineError("invalid_body", where + path.rstrip("`"), reason[0].lower() + reason[1:]) from None
+        raise LineError("invalid_body", where + path, reason[0].lower() + reason[1:]) from None
 
 
 def _brief(value: Any) -> str:

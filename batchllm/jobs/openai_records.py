@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from batchllm.jobs.openai_batch import BatchRequest, LineError
-from batchllm.outputs import RequestOutput
+from batchllm.jobs.openai_logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
+from batchllm.outputs import CompletionOutput, RequestOutput
 
 
 def answer_record(request: BatchRequest, outputs: list[RequestOutput], model: str) -> bytes:
@@ -22,24 +23,16 @@ def answer_record(request: BatchRequest, outputs: list[RequestOutput], model: st
     completions = [completion for output in outputs for completion in output.outputs]
     prompt_tokens = sum(len(output.prompt_token_ids) for output in outputs)
     completion_tokens = sum(len(completion.token_ids) for completion in completions)
-    body = {
+    body: dict[str, Any] = {
         "id": f"{'chatcmpl' if request.is_chat else 'cmpl'}-{unique}",
         "object": "chat.completion" if request.is_chat else "text_completion",
         "created": int(time.time()),
         "model": model,
         "choices": [
-            {
-                "index": index,
-                **(
-                    {"message": {"role": "assistant", "content": completion.text, "refusal": None}}
-                    if request.is_chat
-                    else {"text": completion.text}
-                ),
-                "finish_reason": completion.finish_reason,
-                **({} if completion.stop_reason is None else {"stop_reason": completion.stop_reason}),  # as vLLM has it
-                "logprobs": None,
-            }
-            for index, completion in enumerate(completions)
+            {"index": index, **choice}
+            for index, choice in enumerate(
+                _choice(request, output, completion) for output in outputs for completion in output.outputs
+            )
         ],
         "usage": {
             "prompt_tokens": prompt_tokens,
@@ -48,8 +41,27 @@ def answer_record(request: BatchRequest, outputs: list[RequestOutput], model: st
             "prompt_tokens_details": {"cached_tokens": sum(output.num_cached_tokens for output in outputs)},
         },
     }
+    if request.is_chat and outputs[0].prompt_logprobs is not None:
+        body["prompt_logprobs"] = prompt_logprobs(outputs[0].prompt_logprobs)
     response = {"status_code": 200, "request_id": f"req_{unique}", "body": body}
     return _record(unique, request.custom_id, response, None)
+
+
+def _choice(request: BatchRequest, output: RequestOutput, completion: CompletionOutput) -> dict[str, Any]:
+    """What OpenAI has no name for has vLLM's, and is left out where there is none."""
+    extra: dict[str, Any] = {} if completion.stop_reason is None else {"stop_reason": completion.stop_reason}
+    if request.is_chat:
+        message: dict[str, Any] = {"role": "assistant", "content": completion.content, "refusal": None}
+        if completion.reasoning_content is not None:
+            message["reasoning_content"] = completion.reasoning_content
+        answer: dict[str, Any] = {"message": message}
+        logprobs = chat_logprobs(completion, request.params)
+    else:
+        answer = {"text": completion.text}
+        logprobs = completion_logprobs(completion)
+        if output.prompt_logprobs is not None:
+            extra["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs)
+    return {**answer, "finish_reason": completion.finish_reason, **extra, "logprobs": logprobs}
 
 
 def error_record(error: LineError) -> bytes:

@@ -30,7 +30,7 @@ class WeightlessModel:
         return self.tokenizer.encode(texts)
 
     def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]:
-        return self.tokenizer.encode_chat(messages, add_generation_prompt=True, **options)
+        return self.tokenizer.encode_chat(messages, **{"add_generation_prompt": True, **options})
 
     def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         self.limits.check(prompt_token_ids, params)

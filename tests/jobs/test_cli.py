@@ -80,6 +80,7 @@ def test_options_reach_the_model_and_the_requests(made: list[FakeLLM], in_jsonl:
         "num_threads": 2,
         "generation_config": "vllm",
         "allow_special_tokens": True,
+        "reasoning_tags": "auto",
     }
     assert [params.max_tokens for params in made[0].params] == [9, 3]
 
@@ -92,6 +93,7 @@ def test_silent_options_leave_the_choice_to_the_model(made: list[FakeLLM], in_js
         "device": "auto",
         "generation_config": "auto",
         "allow_special_tokens": False,
+        "reasoning_tags": "auto",
     }
     assert [params.max_tokens for params in made[0].params] == [256, 3]
 

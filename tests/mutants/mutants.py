@@ -230,6 +230,8 @@ IN_SAMPLING = "tests/engine/test_sampling.py::"
 IN_STOPPING = "tests/engine/test_stopping.py::"
 IN_RULES = "tests/engine/test_logits_rules.py::"
 IN_LOGPROBS = "tests/engine/test_logprobs.py::"
+IN_REASONING = "tests/engine/test_reasoning.py::"
+IN_OPENAI = "tests/jobs/test_openai_answers.py::"
 IN_ASYNC = "tests/engine/test_async_llm.py::"
 IN_FILES = "tests/jobs/test_files.py::"
 IN_BATCH = "tests/jobs/test_openai_batch.py::"
@@ -510,6 +512,20 @@ PYTHON_MUTANTS = [
         IN_LOGPROBS + "test_the_texts_of_tokens_are_what_they_add_to_a_text",
     ),
     Mutant(
+        "what_a_prompt_began_is_no_reasoning",
+        ANSWERS,
+        "tags, is_open=self._ends_in_reasoning)",
+        "tags, is_open=False)",
+        IN_REASONING + "test_what_a_template_began_goes_on_in_the_text",
+    ),
+    Mutant(
+        "reasoning_that_was_cut_is_the_answer",
+        "batchllm/reasoning.py",
+        "return reasoning, answer or None",
+        "return (reasoning, answer) if answer else (None, reasoning)",
+        IN_REASONING + "test_reasoning_is_what_stands_between_the_tags",
+    ),
+    Mutant(
         "a_text_is_decoded_without_its_prompts",
         TEXT,
         "    context = context_of(decode, prompt)\n",
@@ -610,6 +626,27 @@ PYTHON_MUTANTS = [
         IN_ASYNC + "test_what_is_refused_is_that_callers_alone",
     ),
     # Jobs.
+    Mutant(
+        "a_chats_flag_is_a_number",
+        BATCH,
+        "return count if is_asked_for else None",
+        "return count + 1 if is_asked_for else None",
+        IN_BATCH + "test_a_chat_asks_for_logprobs_by_a_flag_and_a_number",
+    ),
+    Mutant(
+        "an_answer_goes_on_with_a_turn_that_is_closed",
+        BATCH,
+        'return given if opens else {**given, "add_generation_prompt": False}',
+        "return given",
+        IN_BATCH + "test_tools_and_the_last_turn_go_to_the_chat_template",
+    ),
+    Mutant(
+        "an_unlikely_sampled_token_is_among_the_likeliest",
+        "batchllm/jobs/openai_logprobs.py",
+        "for item in entry.items() if item[0] in likeliest or item[0] in named",
+        "for item in entry.items()",
+        IN_OPENAI + "test_a_chats_likeliest_tokens_are_without_the_sampled_one_where_it_is_not_likely",
+    ),
     Mutant(
         "old_answers_go_before_there_is_a_new_one",
         RUN,
