@@ -31,9 +31,9 @@ class PendingAnswer:
         """Completion number `sample` ended; the answer with the last of them."""
         self.outputs.append(self.completion(sample, finished))
         self._num_computed += len(self.token_ids) - finished.num_cached_tokens
-        if finished.prompt_logprobs is not None:
-            self._add_texts(finished.prompt_logprobs)
-            self._prompt_logprobs = finished.prompt_logprobs
+        if sample == 0 and self.params.prompt_logprobs is not None:
+            self._prompt_logprobs = [None, *(finished.prompt_logprobs or ())]
+            self._add_texts(self._prompt_logprobs)
         return self.answer(finished=True) if len(self.outputs) == self.params.n else None
 
     def answer(self, *, finished: bool, unfinished: list[CompletionOutput] | None = None) -> RequestOutput:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,16 @@ import torch
 from tqdm import tqdm
 
 from batchllm.answers import PendingAnswer
-from batchllm.engine.engine import Engine, Finished
+from batchllm.engine.engine import Engine, EngineRequest, Finished
 from batchllm.engine.recorder import RunRecorder
 from batchllm.loading import LoadedModel
 from batchllm.models.config import ModelConfig
 from batchllm.options import EngineOptions
-from batchllm.outputs import JobProgress, RequestOutput
-from batchllm.requests import Prompt, params_list, prompt_list
+from batchllm.outputs import Choice, ContinuationScore, JobProgress, RequestOutput
+from batchllm.requests import Prompt, continuations_of, params_list, prompt_list
 from batchllm.sampling.rules import LogitsRule
 from batchllm.sampling_params import SamplingParams
+from batchllm.scoring import Continuation, ScoringJob, continuation_of, params_for, probabilities
 from batchllm.tokenizer import Message
 
 SECONDS_BETWEEN_PROGRESS = 0.1
@@ -136,6 +139,77 @@ class LLM:
                 raise ValueError(f"conversation {index}: {error}") from None
         return self._generate(token_ids, [None] * len(token_ids), params, use_tqdm)
 
+    def score(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        continuations: Sequence[str | list[int]] | Sequence[Sequence[str | list[int]]],
+        *,
+        use_tqdm: bool | Callable[..., Any] = False,
+    ) -> list[list[ContinuationScore]]:
+        """How likely each continuation is after its prompt: for each prompt a score for each of its continuations.
+
+        continuations: those of every prompt (text, or token ids), or a list of them for each prompt. The tokens of a
+            text are those of prompt and continuation as one text, from the first that is not the prompt's, too; after
+            a prompt of token ids it is encoded by itself.
+
+        Nothing is decoded, prompts that share a prefix share its computation, and continuations that differ in their
+        last token only are one request.
+
+        Raises ValueError, before anything runs, that names the prompt and the continuation at fault.
+        """
+        items = prompt_list(prompts)
+        token_ids, texts = self._loaded.parse_prompts(items)
+        continued: list[Continuation] = []
+        counts = []
+        for index, mine in enumerate(continuations_of(continuations, len(items))):
+            counts.append(len(mine))
+            for at, continuation in enumerate(mine):
+                try:
+                    whole = self._continued(token_ids[index], texts[index], continuation)
+                    continued.append(continuation_of(token_ids[index], whole))
+                    self._check_continuation(continued[-1])
+                except ValueError as error:
+                    raise ValueError(f"prompt {index}: continuation {at}: {error}") from None
+        scores = iter(self._scores(continued, use_tqdm))
+        return [[next(scores) for _ in range(count)] for count in counts]
+
+    def choose(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        choices: Sequence[str | list[int]] | Sequence[Sequence[str | list[int]]],
+        *,
+        per_token: bool = False,
+        use_tqdm: bool | Callable[..., Any] = False,
+    ) -> list[Choice]:
+        """For each prompt the likeliest of its choices, and the probability of each, given that it is one of them.
+
+        choices: as the continuations of `score`, which it raises the errors of. per_token: compares the mean
+            log-probability of a choice's tokens, so that long choices are none the worse.
+        """
+        chosen = []
+        for scores in self.score(prompts, choices, use_tqdm=use_tqdm):
+            logprobs = [score.mean_logprob if per_token else score.logprob for score in scores]
+            chosen.append(Choice(logprobs.index(max(logprobs)), probabilities(logprobs), scores))
+        return chosen
+
+    def perplexity(
+        self, texts: Prompt | Sequence[Prompt], *, use_tqdm: bool | Callable[..., Any] = False
+    ) -> list[float]:
+        """Of each text: exp of the mean negative log-probability of its tokens, all but the first.
+
+        Raises ValueError that names the text, for one of fewer than two tokens or more than the model takes.
+        """
+        token_ids, _ = self._loaded.parse_prompts(prompt_list(texts))
+        for index, ids in enumerate(token_ids):
+            if len(ids) < 2:
+                raise ValueError(f"prompt {index}: expected at least two tokens, got {len(ids)}")
+            try:
+                self._check_continuation(Continuation(ids, 1))
+            except ValueError as error:
+                raise ValueError(f"prompt {index}: {error}") from None
+        scores = self._scores([Continuation(ids, 1) for ids in token_ids], use_tqdm)
+        return [math.exp(-score.mean_logprob) for score in scores]
+
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, with the special tokens that the tokenizer adds to a prompt."""
         return self._tokenizer.encode(texts)
@@ -191,17 +265,39 @@ class LLM:
             PendingAnswer(str(index), None, list(ids), p, self._tokenizer)
             for index, (ids, p) in enumerate(zip(prompts, params, strict=True))
         ]
-        completion_of: dict[int, tuple[int, int]] = {}  # by request id: the prompt's index, the completion's
+        requests = [
+            self._loaded.engine_request(prompt, p, f"{stream}/{index}")
+            for index, (prompt, p) in enumerate(zip(prompts, params, strict=True))
+        ]
+        with closing(self._finished(requests, on_progress, recorder)) as finished_requests:
+            for index, sample, finished in finished_requests:
+                clock = time.perf_counter()
+                output = pending[index].add(sample, finished)
+                detokenize_s += time.perf_counter() - clock
+                if output is not None:
+                    yield index, output
+        self.stats = self.engine.figures.as_dict()
+        self.stats["seconds"] |= {
+            "load": self._loaded.load_s + self._tokenizer.load_s,
+            "tokenize": tokenize_s,
+            "detokenize": detokenize_s,
+            "total": time.perf_counter() - start + tokenize_s,
+        }
+
+    def _finished(
+        self,
+        requests: Sequence[EngineRequest],
+        on_progress: Callable[[JobProgress], None] | None = None,
+        recorder: RunRecorder | None = None,
+    ) -> Generator[tuple[int, int, Finished], None, None]:
+        """Each completion as it ends, with its place among the requests and its number. Closing the iterator aborts the
+        others."""
+        completion_of: dict[int, tuple[int, int]] = {}  # by request id: the request's index, the completion's
         ended: deque[Finished] = deque()
         next_progress_s = 0.0
         try:
             self.engine.recorder = recorder or self.engine.recorder
-            ids = self.engine.add(
-                [
-                    self._loaded.engine_request(prompt, p, f"{stream}/{index}")
-                    for index, (prompt, p) in enumerate(zip(prompts, params, strict=True))
-                ]
-            )
+            ids = self.engine.add(requests)
             completion_of = {i: (index, sample) for index, r in enumerate(ids) for sample, i in enumerate(r)}
             self._waiting |= dict.fromkeys(completion_of, ended)
             while completion_of:
@@ -212,25 +308,37 @@ class LLM:
                     on_progress(self.engine.progress)
                 while ended:
                     finished = ended.popleft()
-                    index, sample = completion_of.pop(finished.request_id)
-                    clock = time.perf_counter()
-                    output = pending[index].add(sample, finished)
-                    detokenize_s += time.perf_counter() - clock
-                    if output is not None:
-                        yield index, output
+                    yield *completion_of.pop(finished.request_id), finished
         finally:
             for request_id in completion_of:
                 self._waiting.pop(request_id, None)
             self.engine.abort(list(completion_of))
             if recorder and self.engine.recorder is recorder:
                 self.engine.recorder = None
+
+    def _continued(self, prompt_token_ids: list[int], text: str | None, continuation: str | list[int]) -> list[int]:
+        """The tokens of a prompt and a continuation."""
+        if not isinstance(continuation, str):
+            return [*prompt_token_ids, *(int(token) for token in continuation)]
+        if text is not None:
+            return self.tokenize([text + continuation])[0]
+        return [*prompt_token_ids, *self._tokenizer.encode([continuation], add_special_tokens=False)[0]]
+
+    def _check_continuation(self, continuation: Continuation) -> None:
+        *before, last = continuation.token_ids
+        self.check_request(before, params_for([last]))
+
+    def _scores(
+        self, continuations: Sequence[Continuation], use_tqdm: bool | Callable[..., Any]
+    ) -> list[ContinuationScore]:
+        job = ScoringJob(continuations)
+        scores: dict[int, ContinuationScore] = {}
+        with closing(_progress_bar("Scored requests", len(job.requests), use_tqdm)) as bar:
+            for number, _, finished in self._finished(job.requests):
+                scores |= job.scores(number, finished)
+                bar.update(1)
         self.stats = self.engine.figures.as_dict()
-        self.stats["seconds"] |= {
-            "load": self._loaded.load_s + self._tokenizer.load_s,
-            "tokenize": tokenize_s,
-            "detokenize": detokenize_s,
-            "total": time.perf_counter() - start + tokenize_s,
-        }
+        return [scores[place] for place in range(len(continuations))]
 
     def _step(self) -> None:
         """A step for all jobs that are under way, each of which is told what ended of it."""
@@ -257,8 +365,7 @@ class LLM:
         use_tqdm: bool | Callable[..., Any],
     ) -> list[RequestOutput]:
         results: list[RequestOutput | None] = [None] * len(token_ids)
-        make_bar = use_tqdm if callable(use_tqdm) else tqdm
-        bar = make_bar(total=len(token_ids), desc="Processed prompts", disable=not use_tqdm, dynamic_ncols=True)
+        bar = _progress_bar("Processed prompts", len(token_ids), use_tqdm)
 
         def show(progress: JobProgress) -> None:
             rate = progress.output_tokens / max(progress.elapsed_s, 1e-9)
@@ -274,3 +381,8 @@ class LLM:
             answers.close()  # type: ignore[attr-defined]
             bar.close()
         return [output for output in results if output is not None]
+
+
+def _progress_bar(name: str, total: int, use_tqdm: bool | Callable[..., Any]) -> Any:
+    make = use_tqdm if callable(use_tqdm) else tqdm
+    return make(total=total, desc=name, disable=not use_tqdm, dynamic_ncols=True)

@@ -58,6 +58,34 @@ class RequestOutput:
 
 
 @dataclass(frozen=True)
+class ContinuationScore:
+    """How likely a continuation is after its prompt, under the model."""
+
+    token_ids: list[int]  # of the continuation
+    logprobs: list[float]  # of each of them, in nats
+    is_greedy: bool  # each of them is the likeliest there
+
+    @property
+    def logprob(self) -> float:
+        """Of all of it."""
+        return sum(self.logprobs)
+
+    @property
+    def mean_logprob(self) -> float:
+        """Per token."""
+        return self.logprob / len(self.logprobs)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of some continuations a prompt makes likeliest."""
+
+    index: int  # of the likeliest; the first of equals
+    probabilities: list[float]  # of each, given that it is one of them
+    scores: list[ContinuationScore]
+
+
+@dataclass(frozen=True)
 class JobProgress:
     """A snapshot of a running job; counts since its start."""
 

@@ -36,7 +36,7 @@ class LiveRequest:
     max_output_tokens: int
     end: End | None = None
     logprobs: list[dict[int, Logprob]] | None = None  # by token of the output, where they are wanted
-    # By position of the prompt, where its log-probabilities are wanted; the first has none.
+    # Of the last tokens of the prompt, where their log-probabilities are wanted.
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
 
 

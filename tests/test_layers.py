@@ -52,10 +52,11 @@ IMPORTS = {
         "text",
         "tokenizer",
     },
+    "scoring": {"engine", "outputs", "sampling_params"},
     "answers": {"engine", "outputs", "reasoning", "sampling", "sampling_params", "tokenizer"},
     "llm": {
         *("answers", "engine", "loading", "models", "options", "outputs", "requests", "sampling", "sampling_params"),
-        "tokenizer",
+        *("scoring", "tokenizer"),
     },
     "async_llm": {
         *("answers", "engine", "loading", "options", "outputs", "requests", "sampling", "sampling_params"),

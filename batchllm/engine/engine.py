@@ -40,6 +40,14 @@ class EngineRequest:
     params: SamplingParams
     seeds: Sequence[int]  # [n], 64 bits each
     max_output_tokens: int
+    score_from: int | None = None  # score the prompt's tokens from this position on; None: as the parameters say
+
+    @property
+    def score_begin(self) -> int:
+        """The position of the first prompt token whose log-probability is wanted; the prompt's length for none."""
+        if self.score_from is not None:
+            return self.score_from
+        return len(self.prompt_token_ids) if self.params.prompt_logprobs is None else 1
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class Finished:
     cumulative_logprob: float
     num_cached_tokens: int
     logprobs: list[dict[int, Logprob]] | None  # where its parameters ask, as the next
-    prompt_logprobs: list[dict[int, Logprob] | None] | None
+    prompt_logprobs: list[dict[int, Logprob] | None] | None  # of the prompt's last tokens, from score_begin on
 
 
 @dataclass(frozen=True)
@@ -178,8 +186,8 @@ class Engine:
         for request_id, seed in zip(ids, request.seeds, strict=True):
             live = self.requests.add(request_id, prompt, params, seed, request.max_output_tokens)
             self._remaining_tokens += live.max_output_tokens
-            if params.prompt_logprobs is not None and request_id == ids.start:
-                live.prompt_logprobs = [None] * len(prompt)
+            if request.score_begin < len(prompt) and request_id == ids.start:
+                live.prompt_logprobs = [None] * (len(prompt) - request.score_begin)
             if asks_for_logprobs(params):
                 live.logprobs = []
                 self._asks_for_logprobs.values[live.slot] = True
@@ -388,12 +396,11 @@ class Engine:
 
 
 def _score_begin(requests: Sequence[EngineRequest], counts: np.ndarray) -> np.ndarray | None:
-    """int32 [sum of counts]: the first completion of a prompt that is to be scored asks for all but the first token."""
-    if all(request.params.prompt_logprobs is None for request in requests):
+    """int32 [sum of counts]: the first completion of a prompt asks for its scores."""
+    lengths = np.array([len(request.prompt_token_ids) for request in requests], np.int32)
+    of_first = np.array([request.score_begin for request in requests], np.int32)
+    if (of_first == lengths).all():
         return None
-    begin = np.repeat(np.array([len(request.prompt_token_ids) for request in requests], np.int32), counts)
-    firsts = np.cumsum([0, *counts])[:-1]
-    for request, first in zip(requests, firsts.tolist(), strict=True):
-        if request.params.prompt_logprobs is not None:
-            begin[first] = 1
+    begin = np.repeat(lengths, counts)
+    begin[np.cumsum([0, *counts])[:-1]] = of_first
     return begin

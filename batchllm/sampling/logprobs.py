@@ -55,7 +55,7 @@ def add_prompt_logprobs(
         raise ValueError("the logits are not finite: weights of the model are not, or overflow")
     for request, row, entry in zip(readers, row_of, entries, strict=True):
         assert request.prompt_logprobs is not None
-        request.prompt_logprobs[int(positions[row])] = entry
+        request.prompt_logprobs[int(positions[row]) - len(request.prompt_token_ids)] = entry  # from the end
 
 
 def _entries(

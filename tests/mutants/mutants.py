@@ -230,6 +230,7 @@ IN_SAMPLING = "tests/engine/test_sampling.py::"
 IN_STOPPING = "tests/engine/test_stopping.py::"
 IN_RULES = "tests/engine/test_logits_rules.py::"
 IN_LOGPROBS = "tests/engine/test_logprobs.py::"
+IN_SCORING = "tests/engine/test_scoring.py::"
 IN_REASONING = "tests/engine/test_reasoning.py::"
 IN_OPENAI = "tests/jobs/test_openai_answers.py::"
 IN_ASYNC = "tests/engine/test_async_llm.py::"
@@ -595,6 +596,35 @@ PYTHON_MUTANTS = [
         "            self.engine.abort(list(completion_of))\n",
         "",
         IN_ENGINE + "test_an_exception_in_a_callback_leaves_the_next_job_a_clean_engine",
+    ),
+    # Scoring.
+    Mutant(
+        "all_last_tokens_are_the_first_ones",
+        "batchllm/scoring.py",
+        "params_for([self._continuations[place].token_ids[-1] for place in members])",
+        "params_for([first.token_ids[-1]])",
+        IN_SCORING + "test_choices_of_one_token_are_one_request_without_anything_decoded",
+    ),
+    Mutant(
+        "each_choice_is_a_request",
+        "batchllm/scoring.py",
+        "token_ids[:-1], np.int32).tobytes(), continuation.begin)",
+        "token_ids, np.int32).tobytes(), continuation.begin)",
+        IN_SCORING + "test_choices_of_one_token_are_one_request_without_anything_decoded",
+    ),
+    Mutant(
+        "scores_of_a_part_of_the_prompt_stand_from_its_begin",
+        "batchllm/sampling/logprobs.py",
+        "int(positions[row]) - len(request.prompt_token_ids)",
+        "int(positions[row]) - 1",
+        IN_SCORING + "test_scores_are_transformers",
+    ),
+    Mutant(
+        "a_token_that_joins_prompt_and_continuation_is_the_prompts",
+        "batchllm/scoring.py",
+        "begin = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))",
+        "begin = sum(1 for _ in pairs)",
+        IN_SCORING + "test_a_tokenizer_may_join_the_prompts_end_with_what_follows",
     ),
     # Many callers.
     Mutant(
