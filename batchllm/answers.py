@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 from batchllm.engine.engine import Finished
 from batchllm.outputs import MODEL_LENGTH, CompletionOutput, Logprob, RequestOutput
-from batchllm.reasoning import split_reasoning
+from batchllm.reasoning import ReasoningTags, split_reasoning
 from batchllm.sampling.growing_text import text_after
 from batchllm.sampling_params import SamplingParams
 from batchllm.tokenizer import Tokenizer
@@ -55,6 +54,8 @@ class PendingAnswer:
         end, token_ids = finished.end, finished.token_ids
         finish_reason = "length" if end is None else "stop"
         stop_reason: int | str | None = None
+        reasoning: str | None = None
+        content: str | None = ""
         try:
             if end is not None and end.error is not None:
                 raise ValueError(end.error)
@@ -63,6 +64,7 @@ class PendingAnswer:
             else:
                 hides_last = end is not None and end.hides_last_token
                 text = text_after(self.decode, self.token_ids, token_ids[:-1] if hides_last else token_ids)
+            reasoning, content = self._split(text)
             if end is not None:
                 stop_reason = end.reason
             elif len(token_ids) != self.params.max_tokens:
@@ -70,18 +72,25 @@ class PendingAnswer:
         except ValueError as error:
             text, finish_reason, stop_reason = "", "error", str(error)
         self._add_texts(finished.logprobs or ())
-        output = CompletionOutput(
-            sample, text, token_ids, finished.cumulative_logprob, finish_reason, stop_reason, finished.logprobs
+        return CompletionOutput(
+            index=sample,
+            text=text,
+            token_ids=token_ids,
+            cumulative_logprob=finished.cumulative_logprob,
+            finish_reason=finish_reason,
+            stop_reason=stop_reason,
+            logprobs=finished.logprobs,
+            reasoning_content=reasoning,
+            content=content,
         )
-        if (tags := self._tokenizer.reasoning_tags) is not None and finish_reason != "error":
-            output.reasoning_content, output.content = split_reasoning(text, tags, is_open=self._ends_in_reasoning)
-        return output
 
-    @cached_property
-    def _ends_in_reasoning(self) -> bool:
-        """Whether the prompt has begun the reasoning."""
+    def _split(self, text: str) -> tuple[str | None, str | None]:
+        """The reasoning in a text, and the answer."""
         tags = self._tokenizer.reasoning_tags
-        assert tags is not None
+        return (None, text) if tags is None else split_reasoning(text, tags, is_open=self._ends_in_reasoning(tags))
+
+    def _ends_in_reasoning(self, tags: ReasoningTags) -> bool:
+        """Whether the prompt has begun the reasoning."""
         end = self.token_ids[-len(tags.begin.encode()) - NUM_TOKENS_AFTER_TAG :]
         return self._tokenizer.decode(end, SamplingParams(skip_special_tokens=False)).rstrip().endswith(tags.begin)
 

@@ -159,19 +159,21 @@ class LLM:
         """
         items = prompt_list(prompts)
         token_ids, texts = self._loaded.parse_prompts(items)
+        lists = continuations_of(continuations, len(items))
         continued: list[Continuation] = []
-        counts = []
-        for index, mine in enumerate(continuations_of(continuations, len(items))):
-            counts.append(len(mine))
-            for at, continuation in enumerate(mine):
+        for index, (ids, text, mine) in enumerate(zip(token_ids, texts, lists, strict=True)):
+            try:
+                wholes = self._continued(ids, text, mine)
+            except ValueError as error:
+                raise ValueError(f"prompt {index}: {error}") from None
+            for at, whole in enumerate(wholes):
                 try:
-                    whole = self._continued(token_ids[index], texts[index], continuation)
-                    continued.append(continuation_of(token_ids[index], whole))
+                    continued.append(continuation_of(ids, whole))
                     self._check_continuation(continued[-1])
                 except ValueError as error:
                     raise ValueError(f"prompt {index}: continuation {at}: {error}") from None
         scores = iter(self._scores(continued, use_tqdm))
-        return [[next(scores) for _ in range(count)] for count in counts]
+        return [[next(scores) for _ in mine] for mine in lists]
 
     def choose(
         self,
@@ -316,13 +318,20 @@ class LLM:
             if recorder and self.engine.recorder is recorder:
                 self.engine.recorder = None
 
-    def _continued(self, prompt_token_ids: list[int], text: str | None, continuation: str | list[int]) -> list[int]:
-        """The tokens of a prompt and a continuation."""
-        if not isinstance(continuation, str):
-            return [*prompt_token_ids, *(int(token) for token in continuation)]
+    def _continued(
+        self, prompt_token_ids: list[int], text: str | None, continuations: list[str | list[int]]
+    ) -> list[list[int]]:
+        """The tokens of a prompt with each of its continuations."""
+        words = [continuation for continuation in continuations if isinstance(continuation, str)]
         if text is not None:
-            return self.tokenize([text + continuation])[0]
-        return [*prompt_token_ids, *self._tokenizer.encode([continuation], add_special_tokens=False)[0]]
+            encoded = iter(self.tokenize([text + word for word in words]) if words else [])
+        else:
+            parts = self._tokenizer.encode(words, add_special_tokens=False) if words else []
+            encoded = iter([*prompt_token_ids, *part] for part in parts)
+        return [
+            next(encoded) if isinstance(continuation, str) else [*prompt_token_ids, *map(int, continuation)]
+            for continuation in continuations
+        ]
 
     def _check_continuation(self, continuation: Continuation) -> None:
         *before, last = continuation.token_ids

@@ -52,6 +52,7 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
+    "documents": ([],),
     "echo": (False,),
     "frequency_penalty": (0,),
     "functions": ([],),
@@ -283,23 +284,21 @@ def _conversation(body: dict[str, Any]) -> Conversation:
 
 
 def _template_options(body: dict[str, Any]) -> dict[str, Any]:
+    def given(name: str, default: Any, kind: Any) -> Any:
+        return _convert(body.get(name, default), kind, f"body.{name}")
+
     options = {
-        name: _convert(body.get(name, expected()), expected_type, f"body.{name}")
-        for name, expected, expected_type in (
-            ("chat_template_kwargs", dict, dict[str, Any]),
-            ("tools", list, list[dict[str, Any]]),
-            ("documents", list, list[dict[str, Any]]),
-            ("continue_final_message", bool, bool),
-        )
+        "chat_template_kwargs": given("chat_template_kwargs", {}, dict[str, Any]),
+        "tools": given("tools", [], list[dict[str, Any]]),
+        "documents": given("documents", [], list[dict[str, Any]]),
+        "continue_final_message": given("continue_final_message", False, bool),
     }
     continues = options["continue_final_message"]
-    opens = _convert(body.get("add_generation_prompt", not continues), bool, "body.add_generation_prompt")
+    opens = given("add_generation_prompt", not continues, bool)
     if continues and opens:
-        raise LineError(
-            "invalid_body", "body.continue_final_message", "excludes add_generation_prompt; give one of them"
-        )
-    given = {name: value for name, value in options.items() if value}
-    return given if opens else {**given, "add_generation_prompt": False}
+        raise LineError("invalid_body", "body.continue_final_message", "excludes add_generation_prompt")
+    asked_for = {name: value for name, value in options.items() if value}
+    return asked_for if opens else asked_for | {"add_generation_prompt": False}
 
 
 def _completion_prompts(body: dict[str, Any]) -> list[BatchPrompt]:

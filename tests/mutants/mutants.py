@@ -515,7 +515,7 @@ PYTHON_MUTANTS = [
     Mutant(
         "what_a_prompt_began_is_no_reasoning",
         ANSWERS,
-        "tags, is_open=self._ends_in_reasoning)",
+        "tags, is_open=self._ends_in_reasoning(tags))",
         "tags, is_open=False)",
         IN_REASONING + "test_what_a_template_began_goes_on_in_the_text",
     ),
@@ -666,8 +666,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "an_answer_goes_on_with_a_turn_that_is_closed",
         BATCH,
-        'return given if opens else {**given, "add_generation_prompt": False}',
-        "return given",
+        'return asked_for if opens else asked_for | {"add_generation_prompt": False}',
+        "return asked_for",
         IN_BATCH + "test_tools_and_the_last_turn_go_to_the_chat_template",
     ),
     Mutant(
