@@ -31,8 +31,9 @@ class PendingAnswer:
         self.outputs.append(self.completion(sample, finished))
         self._num_computed += len(self.token_ids) - finished.num_cached_tokens
         if sample == 0 and self.params.prompt_logprobs is not None:
-            self._prompt_logprobs = [None, *(finished.prompt_logprobs or ())]
-            self._add_texts(self._prompt_logprobs)
+            scored = finished.prompt_logprobs or []
+            self._add_texts(scored)
+            self._prompt_logprobs = [*[None] * (len(self.token_ids) - len(scored)), *scored]
         return self.answer(finished=True) if len(self.outputs) == self.params.n else None
 
     def answer(self, *, finished: bool, unfinished: list[CompletionOutput] | None = None) -> RequestOutput:

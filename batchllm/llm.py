@@ -23,7 +23,7 @@ from batchllm.outputs import Choice, ContinuationScore, JobProgress, RequestOutp
 from batchllm.requests import Prompt, continuations_of, params_list, prompt_list
 from batchllm.sampling.rules import LogitsRule
 from batchllm.sampling_params import SamplingParams
-from batchllm.scoring import Continuation, ScoringJob, continuation_of, params_for, probabilities
+from batchllm.scoring import Continuation, ScoringJob, continuation_of, probabilities, scoring_params
 from batchllm.tokenizer import Message
 
 SECONDS_BETWEEN_PROGRESS = 0.1
@@ -335,7 +335,7 @@ class LLM:
 
     def _check_continuation(self, continuation: Continuation) -> None:
         *before, last = continuation.token_ids
-        self.check_request(before, params_for([last]))
+        self.check_request(before, scoring_params(continuation.begin, [last]))
 
     def _scores(
         self, continuations: Sequence[Continuation], use_tqdm: bool | Callable[..., Any]

@@ -53,7 +53,7 @@ class RequestOutput:
     finished: bool
     num_cached_tokens: int  # prompt tokens that were not computed for this request and its n completions
     # Where SamplingParams.prompt_logprobs asks: per token of the prompt the likeliest tokens and that token itself, by
-    # id; None for the first, which nothing predicts.
+    # id; None for the first, which nothing predicts, and for those before prompt_logprobs_start.
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
 
 

@@ -80,7 +80,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
     What is told of it: for each token of the output, `logprobs` asks for its log-probability and those of that many of
     the likeliest ones (-1: of all), and `logprob_token_ids` for those of the tokens it names; `prompt_logprobs` is
-    `logprobs` of the prompt's tokens. All are under the model, before anything above changes the logits.
+    `logprobs` of the prompt's tokens, from position `prompt_logprobs_start` on: nothing predicts the one at 0. All are
+    under the model, before anything above changes the logits.
 
     Raises ValueError, naming the field, what was expected and what came.
     """
@@ -107,6 +108,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: int | None = None
     logprob_token_ids: list[int] | None = None
     prompt_logprobs: int | None = None
+    prompt_logprobs_start: int = 1
     structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
@@ -141,6 +143,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), at_least=-1)
+        _check_int("prompt_logprobs_start", self.prompt_logprobs_start, at_least=1)
         if self.structured_outputs is not None:
             is_one = isinstance(self.structured_outputs, StructuredOutputsParams)
             _expect(is_one, "structured_outputs", "StructuredOutputsParams", self.structured_outputs)

@@ -62,8 +62,8 @@ class ScoringJob:
 
     def _request(self, members: list[int]) -> EngineRequest:
         first = self._continuations[members[0]]
-        params = params_for([self._continuations[place].token_ids[-1] for place in members])
-        return EngineRequest(np.array(first.token_ids[:-1], np.int32), params, [0], 1, score_from=first.begin)
+        params = scoring_params(first.begin, [self._continuations[place].token_ids[-1] for place in members])
+        return EngineRequest(np.array(first.token_ids[:-1], np.int32), params, [0], 1)
 
     def scores(self, number: int, finished: Finished) -> list[tuple[int, ContinuationScore]]:
         """Of every continuation that the request scores: its place among them, and what came."""
@@ -77,9 +77,16 @@ class ScoringJob:
         return ContinuationScore(token_ids, [of.logprob for of in logprobs], all(of.rank == 1 for of in logprobs))
 
 
-def params_for(last_token_ids: list[int]) -> SamplingParams:
-    """Of a request whose last row is asked for these tokens."""
-    return SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, logprob_token_ids=last_token_ids)
+def scoring_params(begin: int, last_token_ids: list[int]) -> SamplingParams:
+    """Of a request whose prompt is scored from `begin` on, and whose last row is asked for these tokens."""
+    return SamplingParams(
+        temperature=0,
+        max_tokens=1,
+        ignore_eos=True,
+        logprob_token_ids=last_token_ids,
+        prompt_logprobs=0,
+        prompt_logprobs_start=begin,
+    )
 
 
 def probabilities(logprobs: Sequence[float]) -> list[float]:

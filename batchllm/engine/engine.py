@@ -40,14 +40,12 @@ class EngineRequest:
     params: SamplingParams
     seeds: Sequence[int]  # [n], 64 bits each
     max_output_tokens: int
-    score_from: int | None = None  # score the prompt's tokens from this position on; None: as the parameters say
 
     @property
     def score_begin(self) -> int:
         """The position of the first prompt token whose log-probability is wanted; the prompt's length for none."""
-        if self.score_from is not None:
-            return self.score_from
-        return len(self.prompt_token_ids) if self.params.prompt_logprobs is None else 1
+        length, start = len(self.prompt_token_ids), self.params.prompt_logprobs_start
+        return length if self.params.prompt_logprobs is None else min(start, length)
 
 
 @dataclass(frozen=True)

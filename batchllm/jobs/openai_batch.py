@@ -35,7 +35,7 @@ SAMPLING_FIELDS = frozenset(
         *("n", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "ignore_eos"),
         *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "allowed_token_ids"),
         *("bad_words", "max_tokens", "min_tokens", "include_stop_str_in_output", "skip_special_tokens"),
-        *("logprob_token_ids", "prompt_logprobs"),
+        *("logprob_token_ids", "prompt_logprobs", "prompt_logprobs_start"),
     }
 )
 LIMIT_FIELDS = frozenset({"max_tokens", "max_completion_tokens", "max_new_tokens"})  # vLLM's, OpenAI's, Hugging Face's
@@ -45,7 +45,16 @@ HARMLESS_FIELDS = frozenset(
         *("parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_retention"),
     }
 )
-INTEGER_FIELDS = LIMIT_FIELDS | {"n", "top_k", "seed", "min_tokens", "logprobs", "top_logprobs", "prompt_logprobs"}
+INTEGER_FIELDS = LIMIT_FIELDS | {
+    "n",
+    "top_k",
+    "seed",
+    "min_tokens",
+    "logprobs",
+    "top_logprobs",
+    "prompt_logprobs",
+    "prompt_logprobs_start",
+}
 # What asks for nothing, of fields that we do not implement, or not for both endpoints.
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),

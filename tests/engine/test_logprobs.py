@@ -87,6 +87,21 @@ def test_logprobs_are_transformers(tiny_dir, model, options):
             assert completion.cumulative_logprob == pytest.approx(total, abs=1e-4)
 
 
+@pytest.mark.parametrize("start", [1, 3, 6, 7, 99])
+def test_log_probabilities_of_a_prompt_may_start_later(tiny_llm, start):
+    whole = SamplingParams(prompt_logprobs=1, max_tokens=1, n=2)
+    part = msgspec.structs.replace(whole, prompt_logprobs_start=start)
+    for all_of_it, output in zip(generate(tiny_llm, PROMPTS, whole), generate(tiny_llm, PROMPTS, part), strict=True):
+        expected = all_of_it.prompt_logprobs
+        assert len(output.prompt_logprobs) == len(expected) == len(output.prompt_token_ids)
+        for position, entry in enumerate(output.prompt_logprobs):
+            if position < start:
+                assert entry is None
+                continue
+            assert entry.keys() == expected[position].keys()
+            assert all(entry[i].logprob == pytest.approx(expected[position][i].logprob, abs=1e-5) for i in entry)
+
+
 def test_logprobs_of_named_tokens_stand_beside_those_of_the_likeliest(tiny_llm, model):
     named = [200, 7, 7, 100]
     for count in (None, 2):

@@ -28,6 +28,7 @@ VLLM_DEFAULTS = {
     "logprobs": None,
     "logprob_token_ids": None,
     "prompt_logprobs": None,
+    "prompt_logprobs_start": 1,  # ours
     "structured_outputs": None,
 }
 
@@ -82,6 +83,7 @@ REFUSED = [
     ({"logprobs": -2}, "logprobs: expected an integer >= -1, got -2"),
     ({"logprobs": True}, "logprobs: expected an integer >= -1, got True"),
     ({"logprob_token_ids": [1.5]}, "logprob_token_ids: expected an integer >= 0, got 1.5"),
+    ({"prompt_logprobs_start": 0}, "prompt_logprobs_start: expected an integer >= 1, got 0"),
     ({"prompt_logprobs": -2}, "prompt_logprobs: expected an integer >= -1, got -2"),
     ({"prompt_logprobs": True}, "prompt_logprobs: expected an integer >= -1, got True"),
     ({"skip_special_tokens": None}, "skip_special_tokens: expected .*, got None"),

@@ -601,8 +601,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "all_last_tokens_are_the_first_ones",
         "batchllm/scoring.py",
-        "params_for([self._continuations[place].token_ids[-1] for place in members])",
-        "params_for([first.token_ids[-1]])",
+        "[self._continuations[place].token_ids[-1] for place in members]",
+        "[first.token_ids[-1]]",
         IN_SCORING + "test_choices_of_one_token_are_one_request_without_anything_decoded",
     ),
     Mutant(
