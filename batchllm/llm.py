@@ -14,16 +14,23 @@ import torch
 from tqdm import tqdm
 
 from batchllm.answers import PendingAnswer
+from batchllm.continuations import (
+    Continuation,
+    continuation_of,
+    continuations_of,
+    probabilities,
+    scoring_params,
+)
 from batchllm.engine.engine import Engine, EngineRequest, Finished
 from batchllm.engine.recorder import RunRecorder
 from batchllm.loading import LoadedModel
 from batchllm.models.config import ModelConfig
 from batchllm.options import EngineOptions
 from batchllm.outputs import Choice, ContinuationScore, JobProgress, RequestOutput
-from batchllm.requests import Prompt, continuations_of, params_list, prompt_list
+from batchllm.requests import Prompt, params_list, prompt_list
 from batchllm.sampling.rules import LogitsRule
 from batchllm.sampling_params import SamplingParams
-from batchllm.scoring import Continuation, ScoringJob, continuation_of, probabilities, scoring_params
+from batchllm.scoring import ScoringJob
 from batchllm.tokenizer import Message
 
 SECONDS_BETWEEN_PROGRESS = 0.1

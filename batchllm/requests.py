@@ -72,30 +72,6 @@ def params_list(sampling_params: SamplingParams | Sequence[SamplingParams], num_
     return sampling_params
 
 
-def continuations_of(continuations: Sequence[Any], num_prompts: int) -> list[list[Any]]:
-    """Those of each prompt, where either all have the same (text or token ids) or each its own list. ValueError for
-    another number of lists, or where there is none of either."""
-    items = list(continuations) if isinstance(continuations, (list, tuple)) else []
-    if not items:
-        raise ValueError(f"continuations: expected a non-empty list, got {continuations!r:.80}")
-
-    def is_one(item: Any) -> bool:
-        if isinstance(item, str):
-            return True
-        is_list = isinstance(item, (list, tuple, np.ndarray)) and len(item) > 0
-        return is_list and all(isinstance(token, (int, np.integer)) for token in item)
-
-    if all(map(is_one, items)):
-        return [items] * num_prompts
-    if len(items) != num_prompts:
-        raise ValueError(f"continuations: expected those of each of {num_prompts} prompts, got {len(items)} lists")
-    for index, mine in enumerate(items):
-        if not isinstance(mine, (list, tuple)) or not mine or not all(map(is_one, mine)):
-            expected = "expected a non-empty list of texts or token ids"
-            raise ValueError(f"continuations[{index}]: {expected}, got {mine!r:.80}")
-    return [list(mine) for mine in items]
-
-
 @dataclass(frozen=True)
 class RequestLimits:
     """What a model and its KV pool can take. Sizes are in tokens."""

@@ -32,6 +32,7 @@ IMPORTS = {
     "sharing": set(),
     "options": {"sampling_params"},
     "requests": {"sampling_params"},
+    "continuations": {"sampling_params"},
     "request_table": {"outputs", "sampling_params"},
     "bounded_process": set(),
     "chat_template": {"bounded_process", "text"},
@@ -52,11 +53,11 @@ IMPORTS = {
         "text",
         "tokenizer",
     },
-    "scoring": {"engine", "outputs", "sampling_params"},
+    "scoring": {"continuations", "engine", "outputs"},
     "answers": {"engine", "outputs", "reasoning", "sampling", "sampling_params", "tokenizer"},
     "llm": {
         *("answers", "engine", "loading", "models", "options", "outputs", "requests", "sampling", "sampling_params"),
-        *("scoring", "tokenizer"),
+        *("continuations", "scoring", "tokenizer"),
     },
     "async_llm": {
         *("answers", "engine", "loading", "options", "outputs", "requests", "sampling", "sampling_params"),

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from batchllm import LLM, SamplingParams
+from batchllm.continuations import continuation_of
 from batchllm.outputs import ContinuationScore
-from batchllm.scoring import continuation_of
 from tests.engine import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -621,7 +621,7 @@ PYTHON_MUTANTS = [
     ),
     Mutant(
         "a_token_that_joins_prompt_and_continuation_is_the_prompts",
-        "batchllm/scoring.py",
+        "batchllm/continuations.py",
         "begin = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))",
         "begin = sum(1 for _ in pairs)",
         IN_SCORING + "test_a_tokenizer_may_join_the_prompts_end_with_what_follows",
