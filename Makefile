@@ -51,7 +51,7 @@ test-gpu:
 	STAGES=env OUT=out/test_gpu bash benchmarks/gpu_day/run.sh
 	test -f $(BATCHLLM_TEST_MODEL)/config.json || $(GPU_PYTHON) -m benchmarks.gpu_day.standin $(STANDIN)
 	$(GPU_PYTHON) -m pytest -m gpu
-	! command -v compute-sanitizer || compute-sanitizer --error-exitcode 1 $(GPU_PYTHON) -m pytest -m gpu tests/attention tests/ops
+	! command -v compute-sanitizer || compute-sanitizer --error-exitcode 1 $(GPU_PYTHON) -m pytest -m gpu tests/attention tests/rows
 
 # doctest is one header. Where the system lacks it, Debian's package is unpacked into build/; nothing is installed.
 build/doctest/usr/include/doctest/doctest.h:

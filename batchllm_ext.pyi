@@ -1,8 +1,10 @@
 """BatchLLM's planner and attention kernels. Needs NumPy only; tensors come in and go out by DLPack.
 
-Index arguments are one-dimensional, contiguous int32 arrays (any DLPack or buffer object on the CPU) unless another
-dtype is named; index results are read-only NumPy arrays. Tensors are float32 or bfloat16, with a last dimension of
-unit stride. A wrong argument raises ValueError or TypeError that names it, what was expected and what came.
+Arrays are taken from anyone: NumPy, torch, array.array, memoryview, whatever has the buffer protocol or __dlpack__.
+Index arguments are one-dimensional, contiguous int32 arrays on the CPU unless another dtype is named; index results are
+read-only NumPy arrays. Tensors are float32 or bfloat16, with a last dimension of unit stride. What is no array (a list,
+None) or has other elements is a TypeError, any other wrong argument a ValueError; they name the argument, what was
+expected and what came.
 
 Threads: num_threads 0 is OpenMP's number (OMP_NUM_THREADS) unless said otherwise; over 1,024 is a ValueError. More than
 the work has parts, or the machine has processors (16 always), are not started, which changes no result. Objects may be

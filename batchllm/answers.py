@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from batchllm.engine.engine import Finished
 from batchllm.outputs import MODEL_LENGTH, CompletionOutput, Logprob, RequestOutput
+from batchllm.reasoning import ReasoningTags, split_reasoning
 from batchllm.sampling.growing_text import text_after
 from batchllm.sampling_params import SamplingParams
 from batchllm.tokenizer import Tokenizer
+
+NUM_TOKENS_AFTER_TAG = 8  # of white space, at most, where a prompt begins the reasoning
 
 
 class PendingAnswer:
@@ -25,8 +30,10 @@ class PendingAnswer:
         """Completion number `sample` ended; the answer with the last of them."""
         self.outputs.append(self.completion(sample, finished))
         self._num_computed += len(self.token_ids) - finished.num_cached_tokens
-        if finished.prompt_logprobs is not None:
-            self._prompt_logprobs = self._with_texts(finished.prompt_logprobs)
+        if sample == 0 and self.params.prompt_logprobs is not None:
+            scored = finished.prompt_logprobs or []
+            self._add_texts(scored)
+            self._prompt_logprobs = [*[None] * (len(self.token_ids) - len(scored)), *scored]
         return self.answer(finished=True) if len(self.outputs) == self.params.n else None
 
     def answer(self, *, finished: bool, unfinished: list[CompletionOutput] | None = None) -> RequestOutput:
@@ -48,6 +55,8 @@ class PendingAnswer:
         end, token_ids = finished.end, finished.token_ids
         finish_reason = "length" if end is None else "stop"
         stop_reason: int | str | None = None
+        reasoning: str | None = None
+        content: str | None = ""
         try:
             if end is not None and end.error is not None:
                 raise ValueError(end.error)
@@ -56,16 +65,37 @@ class PendingAnswer:
             else:
                 hides_last = end is not None and end.hides_last_token
                 text = text_after(self.decode, self.token_ids, token_ids[:-1] if hides_last else token_ids)
+            reasoning, content = self._split(text)
             if end is not None:
                 stop_reason = end.reason
             elif len(token_ids) != self.params.max_tokens:
                 stop_reason = MODEL_LENGTH
         except ValueError as error:
             text, finish_reason, stop_reason = "", "error", str(error)
-        return CompletionOutput(sample, text, token_ids, finished.cumulative_logprob, finish_reason, stop_reason)
+        self._add_texts(finished.logprobs or ())
+        return CompletionOutput(
+            index=sample,
+            text=text,
+            token_ids=token_ids,
+            cumulative_logprob=finished.cumulative_logprob,
+            finish_reason=finish_reason,
+            stop_reason=stop_reason,
+            logprobs=finished.logprobs,
+            reasoning_content=reasoning,
+            content=content,
+        )
 
-    def _with_texts(self, entries: list[dict[int, Logprob] | None]) -> list[dict[int, Logprob] | None]:
+    def _split(self, text: str) -> tuple[str | None, str | None]:
+        """The reasoning in a text, and the answer."""
+        tags = self._tokenizer.reasoning_tags
+        return (None, text) if tags is None else split_reasoning(text, tags, is_open=self._ends_in_reasoning(tags))
+
+    def _ends_in_reasoning(self, tags: ReasoningTags) -> bool:
+        """Whether the prompt has begun the reasoning."""
+        end = self.token_ids[-len(tags.begin.encode()) - NUM_TOKENS_AFTER_TAG :]
+        return self._tokenizer.decode(end, SamplingParams(skip_special_tokens=False)).rstrip().endswith(tags.begin)
+
+    def _add_texts(self, entries: Sequence[dict[int, Logprob] | None]) -> None:
         if self._tokenizer.exists:
             for token_id, logprob in (item for entry in entries if entry for item in entry.items()):
-                logprob.decoded_token = self._tokenizer.decode([token_id], SamplingParams(skip_special_tokens=False))
-        return entries
+                logprob.decoded_token = self._tokenizer.token_text(token_id)

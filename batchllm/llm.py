@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,23 @@ import torch
 from tqdm import tqdm
 
 from batchllm.answers import PendingAnswer
-from batchllm.engine.engine import Engine, Finished
+from batchllm.continuations import (
+    Continuation,
+    continuation_of,
+    continuations_of,
+    probabilities,
+    scoring_params,
+)
+from batchllm.engine.engine import Engine, EngineRequest, Finished
+from batchllm.engine.recorder import RunRecorder
 from batchllm.loading import LoadedModel
 from batchllm.models.config import ModelConfig
 from batchllm.options import EngineOptions
-from batchllm.outputs import JobProgress, RequestOutput
+from batchllm.outputs import Choice, ContinuationScore, JobProgress, RequestOutput
 from batchllm.requests import Prompt, params_list, prompt_list
 from batchllm.sampling.rules import LogitsRule
 from batchllm.sampling_params import SamplingParams
+from batchllm.scoring import ScoringJob
 from batchllm.tokenizer import Message
 
 SECONDS_BETWEEN_PROGRESS = 0.1
@@ -135,13 +146,88 @@ class LLM:
                 raise ValueError(f"conversation {index}: {error}") from None
         return self._generate(token_ids, [None] * len(token_ids), params, use_tqdm)
 
+    def score(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        continuations: Sequence[str | list[int]] | Sequence[Sequence[str | list[int]]],
+        *,
+        use_tqdm: bool | Callable[..., Any] = False,
+    ) -> list[list[ContinuationScore]]:
+        """How likely each continuation is after its prompt: for each prompt a score for each of its continuations.
+
+        continuations: those of every prompt (text, or token ids), or a list of them for each prompt. The tokens of a
+            text are those of prompt and continuation as one text, from the first that is not the prompt's, too; after
+            a prompt of token ids it is encoded by itself.
+
+        Nothing is decoded, prompts that share a prefix share its computation, and continuations that differ in their
+        last token only are one request.
+
+        Raises ValueError, before anything runs, that names the prompt and the continuation at fault.
+        """
+        items = prompt_list(prompts)
+        token_ids, texts = self._loaded.parse_prompts(items)
+        lists = continuations_of(continuations, len(items))
+        continued: list[Continuation] = []
+        for index, (ids, text, mine) in enumerate(zip(token_ids, texts, lists, strict=True)):
+            try:
+                wholes = self._continued(ids, text, mine)
+            except ValueError as error:
+                raise ValueError(f"prompt {index}: {error}") from None
+            for at, whole in enumerate(wholes):
+                try:
+                    continued.append(continuation_of(ids, whole))
+                    self._check_continuation(continued[-1])
+                except ValueError as error:
+                    raise ValueError(f"prompt {index}: continuation {at}: {error}") from None
+        scores = iter(self._scores(continued, use_tqdm))
+        return [[next(scores) for _ in mine] for mine in lists]
+
+    def choose(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        choices: Sequence[str | list[int]] | Sequence[Sequence[str | list[int]]],
+        *,
+        per_token: bool = False,
+        use_tqdm: bool | Callable[..., Any] = False,
+    ) -> list[Choice]:
+        """For each prompt the likeliest of its choices, and the probability of each, given that it is one of them.
+
+        choices: as the continuations of `score`, which it raises the errors of. per_token: compares the mean
+            log-probability of a choice's tokens, so that long choices are none the worse.
+        """
+        chosen = []
+        for scores in self.score(prompts, choices, use_tqdm=use_tqdm):
+            logprobs = [score.mean_logprob if per_token else score.logprob for score in scores]
+            chosen.append(Choice(logprobs.index(max(logprobs)), probabilities(logprobs), scores))
+        return chosen
+
+    def perplexity(
+        self, texts: Prompt | Sequence[Prompt], *, use_tqdm: bool | Callable[..., Any] = False
+    ) -> list[float]:
+        """Of each text: exp of the mean negative log-probability of its tokens, all but the first.
+
+        Raises ValueError that names the text, for one of fewer than two tokens or more than the model takes.
+        """
+        token_ids, _ = self._loaded.parse_prompts(prompt_list(texts))
+        for index, ids in enumerate(token_ids):
+            if len(ids) < 2:
+                raise ValueError(f"prompt {index}: expected at least two tokens, got {len(ids)}")
+            try:
+                self._check_continuation(Continuation(ids, 1))
+            except ValueError as error:
+                raise ValueError(f"prompt {index}: {error}") from None
+        scores = self._scores([Continuation(ids, 1) for ids in token_ids], use_tqdm)
+        return [math.exp(-score.mean_logprob) for score in scores]
+
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, with the special tokens that the tokenizer adds to a prompt."""
         return self._tokenizer.encode(texts)
 
     def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]:
-        """Token ids of a conversation in the model's chat template, opened for the assistant's answer."""
-        return self._tokenizer.encode_chat(messages, **{"add_generation_prompt": True, **options})
+        """Token ids of a conversation in the model's chat template, opened for the assistant's answer, unless that is
+        to continue its last message."""
+        is_opened = not options.get("continue_final_message")
+        return self._tokenizer.encode_chat(messages, **{"add_generation_prompt": is_opened, **options})
 
     def check_chat_template(self) -> None:
         """Raises ValueError where the model's chat template can render no conversation at all."""
@@ -157,8 +243,11 @@ class LLM:
         params: Sequence[SamplingParams],
         *,
         on_progress: Callable[[JobProgress], None] | None = None,
+        recorder: RunRecorder | None = None,
     ) -> Iterator[tuple[int, RequestOutput]]:
         """Answers token-id prompts, yielding (index, output) as each finishes. Closing the iterator aborts the others.
+
+        recorder: is told of the requests and of every step until the last answer.
 
         Raises ValueError, before anything runs, for a prompt that `check_request` refuses, naming its index.
         """
@@ -167,13 +256,14 @@ class LLM:
                 self.check_request(ids, p)
             except ValueError as error:
                 raise ValueError(f"prompt {index}: {error}") from None
-        return self._answers(prompts, params, on_progress)
+        return self._answers(prompts, params, on_progress, recorder)
 
     def _answers(
         self,
         prompts: Sequence[Sequence[int]],
         params: Sequence[SamplingParams],
         on_progress: Callable[[JobProgress], None] | None,
+        recorder: RunRecorder | None,
     ) -> Iterator[tuple[int, RequestOutput]]:
         start = time.perf_counter()
         tokenize_s, self._tokenizer.encode_s = self._tokenizer.encode_s, 0.0  # since the last job
@@ -181,17 +271,45 @@ class LLM:
         self._num_jobs += 1
         stream = f"{self.options.seed}/{self._num_jobs}"  # so that asking again gives other answers
         pending: dict[int, PendingAnswer] = {}  # of which a completion has ended
-        requests = self.engine.add(
-            [
-                self._loaded.engine_request(prompt, p, f"{stream}/{index}")
-                for index, (prompt, p) in enumerate(zip(prompts, params, strict=True))
-            ]
-        )
-        completion_of = {i: (index, sample) for index, r in enumerate(requests) for sample, i in enumerate(r)}
+        requests = [
+            self._loaded.engine_request(prompt, p, f"{stream}/{index}")
+            for index, (prompt, p) in enumerate(zip(prompts, params, strict=True))
+        ]
+        with closing(self._finished(requests, on_progress, recorder)) as finished_requests:
+            for index, sample, finished in finished_requests:
+                clock = time.perf_counter()
+                if index not in pending:
+                    ids = [int(token) for token in prompts[index]]
+                    pending[index] = PendingAnswer(str(index), None, ids, params[index], self._tokenizer)
+                output = pending[index].add(sample, finished)
+                detokenize_s += time.perf_counter() - clock
+                if output is not None:
+                    del pending[index]
+                    yield index, output
+        self.stats = self.engine.figures.as_dict()
+        self.stats["seconds"] |= {
+            "load": self._loaded.load_s + self._tokenizer.load_s,
+            "tokenize": tokenize_s,
+            "detokenize": detokenize_s,
+            "total": time.perf_counter() - start + tokenize_s,
+        }
+
+    def _finished(
+        self,
+        requests: Sequence[EngineRequest],
+        on_progress: Callable[[JobProgress], None] | None = None,
+        recorder: RunRecorder | None = None,
+    ) -> Generator[tuple[int, int, Finished], None, None]:
+        """Each completion as it ends, with its place among the requests and its number. Closing the iterator aborts the
+        others."""
+        completion_of: dict[int, tuple[int, int]] = {}  # by request id: the request's index, the completion's
         ended: deque[Finished] = deque()
-        self._waiting |= dict.fromkeys(completion_of, ended)
         next_progress_s = 0.0
         try:
+            self.engine.recorder = recorder or self.engine.recorder
+            ids = self.engine.add(requests)
+            completion_of = {i: (index, sample) for index, r in enumerate(ids) for sample, i in enumerate(r)}
+            self._waiting |= dict.fromkeys(completion_of, ended)
             while completion_of:
                 if not ended:
                     self._step()
@@ -200,27 +318,44 @@ class LLM:
                     on_progress(self.engine.progress)
                 while ended:
                     finished = ended.popleft()
-                    index, sample = completion_of.pop(finished.request_id)
-                    clock = time.perf_counter()
-                    if index not in pending:
-                        ids = [int(token) for token in prompts[index]]
-                        pending[index] = PendingAnswer(str(index), None, ids, params[index], self._tokenizer)
-                    output = pending[index].add(sample, finished)
-                    detokenize_s += time.perf_counter() - clock
-                    if output is not None:
-                        del pending[index]
-                        yield index, output
+                    yield *completion_of.pop(finished.request_id), finished
         finally:
             for request_id in completion_of:
                 self._waiting.pop(request_id, None)
             self.engine.abort(list(completion_of))
+            if recorder and self.engine.recorder is recorder:
+                self.engine.recorder = None
+
+    def _continued(
+        self, prompt_token_ids: list[int], text: str | None, continuations: list[str | list[int]]
+    ) -> list[list[int]]:
+        """The tokens of a prompt with each of its continuations."""
+        words = [continuation for continuation in continuations if isinstance(continuation, str)]
+        if text is not None:
+            encoded = iter(self.tokenize([text + word for word in words]) if words else [])
+        else:
+            parts = self._tokenizer.encode(words, add_special_tokens=False) if words else []
+            encoded = iter([*prompt_token_ids, *part] for part in parts)
+        return [
+            next(encoded) if isinstance(continuation, str) else [*prompt_token_ids, *map(int, continuation)]
+            for continuation in continuations
+        ]
+
+    def _check_continuation(self, continuation: Continuation) -> None:
+        *before, last = continuation.token_ids
+        self.check_request(before, scoring_params(continuation.begin, [last]))
+
+    def _scores(
+        self, continuations: Sequence[Continuation], use_tqdm: bool | Callable[..., Any]
+    ) -> list[ContinuationScore]:
+        job = ScoringJob(continuations)
+        scores: dict[int, ContinuationScore] = {}
+        with closing(_progress_bar("Scored requests", len(job.requests), use_tqdm)) as bar:
+            for number, _, finished in self._finished(job.requests):
+                scores |= job.scores(number, finished)
+                bar.update(1)
         self.stats = self.engine.figures.as_dict()
-        self.stats["seconds"] |= {
-            "load": self._loaded.load_s + self._tokenizer.load_s,
-            "tokenize": tokenize_s,
-            "detokenize": detokenize_s,
-            "total": time.perf_counter() - start + tokenize_s,
-        }
+        return [scores[place] for place in range(len(continuations))]
 
     def _step(self) -> None:
         """A step for all jobs that are under way, each of which is told what ended of it."""
@@ -247,8 +382,7 @@ class LLM:
         use_tqdm: bool | Callable[..., Any],
     ) -> list[RequestOutput]:
         results: list[RequestOutput | None] = [None] * len(token_ids)
-        make_bar = use_tqdm if callable(use_tqdm) else tqdm
-        bar = make_bar(total=len(token_ids), desc="Processed prompts", disable=not use_tqdm, dynamic_ncols=True)
+        bar = _progress_bar("Processed prompts", len(token_ids), use_tqdm)
 
         def show(progress: JobProgress) -> None:
             rate = progress.output_tokens / max(progress.elapsed_s, 1e-9)
@@ -264,3 +398,8 @@ class LLM:
             answers.close()  # type: ignore[attr-defined]
             bar.close()
         return [output for output in results if output is not None]
+
+
+def _progress_bar(name: str, total: int, use_tqdm: bool | Callable[..., Any]) -> Any:
+    make = use_tqdm if callable(use_tqdm) else tqdm
+    return make(total=total, desc=name, disable=not use_tqdm, dynamic_ncols=True)

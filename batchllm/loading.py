@@ -21,9 +21,13 @@ from batchllm.models.decoder import Model
 from batchllm.models.weights import WeightReader
 from batchllm.options import DTYPES, EngineOptions
 from batchllm.requests import Prompt, RequestLimits, parse_prompt
+from batchllm.sampling.allowed_tokens import AllowedTokens
+from batchllm.sampling.bad_words import BadWords
 from batchllm.sampling.compile_grammar import GrammarCompiler
 from batchllm.sampling.draw import stream_seed
 from batchllm.sampling.grammar import Grammars
+from batchllm.sampling.logit_bias import LogitBias
+from batchllm.sampling.penalties import Penalties
 from batchllm.sampling.rules import LogitsRule
 from batchllm.sampling.stop_strings import StopStrings
 from batchllm.sampling.stop_tokens import MinTokens, StopTokens
@@ -53,7 +57,10 @@ class LoadedModel:
                 message = f"{self.directory / GENERATION_CONFIG}: not supported, and not applied: {settings}"
                 warnings.warn(message, stacklevel=3)
         self.tokenizer = Tokenizer(
-            self.directory, self.config.max_model_len, allow_special_tokens=options.allow_special_tokens
+            self.directory,
+            self.config.max_model_len,
+            allow_special_tokens=options.allow_special_tokens,
+            reasoning_tags=options.reasoning_tags,
         )
         # What any of the model's files names as an end of sequence is one.
         known = [token for token in self.tokenizer.eos_token_ids if token < self.config.vocab_size]
@@ -82,7 +89,11 @@ class LoadedModel:
             _runner(loaded),
             [
                 *rules,
+                AllowedTokens(),
+                BadWords(self.tokenizer.backend, self.config.vocab_size),
                 MinTokens(stop_tokens),
+                LogitBias(),
+                Penalties(),
                 stop_tokens,
                 Grammars(self._grammars, stop_tokens),
                 StopStrings(self.tokenizer.backend),
@@ -105,7 +116,7 @@ class LoadedModel:
 
     def engine_request(self, token_ids: Sequence[int], params: SamplingParams, stream: str) -> EngineRequest:
         """`stream` seeds a request that names no seed. ValueError where it needs a tokenizer that is not there."""
-        if params.stop_strings:
+        if params.stop_strings or params.bad_words:
             self.tokenizer.backend()  # what is wrong with it is no request's fault
         prompt = np.asarray(token_ids, np.int32)
         seed = stream if params.seed is None else str(params.seed)

@@ -29,9 +29,13 @@ class EngineOptions:
     seed: with the job's number and the prompt's index, seeds the requests that name no seed.
     allow_special_tokens: whether special tokens in the messages of a chat are taken as such; otherwise, but for the
         assistant's own turns, they are text.
-    generation_config: "auto" takes the temperature, top_p, top_k and max_tokens of `generate` and `chat` without
-        sampling_params from the model's generation_config.json, and warns of its settings that do not exist here;
-        "vllm" takes SamplingParams' own defaults, as in vLLM. SamplingParams that are given stay as they are.
+    generation_config: "auto" takes the temperature, top_p, top_k, min_p, repetition_penalty and max_tokens of
+        `generate` and `chat` without sampling_params from the model's generation_config.json, and warns of its settings
+        that do not exist here; "vllm" takes SamplingParams' own defaults, as in vLLM. SamplingParams that are given
+        stay as they are.
+    reasoning_tags: what begins and what ends the reasoning in a text, a pair of strings; it is told apart from the
+        answer as `reasoning_content`. "auto" is <think> and </think> where the model's chat template or tokenizer has
+        them; None tells nothing apart.
 
     Raises ValueError that names the option, what was expected and what came.
     """
@@ -46,6 +50,7 @@ class EngineOptions:
     seed: int = 0
     allow_special_tokens: bool = False
     generation_config: str = "auto"
+    reasoning_tags: Any = "auto"
 
     def __post_init__(self) -> None:
         if self.max_batch_tokens is None:
@@ -66,6 +71,10 @@ class EngineOptions:
             raise ValueError(f"seed: expected an integer, got {self.seed!r}")
         if self.generation_config not in ("auto", "vllm"):
             raise ValueError(f"generation_config: expected 'auto' or 'vllm', got {self.generation_config!r}")
+        tags = self.reasoning_tags
+        is_pair = isinstance(tags, (tuple, list)) and len(tags) == 2 and all(isinstance(t, str) and t for t in tags)
+        if not (tags in ("auto", None) or is_pair):
+            raise ValueError(f"reasoning_tags: expected 'auto', None or two non-empty strings, got {tags!r}")
 
 
 DEFAULTS = EngineOptions()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 MODEL_LENGTH = "max_model_len"
 
@@ -13,7 +13,7 @@ class Logprob:
 
     logprob: float  # under the model, in nats
     rank: int  # 1 is the likeliest token there
-    decoded_token: str | None = None  # the token alone; None where the model has no tokenizer
+    decoded_token: str | None = None  # what it adds to a text; None where the model has no tokenizer
 
 
 @dataclass
@@ -27,6 +27,16 @@ class CompletionOutput:
     finish_reason: str | None  # "stop" or "length"; "error" where the tokens could not be decoded; None: not yet
     # The stop token or string; MODEL_LENGTH where the context was full before max_tokens; what failed; else None.
     stop_reason: int | str | None = None
+    # Where SamplingParams.logprobs or logprob_token_ids ask: per token of the output that token itself, first, and the
+    # others, by id.
+    logprobs: list[dict[int, Logprob]] | None = None
+    # What the model thought before it answered, where its text is marked so (EngineOptions.reasoning_tags).
+    reasoning_content: str | None = None
+    content: str | None = None  # the text without that; None where nothing follows it
+
+    def __post_init__(self) -> None:
+        if self.reasoning_content is None:
+            self.content = self.text
 
     @property
     def is_cut(self) -> bool:
@@ -43,8 +53,36 @@ class RequestOutput:
     finished: bool
     num_cached_tokens: int  # prompt tokens that were not computed for this request and its n completions
     # Where SamplingParams.prompt_logprobs asks: per token of the prompt the likeliest tokens and that token itself, by
-    # id; None for the first, which nothing predicts.
+    # id; None for the first, which nothing predicts, and for those before prompt_logprobs_start.
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+
+
+@dataclass(frozen=True)
+class ContinuationScore:
+    """How likely a continuation is after its prompt, under the model."""
+
+    token_ids: list[int]  # of the continuation
+    logprobs: list[float]  # of each of them, in nats
+    is_greedy: bool  # each of them is the likeliest there
+
+    @property
+    def logprob(self) -> float:
+        """Of all of it."""
+        return sum(self.logprobs)
+
+    @property
+    def mean_logprob(self) -> float:
+        """Per token."""
+        return self.logprob / len(self.logprobs)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of some continuations a prompt makes likeliest."""
+
+    index: int  # of the likeliest; the first of equals
+    probabilities: list[float]  # of each, given that it is one of them
+    scores: list[ContinuationScore]
 
 
 @dataclass(frozen=True)
@@ -58,3 +96,15 @@ class JobProgress:
     output_tokens: int
     remaining_output_tokens: int  # at most: what unfinished requests may still generate
     elapsed_s: float
+    running_requests: int = 0
+    waiting_requests: int = 0
+    ended_early: int = 0  # requests that ended before their last token might have come
+    computed_prompt_tokens: int = 0  # what preemptions made to be computed again included
+    remaining_prompt_tokens: int = 0  # at most: still to be computed, a shared prefix once
+    recomputed_tokens: int = 0  # prompt and generated
+    kv_tokens: int = 0  # in the pages that are in use
+    peak_kv_tokens: int = 0
+    kv_cache_tokens: int = 0  # in all pages
+    steps: int = 0
+    preemptions: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase

@@ -35,7 +35,8 @@ class LiveRequest:
     seed: int  # 64 bits
     max_output_tokens: int
     end: End | None = None
-    # By position of the prompt, where its log-probabilities are wanted; the first has none.
+    logprobs: list[dict[int, Logprob]] | None = None  # by token of the output, where they are wanted
+    # Of the last tokens of the prompt, where their log-probabilities are wanted.
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
 
 

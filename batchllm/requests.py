@@ -92,15 +92,11 @@ class RequestLimits:
         if (bad := (ids < 0) | (ids >= self.vocab_size)).any():
             at = int(bad.argmax())
             raise ValueError(f"prompt_token_ids[{at}] is {ids[at]}, but the vocabulary has {self.vocab_size} tokens")
-        if bad_stops := [token for token in params.stop_token_ids or () if token >= self.vocab_size]:
-            raise ValueError(f"stop_token_ids: {bad_stops[0]}, but the vocabulary has {self.vocab_size} tokens")
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias", "logprob_token_ids"):
+            if unknown := [token for token in getattr(params, name) or () if token >= self.vocab_size]:
+                raise ValueError(f"{name}: {unknown[0]}, but the vocabulary has {self.vocab_size} tokens")
         if params.min_tokens:
-            ends = {*(params.stop_token_ids or ()), *(() if params.ignore_eos else self.eos_token_ids)}
-            if len(ends) == self.vocab_size:
-                raise ValueError(
-                    f"min_tokens: {params.min_tokens}, but each of the {self.vocab_size} tokens of the vocabulary ends "
-                    "the request"
-                )
+            self._check_min_tokens(params)
         if len(ids) >= self.max_model_len:
             raise ValueError(
                 f"the prompt has {len(ids)} tokens, and the model takes {self.max_model_len} with the output"
@@ -112,6 +108,16 @@ class RequestLimits:
                 f"the request needs {num_pages} KV pages of {self.page_size} tokens ({len(ids)} of prompt and up to "
                 f"{output_tokens} of output), but kv_cache_tokens={self.kv_cache_tokens} is {pool_pages} pages"
             )
+
+    def _check_min_tokens(self, params: SamplingParams) -> None:
+        ends = {*(params.stop_token_ids or ()), *(() if params.ignore_eos else self.eos_token_ids)}
+        if len(ends) == self.vocab_size:
+            raise ValueError(
+                f"min_tokens: {params.min_tokens}, but each of the {self.vocab_size} tokens of the vocabulary ends "
+                "the request"
+            )
+        if params.allowed_token_ids is not None and ends.issuperset(params.allowed_token_ids):
+            raise ValueError(f"min_tokens: {params.min_tokens}, but each of allowed_token_ids ends the request")
 
     def max_output_tokens(self, prompt_len: int, params: SamplingParams) -> int:
         """Tokens that a prompt of that length may generate, at most."""

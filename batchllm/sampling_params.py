@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 MAX_INT32 = 2**31 - 1
+REPETITION_PENALTIES = (1e-6, 1e6)  # with which no logit leaves float32
 
 
 class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,17 +62,26 @@ class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, forbid_
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Sampling parameters of one request.
 
-    `temperature=0` is greedy. `top_k=0` (or -1) and `top_p=1` switch their filters off; the filters apply
-    after the temperature. `max_tokens=None` means up to the model's length; that ends requests for more, too, with
-    the stop_reason "max_model_len". Neither the end-of-sequence token nor `stop_token_ids` can be sampled, and no
-    stop string ends the text, before `min_tokens` tokens.
+    Which token is drawn: `temperature=0` is greedy. `top_k=0` (or -1), `top_p=1` and `min_p=0` switch their filters
+    off; the filters apply after the temperature. A token that the output holds already costs `presence_penalty`, and
+    `frequency_penalty` for each time that it does; `repetition_penalty` divides the logits of the tokens of prompt and
+    output if they are positive, and multiplies them otherwise. `logit_bias` is added to the logits of the tokens it
+    names. Only `allowed_token_ids` are drawn, where they are given, and no token that would complete one of `bad_words`
+    in the output: with a space before it and without. Neither the end-of-sequence token nor `stop_token_ids` are drawn
+    before `min_tokens` tokens. A request that is left with no token at all ends with the finish_reason "error".
+
+    When it ends: `max_tokens=None` means up to the model's length; that ends requests for more, too, with the
+    stop_reason "max_model_len". No stop string ends the text before `min_tokens` tokens.
+
     A request with a `seed` gives the same tokens in any batch (up to the rounding of its logits); every prompt, and
     sample i of its `n`, draws its own stream from that seed.
 
     `structured_outputs` says what the text must be; it is that if the request is not cut by its `max_tokens` or a stop.
 
-    `prompt_logprobs` asks for the log-probabilities of the prompt's tokens and, at each place, of that many of the
-    likeliest ones.
+    What is told of it: for each token of the output, `logprobs` asks for its log-probability and those of that many of
+    the likeliest ones (-1: of all), and `logprob_token_ids` for those of the tokens it names; `prompt_logprobs` is
+    `logprobs` of the prompt's tokens, from position `prompt_logprobs_start` on: nothing predicts the one at 0. All are
+    under the model, before anything above changes the logits.
 
     Raises ValueError, naming the field, what was expected and what came.
     """
@@ -80,6 +90,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
@@ -88,7 +105,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     min_tokens: int = 0
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    logprobs: int | None = None
+    logprob_token_ids: list[int] | None = None
     prompt_logprobs: int | None = None
+    prompt_logprobs_start: int = 1
     structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
@@ -98,6 +118,21 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         _check_number("top_p", self.top_p)
         _expect(0 < self.top_p <= 1, "top_p", "a number in (0, 1]", self.top_p)
         _check_int("top_k", self.top_k, at_least=-1)
+        _check_number_between("min_p", self.min_p, 0, 1)
+        _check_number_between("presence_penalty", self.presence_penalty, -2, 2)
+        _check_number_between("frequency_penalty", self.frequency_penalty, -2, 2)
+        _check_number_between("repetition_penalty", self.repetition_penalty, *REPETITION_PENALTIES)
+        is_mapping = self.logit_bias is None or isinstance(self.logit_bias, dict)
+        _expect(is_mapping, "logit_bias", "a dict of token ids and numbers", self.logit_bias)
+        for token_id, bias in (self.logit_bias or {}).items():
+            _check_int("logit_bias", token_id, at_least=0)
+            _check_number_between(f"logit_bias[{token_id}]", bias, -100, 100)
+        if self.allowed_token_ids is not None:
+            allowed = _items("allowed_token_ids", self.allowed_token_ids)
+            _expect(len(allowed) > 0, "allowed_token_ids", "at least one token id", self.allowed_token_ids)
+        for name in ("stop_token_ids", "allowed_token_ids", "logprob_token_ids"):
+            for token_id in _items(name, getattr(self, name)):
+                _check_int(name, token_id, at_least=0)
         if self.seed is not None:
             _check_int("seed", self.seed)
         if self.max_tokens is not None:
@@ -105,8 +140,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         _check_int("min_tokens", self.min_tokens, at_least=0)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens: expected at most max_tokens ({self.max_tokens}), got {self.min_tokens}")
-        if self.prompt_logprobs is not None:
-            _check_int("prompt_logprobs", self.prompt_logprobs, at_least=0)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), at_least=-1)
+        _check_int("prompt_logprobs_start", self.prompt_logprobs_start, at_least=1)
         if self.structured_outputs is not None:
             is_one = isinstance(self.structured_outputs, StructuredOutputsParams)
             _expect(is_one, "structured_outputs", "StructuredOutputsParams", self.structured_outputs)
@@ -114,8 +151,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"min_tokens: expected 0 beside structured_outputs, got {self.min_tokens}")
         for text in [self.stop] if isinstance(self.stop, str) else _items("stop", self.stop):
             _expect(isinstance(text, str) and text != "", "stop", "non-empty strings", text)
-        for token_id in _items("stop_token_ids", self.stop_token_ids):
-            _check_int("stop_token_ids", token_id, at_least=0)
+        for word in _items("bad_words", self.bad_words):
+            _expect(isinstance(word, str) and word != "", "bad_words", "non-empty strings", word)
         for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
             _expect(isinstance(getattr(self, name), bool), name, "True or False", getattr(self, name))
 
@@ -157,3 +194,8 @@ def _items(field: str, value: Any) -> list[Any]:
 def _check_number(field: str, value: Any) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     _expect(is_number, field, "a finite number", value)
+
+
+def _check_number_between(field: str, value: Any, least: float, most: float) -> None:
+    _check_number(field, value)
+    _expect(least <= value <= most, field, f"a number from {least:g} to {most:g}", value)

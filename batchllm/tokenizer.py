@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import tokenizers
 
 from batchllm.chat_template import ChatTemplateRunner, MessagesRefused
 from batchllm.models.config import check_regular, read_json
+from batchllm.reasoning import THINK_TAGS, ReasoningTags
 from batchllm.sampling.growing_text import decoder
 from batchllm.sampling_params import SamplingParams
 from batchllm.text import as_value_error, printable
@@ -45,17 +47,27 @@ class Tokenizer:
         is encoded; None encodes every text.
     allow_special_tokens: whether text in the messages of others than the assistant can be a special token. Otherwise
         it is text.
+    reasoning_tags: as EngineOptions has them.
     """
 
-    def __init__(self, directory: Path, max_tokens: int | None = None, *, allow_special_tokens: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        max_tokens: int | None = None,
+        *,
+        allow_special_tokens: bool = False,
+        reasoning_tags: Any = "auto",
+    ) -> None:
         self.directory = directory
         self.max_tokens = max_tokens
         self.allow_special_tokens = allow_special_tokens
+        self._reasoning_tags = reasoning_tags
         self.exists = any(directory.glob("tokenizer*"))
         self.load_s = 0.0
         self.encode_s = 0.0
         self._hugging_face: Any = None
         self._longest_token = 0
+        self._token_texts: dict[int, str | None] = {}
         self.templates = ChatTemplateRunner()
 
     def hugging_face(self) -> Any:
@@ -94,6 +106,18 @@ class Tokenizer:
         self.backend()
         token = self.hugging_face().eos_token_id
         return () if token is None else (int(token),)
+
+    @cached_property
+    def reasoning_tags(self) -> ReasoningTags | None:
+        """What tells reasoning from an answer, if there is a tokenizer and anything does."""
+        if not self.exists or self._reasoning_tags is None:
+            return None
+        if self._reasoning_tags != "auto":
+            return ReasoningTags(*self._reasoning_tags)
+        loaded = self.hugging_face()
+        known = {token.content for token in loaded.added_tokens_decoder.values()}
+        template = str(loaded.chat_template)  # or the templates, by name
+        return THINK_TAGS if all(tag in known or tag in template for tag in THINK_TAGS) else None
 
     def check_length(self, text: str) -> None:
         """Raises ValueError for a text that max_tokens of the longest token cannot hold: encoding takes hundreds of
@@ -178,6 +202,18 @@ class Tokenizer:
     def decode(self, token_ids: list[int], params: SamplingParams) -> str:
         """Text of the tokens; empty where the model directory has no tokenizer. Raises ValueError if that fails."""
         return decoder(self.backend(), params)(token_ids) if self.exists else ""
+
+    def token_text(self, token_id: int) -> str | None:
+        """What the token adds to a text, be it special or not: what a second one adds to the first, because a tokenizer
+        may take the first space off. None where it cannot be decoded."""
+        if token_id not in self._token_texts:
+            decode = decoder(self.backend(), SamplingParams(skip_special_tokens=False))
+            try:
+                one, two = decode([token_id]), decode([token_id, token_id])
+                self._token_texts[token_id] = two[len(one) :] if two.startswith(one) else one
+            except ValueError:
+                self._token_texts[token_id] = None
+        return self._token_texts[token_id]
 
     def _chat_template(self, given: str | None, tools: Sequence[Any] | None) -> str:
         tokenizer = self.hugging_face()

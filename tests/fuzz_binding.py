@@ -16,6 +16,7 @@ import resource
 import sys
 import threading
 import time
+from array import array as stdlib_array
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -181,6 +182,7 @@ class Fuzzer:
                 ),
                 lambda: OnlyDLPack(array),
                 lambda: memoryview(array),
+                lambda: stdlib_array("i", array.reshape(-1).tolist()),
                 lambda: array.tolist(),
                 lambda: (Nothing * max(size, 1))(),
             ]

@@ -118,6 +118,12 @@ def exit_status(log: Console, when_interrupted: str = "") -> Iterator[None]:
         raise typer.Exit(status) from None
 
 
+def console_of(stream: TextIO, *, piped_width: int | None = None) -> Console:
+    """Prints what a terminal obeys to a terminal only, whatever the environment asks for."""
+    is_terminal = stream.isatty()
+    return Console(file=stream, force_terminal=is_terminal, width=None if is_terminal else piped_width)
+
+
 def say(console: Console, text: str, style: str | None = None) -> None:
     """A line as it is, wrapped by the terminal alone, with nothing in it that a terminal obeys."""
     console.print(printable(text), style=style, highlight=False, markup=False, soft_wrap=True)
@@ -192,11 +198,22 @@ def run(
     ] = Levels.auto,
     generation_config: Annotated[
         GenerationConfig,
-        typer.Option(help="auto: the model's temperature, top_p and top_k where a line has none; vllm: 1, 1 and 0."),
+        typer.Option(
+            help="auto: the model's temperature, top_p, top_k, min_p and repetition_penalty where a line has none; "
+            "vllm: 1, 1, 0, 0 and 1."
+        ),
     ] = GenerationConfig.auto,
     allow_special_tokens: Annotated[
         bool, typer.Option("--allow-special-tokens", help="Special tokens in messages are no text.")
     ] = False,
+    reasoning_tags: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="BEGIN END",
+            help="Around what a model thinks before it answers.",
+            show_default="<think> </think>, where the model has them",
+        ),
+    ] = None,
     dtype: Annotated[Dtype, typer.Option(help="auto: bfloat16 where the CPU multiplies it.")] = Dtype.auto,
     device: Annotated[
         RunDevice, typer.Option(help="auto: the CPU, until the tests have run on a GPU.")
@@ -212,12 +229,19 @@ def run(
     json_summary: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the final figures as JSON, too.")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page about the job, as `batchllm report` does.")
+    ] = None,
+    metrics: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep figures for Prometheus there while the job runs.")
+    ] = None,
 ) -> None:
     """Answer every line of a batch file.
 
-    Lines: POST to /v1/chat/completions or /v1/completions. Answers are written as they complete, in any order;
-    match them by custom_id. Without a limit of its own, a chat answer ends after --max-tokens and a completion
-    after 16 tokens; without a temperature, top_p or top_k it has those of the model's generation_config.json. An answer
+    Lines: POST to /v1/chat/completions, /v1/completions or /v1/score. Answers are written as they complete, in any
+    order; match them by custom_id. Without a limit of its own, a chat answer ends after --max-tokens and a completion
+    after 16 tokens; without a temperature, top_p, top_k, min_p or repetition_penalty it has those of the model's
+    generation_config.json. What a model thinks before it answers is the reasoning_content beside the content. An answer
     that the model's length ends before its limit has the finish_reason "length" and the stop_reason "max_model_len".
 
     Whatever ends a job, --resume goes on with it: no line is lost, and none is answered twice. Beside OUT.jsonl,
@@ -232,23 +256,31 @@ def run(
         raise typer.BadParameter("--completion and --body go with --template")
     if resume and overwrite:
         raise typer.BadParameter("give --resume or --overwrite, not both")
-    log = Console(stderr=True)
+    log = console_of(sys.stderr)
 
     with exit_status(log, when_interrupted="; nothing was written"):
         from batchllm.jobs.files import is_standard_output
         from batchllm.jobs.job import run_job
-        from batchllm.jobs.run import errors_beside
+        from batchllm.jobs.run import errors_beside, figures_beside
+        from batchllm.reports.html import ReportFiles, write_report
+        from batchllm.reports.metrics import keep_metrics
         from batchllm.reports.run_text import show_progress, summary_table, write_summary
 
         output = Path("/dev/stdout") if output == STANDARD_OUTPUT else output
         errors = errors or errors_beside(output, resume=resume)
-        with show_progress(log) as on_progress:
+        may_replace = overwrite or resume
+        with (
+            show_progress(log) as show,
+            keep_metrics(metrics, show, overwrite=may_replace, log=lambda line: say(log, line)) as on_progress,
+        ):
             summary = run_job(
                 input,
                 output,
                 model,
                 errors=errors,
                 summary=json_summary,
+                report=report,
+                metrics=metrics,
                 resume=resume,
                 overwrite=overwrite,
                 ordered=ordered,
@@ -273,14 +305,20 @@ def run(
                 num_threads=num_threads,
                 generation_config=generation_config.value,
                 allow_special_tokens=allow_special_tokens,
+                reasoning_tags=reasoning_tags or "auto",
             )
     if json_summary:
         try:
-            write_summary(json_summary, summary, overwrite=overwrite or resume)
+            write_summary(json_summary, summary, overwrite=may_replace)
         except OSError as error:  # the answers are there all the same
             say(log, f"batchllm: {error}", style="red")
-    holds_records = any(is_standard_output(path) for path in (output, errors, json_summary))
-    (log if holds_records else Console()).print(summary_table(summary))
+    if report:
+        try:
+            write_report(ReportFiles(output, report, None, errors, figures_beside(output), may_replace))
+        except (OSError, ValueError) as error:
+            say(log, f"batchllm: {error}", style="red")
+    holds_records = any(is_standard_output(path) for path in (output, errors, json_summary, report))
+    (log if holds_records else console_of(sys.stdout)).print(summary_table(summary))
     if summary.num_failed:
         raise typer.Exit(EXIT_SOME_LINES_FAILED)
 
@@ -332,7 +370,7 @@ def plan(
         raise typer.BadParameter("give --kv-memory or --kv-cache-tokens, not both")
     if (shards is None) != (output is None):
         raise typer.BadParameter("--shards N and --output DIR go together")
-    log = Console(stderr=True)
+    log = console_of(sys.stderr)
     with exit_status(log):
         from batchllm.cli.plan import PlanFiles, plan_batch_file
         from batchllm.jobs.files import is_standard_output
@@ -350,7 +388,7 @@ def plan(
             log=lambda line: say(log, line),
         )
     holds_records = any(is_standard_output(path) for path in (errors, plot, json))
-    print_plan(Console(stderr=holds_records, width=None if Console().is_terminal else PIPED_WIDTH), job_plan)
+    print_plan(console_of(sys.stderr if holds_records else sys.stdout, piped_width=PIPED_WIDTH), job_plan)
     if job_plan.failed_lines:
         raise typer.Exit(EXIT_SOME_LINES_FAILED)
 

@@ -6,9 +6,9 @@ together are planned together, and share what they have in common with each othe
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +16,13 @@ import torch
 import batchllm_ext as ext
 from batchllm.device.kv_cache import PagedKVCache
 from batchllm.engine.figures import PhaseClock, RunFigures
+from batchllm.engine.recorder import RunRecorder
 from batchllm.engine.runner import Runner
 from batchllm.models.forward_pass import ForwardPass
 from batchllm.options import READER_COST_TOKENS
 from batchllm.outputs import JobProgress, Logprob
 from batchllm.request_table import End, RequestTable
-from batchllm.sampling.logprobs import add_prompt_logprobs
+from batchllm.sampling.logprobs import add_logprobs, add_prompt_logprobs, asks_for_logprobs
 from batchllm.sampling.rules import LogitsRule, Rows
 from batchllm.sampling.sampler import Sampler
 from batchllm.sampling_params import SamplingParams
@@ -40,6 +41,12 @@ class EngineRequest:
     seeds: Sequence[int]  # [n], 64 bits each
     max_output_tokens: int
 
+    @property
+    def score_begin(self) -> int:
+        """The position of the first prompt token whose log-probability is wanted; the prompt's length for none."""
+        length, start = len(self.prompt_token_ids), self.params.prompt_logprobs_start
+        return length if self.params.prompt_logprobs is None else min(start, length)
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -50,7 +57,8 @@ class Finished:
     end: End | None  # None: by length
     cumulative_logprob: float
     num_cached_tokens: int
-    prompt_logprobs: list[dict[int, Logprob] | None] | None
+    logprobs: list[dict[int, Logprob]] | None  # where its parameters ask, as the next
+    prompt_logprobs: list[dict[int, Logprob] | None] | None  # of the prompt's last tokens, from score_begin on
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,7 @@ class Engine:
         num_pages = kv_cache_tokens // page_size
         layers = [model.attention_kinds[kind] for kind in model.kind_of_layer]
         self.kv_cache = PagedKVCache.allocate(layers, num_pages, page_size, model.dtype, model.device)
+        self.recorder: RunRecorder | None = None  # is told of requests that are added, and of steps
         self._next_id = 0
         self._reset()
 
@@ -93,9 +102,12 @@ class Engine:
         self._sampler = Sampler(self.requests, self.rules)
         self._num_output_tokens = self.requests.column(np.int32)
         self._logprob = self.requests.column(np.float64)  # of the tokens so far, summed
+        self._asks_for_logprobs = self.requests.column(bool)
         for rule in self.rules:
             rule.bind(self.requests)
         self._remaining_tokens = 0  # that live requests may still generate, at most
+        self._num_ended_early = 0  # requests that generated less than they might have
+        self._planned_prompt_tokens = 0  # to be computed, a shared prefix once
         self._planner: ext.BatchPlanner | None = None
         self._clock = PhaseClock()
 
@@ -151,24 +163,32 @@ class Engine:
         bounds = np.array([request.max_output_tokens for request in requests], np.int32)
         known = np.array([request.params.ends_only_at_max_tokens for request in requests], bool)
         trie = ext.PrefixTrie(tokens, indptr, drop_last=1, prompt_of_request=rows)
-        return planner.add_requests(
+        segments = ext.choose_segments(trie, levels=self.levels, reader_cost=READER_COST_TOKENS)
+        first = planner.add_requests(
             tokens,
             indptr,
-            ext.choose_segments(trie, levels=self.levels, reader_cost=READER_COST_TOKENS),
+            segments,
             max_output_tokens=np.repeat(bounds, counts),
             expected_output_tokens=np.repeat(np.where(known, bounds, 0).astype(np.int32), counts),
             reader_cost=READER_COST_TOKENS,
             prompt_of_request=rows,
             score_begin=_score_begin(requests, counts),
         )
+        self._planned_prompt_tokens += segments.prompt_tokens - segments.saved_tokens
+        if self.recorder:
+            self.recorder.added(first, segments)
+        return first
 
     def _add_to_table(self, request: EngineRequest, prompt: np.ndarray, ids: range) -> None:
         params = request.params
         for request_id, seed in zip(ids, request.seeds, strict=True):
             live = self.requests.add(request_id, prompt, params, seed, request.max_output_tokens)
             self._remaining_tokens += live.max_output_tokens
-            if params.prompt_logprobs is not None and request_id == ids.start:
-                live.prompt_logprobs = [None] * len(prompt)
+            if request.score_begin < len(prompt) and request_id == ids.start:
+                live.prompt_logprobs = [None] * (len(prompt) - request.score_begin)
+            if asks_for_logprobs(params):
+                live.logprobs = []
+                self._asks_for_logprobs.values[live.slot] = True
             self._sampler.add(live)
             for rule in self.rules:
                 rule.add(live)
@@ -228,6 +248,8 @@ class Engine:
             done = planner.commit(sampled, stopped)
             finished = [self._finished(planner, request_id) for request_id in done.tolist()]
             self._forget(done)
+            if self.recorder:
+                self.recorder.stepped(batch, self.progress)
         return StepOutput(ids, sampled, finished)
 
     def _plan_attention(self, batch: ext.TokenBatch) -> tuple[ext.AttentionPlan, ...]:
@@ -257,7 +279,12 @@ class Engine:
             with self._clock("forward"):
                 logits = self.model.logits(hidden[part])
             with self._clock("sample"):
-                tokens[part], logprobs[part] = self._sampler.sample(logits, rows.take(part), self.runner.ops)
+                of_part = rows.take(part)
+                tokens[part], logprobs[part] = self._sampler.sample(logits, of_part, self.runner.ops)
+                asking = np.flatnonzero(self._asks_for_logprobs.values[of_part.slots])
+                if len(asking):
+                    their_logits = logits[torch.as_tensor(asking, device=logits.device)]
+                    add_logprobs(their_logits, of_part.take(asking), tokens[part][asking])
         return tokens, logprobs
 
     def _score(self, hidden: torch.Tensor, outputs: ext.TokenBatch) -> None:
@@ -291,6 +318,7 @@ class Engine:
             end=request.end,
             cumulative_logprob=float(self._logprob.values[request.slot]),
             num_cached_tokens=planner.num_cached_tokens(request_id),
+            logprobs=request.logprobs,
             prompt_logprobs=request.prompt_logprobs,
         )
 
@@ -301,7 +329,9 @@ class Engine:
             if request_id not in self.requests:
                 continue
             request = self.requests[request_id]
-            self._remaining_tokens -= request.max_output_tokens - int(self._num_output_tokens.values[request.slot])
+            unused = request.max_output_tokens - int(self._num_output_tokens.values[request.slot])
+            self._remaining_tokens -= unused
+            self._num_ended_early += unused > 0
             for rule in self.rules:
                 rule.forget(request)
             self.requests.remove(request)
@@ -337,27 +367,38 @@ class Engine:
 
     @property
     def progress(self) -> JobProgress:
-        counts: dict[str, Any] = self._planner.stats if self._planner else {}
-        saved = counts.get("cached_prompt_tokens", 0)
-        first_time = counts.get("computed_prompt_tokens", 0) - counts.get("recomputed_prompt_tokens", 0)
+        counts: dict[str, int] = defaultdict(int, self._planner.stats if self._planner else {})
+        saved = counts["cached_prompt_tokens"]
+        first_time = counts["computed_prompt_tokens"] - counts["recomputed_prompt_tokens"]
         return JobProgress(
-            num_requests=counts.get("num_requests", 0),
-            finished_requests=counts.get("finished", 0),
+            num_requests=counts["num_requests"],
+            finished_requests=counts["finished"],
             scheduled_prompt_tokens=first_time + saved,
             saved_prompt_tokens=saved,
-            output_tokens=counts.get("output_tokens", 0),
+            output_tokens=counts["output_tokens"],
             remaining_output_tokens=self._remaining_tokens,
             elapsed_s=self._clock.elapsed_s,
+            running_requests=counts["running"],
+            waiting_requests=counts["waiting"],
+            ended_early=self._num_ended_early,
+            computed_prompt_tokens=counts["computed_prompt_tokens"],
+            remaining_prompt_tokens=self._planned_prompt_tokens - first_time - counts["borrowed_prompt_tokens"],
+            recomputed_tokens=counts["recomputed_tokens"],
+            kv_tokens=counts["used_pages"] * self.page_size,
+            peak_kv_tokens=counts["peak_pages"] * self.page_size,
+            kv_cache_tokens=self.kv_cache.num_pages * self.page_size,
+            steps=counts["steps"],
+            preemptions=counts["preemptions"],
+            seconds=dict(self._clock.seconds),
         )
 
 
 def _score_begin(requests: Sequence[EngineRequest], counts: np.ndarray) -> np.ndarray | None:
-    """int32 [sum of counts]: the first completion of a prompt that is to be scored asks for all but the first token."""
-    if all(request.params.prompt_logprobs is None for request in requests):
+    """int32 [sum of counts]: the first completion of a prompt asks for its scores."""
+    lengths = np.array([len(request.prompt_token_ids) for request in requests], np.int32)
+    of_first = np.array([request.score_begin for request in requests], np.int32)
+    if (of_first == lengths).all():
         return None
-    begin = np.repeat(np.array([len(request.prompt_token_ids) for request in requests], np.int32), counts)
-    firsts = np.cumsum([0, *counts])[:-1]
-    for request, first in zip(requests, firsts.tolist(), strict=True):
-        if request.params.prompt_logprobs is not None:
-            begin[first] = 1
+    begin = np.repeat(lengths, counts)
+    begin[np.cumsum([0, *counts])[:-1]] = of_first
     return begin

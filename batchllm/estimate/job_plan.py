@@ -21,19 +21,9 @@ from batchllm.estimate.simulate import Policy, SimulatedJob, Simulation, simulat
 from batchllm.estimate.tokenized_job import TokenizedJob
 from batchllm.models.config import ModelConfig
 from batchllm.options import DEFAULTS, READER_COST_TOKENS
+from batchllm.sharing import LevelFigures, level_figures, segment_depths
 
 PAGE_SIZE = DEFAULTS.page_size
-
-
-class LevelFigures(msgspec.Struct, frozen=True):
-    """The segments at one depth of the tree; depth 1 is the top."""
-
-    depth: int
-    segments: int
-    median_readers: float
-    max_readers: int
-    stored_tokens: int
-    saved_tokens: int  # prompt tokens not computed, against no sharing
 
 
 class PolicyFigures(msgspec.Struct, frozen=True):
@@ -146,7 +136,11 @@ def plan_job(
         kv_bytes_per_token=given.model.kv_bytes_per_token,
         page_size=PAGE_SIZE,
         max_batch_tokens=given.max_batch_tokens,
-        levels=level_figures(segments),
+        levels=level_figures(
+            segment_depths(segments.parent),
+            segments.token_end.astype(np.int64) - segments.token_begin,
+            segments.num_readers,
+        ),
         policies=[policy_figures(simulation, given) for simulation in simulations.values()],
         caches=[
             cache_crossover(policy, partial(run, policy), job, simulations[Policy.BATCHLLM])
@@ -155,26 +149,6 @@ def plan_job(
         read=read_crossover(segments, given.model),
     )
     return plan, simulations
-
-
-def level_figures(segments: ext.Segments) -> list[LevelFigures]:
-    depth = np.ones(segments.num_segments, np.int32)
-    for segment, parent in enumerate(segments.parent):  # parents come first
-        if parent >= 0:
-            depth[segment] = depth[parent] + 1
-    num_tokens = segments.token_end.astype(np.int64) - segments.token_begin
-    return [
-        LevelFigures(
-            depth=level,
-            segments=int(here.sum()),
-            median_readers=float(np.median(segments.num_readers[here])),
-            max_readers=int(segments.num_readers[here].max()),
-            stored_tokens=int(num_tokens[here].sum()),
-            saved_tokens=int((num_tokens * (segments.num_readers - 1))[here].sum()),
-        )
-        for level in range(1, depth.max(initial=0) + 1)
-        for here in [depth == level]
-    ]
 
 
 def policy_figures(simulation: Simulation, given: Assumptions) -> PolicyFigures:

@@ -22,10 +22,18 @@ FileId = tuple[int, int, str]  # device, inode, ""; of a file that is still to b
 
 
 def check_files(
-    input: Path | str, outputs: Mapping[str, Path | None], *, overwrite: bool, model_files: Iterable[Path] = ()
+    input: Path | str,
+    outputs: Mapping[str, Path | None],
+    *,
+    overwrite: bool,
+    model_files: Iterable[Path] = (),
+    replaced: Mapping[str, Path | None] | None = None,
 ) -> None:
     """Raises OSError or ValueError where the input is missing, an output cannot be written, holds something that may
-    not be replaced or is another job's, or two are one file. Changes nothing, and opens no pipe."""
+    not be replaced or is another job's, or two are one file. Changes nothing, and opens no pipe.
+
+    replaced: outputs of which whoever writes them checks what they hold.
+    """
     names: dict[FileId, str] = {}
     claim(names, "standard error", STDERR)
     if isinstance(input, Path):
@@ -42,6 +50,10 @@ def check_files(
             if path.is_file():
                 with RecordFile(name, path, overwrite=overwrite):
                     pass
+    for name, path in (replaced or {}).items():
+        if path is not None:
+            check_writable(name, path)
+            claim(names, name, path)
 
 
 def claim(names: dict[FileId, str], name: str, path: Path | int) -> None:

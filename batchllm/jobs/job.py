@@ -7,14 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchllm.jobs.inputs import is_remote
-from batchllm.jobs.run import BatchFiles, JobSummary, OnProgress, RunOptions, errors_beside, run_batch_file
+from batchllm.jobs.run import (
+    BatchFiles,
+    JobSummary,
+    OnProgress,
+    RunOptions,
+    errors_beside,
+    figures_beside,
+    run_batch_file,
+)
 from batchllm.jobs.sources import Ask
 from batchllm.options import DEFAULTS
 
 if TYPE_CHECKING:
     from batchllm.llm import LLM
 
-ANSWER_OPTIONS = ("dtype", "generation_config", "allow_special_tokens")  # of an engine's, those that answers depend on
+# Of an engine's options, those that answers depend on.
+ANSWER_OPTIONS = ("dtype", "generation_config", "allow_special_tokens", "reasoning_tags")
 
 
 def run_job(
@@ -24,6 +33,8 @@ def run_job(
     *,
     errors: str | Path | None = None,
     summary: Path | None = None,
+    report: Path | None = None,
+    metrics: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     ordered: bool = False,
@@ -48,7 +59,7 @@ def run_job(
     sink: lines of JSON in OpenAI's output format, or a table where its name ends in .parquet.
     model: a directory, a hub id or an LLM; engine_options are those of LLM where it is none yet.
     errors: lines without an answer; None is SINK.errors.jsonl, or `log` where the sink is no file.
-    summary: a file that this job does not write, but none of the others may be.
+    summary, report, metrics: files that this call does not write, but none of the others may be.
     resume: goes on with the job that the sink belongs to, or begins it. overwrite: replaces files that are not empty.
     ordered: the sink has the order of the lines, and is there when all answers are.
     template, completion, body: what to ask of a row, as batchllm.jobs.sources.Ask takes it.
@@ -83,6 +94,9 @@ def run_job(
         str(llm.directory if llm else model),
         resume,
         ordered,
+        figures_beside(sink),
+        report,
+        metrics,
     )
     options = RunOptions(
         model_name=directory.resolve().name,

@@ -15,7 +15,7 @@ from batchllm.sampling_params import SamplingParams
 
 
 class LineKind(NamedTuple):
-    """An endpoint of OpenAI's, as a line names it and its answer shows it."""
+    """An endpoint, OpenAI's or ours, as a line names it and its answer shows it."""
 
     url: str
     prompt_field: str  # of the body
@@ -25,6 +25,7 @@ class LineKind(NamedTuple):
 
 CHAT = LineKind("/v1/chat/completions", "messages", "chat.completion", "chatcmpl")
 COMPLETION = LineKind("/v1/completions", "prompt", "text_completion", "cmpl")
+SCORE = LineKind("/v1/score", "prompt", "score", "score")  # ours
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,15 @@ class Conversation:
     template_options: dict[str, Any] = field(default_factory=dict)  # chat_template_kwargs, where there are any
 
 
-BatchPrompt = str | list[int] | Conversation
+@dataclass(frozen=True)
+class ContinuedPrompt:
+    """One that is only scored."""
+
+    prompt: str | list[int]
+    continuation: str | list[int]
+
+
+BatchPrompt = str | list[int] | Conversation | ContinuedPrompt
 
 
 DUPLICATE_ID = "duplicate_custom_id"

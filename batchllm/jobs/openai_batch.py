@@ -20,8 +20,10 @@ from batchllm.jobs.line import (
     CHAT,
     COMPLETION,
     DUPLICATE_ID,
+    SCORE,
     BatchPrompt,
     BatchRequest,
+    ContinuedPrompt,
     Conversation,
     LineError,
     LineKind,
@@ -32,29 +34,53 @@ from batchllm.sampling_params import MAX_INT32, SamplingParams
 DEFAULT_COMPLETIONS_MAX_TOKENS = 16  # OpenAI's
 MAX_COMPLETIONS = 128  # of one prompt; OpenAI's
 
-# What a body's prompt stands in, by the kind of line.
-PROMPT_FIELDS = {CHAT: frozenset({"messages", "chat_template_kwargs"}), COMPLETION: frozenset({"prompt"})}
+# What each kind of line has of its own: its prompt, and how it asks for log-probabilities (see `_logprobs`).
+OWN_FIELDS = {
+    CHAT: frozenset(
+        {
+            *("messages", "chat_template_kwargs", "tools", "documents", "add_generation_prompt"),
+            *("continue_final_message", "logprobs", "top_logprobs"),
+        }
+    ),
+    COMPLETION: frozenset({"prompt", "logprobs"}),
+    SCORE: frozenset({"prompt", "continuations"}),
+}
+# Of these, what nearly every line has another of.
+PROMPT_FIELDS = {CHAT: {"messages"}, COMPLETION: {"prompt"}, SCORE: {"prompt", "continuations"}}
 # Fields of a body that are SamplingParams' fields of that name. By name, because not every field that both have means
-# the same (OpenAI's `logprobs` is a flag).
+# the same: see `_logprobs`.
 SAMPLING_FIELDS = frozenset(
     {
-        *("n", "temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos"),
-        *("max_tokens", "min_tokens", "include_stop_str_in_output", "skip_special_tokens"),
+        *("n", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "ignore_eos"),
+        *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "allowed_token_ids"),
+        *("bad_words", "max_tokens", "min_tokens", "include_stop_str_in_output", "skip_special_tokens"),
+        *("logprob_token_ids", "prompt_logprobs", "prompt_logprobs_start"),
     }
 )
+LIMIT_FIELDS = frozenset({"max_tokens", "max_completion_tokens", "max_new_tokens"})  # vLLM's, OpenAI's, Hugging Face's
 HARMLESS_FIELDS = frozenset(
     {
         *("model", "user", "metadata", "store", "service_tier", "safety_identifier", "priority"),
         *("parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_retention"),
     }
 )
-INTEGER_FIELDS = frozenset({"n", "top_k", "seed", "max_tokens", "max_completion_tokens", "min_tokens"})
-# Fields we do not implement, at values that ask for nothing.
+INTEGER_FIELDS = LIMIT_FIELDS | {
+    "n",
+    "top_k",
+    "seed",
+    "min_tokens",
+    "logprobs",
+    "top_logprobs",
+    "prompt_logprobs",
+    "prompt_logprobs_start",
+}
+# What asks for nothing, of fields that we do not implement, or not for both endpoints.
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "best_of": (1,),
     "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
+    "documents": ([],),
     "echo": (False,),
     "frequency_penalty": (0,),
     "functions": ([],),
@@ -224,13 +250,26 @@ def _conversation(body: dict[str, Any]) -> list[BatchPrompt]:
     if not isinstance(messages, list) or not messages:
         raise LineError("invalid_body", "body.messages", f"expected a non-empty list, got {brief(messages)}")
     parsed = _convert([_without_nulls(message) for message in messages], list[_ChatMessage], "body.messages")
-    variables = _convert(body.get("chat_template_kwargs", {}), dict[str, Any], "body.chat_template_kwargs")
-    return [
-        Conversation(
-            [message.for_template(f"body.messages[{i}]") for i, message in enumerate(parsed)],
-            {"chat_template_kwargs": variables} if variables else {},
-        )
-    ]
+    turns = [message.for_template(f"body.messages[{i}]") for i, message in enumerate(parsed)]
+    return [Conversation(turns, _template_options(body))]
+
+
+def _template_options(body: dict[str, Any]) -> dict[str, Any]:
+    def given(name: str, default: Any, kind: Any) -> Any:
+        return _convert(body.get(name, default), kind, f"body.{name}")
+
+    options = {
+        "chat_template_kwargs": given("chat_template_kwargs", {}, dict[str, Any]),
+        "tools": given("tools", [], list[dict[str, Any]]),
+        "documents": given("documents", [], list[dict[str, Any]]),
+        "continue_final_message": given("continue_final_message", False, bool),
+    }
+    continues = options["continue_final_message"]
+    opens = given("add_generation_prompt", not continues, bool)
+    if continues and opens:
+        raise LineError("invalid_body", "body.continue_final_message", "excludes add_generation_prompt")
+    asked_for = {name: value for name, value in options.items() if value}
+    return asked_for if opens else asked_for | {"add_generation_prompt": False}
 
 
 def _completion_prompts(body: dict[str, Any]) -> list[BatchPrompt]:
@@ -248,10 +287,19 @@ def _completion_prompts(body: dict[str, Any]) -> list[BatchPrompt]:
     raise LineError("invalid_body", "body.prompt", f"{expected}, got {brief(prompt)}")
 
 
+def _continued_prompts(body: dict[str, Any]) -> list[BatchPrompt]:
+    prompt = _convert(body.get("prompt"), str | list[int], "body.prompt")
+    continuations = _convert(body.get("continuations"), list[str | list[int]], "body.continuations")
+    if not continuations:
+        raise LineError("invalid_body", "body.continuations", "expected at least one")
+    return [ContinuedPrompt(prompt, continuation) for continuation in continuations]
+
+
 # What reads the prompts of each kind of line.
 _PROMPTS: dict[LineKind, Callable[[dict[str, Any]], list[BatchPrompt]]] = {
     CHAT: _conversation,
     COMPLETION: _completion_prompts,
+    SCORE: _continued_prompts,
 }
 
 
@@ -261,29 +309,45 @@ def _params_of(kind: LineKind, body: dict[str, Any], default_max_tokens: int) ->
     try:
         return _params_of_json(kind, msgspec.json.encode(rest), default_max_tokens)
     except OverflowError:  # an integer that JSON as msgspec writes it has no room for
-        return _sampling_params(rest, prompt_fields=PROMPT_FIELDS[kind], default_max_tokens=default_max_tokens)
+        return _sampling_params(rest, kind, default_max_tokens=default_max_tokens)
 
 
 @lru_cache(maxsize=1024)
 def _params_of_json(kind: LineKind, rest: bytes, default_max_tokens: int) -> SamplingParams:
-    body = msgspec.json.decode(rest)
-    return _sampling_params(body, prompt_fields=PROMPT_FIELDS[kind], default_max_tokens=default_max_tokens)
+    return _sampling_params(msgspec.json.decode(rest), kind, default_max_tokens=default_max_tokens)
 
 
-def _sampling_params(body: dict[str, Any], *, prompt_fields: frozenset[str], default_max_tokens: int) -> SamplingParams:
+def _sampling_params(body: dict[str, Any], kind: LineKind, *, default_max_tokens: int) -> SamplingParams:
     """The body's sampling fields; every other field must be harmless or ask for nothing."""
-    for name in sorted(body.keys() - SAMPLING_FIELDS - HARMLESS_FIELDS - prompt_fields - {"max_completion_tokens"}):
+    of_draws = frozenset() if kind is SCORE else SAMPLING_FIELDS | LIMIT_FIELDS
+    for name in sorted(body.keys() - of_draws - HARMLESS_FIELDS - OWN_FIELDS[kind]):
         _check_asks_for_nothing(name, body[name])
+    if kind is SCORE:
+        return SamplingParams(max_tokens=1)
     body = {name: _integer(value) if name in INTEGER_FIELDS else value for name, value in body.items()}
-    limit_names = body.keys() & {"max_tokens", "max_completion_tokens"}
-    limits = {_convert(body[name], _TokenLimit, f"body.{name}") for name in limit_names} or {default_max_tokens}
-    if len(limits) > 1:
-        raise LineError("invalid_body", "body.max_tokens", "differs from max_completion_tokens; give one of them")
+    limits = {name: _convert(body[name], _TokenLimit, f"body.{name}") for name in sorted(body.keys() & LIMIT_FIELDS)}
+    if len(set(limits.values())) > 1:
+        first, *_, last = limits
+        raise LineError("invalid_body", f"body.{last}", f"differs from {first}; give one of them")
     fields = {name: value for name, value in body.items() if name in SAMPLING_FIELDS}
-    params: SamplingParams = _convert(fields | {"max_tokens": limits.pop()}, SamplingParams, "body")
+    fields["max_tokens"] = next(iter(limits.values()), default_max_tokens)
+    fields["logprobs"] = _logprobs(body, kind)
+    params: SamplingParams = _convert(fields, SamplingParams, "body")
     if params.n > MAX_COMPLETIONS:
         raise LineError("invalid_body", "body.n", f"expected at most {MAX_COMPLETIONS}, got {params.n}")
     return params
+
+
+def _logprobs(body: dict[str, Any], kind: LineKind) -> int | None:
+    """SamplingParams.logprobs: a number in a completion's body; in a chat's a flag, with the number beside it."""
+    if kind is COMPLETION:
+        value = body.get("logprobs")
+        return None if value is False else _convert(value, int | None, "body.logprobs")
+    is_asked_for = _convert(body.get("logprobs", False), bool, "body.logprobs")
+    count: int = _convert(body.get("top_logprobs", 0), int, "body.top_logprobs")
+    if count and not is_asked_for:
+        raise LineError("invalid_body", "body.top_logprobs", "expected logprobs to be true beside it")
+    return count if is_asked_for else None
 
 
 def _integer(value: Any) -> Any:
@@ -307,10 +371,11 @@ def _check_asks_for_nothing(name: str, value: Any) -> None:
 def _convert(value: Any, expected: Any, where: str) -> Any:
     """`value` as that type, or the place and the reason: "Expected `int`, got `str` - at `$.n`" is at body.n."""
     try:
-        return msgspec.convert(value, expected)
+        return msgspec.convert(value, expected, str_keys=True)
     except msgspec.ValidationError as error:
-        reason, _, path = str(error).partition(" - at `$")
-        if not path and re.match(r"\w+: ", reason):  # SamplingParams names its field itself
+        reason, _, path = str(error).partition(" - at `")
+        path = path.removeprefix("key` in `").removeprefix("$").rstrip("`")
+        if not path and re.match(r"[\w\[\]]+: ", reason):  # SamplingParams names its field itself
             field, _, reason = reason.partition(": ")
             path = f".{field}"
-        raise LineError("invalid_body", where + path.rstrip("`"), reason[0].lower() + reason[1:]) from None
+        raise LineError("invalid_body", where + path, reason[0].lower() + reason[1:]) from None

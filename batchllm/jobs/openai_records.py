@@ -14,8 +14,10 @@ from typing import Any
 
 import msgspec
 
-from batchllm.jobs.line import CHAT, BatchRequest, LineError
-from batchllm.outputs import RequestOutput
+from batchllm.continuations import probabilities
+from batchllm.jobs.line import CHAT, SCORE, BatchRequest, LineError
+from batchllm.jobs.openai_logprobs import chat_logprobs, completion_logprobs, continuation_logprobs, prompt_logprobs
+from batchllm.outputs import CompletionOutput, RequestOutput
 
 ID_PREFIX = "batch_req_"
 
@@ -33,29 +35,17 @@ def record_opening(job_id: str) -> bytes:
 def answer_record(request: BatchRequest, outputs: list[RequestOutput], model: str, job_id: str) -> bytes:
     """The output line of a request: outputs[i] answers its prompt i. model: the name of the one that ran."""
     unique = f"{job_id}{request.line:016x}"
-    is_chat = request.kind is CHAT
     completions = [completion for output in outputs for completion in output.outputs]
     prompt_tokens = sum(len(output.prompt_token_ids) for output in outputs)
     completion_tokens = sum(len(completion.token_ids) for completion in completions)
-    body = {
+    if request.kind is SCORE:  # the last token of each continuation is given, too
+        prompt_tokens, completion_tokens = prompt_tokens + len(outputs), 0
+    body: dict[str, Any] = {
         "id": f"{request.kind.answer_id_prefix}-{unique}",
         "object": request.kind.answer_object,
         "created": int(time.time()),
         "model": model,
-        "choices": [
-            {
-                "index": index,
-                **(
-                    {"message": {"role": "assistant", "content": completion.text, "refusal": None}}
-                    if is_chat
-                    else {"text": completion.text}
-                ),
-                "finish_reason": completion.finish_reason,
-                **({} if completion.stop_reason is None else {"stop_reason": completion.stop_reason}),  # as vLLM has it
-                "logprobs": None,
-            }
-            for index, completion in enumerate(completions)
-        ],
+        **(_scores(outputs) if request.kind is SCORE else {"choices": _choices(request, outputs)}),
         "usage": {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
@@ -63,8 +53,40 @@ def answer_record(request: BatchRequest, outputs: list[RequestOutput], model: st
             "prompt_tokens_details": {"cached_tokens": sum(output.num_cached_tokens for output in outputs)},
         },
     }
+    if request.kind is CHAT and outputs[0].prompt_logprobs is not None:
+        body["prompt_logprobs"] = prompt_logprobs(outputs[0].prompt_logprobs)
     response = {"status_code": 200, "request_id": f"req_{unique}", "body": body}
     return _record(unique, request.custom_id, response, None)
+
+
+def _scores(outputs: list[RequestOutput]) -> dict[str, Any]:
+    """Of each continuation, and the probability of each, given that it is one of them."""
+    scores = [{"index": index, **continuation_logprobs(output)} for index, output in enumerate(outputs)]
+    for score, probability in zip(scores, probabilities([s["logprob"] for s in scores]), strict=True):
+        score["probability"] = probability
+    return {"scores": scores}
+
+
+def _choices(request: BatchRequest, outputs: list[RequestOutput]) -> list[dict[str, Any]]:
+    choices = [_choice(request, output, completion) for output in outputs for completion in output.outputs]
+    return [{"index": index, **choice} for index, choice in enumerate(choices)]
+
+
+def _choice(request: BatchRequest, output: RequestOutput, completion: CompletionOutput) -> dict[str, Any]:
+    """What OpenAI has no name for has vLLM's, and is left out where there is none."""
+    extra: dict[str, Any] = {} if completion.stop_reason is None else {"stop_reason": completion.stop_reason}
+    if request.kind is CHAT:
+        message: dict[str, Any] = {"role": "assistant", "content": completion.content, "refusal": None}
+        if completion.reasoning_content is not None:
+            message["reasoning_content"] = completion.reasoning_content
+        answer: dict[str, Any] = {"message": message}
+        logprobs = chat_logprobs(completion, request.params)
+    else:
+        answer = {"text": completion.text}
+        logprobs = completion_logprobs(completion)
+        if output.prompt_logprobs is not None:
+            extra["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs)
+    return {**answer, "finish_reason": completion.finish_reason, **extra, "logprobs": logprobs}
 
 
 def error_record(error: LineError, job_id: str) -> bytes:

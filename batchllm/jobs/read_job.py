@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchllm.estimate.tokenized_job import TokenizedJob
-from batchllm.jobs.line import BatchRequest, LineError
-from batchllm.jobs.reading import tokenized
+from batchllm.jobs.line import BatchRequest, Conversation, LineError
+from batchllm.jobs.reading import texts_of, tokenized
 from batchllm.jobs.sources import Source
 from batchllm.requests import RequestLimits
 from batchllm.sampling.compile_grammar import GrammarCompiler
@@ -34,7 +34,7 @@ class WeightlessModel:
         self.tokenizer.check_chat_template()
 
     def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]:
-        return self.tokenizer.encode_chat(messages, add_generation_prompt=True, **options)
+        return self.tokenizer.encode_chat(messages, **{"add_generation_prompt": True, **options})
 
     def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         self.limits.check(prompt_token_ids, params)
@@ -81,7 +81,7 @@ def read_job(source: Source, model: WeightlessModel) -> tuple[TokenizedJob, list
 
 
 def has_text(request: BatchRequest) -> bool:
-    return not all(isinstance(prompt, list) for prompt in request.prompts)
+    return any(isinstance(prompt, Conversation) or texts_of(prompt) for prompt in request.prompts)
 
 
 def offsets(lengths: Sequence[int]) -> NDArray[np.int64]:

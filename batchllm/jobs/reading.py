@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from batchllm.jobs.line import CHAT, BatchPrompt, BatchRequest, Conversation, LineError
+from batchllm.continuations import Continuation, continuation_of, scoring_params
+from batchllm.jobs.line import CHAT, BatchPrompt, BatchRequest, ContinuedPrompt, Conversation, LineError
 from batchllm.sampling_params import SamplingParams
 from batchllm.tokenizer import Message
 
@@ -42,7 +43,7 @@ def tokenized(
         if not is_template_checked and any(request.kind is CHAT for request in requests):
             reader.check_chat_template()
             is_template_checked = True
-        texts = encoded([p for request in requests for p in request.prompts if isinstance(p, str)], reader)
+        texts = encoded([text for request in requests for p in request.prompts for text in texts_of(p)], reader)
         for line in some:
             if isinstance(line, LineError):
                 yield line
@@ -52,6 +53,14 @@ def tokenized(
             except ValueError as error:
                 place = line.prompt_place
                 yield LineError("invalid_prompt", place, str(error)).at(line.line, line.custom_id)
+
+
+def texts_of(prompt: BatchPrompt) -> list[str]:
+    """What of it is encoded as a prompt is."""
+    if isinstance(prompt, ContinuedPrompt) and isinstance(prompt.prompt, str):
+        whole = [prompt.prompt + prompt.continuation] if isinstance(prompt.continuation, str) else []
+        return [prompt.prompt, *whole]
+    return [prompt] if isinstance(prompt, str) else []
 
 
 def encoded(texts: list[str], reader: PromptReader) -> dict[str, list[int] | ValueError]:
@@ -71,14 +80,28 @@ def encoded(texts: list[str], reader: PromptReader) -> dict[str, list[int] | Val
 def _tokenized(
     request: BatchRequest, reader: PromptReader, texts: dict[str, list[int] | ValueError], seed: int
 ) -> TokenizedLine:
-    token_ids = [_token_ids(prompt, reader, texts) for prompt in request.prompts]
-    params = [request.seeded_params(at, seed) for at in range(len(token_ids))]
-    for ids, p in zip(token_ids, params, strict=True):
-        reader.check_request(ids, p)
+    token_ids: list[list[int]] = []
+    params: list[SamplingParams] = []
+    for at, prompt in enumerate(request.prompts):
+        if isinstance(prompt, ContinuedPrompt):
+            try:
+                continuation = _continuation(prompt, reader, texts)
+                *ids, last = continuation.token_ids
+                params.append(scoring_params(continuation.begin, [last]))
+                reader.check_request(ids, params[-1])
+            except ValueError as error:
+                raise ValueError(f"continuation {at}: {error}") from None
+        else:
+            ids = _token_ids(prompt, reader, texts)
+            params.append(request.seeded_params(at, seed))
+            reader.check_request(ids, params[-1])
+        token_ids.append(ids)
     return TokenizedLine(request, token_ids, params)
 
 
-def _token_ids(prompt: BatchPrompt, reader: PromptReader, texts: dict[str, list[int] | ValueError]) -> list[int]:
+def _token_ids(
+    prompt: str | list[int] | Conversation, reader: PromptReader, texts: dict[str, list[int] | ValueError]
+) -> list[int]:
     if isinstance(prompt, Conversation):
         return reader.apply_chat_template(prompt.messages, **prompt.template_options)
     if not isinstance(prompt, str):
@@ -87,3 +110,14 @@ def _token_ids(prompt: BatchPrompt, reader: PromptReader, texts: dict[str, list[
     if isinstance(found, ValueError):
         raise found
     return found
+
+
+def _continuation(
+    prompt: ContinuedPrompt, reader: PromptReader, texts: dict[str, list[int] | ValueError]
+) -> Continuation:
+    before = _token_ids(prompt.prompt, reader, texts)
+    if isinstance(prompt.continuation, list):
+        return continuation_of(before, [*before, *prompt.continuation])
+    if isinstance(prompt.prompt, list):
+        raise ValueError("expected token ids after a prompt of token ids, got text")
+    return continuation_of(before, _token_ids(prompt.prompt + prompt.continuation, reader, texts))

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from batchllm import __version__
+from batchllm.engine.recorder import RunRecorder
 from batchllm.jobs.earlier import EarlierRuns, read_earlier_runs, whole_records
+from batchllm.jobs.figures import leave_figures
 from batchllm.jobs.files import check_files
 from batchllm.jobs.finished import check_library
 from batchllm.jobs.line import DUPLICATE_ID, BatchRequest, LineError
@@ -53,6 +55,9 @@ class BatchFiles:
     model: str | None = None  # a directory, whose files are none of the others
     resume: bool = False  # the job that output and errors belong to; where they are empty, it begins
     ordered: bool = False  # the output has the order of the lines
+    figures: Path | None = None  # what a report needs beside the answers
+    report: Path | None = None
+    metrics: Path | None = None
 
     @property
     def records(self) -> RecordFiles:
@@ -68,11 +73,18 @@ class BatchFiles:
             raise ValueError(f"output {str(self.output)!r}: only a file can be Parquet or ordered")
         check_library(self.output)
         outputs = {"output": self.output, "errors": self.errors, "summary": self.summary}
+        outputs |= {"figures": self.figures, "report": self.report}
         if self.records.journal != self.output:
             outputs["journal"] = self.records.journal
         inputs = model_files(self.model) if self.model else []
         try:
-            check_files(self.input, outputs, overwrite=self.overwrite or self.resume, model_files=inputs)
+            check_files(
+                self.input,
+                outputs,
+                overwrite=self.overwrite or self.resume,
+                model_files=inputs,
+                replaced={"metrics": self.metrics},
+            )
         except FileExistsError as error:
             if manifest_path(self.output).exists():
                 raise FileExistsError(f"{error}, --resume goes on with its job") from None
@@ -84,9 +96,7 @@ def errors_beside(output: Path, *, resume: bool = False) -> Path | None:
 
     Raises FileExistsError where that file holds something and the output does not exist: OUT.txt has the same. A job
     that is resumed knows its errors."""
-    directory = Path(os.path.realpath(output.parent))
-    is_special = directory == Path("/dev") or Path("/proc") in (directory, *directory.parents)
-    if is_special or (output.exists() and not output.is_file()):
+    if not has_neighbours(output):
         return None
     errors = output.with_suffix(".errors.jsonl")
     if not resume and not output.exists() and errors.is_file() and errors.stat().st_size:
@@ -95,6 +105,17 @@ def errors_beside(output: Path, *, resume: bool = False) -> Path | None:
             "output; name another with --errors"
         )
     return errors
+
+
+def figures_beside(output: Path) -> Path | None:
+    """OUT.figures.json for OUT.jsonl; None for a pipe or a device."""
+    return output.with_suffix(".figures.json") if has_neighbours(output) else None
+
+
+def has_neighbours(output: Path) -> bool:
+    directory = Path(os.path.realpath(output.parent))
+    is_special = directory == Path("/dev") or Path("/proc") in (directory, *directory.parents)
+    return not is_special and (output.is_file() or not output.exists())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +217,8 @@ def run_batch_file(
             if on_progress:
                 on_progress(progress)
 
-        results = answers(llm, prompts, token_ids, on_step)
+        recorder = RunRecorder()
+        results = answers(llm, prompts, token_ids, on_step, recorder)
         first = list(itertools.islice(results, 1))  # with it the engine stands; until then nothing is replaced
         so_far = f"the answers so far are in {files.output}"
         if files.records.is_resumable:
@@ -210,6 +232,13 @@ def run_batch_file(
             raise JobInterrupted(so_far) from interrupt
         except ValueError as error:
             raise ValueError(f"{error}; {so_far}") from error
+        finally:
+            if files.figures:
+                counts = [(prompt.request.line, prompt.at, prompt.params.n) for prompt in prompts]
+                may_replace = files.overwrite or files.resume
+                leave_figures(
+                    files.figures, recorder, counts, llm.stats, options.model_name, files.input, may_replace, log
+                )
     return job.summary(llm.stats)
 
 
@@ -354,14 +383,14 @@ class RunningJob:
 
 
 def answers(
-    llm: LLM, prompts: list[JobPrompt], token_ids: PromptSpool, on_step: OnProgress
+    llm: LLM, prompts: list[JobPrompt], token_ids: PromptSpool, on_step: OnProgress, recorder: RunRecorder
 ) -> Iterator[tuple[BatchRequest, list[RequestOutput]]]:
     """Each request as its last prompt is answered, with the outputs of its prompts in their order."""
     if not prompts:
         return
     unfinished: dict[int, dict[int, RequestOutput]] = {}  # line -> place -> output
     params = [prompt.params for prompt in prompts]
-    for index, output in llm.generate_as_completed(token_ids, params, on_progress=on_step):
+    for index, output in llm.generate_as_completed(token_ids, params, on_progress=on_step, recorder=recorder):
         request, at = prompts[index].request, prompts[index].at
         outputs = unfinished.setdefault(request.line, {})
         outputs[at] = output

@@ -24,10 +24,13 @@ MAX_LAYERS = 10_000  # a stranger's number that memory is taken for
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 # Settings of generation_config.json that change what is sampled: ours by their names here, and the others with the
 # values at which they do nothing.
-SAMPLING_SETTINGS = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "max_new_tokens": "max_tokens"}
+SAMPLING_SETTINGS = {
+    **{name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")},
+    "max_new_tokens": "max_tokens",
+}
 OTHER_SETTINGS: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "typical_p", "length_penalty"), (1,)),
-    **dict.fromkeys(("min_p", "top_h", "epsilon_cutoff", "eta_cutoff", "diversity_penalty"), (0,)),
+    **dict.fromkeys(("encoder_repetition_penalty", "typical_p", "length_penalty"), (1,)),
+    **dict.fromkeys(("top_h", "epsilon_cutoff", "eta_cutoff", "diversity_penalty"), (0,)),
     **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), (0,)),
     **dict.fromkeys(("num_beams", "num_beam_groups", "guidance_scale"), (1,)),
     **dict.fromkeys(("penalty_alpha", "bad_words_ids", "force_words_ids", "constraints", "sequence_bias"), ()),

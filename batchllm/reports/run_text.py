@@ -4,62 +4,107 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import exp
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from batchllm.jobs.files import write_file
 from batchllm.jobs.run import JobSummary, OnProgress
 from batchllm.outputs import JobProgress
 
-SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_LINES = 60.0
 MIN_FRACTION_KNOWN = 0.01  # before that, the time left is a guess
+MEMORY_OF_PACE = 0.1  # of the time since the start: what was longer ago counts little
 
 
 @contextmanager
 def show_progress(console: Console) -> Iterator[OnProgress]:
-    """A bar on a terminal, a line now and then elsewhere."""
+    """A bar on a terminal, a line per minute elsewhere."""
+    pace = Pace()
     if console.is_terminal:
-        columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
+        columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False, table_column=Column()))
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("starting", total=1.0)
-            yield lambda progress: bar.update(
-                task,
-                completed=fraction_done(progress),
-                description=progress_line(progress),
-            )
+
+            def move_bar(progress: JobProgress) -> None:
+                line = progress_line(progress, pace.seconds_left(progress))
+                bar.update(task, completed=fraction_done(progress), description=line)
+
+            yield move_bar
         return
 
     next_line_s = 0.0
 
     def print_line(progress: JobProgress) -> None:
         nonlocal next_line_s
+        seconds_left = pace.seconds_left(progress)
         if progress.elapsed_s >= next_line_s:
             next_line_s = progress.elapsed_s + SECONDS_BETWEEN_LINES
-            line = progress_line(progress)
+            line = progress_line(progress, seconds_left)
             console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     yield print_line
 
 
-def progress_line(progress: JobProgress) -> str:
-    tokens_per_s = progress.output_tokens / max(progress.elapsed_s, 1e-9)
-    saved = percent(progress.saved_prompt_tokens, progress.scheduled_prompt_tokens)
-    done = fraction_done(progress)
-    left = duration(progress.elapsed_s * (1 - done) / done) if done > MIN_FRACTION_KNOWN else "?"
-    return (
-        f"{progress.finished_requests:,}/{progress.num_requests:,} requests · {tokens_per_s:,.0f} output tokens/s · "
-        f"{progress.saved_prompt_tokens:,} prefix tokens saved ({saved}) · {left} left"
+def progress_line(progress: JobProgress, seconds_left: float | None) -> str:
+    elapsed_s = max(progress.elapsed_s, 1e-9)
+    parts = (
+        f"{progress.finished_requests:,}/{progress.num_requests:,} requests",
+        f"{progress.output_tokens / elapsed_s:,.0f} output tokens/s",
+        f"{progress.computed_prompt_tokens / elapsed_s:,.0f} prompt tokens/s",
+        f"{progress.saved_prompt_tokens:,} prompt tokens saved "
+        f"({percent(progress.saved_prompt_tokens, progress.scheduled_prompt_tokens)})",
+        f"KV {percent(progress.kv_tokens, progress.kv_cache_tokens)}",
+        f"{'?' if seconds_left is None else duration(seconds_left)} left",
     )
+    return " · ".join(parts)
+
+
+class Pace:
+    """How long the tokens that are left take at the pace of late. The last answers, which few requests share a step
+    with, take longer than it says."""
+
+    def __init__(self) -> None:
+        self._elapsed_s = 0.0
+        self._tokens = 0
+        self._tokens_per_s = 0.0
+
+    def seconds_left(self, progress: JobProgress) -> float | None:
+        """None while it would be a guess. Calls follow each other in time."""
+        passed_s, tokens = progress.elapsed_s - self._elapsed_s, tokens_done(progress)
+        if passed_s > 0:
+            is_first = self._elapsed_s == 0
+            kept = 0.0 if is_first else exp(-passed_s / (MEMORY_OF_PACE * progress.elapsed_s))
+            self._tokens_per_s = kept * self._tokens_per_s + (1 - kept) * (tokens - self._tokens) / passed_s
+            self._elapsed_s, self._tokens = progress.elapsed_s, tokens
+        if fraction_done(progress) < MIN_FRACTION_KNOWN or self._tokens_per_s <= 0:
+            return None
+        return tokens_left(progress) / self._tokens_per_s
+
+
+def tokens_done(progress: JobProgress) -> int:
+    return progress.computed_prompt_tokens + progress.output_tokens
+
+
+def tokens_left(progress: JobProgress) -> float:
+    """Prompt tokens to be computed, and the output to be expected: after every token a request ends as often as
+    requests ended early so far, and at its limit."""
+    unfinished = progress.num_requests - progress.finished_requests
+    output_tokens = float(progress.remaining_output_tokens)
+    if progress.ended_early and unfinished > 0:
+        chance = min(progress.ended_early / progress.output_tokens, 1.0)
+        output_tokens = unfinished * (1 - (1 - chance) ** (output_tokens / unfinished)) / chance
+    return progress.remaining_prompt_tokens + output_tokens
 
 
 def fraction_done(progress: JobProgress) -> float:
-    """By output alone: on most jobs it takes the time. Answers that end early make the rest go faster than said."""
-    return progress.output_tokens / max(progress.output_tokens + progress.remaining_output_tokens, 1)
+    done = tokens_done(progress)
+    return done / max(done + tokens_left(progress), 1)
 
 
 def write_summary(path: Path, summary: JobSummary, *, overwrite: bool) -> None:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from batchllm.request_table import End, LiveRequest, RequestTable
 
+# A draw from a row in which rules left no token may be any; the rule whose ban it breaks ends the request with this.
+NO_TOKEN_LEFT = End(error="allowed_token_ids, bad_words and other rules leave no token to draw")
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -37,7 +40,12 @@ class LogitsRule:
 
     An engine calls `bind` once; `add` and `forget` for every request; in each step `concerns`, `before_draw` for the
     rows that it concerns, and `after_draw` for all rows. Rules are called in their order.
+
+    needs_tokens_before_draw: whether what `before_draw` does to a row depends on the tokens that it drew before. If
+        not, it may be called before `after_draw` has seen the last of them; `Rows.num_output_tokens` counts it, too.
     """
+
+    needs_tokens_before_draw: bool = True
 
     def bind(self, requests: RequestTable) -> None:
         """The table whose columns the rule may use."""
@@ -58,4 +66,4 @@ class LogitsRule:
         return []
 
     def forget(self, request: LiveRequest) -> None:
-        """A request has gone."""
+        """A request has gone; one that another rule refused may never have been added to this one."""

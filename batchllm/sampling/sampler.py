@@ -28,6 +28,7 @@ class Sampler:
         self._temperature.values[request.slot] = 0.0 if params.greedy else params.temperature
         self._top_k.values[request.slot] = max(params.top_k, 0)
         self._top_p.values[request.slot] = params.top_p
+        self._min_p.values[request.slot] = params.min_p
         self._seed.values[request.slot] = request.seed
 
     def sample(self, logits: Tensor, rows: Rows, ops: Ops) -> tuple[np.ndarray, np.ndarray]:

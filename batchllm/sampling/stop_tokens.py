@@ -3,6 +3,8 @@ cannot be drawn."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,33 +12,57 @@ from torch import Tensor
 from batchllm.request_table import End, LiveRequest, RequestTable
 from batchllm.sampling.rules import LogitsRule, Rows
 
+NO_SET = -1
+
+
+@dataclass
+class StopSet:
+    """The tokens that end some requests, kept once while one of them is live."""
+
+    ids: tuple[int, ...]  # ascending
+    token_ids: np.ndarray  # the same, int64
+    num_requests: int = 0
+
 
 class StopTokens(LogitsRule):
     def __init__(self, eos_token_ids: tuple[int, ...]) -> None:
         self._eos = frozenset(eos_token_ids)
 
     def bind(self, requests: RequestTable) -> None:
-        self._set_of = requests.column(np.int32, -1)  # into _sets
-        self._sets: list[np.ndarray] = []  # int64, each distinct one once
+        self._set_of = requests.column(np.int64, NO_SET)  # its number; numbers are never given twice
+        self._sets: dict[int, StopSet] = {}
         self._number: dict[tuple[int, ...], int] = {}
+        self._next_number = 0
 
     def add(self, request: LiveRequest) -> None:
         params = request.params
         ids = tuple(sorted({*(() if params.ignore_eos else self._eos), *(params.stop_token_ids or ())}))
         if ids not in self._number:
-            self._number[ids] = len(self._sets)
-            self._sets.append(np.array(ids, np.int64))
-        self._set_of.values[request.slot] = self._number[ids]
+            self._sets[self._next_number] = StopSet(ids, np.array(ids, np.int64))
+            self._number[ids] = self._next_number
+            self._next_number += 1
+        number = self._number[ids]
+        self._sets[number].num_requests += 1
+        self._set_of.values[request.slot] = number
+
+    def forget(self, request: LiveRequest) -> None:
+        number = int(self._set_of.values[request.slot])
+        if number == NO_SET:  # a rule before this one refused it
+            return
+        stop_set = self._sets[number]
+        stop_set.num_requests -= 1
+        if stop_set.num_requests == 0:
+            del self._sets[number], self._number[stop_set.ids]
 
     def token_ids(self, request: LiveRequest) -> np.ndarray:
         """int64: those that end this request."""
-        return self._sets[self._set_of.values[request.slot]]
+        return self._sets[int(self._set_of.values[request.slot])].token_ids
 
     def after_draw(self, rows: Rows, tokens: np.ndarray) -> list[tuple[int, End]]:
         sets = self._set_of.values[rows.slots]
         ended = np.zeros(len(rows), bool)
-        for number in np.unique(sets):
-            ended |= (sets == number) & np.isin(tokens, self._sets[number])
+        for number in np.unique(sets).tolist():
+            ended |= (sets == number) & np.isin(tokens, self._sets[number].token_ids)
         return [(row, self._end(rows[row], int(tokens[row]))) for row in np.flatnonzero(ended).tolist()]
 
     def _end(self, request: LiveRequest, token: int) -> End:
@@ -46,6 +72,8 @@ class StopTokens(LogitsRule):
 
 class MinTokens(LogitsRule):
     """No stop token is drawn before `min_tokens` tokens."""
+
+    needs_tokens_before_draw = False
 
     def __init__(self, stop_tokens: StopTokens) -> None:
         self._stop_tokens = stop_tokens

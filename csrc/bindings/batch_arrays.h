@@ -2,7 +2,7 @@
 #pragma once
 
 #include "attention/plan/attention_batch.h"
-#include "bindings/dlpack_tensor.h"
+#include "bindings/array_in.h"
 
 namespace batchllm {
 

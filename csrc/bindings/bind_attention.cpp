@@ -9,6 +9,7 @@
 #include "attention/cuda/attention_gpu.h"
 #include "attention/cuda/plan_layout.h"
 #include "attention/cuda/tile_shape.h"
+#include "bindings/array_out.h"
 #include "bindings/batch_arrays.h"
 #include "bindings/bindings.h"
 #include "bindings/float_tensor.h"

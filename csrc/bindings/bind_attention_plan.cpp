@@ -1,5 +1,4 @@
 #include <omp.h>
-#include <pybind11/numpy.h>
 
 #include <algorithm>
 #include <cmath>
@@ -10,6 +9,7 @@
 #include "attention/cuda/plan_layout.h"
 #include "attention/plan/attention_plan.h"
 #include "attention/plan/predict.h"
+#include "bindings/array_out.h"
 #include "bindings/batch_arrays.h"
 #include "bindings/bindings.h"
 #include "cpu/threads.h"
@@ -147,24 +147,14 @@ py::dict explain(const AttentionPlan& plan, const std::string& kv_dtype) {
     return result;
 }
 
-// Structs of int32 as the rows of an array, a view into the plan.
-template <typename T>
-py::array_t<int32_t> int32_rows(std::span<const T> structs, py::handle plan) {
-    constexpr py::ssize_t kFields = sizeof(T) / sizeof(int32_t);
-    const auto num_rows = static_cast<py::ssize_t>(structs.size());
-    py::array_t<int32_t> rows({num_rows, kFields}, reinterpret_cast<const int32_t*>(structs.data()), plan);
-    rows.attr("flags").attr("writeable") = false;
-    return rows;
-}
-
 py::dict buffers(py::handle self) {
     const auto& plan = self.cast<const AttentionPlan&>();
     py::dict result;
-    result["items"] = int32_rows(plan.items(), self);
-    result["rows"] = int32_rows(plan.rows(), self);
-    result["pieces"] = int32_rows(plan.pieces(), self);
-    result["page_ids"] = int32_rows(plan.page_ids(), self).attr("reshape")(-1);
-    result["merge_rows"] = int32_rows(plan.merge_rows(), self);
+    result["items"] = readonly_rows(plan.items(), self);
+    result["rows"] = readonly_rows(plan.rows(), self);
+    result["pieces"] = readonly_rows(plan.pieces(), self);
+    result["page_ids"] = readonly_rows(plan.page_ids(), self).attr("reshape")(-1);
+    result["merge_rows"] = readonly_rows(plan.merge_rows(), self);
     return result;
 }
 

@@ -5,8 +5,8 @@
 #include <optional>
 #include <utility>
 
+#include "bindings/array_in.h"
 #include "bindings/bindings.h"
-#include "bindings/dlpack_tensor.h"
 #include "rows/cuda/row_ops.h"
 #include "rows/row_ops.h"
 
@@ -262,9 +262,10 @@ void mask_logits_of(py::handle logits_object, py::handle allowed_object, int32_t
     allowed.expect_device_of(logits);
     allowed.expect_type({ElementType::kInt32});
     allowed.expect_unit_last_stride();
+    const DType dtype = common_type({&logits});
     logits.expect_writable();
     const MaskLogitsParams params{
-        .dtype = common_type({&logits}),
+        .dtype = dtype,
         .logits = logits.data(),
         .row_stride = logits.stride(0),
         .allowed = static_cast<const int32_t*>(allowed.data()),

@@ -1,6 +1,5 @@
-// PrefixTrie, choose_segments, Segments, BatchPlanner and TokenBatch for Python. Arrays come in as contiguous NumPy
-// vectors without a copy, and go out as read-only views that keep their owner alive.
-#include <pybind11/numpy.h>
+// PrefixTrie, choose_segments, Segments, BatchPlanner and TokenBatch for Python. Arrays of tokens come in without a
+// copy, and arrays go out as read-only views that keep their owner alive.
 #include <pybind11/stl.h>
 #include <unistd.h>
 
@@ -11,10 +10,13 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "bindings/array_in.h"
+#include "bindings/array_out.h"
 #include "bindings/bindings.h"
-#include "bindings/numpy_vectors.h"
+#include "bindings/job_arrays.h"
 #include "planner/batch_planner.h"
 #include "planner/choose_segments.h"
 #include "planner/prefix_trie.h"
@@ -28,13 +30,6 @@ namespace batchllm {
 namespace {
 
 using Unlocked = py::call_guard<py::gil_scoped_release>;
-
-template <typename T>
-py::array readonly_view(const std::vector<T>& values, const py::handle& owner) {
-    py::array view(py::dtype::of<T>(), {values.size()}, {sizeof(T)}, values.data(), owner);
-    view.attr("flags").attr("writeable") = false;
-    return view;
-}
 
 // A property that returns a vector member, or what a const method returns by reference, as a view.
 template <typename Class, typename Getter, typename... Options>
@@ -53,13 +48,13 @@ void bind_prefix_trie(py::module_& module) {
                                 "preorder; the readers of a node are one range of ranks.");
     trie.def(py::init([](const py::object& tokens, const py::object& indptr, int32_t drop_last, int32_t num_threads,
                          const py::object& prompt_of_request) {
-                 const Prompts prompts = prompts_view(tokens, indptr, prompt_of_request, drop_last);
+                 const Prompts prompts = prompts_of(tokens, indptr, prompt_of_request, drop_last);
                  num_threads = thread_count(num_threads, 0);
                  const py::gil_scoped_release unlocked;
                  return std::make_unique<PrefixTrie>(prompts, num_threads);
              }),
              py::arg("tokens"), py::arg("indptr"), py::kw_only(), py::arg("drop_last") = 0, py::arg("num_threads") = 0,
-             py::arg("prompt_of_request") = py::none(), py::keep_alive<1, 2>(),
+             py::arg("prompt_of_request") = py::none(),
              "Rows are tokens[indptr[i] : max(indptr[i], indptr[i + 1] - drop_last)]. num_threads 0: one per core.");
     trie.def_property_readonly("num_requests", &PrefixTrie::num_requests);
     trie.def_property_readonly("num_nodes", &PrefixTrie::num_nodes);
@@ -109,9 +104,9 @@ void bind_segments(py::module_& module) {
         py::init([](const py::object& parent, const py::object& token_begin, const py::object& token_end,
                     const py::object& owner_request, const py::object& request_segment, int64_t prompt_tokens) {
             return std::make_unique<Segments>(
-                vector_copy<SegmentId>(parent, "parent"), vector_copy<int32_t>(token_begin, "token_begin"),
-                vector_copy<int32_t>(token_end, "token_end"), vector_copy<RequestId>(owner_request, "owner_request"),
-                vector_copy<SegmentId>(request_segment, "request_segment"), prompt_tokens);
+                int32_copy<SegmentId>("parent", parent), int32_copy("token_begin", token_begin),
+                int32_copy("token_end", token_end), int32_copy("owner_request", owner_request),
+                int32_copy<SegmentId>("request_segment", request_segment), prompt_tokens);
         }),
         py::arg("parent"), py::arg("token_begin"), py::arg("token_end"), py::arg("owner_request"),
         py::arg("request_segment"), py::kw_only(), py::arg("prompt_tokens") = 0);
@@ -153,9 +148,8 @@ void bind_token_batch(py::module_& module) {
     def_array(batch, "scores_indptr", &TokenBatch::scores_indptr);
     def_array(batch, "score_request_ids", &TokenBatch::score_request_ids);
     def_array(batch, "score_token_ids", &TokenBatch::score_token_ids, "the token at position positions[row] + 1");
-    batch.def_property_readonly(
-        "output_rows", [](const TokenBatch& self) { return array_copy<int32_t>(self.output_rows()); },
-        "rows whose logits are read: those of logit_rows and scored_rows, ascending");
+    def_array(batch, "output_rows", &TokenBatch::output_rows,
+              "rows whose logits are read: those of logit_rows and scored_rows, ascending");
     def_array(batch, "span_indptr", &TokenBatch::span_indptr);
     def_array(batch, "span_begin", &TokenBatch::span_begin, "position of a span's first row");
     def_array(batch, "link_indptr", &TokenBatch::link_indptr);
@@ -218,61 +212,47 @@ py::dict stats_dict(SharedPlanner& planner) {
     return dict;
 }
 
-py::array_t<RequestId> commit(SharedPlanner& planner, const py::object& sampled, const py::object& finished) {
-    const auto sampled_view = vector_view<TokenId>(sampled, "sampled");
-    std::vector<uint8_t> finished_mask;
+py::array_t<int32_t> commit(SharedPlanner& planner, const py::object& sampled, const py::object& finished) {
+    const Tensor sampled_array("sampled", sampled);
+    const std::span<const TokenId> tokens = int32_array(sampled_array);
+    std::optional<Tensor> finished_array;
+    std::span<const uint8_t> mask;
     if (!finished.is_none()) {
-        const auto view = vector_view<bool>(finished, "finished");
-        if (view.size() != sampled_view.size()) {
-            throw py::value_error("finished: expected " + std::to_string(sampled_view.size()) +
-                                  " entries, as sampled has, got " + std::to_string(view.size()));
+        mask = bool_array(finished_array.emplace("finished", finished));
+        if (mask.size() != tokens.size()) {
+            throw py::value_error("finished: expected " + std::to_string(tokens.size()) +
+                                  " entries, as sampled has, got " + std::to_string(mask.size()));
         }
-        finished_mask.assign(view.begin(), view.end());
     }
-    return array_copy<RequestId>(
-        planner.locked([&](BatchPlanner& self) { return self.commit(sampled_view, finished_mask); }));
+    return ids_copy(planner.locked([&](BatchPlanner& self) { return self.commit(tokens, mask); }));
 }
 
-// Keeps a Python object, and lets it go from any thread.
-std::shared_ptr<const void> owner_of(const py::object& object) {
-    return {new py::object(object), [](const void* kept) {
-                const py::gil_scoped_acquire locked;
-                delete static_cast<const py::object*>(kept);
-            }};
-}
-
-std::span<const int32_t> optional_view(const py::object& values, const char* name, size_t size) {
-    if (values.is_none()) return {};
-    const auto view = vector_view<int32_t>(values, name);
-    if (view.size() == size) return view;
-    throw py::value_error(std::string(name) + ": expected " + std::to_string(size) +
-                          " entries, as max_output_tokens has, got " + std::to_string(view.size()));
-}
-
-RequestId add_requests(SharedPlanner& planner, const py::object& tokens, const py::object& indptr,
-                       const Segments& segments, const py::object& max_output_tokens,
-                       const py::object& expected_output_tokens, double reader_cost,
-                       const py::object& prompt_of_request, const py::object& score_begin) {
-    const Prompts prompts = prompts_view(tokens, indptr, prompt_of_request, 0);
-    const auto max_output = vector_view<int32_t>(max_output_tokens, "max_output_tokens");
+int32_t add_requests(SharedPlanner& planner, const py::object& tokens, const py::object& indptr,
+                     const Segments& segments, const py::object& max_output_tokens,
+                     const py::object& expected_output_tokens, double reader_cost, const py::object& prompt_of_request,
+                     const py::object& score_begin) {
+    const Prompts prompts = prompts_of(tokens, indptr, prompt_of_request, 0);
+    const Tensor bounds("max_output_tokens", max_output_tokens);
+    const std::span<const int32_t> max_output = int32_array(bounds);
+    const OptionalInt32 expected_output("expected_output_tokens", expected_output_tokens, max_output.size());
+    const OptionalInt32 scored_from("score_begin", score_begin, max_output.size());
     const RequestOptions options{
-        .expected_output_tokens = optional_view(expected_output_tokens, "expected_output_tokens", max_output.size()),
-        .score_begin = optional_view(score_begin, "score_begin", max_output.size()),
+        .expected_output_tokens = expected_output.values(),
+        .score_begin = scored_from.values(),
         .reader_cost = reader_cost,
-        .tokens_owner = owner_of(tokens),
     };
     return planner.locked(
-        [&](BatchPlanner& self) { return self.add_requests(prompts, segments, max_output, options); });
+        [&](BatchPlanner& self) { return self.add_requests(prompts, segments, max_output, options).index; });
 }
 
 std::unique_ptr<SharedPlanner> new_planner(int32_t num_pages, int32_t page_size, int32_t max_batch_tokens,
                                            const std::string& order, std::optional<int32_t> max_running_requests,
-                                           RequestId first_request_id) {
+                                           int32_t first_request_id) {
     if (first_request_id < 0) {
         throw py::value_error("first_request_id: expected at least 0, got " + std::to_string(first_request_id));
     }
     PlannerOptions options{num_pages, page_size, max_batch_tokens};
-    options.first_request_id = first_request_id;
+    options.first_request_id = {first_request_id};
     options.order = group_order_by_name(order);
     if (max_running_requests) options.max_running_requests = *max_running_requests;
     return std::make_unique<SharedPlanner>(options);
@@ -306,21 +286,25 @@ void bind_batch_planner(py::module_& module) {
     planner.def(
         "abort",
         [](SharedPlanner& planner, const py::object& request_ids) {
-            const auto ids = vector_copy<RequestId>(request_ids, "request_ids");
+            const auto ids = int32_copy<RequestId>("request_ids", request_ids);
             planner.locked([&](BatchPlanner& self) { self.abort(ids); });
         },
         py::arg("request_ids"), "Ends requests, wherever they stand; not while a batch is in flight.");
     planner.def(
         "forget",
         [](SharedPlanner& planner, const py::object& request_ids) {
-            const auto ids = vector_copy<RequestId>(request_ids, "request_ids");
+            const auto ids = int32_copy<RequestId>("request_ids", request_ids);
             planner.locked([&](BatchPlanner& self) { self.forget(ids); });
         },
         py::arg("request_ids"), "Drops what is kept of requests that finished, were aborted or refused.");
     planner.def_property_readonly(
         "refused",
         [](SharedPlanner& planner) {
-            return planner.locked([](const BatchPlanner& self) { return std::vector(self.refused()); });
+            return planner.locked([](const BatchPlanner& self) {
+                std::vector<std::pair<int32_t, std::string>> refused;
+                for (const auto& [id, why] : self.refused()) refused.emplace_back(id.index, why);
+                return refused;
+            });
         },
         "Requests that can never fit, and why.");
     planner.def(
@@ -331,23 +315,23 @@ void bind_batch_planner(py::module_& module) {
                 "Continues logit_request_ids by the sampled tokens; returns the requests that finished.");
     planner.def(
         "output_tokens",
-        [](SharedPlanner& planner, RequestId request) {
+        [](SharedPlanner& planner, int32_t request) {
             return array_copy<TokenId>(planner.locked([&](const BatchPlanner& self) {
-                const std::span<const TokenId> tokens = self.output_tokens(request);
+                const std::span<const TokenId> tokens = self.output_tokens(RequestId{request});
                 return std::vector(tokens.begin(), tokens.end());
             }));
         },
         py::arg("request_id"));
     planner.def(
         "num_cached_tokens",
-        [](SharedPlanner& planner, RequestId request) {
-            return planner.locked([&](const BatchPlanner& self) { return self.num_cached_tokens(request); });
+        [](SharedPlanner& planner, int32_t request) {
+            return planner.locked([&](const BatchPlanner& self) { return self.num_cached_tokens(RequestId{request}); });
         },
         py::arg("request_id"), "prompt tokens that others computed for a request");
     planner.def_property_readonly(
         "order",
         [](SharedPlanner& planner) {
-            return array_copy<RequestId>(planner.locked([](const BatchPlanner& self) { return self.order(); }));
+            return ids_copy(planner.locked([](const BatchPlanner& self) { return self.order(); }));
         },
         "request ids in plan order");
     planner.def_property_readonly("stats", &stats_dict);

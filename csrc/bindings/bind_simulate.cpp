@@ -1,5 +1,4 @@
 // simulate_lru, simulate_radix and simulate_planned for Python: arrays in as views, a dictionary out.
-#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <cstdint>
@@ -8,8 +7,10 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/array_in.h"
+#include "bindings/array_out.h"
 #include "bindings/bindings.h"
-#include "bindings/numpy_vectors.h"
+#include "bindings/job_arrays.h"
 #include "simulate/lru_policy.h"
 #include "simulate/planned_policy.h"
 #include "simulate/radix_policy.h"
@@ -20,11 +21,19 @@ namespace batchllm {
 
 namespace {
 
-SimulatedJob job_view(const py::object& tokens, const py::object& indptr, const py::object& output_tokens,
-                      const py::object& max_output_tokens) {
-    return {prompts_view(tokens, indptr, py::none(), 0), vector_view<int32_t>(output_tokens, "output_tokens"),
-            vector_view<int32_t>(max_output_tokens, "max_output_tokens")};
-}
+class JobArrays {
+ public:
+    JobArrays(py::handle tokens, py::handle indptr, py::handle output_tokens, py::handle max_output_tokens)
+        : prompts_(prompts_of(tokens, indptr, py::none(), 0)),
+          output_tokens_("output_tokens", output_tokens),
+          max_output_tokens_("max_output_tokens", max_output_tokens) {}
+
+    SimulatedJob job() const { return {prompts_, int32_array(output_tokens_), int32_array(max_output_tokens_)}; }
+
+ private:
+    Prompts prompts_;
+    Tensor output_tokens_, max_output_tokens_;
+};
 
 py::dict to_dict(const Simulation& simulation) {
     py::dict dict;
@@ -79,7 +88,8 @@ void bind_simulate(py::module_& module) {
         [](const py::object& tokens, const py::object& indptr, const py::object& output_tokens,
            const py::object& max_output_tokens, int64_t kv_tokens, int32_t page_size, int32_t max_batch_tokens,
            int32_t max_num_seqs, bool is_sorted) {
-            const SimulatedJob job = job_view(tokens, indptr, output_tokens, max_output_tokens);
+            const JobArrays arrays(tokens, indptr, output_tokens, max_output_tokens);
+            const SimulatedJob job = arrays.job();
             const PoolOptions pool{kv_tokens, page_size, max_batch_tokens};
             return unlocked([&] { return simulate_lru(job, pool, max_num_seqs, is_sorted); });
         },
@@ -92,7 +102,8 @@ void bind_simulate(py::module_& module) {
         [](const py::object& tokens, const py::object& indptr, const py::object& output_tokens,
            const py::object& max_output_tokens, int64_t kv_tokens, int32_t page_size, int32_t max_batch_tokens,
            int32_t max_running_requests, const std::string& order) {
-            const SimulatedJob job = job_view(tokens, indptr, output_tokens, max_output_tokens);
+            const JobArrays arrays(tokens, indptr, output_tokens, max_output_tokens);
+            const SimulatedJob job = arrays.job();
             const PoolOptions pool{kv_tokens, page_size, max_batch_tokens};
             const RadixOrder radix = radix_order(order);
             return unlocked([&] { return simulate_radix(job, pool, radix, max_running_requests); });
@@ -107,7 +118,8 @@ void bind_simulate(py::module_& module) {
            const py::object& max_output_tokens, const Segments& segments, int64_t kv_tokens, int32_t page_size,
            int32_t max_batch_tokens, const std::string& lengths, const std::string& order,
            std::optional<int32_t> max_running_requests) {
-            const SimulatedJob job = job_view(tokens, indptr, output_tokens, max_output_tokens);
+            const JobArrays arrays(tokens, indptr, output_tokens, max_output_tokens);
+            const SimulatedJob job = arrays.job();
             const PoolOptions pool{kv_tokens, page_size, max_batch_tokens};
             PlannedOptions options{known_lengths(lengths), group_order_by_name(order)};
             if (max_running_requests) options.max_running_requests = *max_running_requests;

@@ -6,6 +6,7 @@
 #include "attention/append_kv.h"
 #include "attention/cuda/attention_gpu.h"
 #include "attention/merge.h"
+#include "bindings/array_out.h"
 #include "bindings/bindings.h"
 #include "bindings/float_tensor.h"
 

@@ -9,7 +9,7 @@ constexpr int32_t kCpu = 1;
 constexpr int32_t kCuda = 2;
 constexpr uint64_t kReadOnlyFlag = 1;
 
-enum TypeCode : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4 };
+enum TypeCode : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kBool = 6 };
 
 struct DLDevice {
     int32_t device_type;

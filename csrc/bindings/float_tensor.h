@@ -5,7 +5,7 @@
 #include <string>
 
 #include "attention/params.h"
-#include "bindings/dlpack_tensor.h"
+#include "bindings/array_in.h"
 
 namespace batchllm {
 

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 
 #include "planner/kv_forecast.h"
 
@@ -27,11 +29,17 @@ class Admission {
         is_idle_ = false;
     }
 
-    // Adds the request to those that run if it may start with `pinned_pages` pinned, its own chain among them.
+    // Adds the request to those that run if it may start with `pinned_pages` pinned, its own chain among them. Throws
+    // std::logic_error where nothing runs and it may not even so: nothing would ever make room for it.
     bool try_add(const OwnPart& own, int64_t pinned_pages, int64_t pool_pages) {
         const int64_t largest = std::max(largest_, own.most_pages);
         const int64_t all_largest = all_largest_ + own.most_pages;
         const bool may = pinned_pages + largest <= pool_pages;
+        if (!may && is_idle_) {
+            throw std::logic_error("next_batch: the next request can never start: nothing runs, " +
+                                   std::to_string(pinned_pages) + " pages are pinned, its own part takes up to " +
+                                   std::to_string(own.most_pages) + ", the pool has " + std::to_string(pool_pages));
+        }
         forecast_.add(own.num_pages, own.num_tokens, own.num_steps);
         const bool when = is_idle_ || pinned_pages + std::min(forecast_.peak_pages(), all_largest) <= pool_pages;
         if (!may || !when) {

@@ -12,12 +12,13 @@ std::optional<TokenBatch> BatchPlanner::next_batch() {
     batch.reserve(last_size_);
     schedule_decodes(batch);
     schedule_prefills(batch);
-    for (const SegmentId segment : numbered_segments_) stored(segment).batch_id = kNone;
+    for (const SegmentId segment : numbered_segments_) shared_[segment].batch_number = kNone;
     numbered_segments_.clear();
     if (batch.num_tokens() == 0) {
         assert(running_.empty() && preempted_.empty() && num_waiting_ == 0);
         return std::nullopt;
     }
+    batch.merge_output_rows();
     last_size_ = batch.size();
     in_flight_ = true;
     ++stats_.steps;
@@ -26,40 +27,40 @@ std::optional<TokenBatch> BatchPlanner::next_batch() {
 
 void BatchPlanner::schedule_decodes(TokenBatch& batch) {
     for (size_t i = 0; i < running_.size(); ++i) {  // make_room() shortens running_ at its end
-        if (i + 16 < running_.size()) __builtin_prefetch(&requests_[running_[i + 16]]);
-        if (i + 8 < running_.size()) __builtin_prefetch(requests_[running_[i + 8]].work.get());
+        if (i + 16 < running_.size()) __builtin_prefetch(&request_at(running_[i + 16]));
+        if (i + 8 < running_.size()) __builtin_prefetch(request_at(running_[i + 8]).work.get());
         if (i + 4 < running_.size()) {
-            const Work& soon = *requests_[running_[i + 4]].work;
+            const Work& soon = *request_at(running_[i + 4]).work;
             __builtin_prefetch(soon.own.pages.data());
             __builtin_prefetch(soon.output.data() + soon.output.size());
         }
         const Place place = running_[i];
-        if (requests_[place].status == Status::kDecode && make_room(place)) append_span(batch, own_segment(place), 1);
+        if (request_at(place).status == Status::kDecode && make_room(place)) append_own_span(batch, place, 1);
     }
     batch.num_decode_tokens = batch.num_tokens();
 }
 
 // False where the request itself was the youngest and gave way.
 bool BatchPlanner::make_room(Place place) {
-    StoredSegment& own = requests_[place].work->own;
+    StoredSegment& own = request_at(place).work->own;
     if (own.num_stored < static_cast<int64_t>(own.pages.size()) * page_size_) return true;
     while (pages_.num_free() == 0) {
         const bool is_youngest = running_.back() == place;
         preempt_youngest();
         if (is_youngest) return false;
     }
-    pages_.allocate(own_segment(place), 1, own.pages);
+    pages_.allocate(place, 1, own.pages);
     return true;
 }
 
 void BatchPlanner::preempt_youngest() {
     const Place place = running_.back();
-    Request& request = requests_[place];
+    Request& request = request_at(place);
     if (request.status == Status::kPrefill) {
-        assert(prefill_queue_.back() == own_segment(place));  // admitted last
+        assert(prefill_queue_.back() == AnySegment(place));  // admitted last
         prefill_queue_.pop_back();
     }
-    pages_.release(own_segment(place), request.work->own.pages);
+    pages_.release(place, request.work->own.pages);
     request.work->own.num_stored = 0;
     request.status = Status::kPreempted;
     running_.pop_back();
@@ -76,13 +77,17 @@ void BatchPlanner::schedule_prefills(TokenBatch& batch) {
             if (!admission) admission = running_parts();
             if (!try_admit_next(*admission)) return;
         }
-        const SegmentId segment = prefill_queue_.front();
+        const AnySegment segment = prefill_queue_.front();
         const int32_t pending = segment_end(segment) - stored(segment).begin - stored(segment).num_stored;
         const int32_t count = std::min(pending, max_batch_tokens_ - batch.num_tokens());
-        append_span(batch, segment, count);
+        if (segment.is_shared()) {
+            append_shared_span(batch, segment.shared(), count);
+        } else {
+            append_own_span(batch, segment.reader(), count);
+        }
         if (count < pending) return;
         prefill_queue_.pop_front();
-        if (!is_shared(segment)) requests_[reader_of_own(segment)].status = Status::kDecode;
+        if (segment.is_own()) request_at(segment.reader()).status = Status::kDecode;
     }
 }
 
@@ -90,7 +95,7 @@ void BatchPlanner::schedule_prefills(TokenBatch& batch) {
 Admission BatchPlanner::running_parts() {
     Admission admission(page_size_);
     for (const Place place : running_) {
-        const Request& request = requests_[place];
+        const Request& request = request_at(place);
         const StoredSegment& own = request.work->own;
         admission.add_running({.num_pages = static_cast<int64_t>(own.pages.size()),
                                .num_tokens = own.num_stored,
@@ -115,12 +120,12 @@ int32_t BatchPlanner::expected_output(const Request& request) {
 bool BatchPlanner::try_admit_next(Admission& admission) {
     const bool returns = !preempted_.empty();
     const Place place = returns ? preempted_.back() : next_in_order_;
-    Request& request = requests_[place];
+    Request& request = request_at(place);
 
     chain_.clear();  // segments to pin, deepest first; the ancestors of a pinned segment are pinned
     int64_t pinned_pages = 0;
     int32_t pinned_tokens = 0;
-    for (SegmentId s = request.parent; s != kNone && !shared_[s].is_pinned(); s = shared_[s].kv.parent) {
+    for (SegmentId s = request.parent; s != kNoSegment && !shared_[s].is_pinned(); s = shared_[s].parent) {
         chain_.push_back(s);
         if (shared_.can_borrow(s)) continue;
         pinned_pages += shared_.num_pages(s);
@@ -134,10 +139,7 @@ bool BatchPlanner::try_admit_next(Admission& admission) {
         int64_t{expected_steps(request, own_tokens)} + prefill_steps, std::numeric_limits<int32_t>::max()));
     const Admission::OwnPart own{
         .num_pages = own_pages, .num_tokens = own_tokens, .most_pages = largest_own_pages(request), .num_steps = steps};
-    if (!admission.try_add(own, shared_.num_pinned_pages() + pinned_pages, pages_.num_pages())) {
-        assert(!running_.empty());
-        return false;
-    }
+    if (!admission.try_add(own, shared_.num_pinned_pages() + pinned_pages, pages_.num_pages())) return false;
 
     for (auto s = chain_.rbegin(); s != chain_.rend(); ++s) {
         const int32_t borrowed_tokens = shared_.pin(*s);
@@ -147,77 +149,118 @@ bool BatchPlanner::try_admit_next(Admission& admission) {
     if (returns) {
         preempted_.pop_back();
     } else {
-        ++next_in_order_;
+        ++next_in_order_.index;
         --num_waiting_;
         skip_aborted();
-        request.population = request.parent == kNone ? LengthForest::kJob : shared_[request.parent].population;
+        request.population = request.parent == kNoSegment ? LengthForest::kJob : shared_[request.parent].population;
         request.work = std::make_unique<Work>();
-        request.work->own.parent = request.parent;
         request.work->own.begin = request.own_begin;
         request.work->num_cached_tokens = request.own_begin - pinned_tokens;
         stats_.cached_prompt_tokens += request.work->num_cached_tokens;
     }
-    pages_.allocate(own_segment(place), own_pages, request.work->own.pages);
-    prefill_queue_.push_back(own_segment(place));
+    pages_.allocate(place, own_pages, request.work->own.pages);
+    prefill_queue_.push_back(place);
     request.status = Status::kPrefill;
     running_.push_back(place);
     return true;
 }
 
 void BatchPlanner::skip_aborted() {
-    while (next_in_order_ < num_places() && requests_[next_in_order_].is_over()) ++next_in_order_;
+    while (next_in_order_.index < num_places() && request_at(next_in_order_).is_over()) ++next_in_order_.index;
 }
 
-// The next `count` tokens of a segment become rows of the batch.
-void BatchPlanner::append_span(TokenBatch& batch, SegmentId segment, int32_t count) {
-    StoredSegment& kv = stored(segment);
-    Request* const request = is_shared(segment) ? nullptr : &requests_[reader_of_own(segment)];
-    const TokenId* const prompt = request ? request->prompt : shared_[segment].prompt;
-    const int32_t prompt_end = request ? request->prompt_length : shared_[segment].end;
-    const int32_t begin = kv.begin + kv.num_stored;
+// The next `count` tokens of a shared segment become rows of the batch.
+void BatchPlanner::append_shared_span(TokenBatch& batch, SegmentId segment, int32_t count) {
+    SharedSegment& shared = shared_[segment];
+    const int32_t begin = shared.kv.begin + shared.kv.num_stored;
+    const int32_t end = begin + count;
+    for (int32_t position = begin; position < end; ++position) append_row(batch, shared.kv, shared.prompt[position]);
+    stats_.computed_prompt_tokens += count;
+    if (!next_score_.empty()) append_scores(batch, segment, begin, end);
+    append_chain(batch, shared.parent);
+    batch.link_segment.push_back(batch_number(batch, segment));
+    end_span(batch, begin);
+}
+
+// The same of a request's own part; the row of its last known token samples the next one.
+void BatchPlanner::append_own_span(TokenBatch& batch, Place place, int32_t count) {
+    const Request& request = request_at(place);
+    Work& work = *request.work;
+    const int32_t prompt_end = request.prompt_length;
+    const int32_t begin = work.own.begin + work.own.num_stored;
     const int32_t end = begin + count;
     for (int32_t position = begin; position < end; ++position) {
-        const int32_t offset = position - kv.begin;
-        batch.token_ids.push_back(position < prompt_end ? prompt[position]
-                                                        : request->work->output[position - prompt_end]);
-        batch.positions.push_back(position);
-        batch.slots.push_back(int64_t{kv.pages[offset / page_size_]} * page_size_ + offset % page_size_);
+        append_row(batch, work.own,
+                   position < prompt_end ? request.prompt[position] : work.output[position - prompt_end]);
     }
-    kv.num_stored += count;
     stats_.computed_prompt_tokens += std::max(std::min(end, prompt_end) - begin, 0);
-    if (request) {
-        int32_t& computed_end = request->work->computed_end;
-        stats_.recomputed_tokens += std::max(std::min(end, computed_end) - begin, 0);
-        stats_.recomputed_prompt_tokens += std::max(std::min({end, computed_end, prompt_end}) - begin, 0);
-        computed_end = std::max(computed_end, end);
-        if (end == request->num_tokens()) {
-            batch.logit_rows.push_back(batch.num_tokens() - 1);
-            batch.logit_request_ids.push_back(request->id);
-            awaited_.push_back(reader_of_own(segment));
-        }
+    stats_.recomputed_tokens += std::max(std::min(end, work.computed_end) - begin, 0);
+    stats_.recomputed_prompt_tokens += std::max(std::min({end, work.computed_end, prompt_end}) - begin, 0);
+    work.computed_end = std::max(work.computed_end, end);
+    if (end == request.num_tokens()) {
+        batch.logit_rows.push_back(batch.num_tokens() - 1);
+        batch.logit_request_ids.push_back(request.id);
+        awaited_.push_back(place);
     }
-    if (!next_score_.empty()) append_scores(batch, segment, begin, std::min(end, prompt_end));
+    if (!next_score_.empty()) append_scores(batch, place, begin, std::min(end, prompt_end));
+    append_chain(batch, request.parent);
+    batch.link_segment.push_back(append_segment(batch, work.own));  // nobody else reads it
+    end_span(batch, begin);
+}
 
+void BatchPlanner::append_row(TokenBatch& batch, StoredSegment& kv, TokenId token) const {
+    const int32_t offset = kv.num_stored++;
+    batch.token_ids.push_back(token);
+    batch.positions.push_back(kv.begin + offset);
+    batch.slots.push_back(int64_t{kv.pages[offset / page_size_]} * page_size_ + offset % page_size_);
+}
+
+// The span reads a shared segment and those above it, root first.
+void BatchPlanner::append_chain(TokenBatch& batch, SegmentId deepest) {
     chain_.clear();
-    for (SegmentId s = segment; s != kNone; s = stored(s).parent) chain_.push_back(s);
-    for (auto s = chain_.rbegin(); s != chain_.rend(); ++s) {
-        batch.link_segment.push_back(batch_segment(batch, *s));
-    }
+    for (SegmentId s = deepest; s != kNoSegment; s = shared_[s].parent) chain_.push_back(s);
+    for (auto s = chain_.rbegin(); s != chain_.rend(); ++s) batch.link_segment.push_back(batch_number(batch, *s));
+}
+
+void BatchPlanner::end_span(TokenBatch& batch, int32_t begin) {
     batch.link_indptr.push_back(static_cast<int32_t>(batch.link_segment.size()));
     batch.span_begin.push_back(begin);
     batch.span_indptr.push_back(batch.num_tokens());
 }
 
+// The batch's number for a shared segment.
+int32_t BatchPlanner::batch_number(TokenBatch& batch, SegmentId segment) {
+    segment = shared_.stored_as(segment);
+    SharedSegment& shared = shared_[segment];
+    if (shared.batch_number == kNone) {
+        shared.batch_number = append_segment(batch, shared.kv);
+        numbered_segments_.push_back(segment);
+    }
+    return shared.batch_number;
+}
+
+// Returns its number. A segment has at most one span in a batch, before the spans of its readers, so num_stored is
+// final when it is first named.
+int32_t BatchPlanner::append_segment(TokenBatch& batch, const StoredSegment& kv) const {
+    const int32_t number = batch.num_segments();
+    const auto pages_end = kv.pages.begin() + pages_for(kv.num_stored);
+    batch.segment_page_ids.insert(batch.segment_page_ids.end(), kv.pages.begin(), pages_end);
+    batch.segment_page_indptr.push_back(static_cast<int32_t>(batch.segment_page_ids.size()));
+    batch.segment_begin.push_back(kv.begin);
+    batch.segment_num_tokens.push_back(kv.num_stored);
+    return number;
+}
+
 // What the rows of prompt positions [begin, end), the last of the batch, predict of prompts that are scored. Rows that
 // are computed again are not asked again.
-void BatchPlanner::append_scores(TokenBatch& batch, SegmentId segment, int32_t begin, int32_t end) {
+void BatchPlanner::append_scores(TokenBatch& batch, AnySegment segment, int32_t begin, int32_t end) {
     std::vector<const Request*> readers;
     const auto add_reader = [&](RequestId id) {  // of those that have gone none is in next_score_
-        if (next_score_.contains(id)) readers.push_back(&requests_[place_[id - first_id_]]);
+        if (next_score_.contains(id)) readers.push_back(&request_at(place_of(id)));
     };
-    if (!is_shared(segment)) {
-        add_reader(requests_[reader_of_own(segment)].id);
-    } else if (const auto of_segment = scored_readers_.find(segment); of_segment != scored_readers_.end()) {
+    if (segment.is_own()) {
+        add_reader(request_at(segment.reader()).id);
+    } else if (const auto of_segment = scored_readers_.find(segment.shared()); of_segment != scored_readers_.end()) {
         for (const RequestId id : of_segment->second) add_reader(id);
     }
     if (readers.empty()) return;
@@ -244,22 +287,6 @@ void BatchPlanner::forgo_scores(RequestId request) {
     if (next_score_.empty()) scored_readers_.clear();
 }
 
-// The batch's number for a segment. A segment has at most one span in a batch, before the spans of its readers, so
-// num_stored is final when it is first named.
-int32_t BatchPlanner::batch_segment(TokenBatch& batch, SegmentId segment) {
-    if (is_shared(segment)) segment = shared_.stored_as(segment);
-    StoredSegment& kv = stored(segment);
-    if (kv.batch_id != kNone) return kv.batch_id;
-    kv.batch_id = batch.num_segments();
-    numbered_segments_.push_back(segment);
-    const auto pages_end = kv.pages.begin() + pages_for(kv.num_stored);
-    batch.segment_page_ids.insert(batch.segment_page_ids.end(), kv.pages.begin(), pages_end);
-    batch.segment_page_indptr.push_back(static_cast<int32_t>(batch.segment_page_ids.size()));
-    batch.segment_begin.push_back(kv.begin);
-    batch.segment_num_tokens.push_back(kv.num_stored);
-    return kv.batch_id;
-}
-
 std::vector<RequestId> BatchPlanner::commit(std::span<const TokenId> sampled, std::span<const uint8_t> finished) {
     if (!in_flight_) throw std::logic_error("commit: no batch is in flight; call next_batch first");
     const auto check_size = [&](const char* name, size_t size) {
@@ -272,7 +299,7 @@ std::vector<RequestId> BatchPlanner::commit(std::span<const TokenId> sampled, st
 
     std::vector<RequestId> finished_requests;
     for (size_t i = 0; i < awaited_.size(); ++i) {
-        Request& request = requests_[awaited_[i]];
+        Request& request = request_at(awaited_[i]);
         request.work->output.push_back(sampled[i]);
         const int32_t num_output_tokens = request.num_output_tokens();
         lengths_.reach(request.population, num_output_tokens);
@@ -284,7 +311,7 @@ std::vector<RequestId> BatchPlanner::commit(std::span<const TokenId> sampled, st
         }
     }
     if (!finished_requests.empty()) {
-        std::erase_if(running_, [&](Place place) { return requests_[place].status == Status::kFinished; });
+        std::erase_if(running_, [&](Place place) { return request_at(place).status == Status::kFinished; });
     }
     stats_.output_tokens += static_cast<int64_t>(awaited_.size());
     stats_.finished += static_cast<int64_t>(finished_requests.size());
@@ -294,9 +321,9 @@ std::vector<RequestId> BatchPlanner::commit(std::span<const TokenId> sampled, st
 }
 
 void BatchPlanner::finish(Place place) {
-    Request& request = requests_[place];
+    Request& request = request_at(place);
     request.status = Status::kFinished;
-    if (request.work) pages_.release(own_segment(place), request.work->own.pages);
+    if (request.work) pages_.release(place, request.work->own.pages);
     shared_.release_chain(request.parent);
     if (!next_score_.empty()) forgo_scores(request.id);
     Wave& wave = waves_[request.wave - first_wave_];
@@ -326,29 +353,29 @@ std::vector<RequestId> BatchPlanner::order() const {
     return order;
 }
 
-// kNone where it was refused.
-BatchPlanner::Place BatchPlanner::known(RequestId request) const {
-    if (request < 0 || request >= next_request_id()) {
-        throw std::out_of_range("request_id: expected 0 to " + std::to_string(next_request_id() - 1) + ", got " +
-                                std::to_string(request));
+// kNoPlace where it was refused.
+Place BatchPlanner::known(RequestId request) const {
+    if (request < RequestId{0} || request >= next_request_id()) {
+        throw std::out_of_range("request_id: expected 0 to " + std::to_string(next_request_id().index - 1) + ", got " +
+                                std::to_string(request.index));
     }
-    const Place place = request < first_id_ ? kNone : place_[request - first_id_];
+    const Place place = request < first_id_ ? kNoPlace : place_of(request);
     const auto is_request = [&](const auto& refused) { return refused.first == request; };
-    if (place == kNone && std::ranges::none_of(refused_, is_request)) {
-        throw std::out_of_range("request_id: request " + std::to_string(request) + " is forgotten");
+    if (place == kNoPlace && std::ranges::none_of(refused_, is_request)) {
+        throw std::out_of_range("request_id: request " + std::to_string(request.index) + " is forgotten");
     }
     return place;
 }
 
 std::span<const TokenId> BatchPlanner::output_tokens(RequestId request) const {
     const Place place = known(request);
-    if (place == kNone || !requests_[place].work) return {};
-    return requests_[place].work->output;
+    if (place == kNoPlace || !request_at(place).work) return {};
+    return request_at(place).work->output;
 }
 
 int32_t BatchPlanner::num_cached_tokens(RequestId request) const {
     const Place place = known(request);
-    return place == kNone ? 0 : requests_[place].num_cached_tokens();
+    return place == kNoPlace ? 0 : request_at(place).num_cached_tokens();
 }
 
 }  // namespace batchllm

@@ -71,7 +71,7 @@ struct PlannerOptions {
     int32_t max_batch_tokens = 1024;
     int32_t max_running_requests = std::numeric_limits<int32_t>::max();  // KV memory alone bounds them
     GroupOrder order = GroupOrder::kDecodeFirst;
-    RequestId first_request_id = 0;  // where ids begin
+    RequestId first_request_id{0};  // where ids begin
 };
 
 struct PlannerStats {
@@ -99,9 +99,6 @@ struct RequestOptions {
     std::span<const int32_t> score_begin = {};
     // Borrowing must save more tokens than that per reader (choose_segments).
     double reader_cost = 0.0;
-    // Owns the tokens of the prompts; given back once all requests of this call have finished. Null: they outlive the
-    // planner.
-    std::shared_ptr<const void> tokens_owner = nullptr;
 };
 
 class BatchPlanner {
@@ -109,11 +106,14 @@ class BatchPlanner {
     explicit BatchPlanner(const PlannerOptions& options);
 
     // Adds requests, before or while others run; their ids follow those there are. max_output_tokens [num_requests], at
-    // least 1 each. Returns the id of the first. Throws std::invalid_argument and adds nothing where check_job() does.
+    // least 1 each. The owner of the prompts' tokens is given back once all requests of this call have finished.
+    // Returns the id of the first. Throws std::invalid_argument and adds nothing where check_job() does.
     RequestId add_requests(const Prompts& prompts, Segments segments, std::span<const int32_t> max_output_tokens,
                            const RequestOptions& options = {});
 
-    std::optional<TokenBatch> next_batch();  // nullopt once every request is answered
+    // nullopt once every request is answered. Throws std::logic_error where the batch before is in flight, or where
+    // what waits could never start, which the argument above excludes.
+    std::optional<TokenBatch> next_batch();
 
     // sampled [num_logits] continues the batch's logit_request_ids; finished [num_logits] or empty. A request also
     // finishes at its max_output_tokens. Returns the requests that finished.
@@ -127,7 +127,7 @@ class BatchPlanner {
     // them still runs or waits, std::out_of_range as output_tokens() does, and then forgets none.
     void forget(std::span<const RequestId> requests);
 
-    RequestId next_request_id() const { return first_id_ + static_cast<RequestId>(place_.size()); }
+    RequestId next_request_id() const { return {first_id_.index + static_cast<int32_t>(place_.size())}; }
     std::vector<RequestId> order() const;  // scheduled requests that are not forgotten, first to start first
     const std::vector<std::pair<RequestId, std::string>>& refused() const { return refused_; }  // and not forgotten
 
@@ -145,7 +145,6 @@ class BatchPlanner {
  private:
     // Inside, requests stand in plan order, so that those that run together are neighbours in memory: a request is
     // named by its place. Refused ones have none.
-    using Place = int32_t;
     enum class Status : uint8_t { kWaiting, kPrefill, kDecode, kPreempted, kFinished, kForgotten };
 
     struct Work {  // of a request that started
@@ -181,14 +180,14 @@ class BatchPlanner {
         int64_t output_tokens = 0, cached_tokens = 0, started_prompt_tokens = 0, first_computed_tokens = 0;
     };
 
-    // A SegmentId inside the planner: shared_ where it is >= 0, a request's own below kNone.
-    static SegmentId own_segment(Place request) { return kNone - 1 - request; }
-    static Place reader_of_own(SegmentId segment) { return kNone - 1 - segment; }
-    static bool is_shared(SegmentId segment) { return segment >= 0; }
-    StoredSegment& stored(SegmentId segment) {
-        return is_shared(segment) ? shared_[segment].kv : requests_[reader_of_own(segment)].work->own;
+    Request& request_at(Place place) { return requests_[place.index]; }
+    const Request& request_at(Place place) const { return requests_[place.index]; }
+    StoredSegment& stored(AnySegment segment) {
+        return segment.is_shared() ? shared_[segment.shared()].kv : request_at(segment.reader()).work->own;
     }
-    const StoredSegment& stored(SegmentId segment) const { return const_cast<BatchPlanner*>(this)->stored(segment); }
+    const StoredSegment& stored(AnySegment segment) const { return const_cast<BatchPlanner*>(this)->stored(segment); }
+    Place& place_of(RequestId request) { return place_[request.index - first_id_.index]; }
+    Place place_of(RequestId request) const { return place_[request.index - first_id_.index]; }
 
     BorrowedSegments borrow(const Prompts& prompts, Segments segments, double reader_cost) const;
     std::vector<bool> detach_or_refuse(const Prompts& prompts, Segments& segments,
@@ -202,10 +201,15 @@ class BatchPlanner {
     void preempt_youngest();
     Admission running_parts();
     bool try_admit_next(Admission& admission);
-    void append_span(TokenBatch& batch, SegmentId segment, int32_t count);
-    void append_scores(TokenBatch& batch, SegmentId segment, int32_t begin, int32_t end);
+    void append_shared_span(TokenBatch& batch, SegmentId segment, int32_t count);
+    void append_own_span(TokenBatch& batch, Place place, int32_t count);
+    void append_row(TokenBatch& batch, StoredSegment& kv, TokenId token) const;
+    void append_chain(TokenBatch& batch, SegmentId deepest);
+    static void end_span(TokenBatch& batch, int32_t begin);
+    int32_t batch_number(TokenBatch& batch, SegmentId segment);
+    int32_t append_segment(TokenBatch& batch, const StoredSegment& kv) const;
+    void append_scores(TokenBatch& batch, AnySegment segment, int32_t begin, int32_t end);
     void forgo_scores(RequestId request);
-    int32_t batch_segment(TokenBatch& batch, SegmentId segment);
     int32_t expected_output(const Request& request);
     int32_t expected_steps(const Request& request, int32_t num_own_tokens);
     void finish(Place place);
@@ -217,11 +221,11 @@ class BatchPlanner {
     void audit_queues() const;
     void audit_counts() const;
 
-    int32_t segment_end(SegmentId segment) const {  // position after its last known token
-        return is_shared(segment) ? shared_[segment].end : requests_[reader_of_own(segment)].num_tokens();
+    int32_t segment_end(AnySegment segment) const {  // position after its last known token
+        return segment.is_shared() ? shared_[segment.shared()].end : request_at(segment.reader()).num_tokens();
     }
     int64_t pages_for(int64_t num_tokens) const { return (num_tokens + page_size_ - 1) / page_size_; }
-    Place num_places() const { return static_cast<Place>(requests_.size()); }
+    int32_t num_places() const { return static_cast<int32_t>(requests_.size()); }
     int64_t largest_own_pages(const Request& request) const {  // nobody reads the K/V of the last token
         return pages_for(int64_t{request.prompt_length} - request.own_begin + request.max_output_tokens - 1);
     }
@@ -232,13 +236,13 @@ class BatchPlanner {
     const GroupOrder group_order_;
 
     RequestId first_id_;        // lower ones are forgotten, or of a planner before this one
-    std::vector<Place> place_;  // by id - first_id_; kNone where refused or forgotten
+    std::vector<Place> place_;  // by id - first_id_; kNoPlace where refused or forgotten
     std::vector<std::pair<RequestId, std::string>> refused_;
     std::vector<Request> requests_;  // by place
     std::deque<Wave> waves_;
     int32_t first_wave_ = 0;
     Forgotten forgotten_;
-    Place num_forgotten_places_ = 0;
+    int32_t num_forgotten_places_ = 0;
 
     PageAllocator pages_;
     LengthForest lengths_;
@@ -248,16 +252,16 @@ class BatchPlanner {
     std::unordered_map<RequestId, int32_t> next_score_;
     std::unordered_map<SegmentId, std::vector<RequestId>> scored_readers_;
 
-    Place next_in_order_ = 0;              // the first request that never started
-    int64_t num_waiting_ = 0;              // that never started and are not aborted
-    std::vector<Place> running_;           // oldest first
-    std::vector<Place> preempted_;         // a stack, oldest on top: all are younger than those that run
-    std::deque<SegmentId> prefill_queue_;  // at most one own segment, the youngest running request's, at the back
+    Place next_in_order_{0};                // the first request that never started
+    int64_t num_waiting_ = 0;               // that never started and are not aborted
+    std::vector<Place> running_;            // oldest first
+    std::vector<Place> preempted_;          // a stack, oldest on top: all are younger than those that run
+    std::deque<AnySegment> prefill_queue_;  // at most one own segment, the youngest running request's, at the back
 
     bool in_flight_ = false;
     std::vector<Place> awaited_;                // the batch in flight samples a token of each
     TokenBatch::Size last_size_{};              // of the batch before
-    std::vector<SegmentId> numbered_segments_;  // those with a batch_id
+    std::vector<SegmentId> numbered_segments_;  // those with a batch_number
     std::vector<SegmentId> chain_;              // scratch
 
     PlannerStats stats_;

@@ -26,19 +26,18 @@ void BatchPlanner::audit_pages() const {
     pages_.audit();
     int64_t num_used = 0, num_pinned = 0;
     std::vector<bool> listed(pages_.peak_used(), false);
-    const auto expect_owner = [&](SegmentId segment, const StoredSegment& kv) {
+    const auto expect_owner = [&](AnySegment segment, const std::string& name, const StoredSegment& kv) {
         for (const PageId page : kv.pages) {
-            expect(!listed[page] && pages_.owner(page) == segment,
-                   "segment " + std::to_string(segment) + ": owns the pages it lists");
+            expect(!listed[page] && pages_.owner(page) == segment, name + "owns the pages it lists");
             listed[page] = true;
         }
         num_used += static_cast<int64_t>(kv.pages.size());
     };
-    for (SegmentId s = 0; s < shared_.size(); ++s) {
+    for (SegmentId s{0}; s.index < shared_.size(); ++s.index) {
         const SharedSegment& shared = shared_[s];
         const auto num_pages = static_cast<int64_t>(shared.kv.pages.size());
-        const std::string name = "segment " + std::to_string(s) + ": ";
-        expect(shared.kv.batch_id == kNone, name + "has no number outside next_batch");
+        const std::string name = "segment " + std::to_string(s.index) + ": ";
+        expect(shared.batch_number == kNone, name + "has no number outside next_batch");
         if (num_pages == 0) continue;
         expect(num_pages == shared_.num_pages(s), name + "is pinned at full size");
         expect(shared.kv.num_stored <= shared.num_tokens(), name + "stores no more than it has");
@@ -51,20 +50,20 @@ void BatchPlanner::audit_pages() const {
                    name + "has the tokens of its source");
             continue;
         }
-        expect_owner(s, shared.kv);
+        expect_owner(s, name, shared.kv);
         num_pinned += num_pages;
     }
     expect(num_pinned == shared_.num_pinned_pages(), "pinned pages are those of shared segments");
-    for (Place place = 0; place < num_places(); ++place) {
-        if (!requests_[place].work) continue;
-        expect_owner(own_segment(place), requests_[place].work->own);
-        expect(requests_[place].work->own.batch_id == kNone, "an own segment has no number outside next_batch");
+    for (Place place{0}; place.index < num_places(); ++place.index) {
+        const Request& request = request_at(place);
+        const std::string name = "request " + std::to_string(request.id.index) + ": ";
+        if (request.work) expect_owner(place, name, request.work->own);
     }
     expect(num_used == pages_.num_used(), "used pages are those that segments list");
 
     int64_t largest_own = 0;
     for (const Request& request : requests_) {
-        const std::string name = "request " + std::to_string(request.id) + ": ";
+        const std::string name = "request " + std::to_string(request.id.index) + ": ";
         if (request.status == Status::kForgotten) expect(!request.work, name + "keeps nothing once it is forgotten");
         if (request.status == Status::kWaiting) expect(!request.work, name + "has no work before it starts");
         if (!request.work) {
@@ -72,7 +71,7 @@ void BatchPlanner::audit_pages() const {
             continue;
         }
         const StoredSegment& own = request.work->own;
-        expect(own.parent == request.parent && own.begin == request.own_begin, name + "its own part ends its chain");
+        expect(own.begin == request.own_begin, name + "its own part ends its chain");
         if (request.status != Status::kFinished) largest_own = std::max(largest_own, largest_own_pages(request));
         if (request.status != Status::kPrefill && request.status != Status::kDecode) {
             expect(own.pages.empty(), name + "holds pages only while it runs");
@@ -95,27 +94,28 @@ void BatchPlanner::audit_pages() const {
 // Running, preempted and waiting requests in plan order; the prefill queue root first.
 void BatchPlanner::audit_queues() const {
     for (const auto& [id, why] : refused_) {
-        expect(id >= first_id_ && place_[id - first_id_] == kNone, "a refused request has no place");
+        expect(id >= first_id_ && place_of(id) == kNoPlace, "a refused request has no place");
     }
     int64_t num_waiting = 0, num_forgotten = 0;
-    for (Place place = 0; place < num_places(); ++place) {
-        const Request& request = requests_[place];
+    for (Place place{0}; place.index < num_places(); ++place.index) {
+        const Request& request = request_at(place);
         const bool is_named = request.status != Status::kForgotten;
         num_forgotten += !is_named;
-        if (is_named) expect(place_[request.id - first_id_] == place, "a place holds the request that names it");
+        if (is_named) expect(place_of(request.id) == place, "a place holds the request that names it");
         const bool waits = request.status == Status::kWaiting;
         num_waiting += waits;
         expect(place >= next_in_order_ ? waits || request.is_over() : !waits, "requests start in order");
     }
     expect(num_waiting == num_waiting_, "waiting requests are counted");
     expect(num_forgotten == num_forgotten_places_, "places of forgotten requests are counted");
-    const int64_t num_named = std::ssize(place_) - std::count(place_.begin(), place_.end(), kNone);
+    const int64_t num_named = std::ssize(place_) - std::count(place_.begin(), place_.end(), kNoPlace);
     expect(num_named + num_forgotten == num_places(), "every place is named once");
-    expect(next_in_order_ == num_places() || !requests_[next_in_order_].is_over(), "the next in order is to start");
+    expect(next_in_order_.index == num_places() || !request_at(next_in_order_).is_over(),
+           "the next in order is to start");
     std::vector<Place> started = running_;
     started.insert(started.end(), preempted_.rbegin(), preempted_.rend());
     for (size_t i = 0; i < started.size(); ++i) {
-        const Status status = requests_[started[i]].status;
+        const Status status = request_at(started[i]).status;
         const bool runs = status == Status::kPrefill || status == Status::kDecode;
         expect(i < running_.size() ? runs : status == Status::kPreempted, "queues hold what their name says");
         expect(i == 0 || started[i - 1] < started[i], "preempted requests are the youngest");
@@ -127,24 +127,24 @@ void BatchPlanner::audit_queues() const {
     expect(std::count_if(requests_.begin(), requests_.end(), is_live) == static_cast<int64_t>(started.size()),
            "every started, unfinished request runs or is preempted");
 
-    std::set<SegmentId> queued;
+    std::set<AnySegment> queued;
     for (size_t i = 0; i < prefill_queue_.size(); ++i) {
-        const SegmentId segment = prefill_queue_[i];
+        const AnySegment segment = prefill_queue_[i];
         const StoredSegment& kv = stored(segment);
         expect(queued.insert(segment).second && !kv.pages.empty(), "the prefill queue holds segments with pages, once");
         if (i > 0) expect(kv.num_stored == 0, "only the front of the prefill queue is half computed");
         expect(kv.begin + kv.num_stored < segment_end(segment), "the prefill queue has work");
-        if (is_shared(segment)) continue;
-        expect(i + 1 == prefill_queue_.size() && running_.back() == reader_of_own(segment) &&
-                   requests_[running_.back()].status == Status::kPrefill,
+        if (segment.is_shared()) continue;
+        expect(i + 1 == prefill_queue_.size() && running_.back() == segment.reader() &&
+                   request_at(running_.back()).status == Status::kPrefill,
                "the last to be prefilled is the youngest request");
     }
     for (const Place place : running_) {
-        if (requests_[place].status == Status::kPrefill) {
-            expect(queued.contains(own_segment(place)), "a request in prefill is queued");
+        if (request_at(place).status == Status::kPrefill) {
+            expect(queued.contains(place), "a request in prefill is queued");
         }
     }
-    for (SegmentId s = 0; s < shared_.size(); ++s) {
+    for (SegmentId s{0}; s.index < shared_.size(); ++s.index) {
         if (!shared_[s].is_pinned()) continue;
         const bool complete = shared_[s].kv.num_stored == shared_[s].num_tokens();
         expect(complete != queued.contains(s), "a pinned segment is complete or queued");
@@ -168,23 +168,24 @@ void BatchPlanner::audit_counts() const {
         if (started) num_prompt_tokens_started += request.prompt_length;
         if (started) num_first_computed += request.prompt_length - request.own_begin;
         if (!request.is_over()) ++num_unfinished.at(request.wave - first_wave_);
-        for (SegmentId s = request.parent; s != kNone; s = shared_[s].kv.parent) {
-            num_holders[s] += !request.is_over();
-            if (started) has_started[s] = true;
+        for (SegmentId s = request.parent; s != kNoSegment; s = shared_[s].parent) {
+            num_holders[s.index] += !request.is_over();
+            if (started) has_started[s.index] = true;
         }
     }
     for (size_t i = 0; i < waves_.size(); ++i) {
         expect(waves_[i].num_unfinished == num_unfinished[i], "unfinished requests of a wave are counted");
         expect(num_unfinished[i] > 0 || !waves_[i].tokens_owner, "tokens are given back with their last reader");
     }
-    for (SegmentId s = shared_.size() - 1; s >= 0; --s) {  // a source comes before those that borrow from it
-        const std::string name = "segment " + std::to_string(s) + ": ";
-        expect(num_holders[s] == shared_[s].num_holders, name + "counts its unfinished readers and its borrowers");
-        expect(!has_started[s] || shared_[s].was_pinned, name + "is pinned when its first reader starts");
-        expect(shared_[s].is_pinned() == (shared_[s].was_pinned && num_holders[s] > 0),
+    for (SegmentId s{shared_.size() - 1}; s.index >= 0; --s.index) {  // a source comes before those that borrow from it
+        const std::string name = "segment " + std::to_string(s.index) + ": ";
+        expect(num_holders[s.index] == shared_[s].num_holders,
+               name + "counts its unfinished readers and its borrowers");
+        expect(!has_started[s.index] || shared_[s].was_pinned, name + "is pinned when its first reader starts");
+        expect(shared_[s].is_pinned() == (shared_[s].was_pinned && num_holders[s.index] > 0),
                name + "is pinned from its first reader's start to its last reader's end");
-        expect(num_holders[s] > 0 || !shared_[s].tokens_owner, name + "keeps no tokens that nobody will read");
-        if (shared_[s].is_pinned() && shared_[s].borrows) ++num_holders[shared_[s].source];
+        expect(num_holders[s.index] > 0 || !shared_[s].tokens_owner, name + "keeps no tokens that nobody will read");
+        if (shared_[s].is_pinned() && shared_[s].borrows) ++num_holders[shared_[s].source.index];
         if (shared_[s].was_pinned && !shared_[s].borrows) num_first_computed += shared_[s].num_tokens();
     }
     expect(num_cached == num_prompt_tokens_started - num_first_computed, "cached tokens are those not computed");

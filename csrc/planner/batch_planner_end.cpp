@@ -11,9 +11,9 @@ void BatchPlanner::abort(std::span<const RequestId> requests) {
     if (in_flight_) throw std::logic_error("abort: a batch is in flight; call commit first");
     for (const RequestId id : requests) known(id);
     for (const RequestId id : requests) {
-        const Place place = place_[id - first_id_];
-        if (place == kNone || requests_[place].is_over()) continue;
-        switch (requests_[place].status) {
+        const Place place = place_of(id);
+        if (place == kNoPlace || request_at(place).is_over()) continue;
+        switch (request_at(place).status) {
             case Status::kWaiting:
                 --num_waiting_;
                 break;
@@ -21,7 +21,7 @@ void BatchPlanner::abort(std::span<const RequestId> requests) {
                 std::erase(preempted_, place);
                 break;
             case Status::kPrefill:
-                std::erase(prefill_queue_, own_segment(place));
+                std::erase(prefill_queue_, AnySegment(place));
                 [[fallthrough]];
             default:
                 std::erase(running_, place);
@@ -30,23 +30,23 @@ void BatchPlanner::abort(std::span<const RequestId> requests) {
         ++stats_.aborted;
     }
     // Segments that were waiting to be computed for nobody else.
-    std::erase_if(prefill_queue_, [&](SegmentId s) { return is_shared(s) && !shared_[s].is_pinned(); });
+    std::erase_if(prefill_queue_, [&](AnySegment s) { return s.is_shared() && !shared_[s.shared()].is_pinned(); });
     skip_aborted();
 }
 
 void BatchPlanner::forget(std::span<const RequestId> requests) {
     for (const RequestId id : requests) {
         const Place place = known(id);
-        if (place == kNone || requests_[place].is_over()) continue;
-        throw std::invalid_argument("forget: request " + std::to_string(id) + " has not finished");
+        if (place == kNoPlace || request_at(place).is_over()) continue;
+        throw std::invalid_argument("forget: request " + std::to_string(id.index) + " has not finished");
     }
     for (const RequestId id : requests) {
-        Place& place = place_[id - first_id_];
-        if (place == kNone) {  // refused, or named twice
+        Place& place = place_of(id);
+        if (place == kNoPlace) {  // refused, or named twice
             forgotten_.num_refused += std::erase_if(refused_, [&](const auto& refused) { return refused.first == id; });
             continue;
         }
-        Request& request = requests_[place];
+        Request& request = request_at(place);
         const bool started = request.work != nullptr;
         forgotten_.num_over += 1;
         forgotten_.output_tokens += request.num_output_tokens();
@@ -56,7 +56,7 @@ void BatchPlanner::forget(std::span<const RequestId> requests) {
         request.status = Status::kForgotten;
         request.work.reset();
         ++num_forgotten_places_;
-        place = kNone;
+        place = kNoPlace;
     }
     // Half of all places are gaps: so a request pays for moving about one other.
     if (!in_flight_ && num_forgotten_places_ > num_places() / 2) compact();
@@ -65,62 +65,65 @@ void BatchPlanner::forget(std::span<const RequestId> requests) {
 // Closes the gaps that forgotten requests leave: places, segments that no request names any more, and ids below the
 // first that is known.
 void BatchPlanner::compact() {
-    std::vector<SegmentId> new_segment(shared_.size(), kNone);
-    constexpr SegmentId kKept = 0;
-    for (SegmentId s = 0; s < shared_.size(); ++s) {
-        if (shared_[s].num_holders > 0) new_segment[s] = kKept;
+    std::vector<SegmentId> new_segment(shared_.size(), kNoSegment);
+    constexpr SegmentId kKept{0};
+    for (SegmentId s{0}; s.index < shared_.size(); ++s.index) {
+        if (shared_[s].num_holders > 0) new_segment[s.index] = kKept;
     }
     for (const Request& request : requests_) {
         if (request.status == Status::kForgotten) continue;
-        for (SegmentId s = request.parent; s != kNone && new_segment[s] != kKept; s = shared_[s].kv.parent) {
-            new_segment[s] = kKept;
+        for (SegmentId s = request.parent; s != kNoSegment && new_segment[s.index] != kKept; s = shared_[s].parent) {
+            new_segment[s.index] = kKept;
         }
     }
-    SegmentId num_segments = 0;
-    for (SegmentId s = 0; s < shared_.size(); ++s) {
-        if (new_segment[s] == kKept) {
-            new_segment[s] = num_segments++;
+    SegmentId next{0};
+    for (SegmentId s{0}; s.index < shared_.size(); ++s.index) {
+        if (new_segment[s.index] == kKept) {
+            new_segment[s.index] = next;
+            ++next.index;
         } else if (shared_[s].was_pinned && !shared_[s].borrows) {
             forgotten_.first_computed_tokens += shared_[s].num_tokens();
         }
     }
-    const auto renamed = [&](SegmentId s) { return s == kNone ? kNone : new_segment[s]; };
+    const auto renamed = [&](SegmentId s) { return s == kNoSegment ? kNoSegment : new_segment[s.index]; };
     shared_.renumber(new_segment);
     std::unordered_map<SegmentId, std::vector<RequestId>> scored_readers;
     for (auto& [segment, readers] : scored_readers_) {
-        if (renamed(segment) != kNone) scored_readers.emplace(renamed(segment), std::move(readers));
+        if (renamed(segment) != kNoSegment) scored_readers.emplace(renamed(segment), std::move(readers));
     }
     scored_readers_ = std::move(scored_readers);
 
-    std::vector<Place> new_place(num_places() + 1);
-    Place num_kept = 0;
-    for (Place place = 0; place < num_places(); ++place) {
-        new_place[place] = num_kept;
-        if (requests_[place].status == Status::kForgotten) continue;
-        Request request = std::move(requests_[place]);
+    std::vector<Place> new_place(num_places() + 1, kNoPlace);
+    Place kept{0};
+    for (Place place{0}; place.index < num_places(); ++place.index) {
+        new_place[place.index] = kept;
+        if (request_at(place).status == Status::kForgotten) continue;
+        Request request = std::move(request_at(place));
         request.parent = renamed(request.parent);
-        if (request.work) {
-            request.work->own.parent = request.parent;
-            pages_.rename(request.work->own.pages, own_segment(num_kept));
-        }
-        place_[request.id - first_id_] = num_kept;
-        requests_[num_kept++] = std::move(request);
+        if (request.work) pages_.rename(request.work->own.pages, kept);
+        place_of(request.id) = kept;
+        request_at(kept) = std::move(request);
+        ++kept.index;
     }
-    new_place.back() = num_kept;
-    requests_.erase(requests_.begin() + num_kept, requests_.end());
+    new_place.back() = kept;
+    requests_.erase(requests_.begin() + kept.index, requests_.end());
     num_forgotten_places_ = 0;
-    next_in_order_ = new_place[next_in_order_];
+    next_in_order_ = new_place[next_in_order_.index];
     for (auto* places : {&running_, &preempted_}) {
-        for (Place& place : *places) place = new_place[place];
+        for (Place& place : *places) place = new_place[place.index];
     }
-    for (SegmentId& segment : prefill_queue_) {
-        segment = is_shared(segment) ? new_segment[segment] : own_segment(new_place[reader_of_own(segment)]);
+    for (AnySegment& segment : prefill_queue_) {
+        if (segment.is_shared()) {
+            segment = new_segment[segment.shared().index];
+        } else {
+            segment = new_place[segment.reader().index];
+        }
     }
 
     RequestId first_known = next_request_id();
     for (const Request& request : requests_) first_known = std::min(first_known, request.id);
     for (const auto& [id, why] : refused_) first_known = std::min(first_known, id);
-    place_.erase(place_.begin(), place_.begin() + (first_known - first_id_));
+    place_.erase(place_.begin(), place_.begin() + (first_known.index - first_id_.index));
     first_id_ = first_known;
 }
 

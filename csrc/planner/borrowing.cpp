@@ -27,7 +27,7 @@ class LiveForest {
     // The live segment that holds row[begin], and up to where (at most `end`) it agrees with the row.
     std::pair<LivePosition, int32_t> step(LivePosition from, const TokenId* row, int32_t begin, int32_t end) const {
         if (from.live != kNone && begin < live_[from.live].end) return {from, agreement(from.live, row, begin, end)};
-        const SegmentId parent = from.live == kNone ? kNone : live_[from.live].id;
+        const SegmentId parent = from.live == kNone ? kNoSegment : live_[from.live].id;
         const std::pair<SegmentId, TokenId> wanted(parent, row[begin]);
         auto child = std::lower_bound(by_first_token_.begin(), by_first_token_.end(), wanted,
                                       [&](int32_t index, const auto& value) { return key(index) < value; });
@@ -64,21 +64,21 @@ class Borrower {
         : live_(live), prompts_(prompts), added_(added), reader_cost_(reader_cost) {}
 
     BorrowedSegments run() {
-        places_.resize(added_.num_segments());
-        for (SegmentId s = 0; s < added_.num_segments(); ++s) {
-            Place place = place_of(added_.parent()[s]);
-            const RequestId owner = added_.owner_request()[s];
+        reached_.resize(added_.num_segments());
+        for (int32_t s = 0; s < added_.num_segments(); ++s) {
+            Reached reached = reached_by(added_.parent()[s]);
+            const RequestIndex owner = added_.owner_request()[s];
             const int32_t end = added_.token_end()[s];
-            const int32_t begin = follow(place, owner, added_.token_begin()[s], end, added_.num_readers()[s], true);
-            if (begin < end) place = {append(place.segment, begin, end, owner, kNone), {.lost = true}};
-            places_[s] = place;
+            const int32_t begin = follow(reached, owner, added_.token_begin()[s], end, added_.num_readers()[s], true);
+            if (begin < end) reached = {append(reached.segment, begin, end, owner, kNoSegment), {.lost = true}};
+            reached_[s] = reached;
         }
         std::vector<SegmentId> request_segment(prompts_.num_requests());
-        for (RequestId request = 0; request < prompts_.num_requests(); ++request) {
-            Place place = place_of(added_.request_segment()[request]);
+        for (RequestIndex request = 0; request < prompts_.num_requests(); ++request) {
+            Reached reached = reached_by(added_.request_segment()[request]);
             const int32_t end = prompts_.prompt_length(request) - 1;  // the last token is always its own
-            follow(place, request, added_.covered_tokens(request), end, 1, false);
-            request_segment[request] = place.segment;
+            follow(reached, request, added_.covered_tokens(request), end, 1, false);
+            request_segment[request] = reached.segment;
         }
         return {Segments(std::move(parent_), std::move(token_begin_), std::move(token_end_), std::move(owner_),
                          std::move(request_segment), added_.prompt_tokens()),
@@ -86,51 +86,52 @@ class Borrower {
     }
 
  private:
-    struct Place {                  // where an added segment ends
-        SegmentId segment = kNone;  // in the new forest
+    struct Reached {                     // where an added segment ends
+        SegmentId segment = kNoSegment;  // in the new forest
         LivePosition at = {};
     };
 
-    Place place_of(SegmentId added) const { return added == kNone ? Place{} : places_[added]; }
+    Reached reached_by(SegmentId added) const { return added == kNoSegment ? Reached{} : reached_[added.index]; }
 
     // Appends pieces with a source for tokens [begin, end) of a prompt, as far as live segments hold them and it pays;
     // returns where they end. ends_here: a piece that reaches `end` is no segment more than there was.
-    int32_t follow(Place& place, RequestId request, int32_t begin, int32_t end, int32_t num_readers, bool ends_here) {
+    int32_t follow(Reached& reached, RequestIndex request, int32_t begin, int32_t end, int32_t num_readers,
+                   bool ends_here) {
         const TokenId* row = prompts_.row_data(request);
-        while (begin < end && !place.at.lost) {
-            const auto [at, agreed] = live_.step(place.at, row, begin, end);
+        while (begin < end && !reached.at.lost) {
+            const auto [at, agreed] = live_.step(reached.at, row, begin, end);
             // A source is read from its first token: the piece that goes on inside one replaces the piece before.
             const bool goes_on = agreed > begin && begin > live_[at.live].begin;
             const bool is_free = goes_on || (ends_here && agreed == end);
             if (agreed == begin || (!is_free && agreed - begin <= reader_cost_ * num_readers)) {
-                place.at.lost = true;
+                reached.at.lost = true;
                 break;
             }
-            const SegmentId parent = goes_on ? parent_[place.segment] : place.segment;
-            place.segment = append(parent, live_[at.live].begin, agreed, request, live_[at.live].id);
-            place.at = at;
+            const SegmentId parent = goes_on ? parent_[reached.segment.index] : reached.segment;
+            reached.segment = append(parent, live_[at.live].begin, agreed, request, live_[at.live].id);
+            reached.at = at;
             begin = agreed;
         }
         return begin;
     }
 
-    SegmentId append(SegmentId parent, int32_t begin, int32_t end, RequestId owner, SegmentId source) {
+    SegmentId append(SegmentId parent, int32_t begin, int32_t end, RequestIndex owner, SegmentId source) {
         parent_.push_back(parent);
         token_begin_.push_back(begin);
         token_end_.push_back(end);
         owner_.push_back(owner);
         source_.push_back(source);
-        return static_cast<SegmentId>(parent_.size()) - 1;
+        return {static_cast<int32_t>(parent_.size()) - 1};
     }
 
     const LiveForest& live_;
     const Prompts& prompts_;
     const Segments& added_;
     const double reader_cost_;
-    std::vector<Place> places_;  // [added segments]
+    std::vector<Reached> reached_;  // [added segments]
     std::vector<SegmentId> parent_, source_;
     std::vector<int32_t> token_begin_, token_end_;
-    std::vector<RequestId> owner_;
+    std::vector<RequestIndex> owner_;
 };
 
 }  // namespace

@@ -20,14 +20,14 @@ namespace batchllm {
 
 struct LiveSegment {
     SegmentId id;
-    SegmentId parent;       // an id, or kNone
+    SegmentId parent;       // an id, or kNoSegment
     int32_t begin, end;     // positions
     const TokenId* prompt;  // of a request that holds its tokens
 };
 
 struct BorrowedSegments {
     Segments segments;
-    std::vector<SegmentId> source;  // [num_segments] ids of live segments, or kNone
+    std::vector<SegmentId> source;  // [num_segments] ids of live segments, or kNoSegment
 };
 
 // A cut gives every reader of a segment one segment more. It is made where it saves computing more than reader_cost

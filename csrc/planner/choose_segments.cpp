@@ -124,16 +124,17 @@ Segments segments_of_nodes(const PrefixTrie& trie, const std::vector<bool>& chos
     const auto num_segments = std::count(chosen.begin() + 1, chosen.end(), true);
     std::vector<SegmentId> parent;
     std::vector<int32_t> token_begin, token_end;
-    std::vector<RequestId> owner_request;
-    for (auto* array : {&parent, &token_begin, &token_end, &owner_request}) array->reserve(num_segments);
-    std::vector<SegmentId> node_segment(trie.num_nodes(), kNone);  // deepest one at or above a node
+    std::vector<RequestIndex> owner_request;
+    parent.reserve(num_segments);
+    for (auto* array : {&token_begin, &token_end, &owner_request}) array->reserve(num_segments);
+    std::vector<SegmentId> node_segment(trie.num_nodes(), kNoSegment);  // deepest one at or above a node
     for (NodeId node = 1; node < trie.num_nodes(); ++node) {
         const SegmentId above = node_segment[trie.parent()[node]];
         node_segment[node] = above;
         if (!chosen[node]) continue;
-        node_segment[node] = static_cast<SegmentId>(parent.size());
-        parent.push_back(chained ? above : kNone);
-        token_begin.push_back(chained && above != kNone ? token_end[above] : 0);
+        node_segment[node] = {static_cast<int32_t>(parent.size())};
+        parent.push_back(chained ? above : kNoSegment);
+        token_begin.push_back(chained && above != kNoSegment ? token_end[above.index] : 0);
         token_end.push_back(trie.token_end()[node]);
         owner_request.push_back(trie.order()[trie.request_begin()[node]]);
     }

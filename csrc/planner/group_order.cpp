@@ -12,7 +12,7 @@ namespace {
 struct Subtree {
     int64_t decode_tokens = 0;
     int64_t prefill_tokens = 0;
-    RequestId first_request = std::numeric_limits<RequestId>::max();
+    RequestIndex first_request = std::numeric_limits<RequestIndex>::max();
 
     void add(const Subtree& child) {
         decode_tokens += child.decode_tokens;
@@ -38,15 +38,15 @@ class OrderBuilder {
           child_indptr_(segments.num_segments() + 2, 0),
           children_(num_entities_) {
         for (int32_t entity = num_entities_ - 1; entity >= 0; --entity) {  // children before parents
-            if (entity < top_) subtree_[entity].prefill_tokens += segments_.num_tokens(entity);
+            if (entity < top_) subtree_[entity].prefill_tokens += segments_.num_tokens(SegmentId{entity});
             if (parent(entity) != top_) subtree_[parent(entity)].add(subtree(entity));
         }
         collect_children();
     }
 
     // Parents before children: each hands its range of the order out to its children.
-    std::vector<RequestId> build() {
-        std::vector<RequestId> order(segments_.num_requests());
+    std::vector<RequestIndex> build() {
+        std::vector<RequestIndex> order(segments_.num_requests());
         std::vector<int32_t> begin(segments_.num_segments());
         const auto hand_out = [&](int32_t node, int32_t next) {
             sort_children(node);
@@ -61,7 +61,7 @@ class OrderBuilder {
             }
         };
         hand_out(top_, 0);
-        for (SegmentId segment = 0; segment < top_; ++segment) hand_out(segment, begin[segment]);
+        for (int32_t segment = 0; segment < top_; ++segment) hand_out(segment, begin[segment]);
         return order;
     }
 
@@ -74,12 +74,12 @@ class OrderBuilder {
     int32_t parent(int32_t entity) const {
         const SegmentId segment =
             entity < top_ ? segments_.parent()[entity] : segments_.request_segment()[entity - top_];
-        return segment == kNone ? top_ : segment;
+        return segment == kNoSegment ? top_ : segment.index;
     }
 
     Subtree subtree(int32_t entity) const {
         if (entity < top_) return subtree_[entity];
-        const RequestId request = entity - top_;
+        const RequestIndex request = entity - top_;
         return {expected_output_tokens_[request], own_tokens_[request], request};
     }
 
@@ -131,8 +131,8 @@ class OrderBuilder {
 
 }  // namespace
 
-std::vector<RequestId> group_order(const Segments& segments, std::span<const int32_t> own_tokens,
-                                   std::span<const int32_t> expected_output_tokens, GroupOrder order) {
+std::vector<RequestIndex> group_order(const Segments& segments, std::span<const int32_t> own_tokens,
+                                      std::span<const int32_t> expected_output_tokens, GroupOrder order) {
     return OrderBuilder(segments, own_tokens, expected_output_tokens, order).build();
 }
 

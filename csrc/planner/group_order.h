@@ -26,8 +26,8 @@ enum class GroupOrder {
 
 // Equal ratios keep segments before requests, each by id.
 //   own_tokens, expected_output_tokens [num_requests]
-std::vector<RequestId> group_order(const Segments& segments, std::span<const int32_t> own_tokens,
-                                   std::span<const int32_t> expected_output_tokens,
-                                   GroupOrder order = GroupOrder::kDecodeFirst);
+std::vector<RequestIndex> group_order(const Segments& segments, std::span<const int32_t> own_tokens,
+                                      std::span<const int32_t> expected_output_tokens,
+                                      GroupOrder order = GroupOrder::kDecodeFirst);
 
 }  // namespace batchllm

@@ -63,7 +63,7 @@ class PivotKey {
 
 struct KeyedRow {
     PivotKey key;
-    RequestId request;
+    RequestIndex request;
 
     friend auto operator<=>(const KeyedRow&, const KeyedRow&) = default;
 };
@@ -119,7 +119,7 @@ class PivotSort {
         if (range.num_rows() < 2) return;
         if (scratch.size() < static_cast<size_t>(range.num_rows())) scratch.resize(range.num_rows());
         const std::span keyed(scratch.data(), range.num_rows());
-        const RequestId pivot = choose_pivot(range);
+        const RequestIndex pivot = choose_pivot(range);
         for_each_part(range.num_rows(), num_threads,
                       [&](int64_t begin, int64_t end) { match(range, pivot, begin, end, keyed); });
         sort_by_key(keyed, num_threads);
@@ -127,14 +127,14 @@ class PivotSort {
     }
 
     // Pseudo-random, so that no usual order of the input is a bad one; the same on every run.
-    RequestId choose_pivot(const Range& range) const {
+    RequestIndex choose_pivot(const Range& range) const {
         uint64_t hash = (uint64_t(range.begin) << 32 | uint32_t(range.end)) * 0x9e3779b97f4a7c15;
         hash = (hash ^ hash >> 32 ^ uint32_t(range.depth)) * 0x9e3779b97f4a7c15;
         return rows_.order[range.begin + (hash >> 32) % range.num_rows()];
     }
 
-    void match(const Range& range, RequestId pivot, int64_t begin, int64_t end, std::span<KeyedRow> keyed) const {
-        const RequestId* const requests = rows_.order.data() + range.begin;
+    void match(const Range& range, RequestIndex pivot, int64_t begin, int64_t end, std::span<KeyedRow> keyed) const {
+        const RequestIndex* const requests = rows_.order.data() + range.begin;
         const auto pivot_row = prompts_.row(pivot);
         for (int64_t i = begin; i < end; ++i) {
             if (i + kPrefetchRows < end) {
@@ -142,7 +142,7 @@ class PivotSort {
                 __builtin_prefetch(soon);
                 __builtin_prefetch(soon + kLineTokens);
             }
-            const RequestId request = requests[i];
+            const RequestIndex request = requests[i];
             const int32_t num_shared = common_prefix(prompts_, pivot, request, range.depth);
             keyed[i] = {PivotKey::of(prompts_.row(request), pivot_row, num_shared), request};
         }
@@ -160,7 +160,7 @@ class PivotSort {
 
     // The first row of a range has its LCP from the range around it, which is less than all of the range shares.
     void place(const Range& range, int32_t pivot_length, std::span<const KeyedRow> keyed, std::vector<Range>& open) {
-        RequestId* const order = rows_.order.data() + range.begin;
+        RequestIndex* const order = rows_.order.data() + range.begin;
         int32_t* const lcp = rows_.lcp.data() + range.begin;
         int32_t shared_before = lcp[0];
         for (int32_t begin = 0, end = 0; begin < range.num_rows(); begin = end) {
@@ -184,7 +184,7 @@ class PivotSort {
 
 }  // namespace
 
-int32_t common_prefix(const Prompts& prompts, RequestId a, RequestId b, int32_t from) {
+int32_t common_prefix(const Prompts& prompts, RequestIndex a, RequestIndex b, int32_t from) {
     constexpr int32_t kBlock = 32;  // 128 bytes: memcmp finds the block, a short loop the token
     const TokenId* row_a = prompts.row_data(a);
     const TokenId* row_b = prompts.row_data(b);
@@ -196,7 +196,8 @@ int32_t common_prefix(const Prompts& prompts, RequestId a, RequestId b, int32_t 
 }
 
 SortedRows lcp_sort(const Prompts& prompts, int num_threads, int64_t min_shared_tokens) {
-    SortedRows rows = {std::vector<RequestId>(prompts.num_requests()), std::vector<int32_t>(prompts.num_requests(), 0)};
+    SortedRows rows = {std::vector<RequestIndex>(prompts.num_requests()),
+                       std::vector<int32_t>(prompts.num_requests(), 0)};
     std::iota(rows.order.begin(), rows.order.end(), 0);
     PivotSort(prompts, rows).run(resolve_num_threads(num_threads), min_shared_tokens);
     return rows;

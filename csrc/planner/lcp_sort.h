@@ -10,12 +10,12 @@
 namespace batchllm {
 
 struct SortedRows {
-    std::vector<RequestId> order;  // [num_requests]: rank -> request id
-    std::vector<int32_t> lcp;      // [num_requests]: tokens shared with the row before; 0 for the first
+    std::vector<RequestIndex> order;  // [num_requests]: rank -> request id
+    std::vector<int32_t> lcp;         // [num_requests]: tokens shared with the row before; 0 for the first
 };
 
 // Length of the longest common prefix of two rows that are known to agree on their first `from` tokens.
-int32_t common_prefix(const Prompts& prompts, RequestId a, RequestId b, int32_t from = 0);
+int32_t common_prefix(const Prompts& prompts, RequestIndex a, RequestIndex b, int32_t from = 0);
 
 // A prompt comes before its extensions; equal prompts are ordered by request id. Threads (0: one a core) share the work
 // on ranges of rows that hold at least `min_shared_tokens`, and take smaller ones each on its own: neither number

@@ -57,7 +57,7 @@ class LengthEstimator {
     static constexpr double kLeastQuantile = 0.1;
 
     static double quantile_of(RequestId id) {  // multiples of the golden ratio fill [0, 1) evenly, in any order of ids
-        const double turns = 0.6180339887498949 * id;
+        const double turns = 0.6180339887498949 * id.index;
         return kLeastQuantile + (1.0 - kLeastQuantile) * (turns - std::floor(turns));
     }
 

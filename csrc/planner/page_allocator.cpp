@@ -6,7 +6,7 @@
 
 namespace batchllm {
 
-void PageAllocator::allocate(SegmentId owner, int64_t count, std::vector<PageId>& pages) {
+void PageAllocator::allocate(AnySegment owner, int64_t count, std::vector<PageId>& pages) {
     assert(count <= num_free());
     for (int64_t i = 0; i < count; ++i) {
         if (free_.empty()) {
@@ -21,11 +21,11 @@ void PageAllocator::allocate(SegmentId owner, int64_t count, std::vector<PageId>
     }
 }
 
-void PageAllocator::release(SegmentId owner, std::vector<PageId>& pages) {
+void PageAllocator::release(AnySegment owner, std::vector<PageId>& pages) {
     for (auto page = pages.rbegin(); page != pages.rend(); ++page) {
         assert(owner_[*page] == owner);
         (void)owner;
-        owner_[*page] = kNone;
+        owner_[*page] = kNobody;
         free_.push_back(*page);
     }
     pages = {};  // gives the memory back too: a job has far more requests than run at once
@@ -40,11 +40,11 @@ void PageAllocator::audit() const {
     for (const PageId page : free_) {
         expect(page >= 0 && page < peak_used(), "page " + std::to_string(page) + " was in use");
         expect(!is_free[page], "page " + std::to_string(page) + " is free once");
-        expect(owner_[page] == kNone, "free page " + std::to_string(page) + " has no owner");
+        expect(owner_[page] == kNobody, "free page " + std::to_string(page) + " has no owner");
         is_free[page] = true;
     }
     for (PageId page = 0; page < peak_used(); ++page) {
-        expect(is_free[page] || owner_[page] != kNone, "page " + std::to_string(page) + " is free or owned");
+        expect(is_free[page] || owner_[page] != kNobody, "page " + std::to_string(page) + " is free or owned");
     }
 }
 

@@ -20,16 +20,16 @@ class PageAllocator {
     int32_t num_free() const { return num_pages_ - num_used(); }
     int32_t num_used() const { return static_cast<int32_t>(owner_.size() - free_.size()); }
     int32_t peak_used() const { return static_cast<int32_t>(owner_.size()); }  // a new page is taken when none is free
-    SegmentId owner(PageId page) const { return owner_[page]; }  // of a page that was ever in use; kNone where free
+    AnySegment owner(PageId page) const { return owner_[page]; }  // of a page that was ever in use; or kNobody
 
     // Appends `count` pages to the owner's list. At least that many must be free.
-    void allocate(SegmentId owner, int64_t count, std::vector<PageId>& pages);
+    void allocate(AnySegment owner, int64_t count, std::vector<PageId>& pages);
 
     // Takes back all of the owner's pages.
-    void release(SegmentId owner, std::vector<PageId>& pages);
+    void release(AnySegment owner, std::vector<PageId>& pages);
 
     // The owner of these pages is called otherwise from now on.
-    void rename(std::span<const PageId> pages, SegmentId owner) {
+    void rename(std::span<const PageId> pages, AnySegment owner) {
         for (const PageId page : pages) owner_[page] = owner;
     }
 
@@ -38,8 +38,8 @@ class PageAllocator {
 
  private:
     int32_t num_pages_;
-    std::vector<SegmentId> owner_;  // of the pages that were ever in use: the first ones
-    std::vector<PageId> free_;      // of them; a stack: pages freed last, still warm, are reused first
+    std::vector<AnySegment> owner_;  // of the pages that were ever in use: the first ones
+    std::vector<PageId> free_;       // of them; a stack: pages freed last, still warm, are reused first
 };
 
 }  // namespace batchllm

@@ -36,11 +36,11 @@ class PaperPass {
 
     Segments segments() const {
         std::vector<int32_t> token_end;
-        std::vector<RequestId> owner_request;
-        std::vector<SegmentId> node_segment(trie_.num_nodes(), kNone);
+        std::vector<RequestIndex> owner_request;
+        std::vector<SegmentId> node_segment(trie_.num_nodes(), kNoSegment);
         for (NodeId node = 1; node < trie_.num_nodes(); ++node) {
             if (home_[node] == 0 && !dissolved_[node]) {
-                node_segment[node] = static_cast<SegmentId>(token_end.size());
+                node_segment[node] = {static_cast<int32_t>(token_end.size())};
                 token_end.push_back(trie_.token_end()[node]);
                 owner_request.push_back(trie_.order()[trie_.request_begin()[node]]);
             } else {
@@ -52,7 +52,7 @@ class PaperPass {
         for (size_t rank = 0; rank < deepest.size(); ++rank) {
             request_segment[trie_.order()[rank]] = node_segment[deepest[rank]];
         }
-        std::vector<SegmentId> parent(token_end.size(), kNone);
+        std::vector<SegmentId> parent(token_end.size(), kNoSegment);
         std::vector<int32_t> token_begin(token_end.size(), 0);
         return Segments(std::move(parent), std::move(token_begin), std::move(token_end), std::move(owner_request),
                         std::move(request_segment), trie_.prompts().num_prompt_tokens());

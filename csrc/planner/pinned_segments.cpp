@@ -5,11 +5,11 @@
 namespace batchllm {
 
 int32_t PinnedSegments::pin(SegmentId id) {
-    SharedSegment& segment = segments_[id];
+    SharedSegment& segment = (*this)[id];
     segment.was_pinned = true;
     segment.population = lengths_.open(population_around(id), segment.num_holders);
     if (can_borrow(id)) {
-        SharedSegment& source = segments_[segment.source];
+        SharedSegment& source = (*this)[segment.source];
         segment.kv.pages.assign(source.kv.pages.begin(), source.kv.pages.begin() + num_pages(id));
         segment.kv.num_stored = segment.num_tokens();  // by the time it is read: the source is queued before it
         segment.borrows = true;
@@ -22,7 +22,7 @@ int32_t PinnedSegments::pin(SegmentId id) {
 }
 
 void PinnedSegments::release(SegmentId id) {
-    SharedSegment& segment = segments_[id];
+    SharedSegment& segment = (*this)[id];
     if (--segment.num_holders > 0) return;
     segment.tokens_owner.reset();
     if (!segment.is_pinned()) return;
@@ -37,24 +37,25 @@ void PinnedSegments::release(SegmentId id) {
 }
 
 void PinnedSegments::release_chain(SegmentId deepest) {
-    for (SegmentId segment = deepest; segment != kNone;) {
-        const SegmentId parent = segments_[segment].kv.parent;
+    for (SegmentId segment = deepest; segment != kNoSegment;) {
+        const SegmentId parent = (*this)[segment].parent;
         release(segment);
         segment = parent;
     }
 }
 
 void PinnedSegments::renumber(std::span<const SegmentId> new_ids) {
-    const auto renamed = [&](SegmentId id) { return id == kNone ? kNone : new_ids[id]; };
-    SegmentId num_kept = 0;
-    for (SegmentId id = 0; id < size(); ++id) {
-        if (new_ids[id] == kNone) continue;
+    const auto renamed = [&](SegmentId id) { return id == kNoSegment ? kNoSegment : new_ids[id.index]; };
+    int32_t num_kept = 0;
+    for (SegmentId id{0}; id.index < size(); ++id.index) {
+        const SegmentId new_id = new_ids[id.index];
+        if (new_id == kNoSegment) continue;
         ++num_kept;
-        SharedSegment segment = std::move(segments_[id]);
-        segment.kv.parent = renamed(segment.kv.parent);
+        SharedSegment segment = std::move((*this)[id]);
+        segment.parent = renamed(segment.parent);
         segment.source = renamed(segment.source);
-        if (!segment.borrows) pages_.rename(segment.kv.pages, new_ids[id]);
-        segments_[new_ids[id]] = std::move(segment);  // no later than its old place
+        if (!segment.borrows) pages_.rename(segment.kv.pages, new_id);
+        (*this)[new_id] = std::move(segment);  // no later than its old place
     }
     segments_.erase(segments_.begin() + num_kept, segments_.end());
 }

@@ -18,21 +18,21 @@
 
 namespace batchllm {
 
-struct StoredSegment {  // shared, or a request's own
-    SegmentId parent = kNone;
-    int32_t begin = 0;         // position of its first token
-    int32_t num_stored = 0;    // tokens with K/V, those of the batch in flight included
-    int32_t batch_id = kNone;  // its number in the batch that is being built
+struct StoredSegment {       // shared, or a request's own
+    int32_t begin = 0;       // position of its first token
+    int32_t num_stored = 0;  // tokens with K/V, those of the batch in flight included
     std::vector<PageId> pages = {};
 };
 
 struct SharedSegment {
     StoredSegment kv;
+    SegmentId parent;
     const TokenId* prompt;  // of a request that holds its tokens
     int32_t end;            // position after its last token
     int32_t num_holders;
-    SegmentId source;                                          // that it may borrow from, or kNone
+    SegmentId source;                                          // that it may borrow from, or kNoSegment
     LengthForest::Population population = LengthForest::kJob;  // while pinned: that its readers teach
+    int32_t batch_number = kNone;                              // in the batch that is being built
     bool borrows = false;
     bool was_pinned = false;
     std::shared_ptr<const void> tokens_owner = nullptr;  // of prompt, while there are holders; null: outlives all
@@ -46,31 +46,31 @@ class PinnedSegments {
     PinnedSegments(int32_t page_size, PageAllocator& pages, LengthForest& lengths)
         : page_size_(page_size), pages_(pages), lengths_(lengths) {}
 
-    SegmentId size() const { return static_cast<SegmentId>(segments_.size()); }
-    SharedSegment& operator[](SegmentId segment) { return segments_[segment]; }
-    const SharedSegment& operator[](SegmentId segment) const { return segments_[segment]; }
-    void reserve(SegmentId num_segments) { segments_.reserve(num_segments); }
+    int32_t size() const { return static_cast<int32_t>(segments_.size()); }
+    SharedSegment& operator[](SegmentId segment) { return segments_[segment.index]; }
+    const SharedSegment& operator[](SegmentId segment) const { return segments_[segment.index]; }
+    void reserve(int32_t num_segments) { segments_.reserve(num_segments); }
     void add(SharedSegment segment) { segments_.push_back(std::move(segment)); }  // parents and sources come before
 
     int64_t num_pinned_pages() const { return num_pinned_pages_; }  // borrowed ones counted once
-    int64_t num_pages(SegmentId segment) const { return pages_for(segments_[segment].num_tokens()); }
+    int64_t num_pages(SegmentId segment) const { return pages_for((*this)[segment].num_tokens()); }
     // That stay while it is pinned, whether it borrows or not.
     int64_t num_held_pages(SegmentId segment) const {
-        while (segments_[segment].source != kNone) segment = segments_[segment].source;  // the last one is the longest
+        while ((*this)[segment].source != kNoSegment) segment = (*this)[segment].source;  // the last one is the longest
         return num_pages(segment);
     }
     bool can_borrow(SegmentId segment) const {
-        const SegmentId source = segments_[segment].source;
-        return source != kNone && segments_[source].is_pinned();
+        const SegmentId source = (*this)[segment].source;
+        return source != kNoSegment && (*this)[source].is_pinned();
     }
     LengthForest::Population population_around(SegmentId segment) const {
-        const SegmentId parent = segments_[segment].kv.parent;
-        return parent == kNone ? LengthForest::kJob : segments_[parent].population;
+        const SegmentId parent = (*this)[segment].parent;
+        return parent == kNoSegment ? LengthForest::kJob : (*this)[parent].population;
     }
     // The segment whose pages are read for all of this one: itself, or a source that ends where it does.
     SegmentId stored_as(SegmentId segment) const {
-        while (segments_[segment].borrows && segments_[segments_[segment].source].end == segments_[segment].end) {
-            segment = segments_[segment].source;
+        while ((*this)[segment].borrows && (*this)[(*this)[segment].source].end == (*this)[segment].end) {
+            segment = (*this)[segment].source;
         }
         return segment;
     }
@@ -81,7 +81,7 @@ class PinnedSegments {
     void release(SegmentId segment);
     void release_chain(SegmentId deepest);
 
-    // Drops the segments whose `new_ids` are kNone, which nobody holds or names; the others get new ids, in their
+    // Drops the segments whose `new_ids` are kNoSegment, which nobody holds or names; the others get new ids, in their
     // order.
     void renumber(std::span<const SegmentId> new_ids);
 

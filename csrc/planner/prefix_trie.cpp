@@ -11,7 +11,7 @@ namespace batchllm {
 PrefixTrie::PrefixTrie(const Prompts& prompts, int num_threads) : prompts_(prompts) {
     SortedRows rows = lcp_sort(prompts_, num_threads);
     order_ = std::move(rows.order);
-    for (RequestId request = 0; request < num_requests(); ++request) num_tokens_ += prompts_.row_length(request);
+    for (RequestIndex request = 0; request < num_requests(); ++request) num_tokens_ += prompts_.row_length(request);
     for (const int32_t shared : rows.lcp) num_tokens_ -= shared;  // a row adds what the one before it does not hold
     build_nodes(rows.lcp);
 }
@@ -80,11 +80,11 @@ void PrefixTrie::audit() const {
         if (!holds) throw std::logic_error("PrefixTrie::audit: " + law);
     };
     std::vector<bool> seen(num_requests(), false);
-    for (const RequestId request : order_) {
+    for (const RequestIndex request : order_) {
         expect(request >= 0 && request < num_requests() && !seen[request], "order is a permutation");
         seen[request] = true;
     }
-    expect(static_cast<RequestId>(order_.size()) == num_requests(), "order names every request");
+    expect(static_cast<RequestIndex>(order_.size()) == num_requests(), "order names every request");
 
     expect(num_nodes() >= 1 && parent_[0] == kNone && token_begin_[0] == 0 && token_end_[0] == 0 &&
                request_begin_[0] == 0 && request_end_[0] == num_requests(),

@@ -28,11 +28,11 @@ class PrefixTrie {
     explicit PrefixTrie(const Prompts& prompts, int num_threads = 0);
 
     const Prompts& prompts() const { return prompts_; }
-    RequestId num_requests() const { return prompts_.num_requests(); }
+    RequestIndex num_requests() const { return prompts_.num_requests(); }
     NodeId num_nodes() const { return static_cast<NodeId>(parent_.size()); }
     int64_t num_tokens() const { return num_tokens_; }  // distinct prefixes: each token stored once, tails included
 
-    const std::vector<RequestId>& order() const { return order_; }  // [num_requests]: rank -> request id
+    const std::vector<RequestIndex>& order() const { return order_; }  // [num_requests]: rank -> request id
 
     // [num_nodes] each. A node is positions [token_begin, token_end) of the prompts of its readers, the ranks
     // [request_begin, request_end).
@@ -54,7 +54,7 @@ class PrefixTrie {
     void build_nodes(const std::vector<int32_t>& lcp);
 
     Prompts prompts_;
-    std::vector<RequestId> order_;
+    std::vector<RequestIndex> order_;
     std::vector<NodeId> parent_;
     std::vector<int32_t> token_begin_, token_end_, request_begin_, request_end_;
     int64_t num_tokens_ = 0;

@@ -1,5 +1,5 @@
-// All prompts of a job: a view of ragged int32 rows (CSR). The caller keeps the tokens alive; indptr is copied, so that
-// nobody changes what was checked.
+// All prompts of a job: a view of ragged int32 rows (CSR). The tokens live as long as `tokens_owner` does; indptr is
+// copied, so that nobody changes what was checked.
 //
 //   tokens  5 7 2 | 5 7 | 9 1 1 4
 //   indptr  0       3     5         9        row(1) = 5 7;  with drop_last = 1: row(1) = 5
@@ -25,11 +25,13 @@ namespace batchllm {
 class Prompts {
  public:
     // tokens [num_tokens], indptr [num_prompts + 1] of int32 or int64, prompt_of_request [num_requests], or empty: one
-    // request per prompt. Every row is read without its last `drop_last` tokens.
+    // request per prompt. Every row is read without its last `drop_last` tokens. tokens_owner null: the caller keeps
+    // the tokens alive.
     template <typename Index>
     Prompts(std::span<const TokenId> tokens, std::span<const Index> indptr, int32_t drop_last = 0,
-            std::span<const int32_t> prompt_of_request = {})
+            std::span<const int32_t> prompt_of_request = {}, std::shared_ptr<const void> tokens_owner = nullptr)
         : tokens_(tokens),
+          tokens_owner_(std::move(tokens_owner)),
           arrays_(std::make_shared<const Arrays>(
               Arrays{{indptr.begin(), indptr.end()}, {prompt_of_request.begin(), prompt_of_request.end()}})),
           indptr_(arrays_->indptr),
@@ -40,24 +42,25 @@ class Prompts {
         for (const int32_t prompt : prompt_of_request_) num_prompt_tokens_ += indptr_[prompt + 1] - indptr_[prompt];
     }
 
-    RequestId num_requests() const {
-        return static_cast<RequestId>(prompt_of_request_.empty() ? indptr_.size() - 1 : prompt_of_request_.size());
+    RequestIndex num_requests() const {
+        return static_cast<RequestIndex>(prompt_of_request_.empty() ? indptr_.size() - 1 : prompt_of_request_.size());
     }
+    const std::shared_ptr<const void>& tokens_owner() const { return tokens_owner_; }
     int64_t num_prompt_tokens() const { return num_prompt_tokens_; }  // of all requests, dropped ones included
 
-    int32_t prompt_length(RequestId request) const {  // dropped ones included
+    int32_t prompt_length(RequestIndex request) const {  // dropped ones included
         const int64_t row = row_of(request);
         return static_cast<int32_t>(indptr_[row + 1] - indptr_[row]);
     }
-    std::span<const TokenId> prompt(RequestId request) const {
+    std::span<const TokenId> prompt(RequestIndex request) const {
         return {row_data(request), static_cast<size_t>(prompt_length(request))};
     }
-    int32_t row_length(RequestId request) const {
+    int32_t row_length(RequestIndex request) const {
         const int32_t length = prompt_length(request);
         return length > drop_last_ ? length - drop_last_ : 0;
     }
-    const TokenId* row_data(RequestId request) const { return tokens_.data() + indptr_[row_of(request)]; }
-    std::span<const TokenId> row(RequestId request) const {
+    const TokenId* row_data(RequestIndex request) const { return tokens_.data() + indptr_[row_of(request)]; }
+    std::span<const TokenId> row(RequestIndex request) const {
         return {row_data(request), static_cast<size_t>(row_length(request))};
     }
 
@@ -67,7 +70,7 @@ class Prompts {
         std::vector<int32_t> prompt_of_request;
     };
 
-    int64_t row_of(RequestId request) const {
+    int64_t row_of(RequestIndex request) const {
         return prompt_of_request_.empty() ? request : prompt_of_request_[request];
     }
 
@@ -99,6 +102,7 @@ class Prompts {
     static constexpr uint32_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 
     std::span<const TokenId> tokens_;
+    std::shared_ptr<const void> tokens_owner_;
     std::shared_ptr<const Arrays> arrays_;  // of this and its copies
     std::span<const int64_t> indptr_;       // arrays_, one step nearer
     std::span<const int32_t> prompt_of_request_;

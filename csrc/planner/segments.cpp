@@ -6,7 +6,8 @@
 namespace batchllm {
 
 Segments::Segments(std::vector<SegmentId> parent, std::vector<int32_t> token_begin, std::vector<int32_t> token_end,
-                   std::vector<RequestId> owner_request, std::vector<SegmentId> request_segment, int64_t prompt_tokens)
+                   std::vector<RequestIndex> owner_request, std::vector<SegmentId> request_segment,
+                   int64_t prompt_tokens)
     : parent_(std::move(parent)),
       token_begin_(std::move(token_begin)),
       token_end_(std::move(token_end)),
@@ -34,10 +35,10 @@ void Segments::validate() const {
         fail(std::string(name) + "[" + std::to_string(index) + "]: expected " + std::to_string(low) + " to " +
              std::to_string(end - 1) + ", got " + std::to_string(value));
     };
-    for (SegmentId segment = 0; segment < num_segments(); ++segment) {
-        check_range("parent", segment, parent_[segment], kNone, segment);
+    for (int32_t segment = 0; segment < num_segments(); ++segment) {
+        check_range("parent", segment, parent_[segment].index, kNone, segment);
         check_range("owner_request", segment, owner_request_[segment], 0, num_requests());
-        const int32_t begin = parent_[segment] == kNone ? 0 : token_end_[parent_[segment]];
+        const int32_t begin = parent_[segment] == kNoSegment ? 0 : token_end_[parent_[segment].index];
         if (token_begin_[segment] != begin) {
             fail("token_begin[" + std::to_string(segment) + "]: expected " + std::to_string(begin) +
                  ", where its parent ends, got " + std::to_string(token_begin_[segment]));
@@ -47,29 +48,31 @@ void Segments::validate() const {
                  ", got " + std::to_string(token_end_[segment]));
         }
     }
-    for (RequestId request = 0; request < num_requests(); ++request) {
-        check_range("request_segment", request, request_segment_[request], kNone, num_segments());
+    for (RequestIndex request = 0; request < num_requests(); ++request) {
+        check_range("request_segment", request, request_segment_[request].index, kNone, num_segments());
     }
 }
 
 void Segments::count_readers() {
     num_readers_.assign(parent_.size(), 0);
-    for (RequestId request = 0; request < num_requests(); ++request) {
+    for (RequestIndex request = 0; request < num_requests(); ++request) {
         saved_tokens_ += covered_tokens(request);
-        if (request_segment_[request] != kNone) ++num_readers_[request_segment_[request]];
+        if (request_segment_[request] != kNoSegment) ++num_readers_[request_segment_[request].index];
     }
-    for (SegmentId segment = num_segments() - 1; segment >= 0; --segment) {
-        if (num_readers_[segment] > 0) saved_tokens_ -= num_tokens(segment);
-        if (parent_[segment] != kNone) num_readers_[parent_[segment]] += num_readers_[segment];
+    for (SegmentId segment{num_segments() - 1}; segment.index >= 0; --segment.index) {
+        const int32_t num_readers = num_readers_[segment.index];
+        const SegmentId parent = parent_[segment.index];
+        if (num_readers > 0) saved_tokens_ -= num_tokens(segment);
+        if (parent != kNoSegment) num_readers_[parent.index] += num_readers;
     }
 }
 
-void Segments::detach(RequestId request) {
+void Segments::detach(RequestIndex request) {
     saved_tokens_ -= covered_tokens(request);
-    for (SegmentId segment = request_segment_[request]; segment != kNone; segment = parent_[segment]) {
-        if (--num_readers_[segment] == 0) saved_tokens_ += num_tokens(segment);
+    for (SegmentId segment = request_segment_[request]; segment != kNoSegment; segment = parent_[segment.index]) {
+        if (--num_readers_[segment.index] == 0) saved_tokens_ += num_tokens(segment);
     }
-    request_segment_[request] = kNone;
+    request_segment_[request] = kNoSegment;
 }
 
 std::string Segments::to_string() const {

@@ -20,26 +20,27 @@ class Segments {
     // parent, token_begin, token_end, owner_request [num_segments]; request_segment [num_requests]. Parents precede
     // children, and a segment begins where its parent ends (at 0 without one): std::invalid_argument otherwise.
     Segments(std::vector<SegmentId> parent, std::vector<int32_t> token_begin, std::vector<int32_t> token_end,
-             std::vector<RequestId> owner_request, std::vector<SegmentId> request_segment, int64_t prompt_tokens = 0);
+             std::vector<RequestIndex> owner_request, std::vector<SegmentId> request_segment,
+             int64_t prompt_tokens = 0);
 
-    SegmentId num_segments() const { return static_cast<SegmentId>(parent_.size()); }
-    RequestId num_requests() const { return static_cast<RequestId>(request_segment_.size()); }
+    int32_t num_segments() const { return static_cast<int32_t>(parent_.size()); }
+    RequestIndex num_requests() const { return static_cast<RequestIndex>(request_segment_.size()); }
 
-    const std::vector<SegmentId>& parent() const { return parent_; }  // kNone at the top
+    const std::vector<SegmentId>& parent() const { return parent_; }  // kNoSegment at the top
     const std::vector<int32_t>& token_begin() const { return token_begin_; }
     const std::vector<int32_t>& token_end() const { return token_end_; }
-    const std::vector<RequestId>& owner_request() const { return owner_request_; }  // its prompt holds the tokens
-    const std::vector<int32_t>& num_readers() const { return num_readers_; }        // requests with it in their chain
-    const std::vector<SegmentId>& request_segment() const { return request_segment_; }  // deepest one, or kNone
+    const std::vector<RequestIndex>& owner_request() const { return owner_request_; }  // its prompt holds the tokens
+    const std::vector<int32_t>& num_readers() const { return num_readers_; }  // requests with it in their chain
+    const std::vector<SegmentId>& request_segment() const { return request_segment_; }  // deepest one, or kNoSegment
 
-    int32_t num_tokens(SegmentId segment) const { return token_end_[segment] - token_begin_[segment]; }
-    int32_t covered_tokens(RequestId request) const {
-        return request_segment_[request] == kNone ? 0 : token_end_[request_segment_[request]];
+    int32_t num_tokens(SegmentId segment) const { return token_end_[segment.index] - token_begin_[segment.index]; }
+    int32_t covered_tokens(RequestIndex request) const {
+        return request_segment_[request] == kNoSegment ? 0 : token_end_[request_segment_[request].index];
     }
     int64_t saved_tokens() const { return saved_tokens_; }    // prompt tokens not computed, against no sharing
     int64_t prompt_tokens() const { return prompt_tokens_; }  // of all requests; 0 where the builder did not say
 
-    void detach(RequestId request);  // from its chain: all of its prompt becomes its own
+    void detach(RequestIndex request);  // from its chain: all of its prompt becomes its own
     std::string to_string() const;
 
  private:
@@ -48,7 +49,7 @@ class Segments {
 
     std::vector<SegmentId> parent_;
     std::vector<int32_t> token_begin_, token_end_;
-    std::vector<RequestId> owner_request_;
+    std::vector<RequestIndex> owner_request_;
     std::vector<SegmentId> request_segment_;
     std::vector<int32_t> num_readers_;
     int64_t prompt_tokens_;

@@ -5,11 +5,13 @@
 
 namespace batchllm {
 
-std::vector<int32_t> TokenBatch::output_rows() const {
-    std::vector<int32_t> rows;
-    rows.reserve(logit_rows.size() + scored_rows.size());
-    std::ranges::set_union(logit_rows, scored_rows, std::back_inserter(rows));
-    return rows;
+void TokenBatch::merge_output_rows() {
+    if (scored_rows.empty()) {
+        output_rows = logit_rows;
+        return;
+    }
+    output_rows.reserve(logit_rows.size() + scored_rows.size());
+    std::ranges::set_union(logit_rows, scored_rows, std::back_inserter(output_rows));
 }
 
 TokenBatch TokenBatch::logit_batch() const {
@@ -22,14 +24,13 @@ TokenBatch TokenBatch::logit_batch() const {
     result.scores_indptr = scores_indptr;
     result.score_request_ids = score_request_ids;
     result.score_token_ids = score_token_ids;
-    const std::vector<int32_t> rows = output_rows();
     const auto in_result = [&](int32_t row) {
-        return static_cast<int32_t>(std::ranges::lower_bound(rows, row) - rows.begin());
+        return static_cast<int32_t>(std::ranges::lower_bound(output_rows, row) - output_rows.begin());
     };
     std::ranges::transform(logit_rows, std::back_inserter(result.logit_rows), in_result);
     std::ranges::transform(scored_rows, std::back_inserter(result.scored_rows), in_result);
     int32_t span = 0;
-    for (const int32_t row : rows) {
+    for (const int32_t row : output_rows) {
         while (span_indptr[span + 1] <= row) ++span;
         result.num_decode_tokens += row < num_decode_tokens;
         result.token_ids.push_back(token_ids[row]);
@@ -41,6 +42,7 @@ TokenBatch TokenBatch::logit_batch() const {
                                    link_segment.begin() + link_indptr[span + 1]);
         result.link_indptr.push_back(static_cast<int32_t>(result.link_segment.size()));
     }
+    result.merge_output_rows();
     return result;
 }
 

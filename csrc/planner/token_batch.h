@@ -8,9 +8,9 @@
 //             segment s = positions [segment_begin[s], segment_begin[s] + segment_num_tokens[s]),
 //             in pages segment_page_ids[segment_page_indptr[s] .. segment_page_indptr[s + 1])
 //             (a segment that borrows part of another lists the other's first pages)
-//   scores    prompt tokens whose log-probabilities are wanted. The row at position p predicts position p + 1; a row of
-//   a
-//             shared segment is computed once and predicts for each reader that reader's own next token
+//   scores    prompt tokens whose log-probabilities are wanted. The row at position p predicts position
+//             p + 1; a row of a shared segment is computed once and predicts for each reader that reader's own next
+//             token
 //             row scored_rows[i] is asked for score_token_ids[scores_indptr[i] .. scores_indptr[i + 1]), by the
 //             requests score_request_ids
 //
@@ -37,7 +37,8 @@ struct TokenBatch {
     void reserve(const Size& size) {  // a batch is about as large as the one before
         for (auto* of_tokens : {&token_ids, &positions}) of_tokens->reserve(size.tokens);
         slots.reserve(size.tokens);
-        for (auto* of_logits : {&logit_rows, &logit_request_ids}) of_logits->reserve(size.logits);
+        logit_rows.reserve(size.logits);
+        logit_request_ids.reserve(size.logits);
         for (auto* of_spans : {&span_indptr, &span_begin, &link_indptr}) of_spans->reserve(size.spans + 1);
         link_segment.reserve(size.links);
         for (auto* of_segments : {&segment_page_indptr, &segment_begin, &segment_num_tokens}) {
@@ -51,8 +52,7 @@ struct TokenBatch {
     int32_t num_segments() const { return static_cast<int32_t>(segment_begin.size()); }
     int32_t num_prefill_tokens() const { return num_tokens() - num_decode_tokens; }
 
-    // The rows whose logits somebody reads, ascending: those that are sampled and those that are scored.
-    std::vector<int32_t> output_rows() const;
+    void merge_output_rows();  // once, when the batch is complete
 
     // These rows as a batch over the same segments: what is left to compute once the last layer's K and V are written.
     TokenBatch logit_batch() const;
@@ -70,6 +70,8 @@ struct TokenBatch {
     std::vector<int32_t> scores_indptr = {0};  // [num_scored_rows + 1]
     std::vector<RequestId> score_request_ids;  // [num_scores]
     std::vector<TokenId> score_token_ids;      // [num_scores]
+
+    std::vector<int32_t> output_rows;  // whose logits somebody reads: logit_rows and scored_rows, ascending
 
     std::vector<int32_t> span_indptr = {0};  // [num_spans + 1]
     std::vector<int32_t> span_begin;         // [num_spans]

@@ -16,7 +16,7 @@ void check_at_least_1(const char* name, int64_t value) {
     if (value < 1) fail(std::string(name) + ": expected at least 1, got " + std::to_string(value));
 }
 
-void check_length(const char* name, std::span<const int32_t> counts, RequestId num_requests) {
+void check_length(const char* name, std::span<const int32_t> counts, RequestIndex num_requests) {
     if (static_cast<int64_t>(counts.size()) == num_requests) return;
     fail(std::string(name) + ": expected one entry for each of the " + std::to_string(num_requests) + " prompts, got " +
          std::to_string(counts.size()));
@@ -32,7 +32,7 @@ void check_simulation(const SimulatedJob& job, const PoolOptions& pool) {
     check_length("max_output_tokens", job.max_output_tokens, job.num_requests());
     const int64_t num_pages = pool.kv_tokens / pool.page_size;
     if (num_pages > std::numeric_limits<int32_t>::max()) fail("kv_tokens: more than 2^31 - 1 pages");
-    for (RequestId request = 0; request < job.num_requests(); ++request) {
+    for (RequestIndex request = 0; request < job.num_requests(); ++request) {
         const std::string index = "[" + std::to_string(request) + "]";
         const int64_t length = job.prompts.prompt_length(request);
         const int64_t bound = job.max_output_tokens[request];

@@ -20,13 +20,13 @@ class BlockContents {
  public:
     BlockContents(const SimulatedJob& job, const PromptIndex& index, int32_t page_size)
         : indptr_(job.num_requests() + 1), first_generated_(job.num_requests()) {
-        for (RequestId r = 0; r < job.num_requests(); ++r) {
+        for (RequestIndex r = 0; r < job.num_requests(); ++r) {
             indptr_[r + 1] = indptr_[r] + job.prompts.prompt_length(r) / page_size;
         }
         in_prompts_.resize(indptr_.back());
         int64_t next = 0;
         for (int32_t rank = 0; rank < job.num_requests(); ++rank) {
-            const RequestId request = index.request(rank);
+            const RequestIndex request = index.request(rank);
             const int64_t num_shared = index.neighbour_prefix(rank) / page_size;
             if (num_shared > 0) {
                 const auto before = in_prompts_.begin() + indptr_[index.request(rank - 1)];
@@ -36,7 +36,7 @@ class BlockContents {
                 in_prompts_[i] = static_cast<ContentId>(next++);
             }
         }
-        for (RequestId r = 0; r < job.num_requests(); ++r) {
+        for (RequestIndex r = 0; r < job.num_requests(); ++r) {
             first_generated_[r] = static_cast<ContentId>(next);
             next += job.num_kv_tokens(r) / page_size - num_in_prompt(r);
         }
@@ -45,14 +45,14 @@ class BlockContents {
     }
 
     int32_t num_contents() const { return num_contents_; }
-    ContentId operator()(RequestId request, int32_t block) const {
+    ContentId operator()(RequestIndex request, int32_t block) const {
         const int32_t in_prompt = num_in_prompt(request);
         return block < in_prompt ? in_prompts_[indptr_[request] + block]
                                  : first_generated_[request] + block - in_prompt;
     }
 
  private:
-    int32_t num_in_prompt(RequestId request) const {
+    int32_t num_in_prompt(RequestIndex request) const {
         return static_cast<int32_t>(indptr_[request + 1] - indptr_[request]);
     }
 
@@ -74,9 +74,9 @@ class LruScheduler {
           pool_(num_useful_blocks(job, pool), contents_.num_contents()),
           recorder_(job, pool.kv_tokens),
           requests_(job.num_requests()) {
-        std::vector<RequestId> arrivals(job.num_requests());
+        std::vector<RequestIndex> arrivals(job.num_requests());
         std::iota(arrivals.begin(), arrivals.end(), 0);
-        const std::vector<RequestId>& order = is_sorted ? index_.trie().order() : arrivals;
+        const std::vector<RequestIndex>& order = is_sorted ? index_.trie().order() : arrivals;
         waiting_.assign(order.begin(), order.end());
     }
 
@@ -95,7 +95,7 @@ class LruScheduler {
     // A pool that holds all requests at once never reuses a block: what is beyond that need not be there.
     static int32_t num_useful_blocks(const SimulatedJob& job, const PoolOptions& pool) {
         int64_t num_blocks = 0;
-        for (RequestId request = 0; request < job.num_requests(); ++request) {
+        for (RequestIndex request = 0; request < job.num_requests(); ++request) {
             num_blocks += (job.num_kv_tokens(request) + pool.page_size - 1) / pool.page_size;
         }
         return static_cast<int32_t>(std::min(num_blocks, pool.kv_tokens / pool.page_size));
@@ -107,8 +107,8 @@ class LruScheduler {
         if (!has_preempted) admit_waiting(budget);
         recorder_.end_step(int64_t{pool_.num_blocks() - pool_.num_free()} * page_size_,
                            static_cast<int64_t>(running_.size()));
-        std::vector<RequestId> still_running;
-        for (const RequestId request : running_) {
+        std::vector<RequestIndex> still_running;
+        for (const RequestIndex request : running_) {
             const bool is_complete = requests_[request].num_stored == recorder_.num_tokens(request);
             if (is_complete && recorder_.emit(request)) {
                 release_blocks(request);
@@ -123,7 +123,7 @@ class LruScheduler {
     bool schedule_running(int32_t& budget) {
         bool has_preempted = false;
         for (size_t i = 0; i < running_.size() && budget > 0; ++i) {
-            const RequestId request = running_[i];
+            const RequestIndex request = running_[i];
             const int32_t pending = recorder_.num_tokens(request) - requests_[request].num_stored;
             const int32_t count = std::min(pending, budget);
             while (!try_compute(request, count)) {
@@ -138,7 +138,7 @@ class LruScheduler {
 
     void admit_waiting(int32_t& budget) {
         while (!waiting_.empty() && budget > 0 && static_cast<int32_t>(running_.size()) < max_num_seqs_) {
-            const RequestId request = waiting_.front();
+            const RequestIndex request = waiting_.front();
             const int32_t num_found = find_blocks(request);
             const int32_t pending = recorder_.num_tokens(request) - num_found * page_size_;
             const int32_t count = std::min(pending, budget);
@@ -149,15 +149,15 @@ class LruScheduler {
         }
     }
 
-    int32_t find_limit(RequestId request) const { return (recorder_.num_tokens(request) - 1) / page_size_; }
+    int32_t find_limit(RequestIndex request) const { return (recorder_.num_tokens(request) - 1) / page_size_; }
 
-    int32_t find_blocks(RequestId request) const {
+    int32_t find_blocks(RequestIndex request) const {
         int32_t num_found = 0;
         while (num_found < find_limit(request) && pool_.find(contents_(request, num_found)) != kNone) ++num_found;
         return num_found;
     }
 
-    bool try_start(RequestId request, int32_t num_found, int32_t count) {
+    bool try_start(RequestIndex request, int32_t num_found, int32_t count) {
         Request& state = requests_[request];
         int32_t num_taken = num_blocks(num_found * page_size_ + count) - num_found;  // from the free queue
         for (int32_t i = 0; i < num_found; ++i) num_taken += pool_.is_free(pool_.find(contents_(request, i)));
@@ -177,7 +177,7 @@ class LruScheduler {
         return try_compute(request, count);
     }
 
-    bool try_compute(RequestId request, int32_t count) {
+    bool try_compute(RequestIndex request, int32_t count) {
         Request& state = requests_[request];
         const int32_t begin = state.num_stored;
         const int32_t end = begin + count;
@@ -192,14 +192,14 @@ class LruScheduler {
         return true;
     }
 
-    void preempt(RequestId request) {
+    void preempt(RequestIndex request) {
         release_blocks(request);
         running_.pop_back();
         waiting_.push_front(request);
         recorder_.preempt();
     }
 
-    void release_blocks(RequestId request) {
+    void release_blocks(RequestIndex request) {
         Request& state = requests_[request];
         for (auto block = state.blocks.rbegin(); block != state.blocks.rend(); ++block) pool_.release(*block);
         state = {};
@@ -217,9 +217,9 @@ class LruScheduler {
     const BlockContents contents_;
     BlockPool pool_;
     Recorder recorder_;
-    std::vector<Request> requests_;   // [num_requests]
-    std::vector<RequestId> running_;  // in order of admission
-    std::deque<RequestId> waiting_;
+    std::vector<Request> requests_;      // [num_requests]
+    std::vector<RequestIndex> running_;  // in order of admission
+    std::deque<RequestIndex> waiting_;
 };
 
 }  // namespace

@@ -58,8 +58,8 @@ Simulation simulate_planned(const SimulatedJob& job, const PoolOptions& pool, Se
         record_step(*batch, planner.stats(), pool.page_size, result);
         sampled.assign(batch->logit_request_ids.size(), 0);
         finished.clear();
-        for (const RequestId request : batch->logit_request_ids) {
-            finished.push_back(++num_outputs[request] == job.output_tokens[request]);
+        for (const RequestId request : batch->logit_request_ids) {  // the planner's only ones: their ids are indices
+            finished.push_back(++num_outputs[request.index] == job.output_tokens[request.index]);
         }
         planner.commit(sampled, finished);
     }

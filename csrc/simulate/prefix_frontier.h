@@ -16,7 +16,7 @@ class PrefixFrontier {
         : index_(index), node_end_(index.trie().num_nodes()), own_end_(index.trie().num_requests()) {}
 
     // The first `length` tokens of a request enter; generated ones among them do not matter.
-    void advance(RequestId request, int32_t length) {
+    void advance(RequestIndex request, int32_t length) {
         const PrefixTrie& trie = index_.trie();
         NodeId node = index_.deepest_node(request);
         if (length > trie.token_end()[node]) {
@@ -32,7 +32,7 @@ class PrefixFrontier {
     }
 
     // Tokens at the front of a request's prompt that are in it.
-    int32_t reached(RequestId request) const {
+    int32_t reached(RequestIndex request) const {
         const NodeId deepest = index_.deepest_node(request);
         if (own_end_[request] > index_.trie().token_end()[deepest]) return own_end_[request];
         for (NodeId node = deepest; node > 0; node = index_.trie().parent()[node]) {

@@ -24,7 +24,7 @@ PromptIndex::PromptIndex(const Prompts& prompts)
     }
 }
 
-int32_t PromptIndex::common_prefix(RequestId a, RequestId b) const {
+int32_t PromptIndex::common_prefix(RequestIndex a, RequestIndex b) const {
     if (a == b) return trie_.prompts().prompt_length(a);
     const auto [low, high] = std::minmax(rank_[a], rank_[b]);
     const auto num_neighbours = static_cast<uint32_t>(high - low);  // ranks (low, high]

@@ -15,11 +15,11 @@ class PromptIndex {
     explicit PromptIndex(const Prompts& prompts);
 
     const PrefixTrie& trie() const { return trie_; }
-    NodeId deepest_node(RequestId request) const { return deepest_nodes_[rank_[request]]; }
-    RequestId request(int32_t rank) const { return trie_.order()[rank]; }
-    int32_t rank(RequestId request) const { return rank_[request]; }
+    NodeId deepest_node(RequestIndex request) const { return deepest_nodes_[rank_[request]]; }
+    RequestIndex request(int32_t rank) const { return trie_.order()[rank]; }
+    int32_t rank(RequestIndex request) const { return rank_[request]; }
     int32_t neighbour_prefix(int32_t rank) const { return minima_[0][rank]; }  // shared with rank - 1; 0 for rank 0
-    int32_t common_prefix(RequestId a, RequestId b) const;                     // tokens that two prompts share
+    int32_t common_prefix(RequestIndex a, RequestIndex b) const;               // tokens that two prompts share
 
  private:
     PrefixTrie trie_;

@@ -34,7 +34,7 @@ class RadixScheduler {
           recorder_(job, pool.kv_tokens),
           queue_(order, index_, recorder_, tree_),
           requests_(job.num_requests()) {
-        for (RequestId request = 0; request < job.num_requests(); ++request) queue_.append(request);
+        for (RequestIndex request = 0; request < job.num_requests(); ++request) queue_.append(request);
     }
 
     Simulation run() {
@@ -51,7 +51,7 @@ class RadixScheduler {
         RadixNodeId last_node = RadixTree::kRoot;  // locked while the request runs
     };
     struct Chunk {
-        RequestId request;
+        RequestIndex request;
         int32_t num_tokens;
     };
     // One prefill step while it is put together; its tokens are stored once all of them are known.
@@ -63,7 +63,7 @@ class RadixScheduler {
 
     int64_t num_free() const { return pool_tokens_ - tree_.num_tokens() - num_private_; }
     int64_t num_available() const { return num_free() + tree_.num_evictable(); }
-    int32_t outputs_left(RequestId request) const {
+    int32_t outputs_left(RequestIndex request) const {
         return std::min(job_.max_output_tokens[request] - recorder_.num_outputs(request), kMaxReservedOutput);
     }
 
@@ -77,7 +77,7 @@ class RadixScheduler {
         }
         queue_.sort();
         Prefill prefill{max_batch_tokens_, 0.0};
-        for (const RequestId request : running_) prefill.num_reserved += outputs_left(request) * ratio_;
+        for (const RequestIndex request : running_) prefill.num_reserved += outputs_left(request) * ratio_;
         if (chunked_ == kNone || continue_chunked(prefill)) admit_waiting(prefill, num_allowed);
         if (prefill.chunks.empty()) return false;
         int64_t num_tokens = 0;
@@ -104,12 +104,12 @@ class RadixScheduler {
     }
 
     void admit_waiting(Prefill& prefill, int64_t num_allowed) {
-        std::vector<RequestId> admitted;
+        std::vector<RequestIndex> admitted;
         constexpr size_t kFirstLook = 32;
         size_t num_seen = 0;
         bool goes_on = true;
         for (size_t look = kFirstLook; goes_on && num_seen < static_cast<size_t>(queue_.size()); look *= 4) {
-            const std::vector<RequestId> next = queue_.first(look);
+            const std::vector<RequestIndex> next = queue_.first(look);
             for (; goes_on && num_seen < next.size(); ++num_seen) {
                 if (static_cast<int64_t>(prefill.chunks.size()) >= num_allowed) {
                     is_full_ = true;
@@ -121,10 +121,10 @@ class RadixScheduler {
                 }
             }
         }
-        for (const RequestId request : admitted) queue_.leave(request);
+        for (const RequestIndex request : admitted) queue_.leave(request);
     }
 
-    bool try_admit(RequestId request, Prefill& prefill) {
+    bool try_admit(RequestIndex request, Prefill& prefill) {
         if (prefill.tokens_left <= 0) return false;
         const int32_t num_tokens = recorder_.num_tokens(request);
         const RadixNodeId last_node = tree_.match(request, num_tokens - 1);
@@ -152,20 +152,22 @@ class RadixScheduler {
         prefill.num_reserved += int64_t{chunk.num_tokens} + outputs_left(chunk.request) + 1;
     }
 
-    bool is_complete(RequestId request) const { return requests_[request].num_stored == recorder_.num_tokens(request); }
+    bool is_complete(RequestIndex request) const {
+        return requests_[request].num_stored == recorder_.num_tokens(request);
+    }
 
     void make_room(int64_t num_tokens) {
         if (num_tokens > num_free()) tree_.evict(num_tokens - num_free());
     }
 
-    void store(RequestId request, int32_t count) {
+    void store(RequestIndex request, int32_t count) {
         int32_t& num_stored = requests_[request].num_stored;
         recorder_.compute(request, num_stored, num_stored + count);
         num_stored += count;
         num_private_ += count;
     }
 
-    void end_prefill(RequestId request) {
+    void end_prefill(RequestIndex request) {
         if (is_complete(request)) {
             if (request == chunked_) chunked_ = kNone;
             if (recorder_.emit(request)) return finish(request);
@@ -175,7 +177,7 @@ class RadixScheduler {
     }
 
     // All of a request's K/V goes into the tree; where the tree has it already, the request's copy is freed.
-    void keep_in_tree(RequestId request) {
+    void keep_in_tree(RequestIndex request) {
         Request& state = requests_[request];
         const RadixNodeId last_node = tree_.insert(request, state.num_stored);
         inserted_.advance(request, state.num_stored);
@@ -186,7 +188,7 @@ class RadixScheduler {
         state.last_node = last_node;
     }
 
-    void finish(RequestId request) {
+    void finish(RequestIndex request) {
         keep_in_tree(request);
         tree_.unlock(requests_[request].last_node);
         is_full_ = false;
@@ -201,11 +203,11 @@ class RadixScheduler {
         if (running_.empty()) return;  // the chunked request has the pool to itself now
         ratio_ = has_retracted ? retracted_ratio() : std::max(ratio_ - kRatioDecay, kLeastRatio);
         make_room(static_cast<int64_t>(running_.size()));
-        for (const RequestId request : running_) store(request, 1);
+        for (const RequestIndex request : running_) store(request, 1);
         recorder_.end_step(pool_tokens_ - num_available(),
                            static_cast<int64_t>(running_.size()) + (chunked_ == kNone ? 0 : 1));
-        std::vector<RequestId> still_running;
-        for (const RequestId request : running_) {
+        std::vector<RequestIndex> still_running;
+        for (const RequestIndex request : running_) {
             if (recorder_.emit(request)) {
                 finish(request);
             } else {
@@ -218,7 +220,7 @@ class RadixScheduler {
     double retracted_ratio() const {
         int64_t generated = kRetractSteps * static_cast<int64_t>(running_.size());
         int64_t bound = 1;
-        for (const RequestId request : running_) {
+        for (const RequestIndex request : running_) {
             generated += recorder_.num_outputs(request);
             bound += job_.max_output_tokens[request];
         }
@@ -226,13 +228,13 @@ class RadixScheduler {
     }
 
     void retract() {
-        const auto fewer_outputs = [&](RequestId a, RequestId b) {
+        const auto fewer_outputs = [&](RequestIndex a, RequestIndex b) {
             const int32_t outputs_a = recorder_.num_outputs(a), outputs_b = recorder_.num_outputs(b);
             if (outputs_a != outputs_b) return outputs_a < outputs_b;
             return job_.prompts.prompt_length(a) > job_.prompts.prompt_length(b);
         };
         const auto victim = std::min_element(running_.begin(), running_.end(), fewer_outputs);
-        const RequestId request = *victim;
+        const RequestIndex request = *victim;
         running_.erase(victim);
         Request& state = requests_[request];
         num_private_ -= state.num_stored - state.num_in_tree;
@@ -253,11 +255,11 @@ class RadixScheduler {
     Recorder recorder_;
     RadixQueue queue_;
 
-    std::vector<Request> requests_;   // [num_requests]
-    std::vector<RequestId> running_;  // those that decode
-    RequestId chunked_ = kNone;       // the one in the middle of its prefill
-    int64_t num_private_ = 0;         // tokens with K/V outside the tree
-    bool is_full_ = false;            // nothing more was admitted, and none has left since
+    std::vector<Request> requests_;      // [num_requests]
+    std::vector<RequestIndex> running_;  // those that decode
+    RequestIndex chunked_ = kNone;       // the one in the middle of its prefill
+    int64_t num_private_ = 0;            // tokens with K/V outside the tree
+    bool is_full_ = false;               // nothing more was admitted, and none has left since
     double ratio_ = kInitialRatio;
 };
 

@@ -14,7 +14,7 @@ constexpr int32_t kInBatchTokens = 32;
 
 }  // namespace
 
-void RadixQueue::append(RequestId request) {
+void RadixQueue::append(RequestIndex request) {
     ++size_;
     if (order_ == RadixOrder::kDepthFirst) {
         tree_.add_waiting(request, recorder_.num_tokens(request), num_arrivals_++);
@@ -23,7 +23,7 @@ void RadixQueue::append(RequestId request) {
     }
 }
 
-void RadixQueue::leave(RequestId request) {
+void RadixQueue::leave(RequestIndex request) {
     --size_;
     if (order_ == RadixOrder::kDepthFirst) {
         tree_.remove_waiting(request);
@@ -32,7 +32,7 @@ void RadixQueue::leave(RequestId request) {
     }
 }
 
-std::vector<RequestId> RadixQueue::first(size_t count) const {
+std::vector<RequestIndex> RadixQueue::first(size_t count) const {
     if (order_ == RadixOrder::kDepthFirst) return tree_.first_waiting(count);
     return {by_prefix_.begin(), by_prefix_.begin() + static_cast<int64_t>(std::min(count, by_prefix_.size()))};
 }
@@ -43,15 +43,15 @@ void RadixQueue::sort() {
 
 void RadixQueue::sort_by_longest_prefix() {
     std::set<int32_t> ranks;  // of requests with little in the cache, all unlike each other
-    const auto shares_with_earlier = [&](RequestId request) {
+    const auto shares_with_earlier = [&](RequestIndex request) {
         const auto shares = [&](int32_t rank) {
             return index_.common_prefix(index_.request(rank), request) >= kInBatchTokens;
         };
         const auto next = ranks.lower_bound(index_.rank(request));
         return (next != ranks.end() && shares(*next)) || (next != ranks.begin() && shares(*std::prev(next)));
     };
-    std::vector<std::pair<int32_t, RequestId>> keyed;  // (tokens found, negated; or 1 for the end of the queue)
-    for (const RequestId request : by_prefix_) {
+    std::vector<std::pair<int32_t, RequestIndex>> keyed;  // (tokens found, negated; or 1 for the end of the queue)
+    for (const RequestIndex request : by_prefix_) {
         const int32_t length = recorder_.num_tokens(request);
         const int32_t num_found = tree_.depth(tree_.match(request, length));
         int32_t key = -std::min(num_found, length - 1);

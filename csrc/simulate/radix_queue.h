@@ -20,10 +20,10 @@ class RadixQueue {
         : order_(order), index_(index), recorder_(recorder), tree_(tree) {}
 
     int64_t size() const { return size_; }
-    void append(RequestId request);
+    void append(RequestIndex request);
     void sort();  // before each look at the queue
-    std::vector<RequestId> first(size_t count) const;
-    void leave(RequestId request);  // the first one
+    std::vector<RequestIndex> first(size_t count) const;
+    void leave(RequestIndex request);  // the first one
 
  private:
     void sort_by_longest_prefix();
@@ -32,7 +32,7 @@ class RadixQueue {
     const PromptIndex& index_;
     const Recorder& recorder_;
     RadixTree& tree_;  // holds the queue itself where the order is depth-first
-    std::deque<RequestId> by_prefix_;
+    std::deque<RequestIndex> by_prefix_;
     int64_t size_ = 0;
     int64_t num_arrivals_ = 0;
 };

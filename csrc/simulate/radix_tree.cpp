@@ -11,18 +11,18 @@ RadixTree::RadixTree(const Prompts& prompts, const PromptIndex& index)
 }
 
 // Tokens at the front that are the same in a request's first `length` and in what `owner` holds.
-int32_t RadixTree::common_prefix(RequestId request, RequestId owner, int32_t length) const {
+int32_t RadixTree::common_prefix(RequestIndex request, RequestIndex owner, int32_t length) const {
     return request == owner ? length : std::min(length, index_.common_prefix(request, owner));
 }
 
-uint64_t RadixTree::child_key(RadixNodeId node, RequestId request) const {
+uint64_t RadixTree::child_key(RadixNodeId node, RequestIndex request) const {
     const int32_t position = nodes_[node].end;
     const bool is_generated = position >= prompts_.prompt_length(request);
     const int32_t token = is_generated ? request : prompts_.row_data(request)[position];
     return static_cast<uint64_t>(node) << 33 | uint64_t{is_generated} << 32 | static_cast<uint32_t>(token);
 }
 
-RadixNodeId RadixTree::child_of(RadixNodeId node, RequestId request) const {
+RadixNodeId RadixTree::child_of(RadixNodeId node, RequestIndex request) const {
     const auto found = children_.find(child_key(node, request));
     return found == children_.end() ? kNone : found->second;
 }
@@ -38,7 +38,7 @@ void RadixTree::touch(RadixNodeId node, int64_t now) {
     update(node, [&](Node& touched) { touched.touched = now; });
 }
 
-RadixNodeId RadixTree::match(RequestId request, int32_t length) {
+RadixNodeId RadixTree::match(RequestIndex request, int32_t length) {
     const int64_t now = ++clock_;
     RadixNodeId node = kRoot;
     while (nodes_[node].end < length) {
@@ -55,7 +55,7 @@ RadixNodeId RadixTree::match(RequestId request, int32_t length) {
     return node;
 }
 
-RadixNodeId RadixTree::insert(RequestId request, int32_t length) {
+RadixNodeId RadixTree::insert(RequestIndex request, int32_t length) {
     const RadixNodeId matched = match(request, length);
     const int32_t depth = nodes_[matched].end;
     if (depth == length) return matched;
@@ -76,7 +76,7 @@ RadixNodeId RadixTree::new_node() {
     return node;
 }
 
-RadixNodeId RadixTree::add_node(RadixNodeId parent, int32_t begin, int32_t end, RequestId owner) {
+RadixNodeId RadixTree::add_node(RadixNodeId parent, int32_t begin, int32_t end, RequestIndex owner) {
     const RadixNodeId node = new_node();
     nodes_[node] = {.parent = parent, .begin = begin, .end = end, .owner = owner, .created = ++clock_};
     update(parent, [](Node& above) { ++above.num_children; });
@@ -163,19 +163,19 @@ void RadixTree::add_weight(RadixNodeId node, int32_t change) {
     for (; node != kNone; node = nodes_[node].parent) set_weight(node, nodes_[node].weight + change);
 }
 
-void RadixTree::place_waiting(RequestId request, RadixNodeId node) {
+void RadixTree::place_waiting(RequestIndex request, RadixNodeId node) {
     waiting_[request].node = node;
     nodes_[node].waiting.insert({waiting_[request].arrival, request});
 }
 
-void RadixTree::add_waiting(RequestId request, int32_t length, int64_t arrival) {
+void RadixTree::add_waiting(RequestIndex request, int32_t length, int64_t arrival) {
     waiting_[request] = {.length = length, .arrival = arrival};
     waiting_ranks_.insert(index_.rank(request));
     place_waiting(request, match(request, length));
     add_weight(waiting_[request].node, 1);
 }
 
-void RadixTree::remove_waiting(RequestId request) {
+void RadixTree::remove_waiting(RequestIndex request) {
     const Waiting& gone = waiting_[request];
     nodes_[gone.node].waiting.erase({gone.arrival, request});
     add_weight(gone.node, -1);
@@ -186,12 +186,12 @@ void RadixTree::remove_waiting(RequestId request) {
 // Those that waited at the parent of a new leaf and share some of it now wait where they leave it. They are neighbours
 // of its owner in rank, and the further away the less they share.
 void RadixTree::move_waiting_into(RadixNodeId leaf) {
-    const RequestId owner = nodes_[leaf].owner;
+    const RequestIndex owner = nodes_[leaf].owner;
     const RadixNodeId parent = nodes_[leaf].parent;
     const int32_t begin = nodes_[leaf].begin;
-    std::vector<std::pair<int32_t, RequestId>> movers;  // (position where it leaves the leaf, request)
+    std::vector<std::pair<int32_t, RequestIndex>> movers;  // (position where it leaves the leaf, request)
     const auto try_move = [&](int32_t rank) {
-        const RequestId request = index_.request(rank);
+        const RequestIndex request = index_.request(rank);
         const int32_t shared = common_prefix(request, owner, waiting_[request].length);
         if (shared > begin && waiting_[request].node == parent) {
             movers.emplace_back(std::min(shared, nodes_[leaf].end), request);
@@ -220,8 +220,8 @@ void RadixTree::move_waiting_into(RadixNodeId leaf) {
     set_weight(node, weight);
 }
 
-std::vector<RequestId> RadixTree::first_waiting(size_t count) const {
-    std::vector<RequestId> first;
+std::vector<RequestIndex> RadixTree::first_waiting(size_t count) const {
+    std::vector<RequestIndex> first;
     std::vector<std::pair<RadixNodeId, decltype(Node::heavy_children)::const_iterator>> path;
     path.emplace_back(kRoot, nodes_[kRoot].heavy_children.begin());
     while (!path.empty() && first.size() < count) {

@@ -37,19 +37,19 @@ class RadixTree {
     int32_t depth(RadixNodeId node) const { return nodes_[node].end; }  // tokens from the root to its end
 
     // The node where the longest stored prefix of a request's first `length` tokens ends. Touches its path.
-    RadixNodeId match(RequestId request, int32_t length);
+    RadixNodeId match(RequestIndex request, int32_t length);
     // Stores a request's first `length` tokens, as far as they are not there; returns the node where they end.
-    RadixNodeId insert(RequestId request, int32_t length);
+    RadixNodeId insert(RequestIndex request, int32_t length);
 
     void lock(RadixNodeId node);  // and its ancestors
     void unlock(RadixNodeId node);
     void evict(int64_t num_tokens);  // at least so many, as far as there are leaves without locks
 
     // Waiting requests. `length` counts the tokens they have; `arrival` orders those with the same last node.
-    void add_waiting(RequestId request, int32_t length, int64_t arrival);
-    void remove_waiting(RequestId request);
+    void add_waiting(RequestIndex request, int32_t length, int64_t arrival);
+    void remove_waiting(RequestIndex request);
     // The first `count` of them depth-first, heavier children first, a node's own after its children.
-    std::vector<RequestId> first_waiting(size_t count) const;
+    std::vector<RequestIndex> first_waiting(size_t count) const;
 
  private:
     struct HeavyChild {
@@ -67,14 +67,14 @@ class RadixTree {
     struct Node {
         RadixNodeId parent;
         int32_t begin, end;  // positions
-        RequestId owner;
+        RequestIndex owner;
         int32_t num_locks = 0;
         int32_t num_children = 0;
         int64_t touched = 0;
-        int64_t created = 0;                                   // the older of equally heavy children comes first
-        int32_t weight = 0;                                    // waiting requests here and below
-        std::set<HeavyChild> heavy_children = {};              // those with a weight
-        std::set<std::pair<int64_t, RequestId>> waiting = {};  // (arrival): whose match ends here
+        int64_t created = 0;                                      // the older of equally heavy children comes first
+        int32_t weight = 0;                                       // waiting requests here and below
+        std::set<HeavyChild> heavy_children = {};                 // those with a weight
+        std::set<std::pair<int64_t, RequestIndex>> waiting = {};  // (arrival): whose match ends here
     };
     struct Waiting {
         RadixNodeId node = kNone;
@@ -83,15 +83,15 @@ class RadixTree {
     };
 
     RadixNodeId new_node();
-    RadixNodeId add_node(RadixNodeId parent, int32_t begin, int32_t end, RequestId owner);
+    RadixNodeId add_node(RadixNodeId parent, int32_t begin, int32_t end, RequestIndex owner);
     RadixNodeId split(RadixNodeId node, int32_t at);  // returns the upper part; the lower one keeps its id
     void remove_leaf(RadixNodeId node);
     void touch(RadixNodeId node, int64_t now);
-    RadixNodeId child_of(RadixNodeId node, RequestId request) const;  // whose first token continues it, or kNone
-    uint64_t child_key(RadixNodeId node, RequestId request) const;
-    int32_t common_prefix(RequestId request, RequestId owner, int32_t length) const;
+    RadixNodeId child_of(RadixNodeId node, RequestIndex request) const;  // whose first token continues it, or kNone
+    uint64_t child_key(RadixNodeId node, RequestIndex request) const;
+    int32_t common_prefix(RequestIndex request, RequestIndex owner, int32_t length) const;
     void move_waiting_into(RadixNodeId leaf);
-    void place_waiting(RequestId request, RadixNodeId node);
+    void place_waiting(RequestIndex request, RadixNodeId node);
     void add_weight(RadixNodeId node, int32_t change);  // to it and its ancestors
     void set_weight(RadixNodeId node, int32_t weight);
 

@@ -21,7 +21,7 @@ Recorder::Recorder(const SimulatedJob& job, int64_t pool_tokens)
       reached_(job.num_requests()),
       findable_(job.num_requests()) {}
 
-void Recorder::compute(RequestId request, int32_t begin, int32_t end) {
+void Recorder::compute(RequestIndex request, int32_t begin, int32_t end) {
     const int32_t prompt_length = job_.prompts.prompt_length(request);
     const int32_t length = num_tokens(request);
     expect(begin < end && end <= length, "a request computes tokens that it has");
@@ -40,7 +40,7 @@ void Recorder::compute(RequestId request, int32_t begin, int32_t end) {
     reached = std::max(reached, end);
 }
 
-bool Recorder::emit(RequestId request) {
+bool Recorder::emit(RequestIndex request) {
     ++simulation_.output_tokens;
     ++simulation_.num_sampled.back();
     return ++num_outputs_[request] == job_.output_tokens[request];
@@ -61,7 +61,7 @@ void Recorder::end_step(int64_t used_kv_tokens, int64_t num_running) {
 }
 
 Simulation Recorder::finish(int64_t num_distinct_prefixes) {
-    for (RequestId request = 0; request < job_.num_requests(); ++request) {
+    for (RequestIndex request = 0; request < job_.num_requests(); ++request) {
         expect(num_outputs_[request] == job_.output_tokens[request], "every output token is generated once");
     }
     Simulation& result = simulation_;

@@ -14,18 +14,18 @@ class Recorder {
     explicit Recorder(const SimulatedJob& job, int64_t pool_tokens);
 
     // A request starts, or starts again. A cache that never evicts would have given it its first `findable` tokens.
-    void admit(RequestId request, int32_t findable) { findable_[request] = findable; }
+    void admit(RequestIndex request, int32_t findable) { findable_[request] = findable; }
     // It computes positions [begin, end) in the step under way, and then has all K/V below `end`.
-    void compute(RequestId request, int32_t begin, int32_t end);
+    void compute(RequestIndex request, int32_t begin, int32_t end);
     void preempt() { ++simulation_.preemptions; }
     void end_step(int64_t used_kv_tokens, int64_t num_running);
 
-    int32_t num_outputs(RequestId request) const { return num_outputs_[request]; }
-    int32_t num_tokens(RequestId request) const {  // prompt and generated
+    int32_t num_outputs(RequestIndex request) const { return num_outputs_[request]; }
+    int32_t num_tokens(RequestIndex request) const {  // prompt and generated
         return job_.prompts.prompt_length(request) + num_outputs_[request];
     }
     // After end_step: every token it has had K/V by then, so the step yielded one more. True where that was its last.
-    bool emit(RequestId request);
+    bool emit(RequestIndex request);
 
     Simulation finish(int64_t num_distinct_prefixes);
 

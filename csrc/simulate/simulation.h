@@ -20,9 +20,9 @@ struct SimulatedJob {
     std::span<const int32_t> output_tokens;      // [num_requests]: how long each will be, 1 to kMaxOutputTokens
     std::span<const int32_t> max_output_tokens;  // [num_requests]: the bound that is known before, not below it
 
-    RequestId num_requests() const { return prompts.num_requests(); }
+    RequestIndex num_requests() const { return prompts.num_requests(); }
     // K/V at the end: that of the last generated token is never stored.
-    int64_t num_kv_tokens(RequestId request) const {
+    int64_t num_kv_tokens(RequestIndex request) const {
         return int64_t{prompts.prompt_length(request)} + output_tokens[request] - 1;
     }
 };

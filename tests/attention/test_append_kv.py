@@ -75,9 +75,9 @@ def test_mistakes_are_named():
     k, v, slots = make()
     k_pages, v_pages = pages("plain", np.float32), pages("plain", np.float32)
 
-    def expect(message: str, **changed) -> None:
+    def expect(message: str, error: type[Exception] = ValueError, **changed) -> None:
         arguments = {"k": k, "v": v, "slots": slots, "k_pages": k_pages, "v_pages": v_pages} | changed
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(error, match=message):
             batchllm_ext.append_kv(**arguments)
 
     for slot in (-1, NUM_PAGES * PAGE_SIZE):
@@ -86,9 +86,9 @@ def test_mistakes_are_named():
             slots=np.where(np.arange(NUM_TOKENS) == 7, slot, slots),
         )
     expect("slots: num_tokens is 299, but k has 300", slots=slots[1:])
-    expect("slots: expected int64, got int32", slots=slots.astype(np.int32))
+    expect("slots: expected int64, got int32", TypeError, slots=slots.astype(np.int32))
     expect("v: head_dim is 19, but k has 20", v=v[..., 1:])
-    expect("k_pages: expected float32, got uint16", k_pages=pages("plain", np.uint16))
+    expect("k_pages: expected float32, got uint16", TypeError, k_pages=pages("plain", np.uint16))
     expect("v_pages: num_pages is 39, but k_pages has 40", v_pages=v_pages[1:])
     expect("k: expected stride 1 in its last dimension, got -1", k=k[..., ::-1])
     read_only = v_pages.view()

@@ -31,9 +31,7 @@ def append_on(device_id: int, **changed) -> None:
 def test_plans_are_made_on_the_cpu_and_attention_on_a_gpu_takes_a_device_plan():
     inputs = attention_cases()[0].make_inputs()
     plan = batchllm_ext.plan_attention(**inputs.plan_arguments)
-    message = (
-        "expected a CPU tensor, got one on cuda:1: plans are made on the CPU, and attention on a GPU takes a DevicePlan"
-    )
+    message = "expected a CPU tensor, got one on cuda:1: only kernels take CUDA tensors, attention with a DevicePlan"
     with pytest.raises(ValueError, match=f"^q: {message}"):
         batchllm_ext.attention(plan, OnGpu(inputs.q, 1), inputs.k_pages, inputs.v_pages)
     arguments = inputs.plan_arguments
@@ -82,15 +80,20 @@ def test_a_device_plan_lies_on_one_gpu_and_has_its_size():
     layout = DeviceAttention(99).layout
     num_ints, num_floats = layout.num_ints, layout.num_workspace_floats
     assert num_floats == layout.sizes["num_partial_rows"] * 8 * (64 + 1)
-    for name, tensor, message in (
-        ("buffer", np.zeros(num_ints, np.int32), "expected a CUDA tensor, got one on the CPU"),
-        ("buffer", OnGpu(np.zeros(num_ints + 1, np.int32), 99), f"num_ints is {num_ints + 1}, but the layout has"),
-        ("buffer", OnGpu(np.zeros(num_ints, np.int64), 99), "expected int32, got int64"),
-        ("workspace", OnGpu(np.zeros(num_floats - 1, np.float32), 99), f"expected at least {num_floats} elements, got"),
-        ("workspace", OnGpu(np.zeros(num_floats, np.float32), 1), "expected a tensor on cuda:99, where buffer is, got"),
-        ("workspace", OnGpu(np.zeros(num_floats, np.float16), 99), "expected float32, got float16"),
+    for name, tensor, error, message in (
+        ("buffer", np.zeros(num_ints, np.int32), ValueError, "expected a CUDA tensor, got one on the CPU"),
+        ("buffer", OnGpu(np.zeros(num_ints + 1, np.int32), 99), ValueError, f"num_ints is {num_ints + 1}, but the"),
+        ("buffer", OnGpu(np.zeros(num_ints, np.int64), 99), TypeError, "expected int32, got int64"),
+        ("workspace", OnGpu(np.zeros(num_floats - 1, np.float32), 99), ValueError, f"expected at least {num_floats} e"),
+        (
+            "workspace",
+            OnGpu(np.zeros(num_floats, np.float32), 1),
+            ValueError,
+            "expected a tensor on cuda:99, where buf",
+        ),
+        ("workspace", OnGpu(np.zeros(num_floats, np.float16), 99), TypeError, "expected float32, got float16"),
     ):
-        with pytest.raises(ValueError, match=f"^{name}: {message}"):
+        with pytest.raises(error, match=f"^{name}: {message}"):
             DeviceAttention(99, **{name: tensor})
 
 
@@ -104,13 +107,17 @@ def test_attention_on_a_gpu_names_the_tensor_that_does_not_fit():
     for name, array, message in (
         ("q", arrays["q"].astype(np.float32), "expected bfloat16 or float16, got float32"),
         ("v_pages", arrays["v_pages"].astype(np.float32), "expected bfloat16 or float16, got float32"),
+        ("lse", arrays["lse"].astype(np.float16), "expected float32, got float16"),
+        ("sinks", np.zeros(8, np.float16), "expected float32, got float16"),
+    ):
+        with pytest.raises(TypeError, match=f"^{name}: {message}"):
+            call(**{name: OnGpu(array, 99)})
+    for name, array, message in (
         ("q", arrays["q"][:1], "num_tokens is 1, but the plan has 2"),
         ("q", arrays["q"][..., :32], "head_dim is 32, but the plan has 64"),
         ("k_pages", arrays["k_pages"][:3], "num_pages is 3, but the plan has"),
         ("q", odd, "expected strides that are a multiple of 16 bytes"),
         ("out", shifted, "expected an address that is a multiple of 16 bytes"),
-        ("lse", arrays["lse"].astype(np.float16), "expected float32, got float16"),
-        ("sinks", np.zeros(8, np.float16), "expected float32, got float16"),
     ):
         with pytest.raises(ValueError, match=f"^{name}: {message}"):
             call(**{name: OnGpu(array, 99)})

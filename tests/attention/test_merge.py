@@ -130,7 +130,7 @@ def test_shapes_that_disagree_are_named():
     (out_a, lse_a), (out_b, lse_b) = state(0), state(1)
     with pytest.raises(ValueError, match="out_b: num_heads is 2, but out_a has 3"):
         batchllm_ext.merge_state(out_a, lse_a, out_b[:, :2], lse_b)
-    with pytest.raises(ValueError, match="lse_b: expected float32 or bfloat16, got format 'd'"):
+    with pytest.raises(TypeError, match="lse_b: expected float32 or bfloat16, got float64"):
         batchllm_ext.merge_state(out_a, lse_a, out_b, lse_b.astype(np.float64))
     with pytest.raises(ValueError, match=r"out: expected 4 dimensions \[num_tokens, num_states, num_heads, head_dim\]"):
         batchllm_ext.merge_states(out_a, lse_a)

@@ -5,7 +5,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 import batchllm_ext as ext
 from batchllm import LLM, LogitsRule, SamplingParams
@@ -269,31 +268,6 @@ def test_a_users_rule_bans_tokens_and_ends_requests_with_its_own_reason(tiny_dir
     assert [o.stop_reason for o in outputs if o.finish_reason == "stop"] == ["mine"] * len(ended), (
         "the first rule says why"
     )
-
-
-@pytest.mark.parametrize("options", [{}, {"max_batch_tokens": 5}, {"levels": 0}, {"page_size": 1}], ids=str)
-def test_prompt_logprobs_are_transformers(tiny_dir, options):
-    llm = LLM(tiny_dir, dtype="float32", **options)
-    model = AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=torch.float32).eval()
-    head = [10, 11, 12, 13, 14]
-    # Readers of one shared row with different next tokens, the same prompt twice, prompts of one token and two.
-    prompts = [[*head, 20, 21], [*head, 30, 31, 32], [*head, 20, 22], [*head, 20, 22], [5], [5, 6], head]
-    params = [SamplingParams(temperature=0, max_tokens=2, prompt_logprobs=k, n=1 + k) for k in (0, 1, 2, 3, 1, 2, 0)]
-    for prompt, p, output in zip(prompts, params, llm.generate(prompts, params, use_tqdm=False), strict=True):
-        with torch.inference_mode():
-            logprobs = torch.log_softmax(model(torch.tensor([prompt])).logits[0].double(), dim=-1)
-        first, *others = output.prompt_logprobs
-        assert first is None
-        assert len(others) == len(prompt) - 1
-        for position, entry in enumerate(others):
-            row = logprobs[position]
-            likeliest = row.topk(p.prompt_logprobs).indices.tolist()
-            assert set(entry) == {*likeliest, prompt[position + 1]}
-            for token, logprob in entry.items():
-                assert logprob.logprob == pytest.approx(float(row[token]), abs=1e-4)
-                assert logprob.rank == 1 + int((row > row[token]).sum())
-    (without,) = llm.generate([head], SamplingParams(max_tokens=1), use_tqdm=False)
-    assert without.prompt_logprobs is None
 
 
 def test_a_request_table_finds_requests_wherever_ids_and_slots_have_come_to():

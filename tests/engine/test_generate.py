@@ -54,8 +54,16 @@ def tokens(outputs: list[RequestOutput]) -> list[list[list[int]]]:
 
 
 def mixed_params(num: int) -> list[SamplingParams]:
-    """Greedy, plain, top-k, top-p, several completions, different lengths; every request with a seed."""
-    kinds = [{"temperature": 0}, {}, {"top_k": 9}, {"top_p": 0.7}, {"n": 3}, {"temperature": 3.0, "top_k": 50}]
+    """Greedy, plain, top-k, top-p, several completions, different lengths, every rule; every request with a seed."""
+    kinds = [
+        *({"temperature": 0}, {}, {"top_k": 9}, {"top_p": 0.7}, {"n": 3}, {"temperature": 3.0, "top_k": 50}),
+        {"presence_penalty": 2, "frequency_penalty": 0.5, "n": 2},
+        {"repetition_penalty": 1.8, "n": 3},
+        {"temperature": 0, "repetition_penalty": 1.2, "frequency_penalty": 0.5},
+        {"min_p": 0.2, "temperature": 2.0},
+        {"logit_bias": {50: 6, 51: 6, 52: 5.5}},
+        {"allowed_token_ids": [40, 50, 60, 70], "bad_words": ["$$", "..B"]},  # tokens 40 and 50 are $ and .
+    ]
     return [
         SamplingParams(seed=i, max_tokens=3 + i % 7, ignore_eos=bool(i % 2), **kinds[i % len(kinds)])
         for i in range(num)
@@ -213,7 +221,7 @@ def job_that_outgrows_a_small_pool() -> tuple[list[list[int]], list[SamplingPara
     quick = [[token, 9] for token in range(10, 50)]
     slow = [prompt for prompt in tiny.shared_prompts(50, seed=3) if len(prompt) > 12][:20]
     stop_at_once = SamplingParams(temperature=0, max_tokens=40, stop_token_ids=list(range(tiny.VOCAB_SIZE)))
-    to_the_end = SamplingParams(temperature=0, max_tokens=40, min_tokens=40)
+    to_the_end = SamplingParams(temperature=0, max_tokens=40, min_tokens=40, frequency_penalty=1, bad_words=["ab"])
     return quick + slow, [stop_at_once] * len(quick) + [to_the_end] * len(slow)
 
 
@@ -504,7 +512,18 @@ def test_progress_grows_to_the_whole_job(tiny_dir, kv_cache_tokens):
     last = seen[-1]
     assert last.num_requests == last.finished_requests == 60
     assert last.scheduled_prompt_tokens == sum(map(len, prompts))
-    assert last.remaining_output_tokens == 0
+    assert last.remaining_output_tokens == last.remaining_prompt_tokens == 0
+    to_compute = {p.remaining_prompt_tokens + p.scheduled_prompt_tokens - p.saved_prompt_tokens for p in seen}
+    assert len(to_compute) == 1
+    assert last.ended_early == sum(
+        len(o.outputs[0].token_ids) < p.max_tokens for o, p in zip(outputs, params, strict=True)
+    )
+    for progress in seen:
+        states = (progress.waiting_requests, progress.running_requests, progress.finished_requests)
+        assert sum(states) == progress.num_requests
+        assert progress.kv_tokens <= progress.peak_kv_tokens <= progress.kv_cache_tokens
+    for name in ("computed_prompt_tokens", "recomputed_tokens", "steps", "preemptions", "peak_kv_tokens"):
+        assert getattr(last, name) == llm.stats[name], name
     budget = sum(p.max_tokens for p in params)
     assert all(progress.output_tokens + progress.remaining_output_tokens <= budget for progress in seen)
     assert last.saved_prompt_tokens == sum(output.num_cached_tokens for output in outputs)
@@ -603,3 +622,62 @@ def test_min_tokens_where_every_token_ends_the_request_is_refused(tiny_llm):
         generate(tiny_llm, [[5]], every)
     (output,) = generate(tiny_llm, [[5]], msgspec.structs.replace(params, ignore_eos=True, max_tokens=3))
     assert output.outputs[0].token_ids[0] == tiny.EOS, "the only token that may come first"
+
+
+# Which tokens may come.
+
+
+def test_bad_words_do_not_come_and_nothing_else_is_held_back(tiny_llm, prompts):
+    free = generate(tiny_llm, prompts)
+    texts = [output.outputs[0].text for output in free]
+    words = [next(text[at : at + 2] for at in range(9) if text[at : at + 2].isascii()) for text in texts[:3]]
+    params = msgspec.structs.replace(GREEDY, bad_words=words)
+    for text, output in zip(texts, generate(tiny_llm, prompts, params), strict=True):
+        assert not any(word in output.outputs[0].text for word in words)
+        if not any(word in text for word in words):
+            assert output.outputs[0].text == text
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_request_that_is_left_with_no_token_ends_alone_with_an_error(tiny_llm, temperature):
+    fields = {"temperature": temperature, "seed": 0, "max_tokens": 5, "ignore_eos": True}
+    a, b = tiny.encode(tiny_llm, "ab")
+    params = [
+        SamplingParams(allowed_token_ids=[a], bad_words=["a"], **fields),
+        SamplingParams(allowed_token_ids=[a], bad_words=["aaa"], **fields),
+        SamplingParams(allowed_token_ids=[0], bad_words=["<pad>"], **fields),
+        SamplingParams(allowed_token_ids=[a, b], logit_bias={b: 100}, **fields),
+    ]
+    outputs = generate(tiny_llm, [[token] for token in range(5, 9)], params)
+    *left, fine = (output.outputs[0] for output in outputs)
+    for completion, num_tokens in zip(left, [1, 3, 1], strict=True):
+        assert completion.finish_reason == "error"
+        assert "leave no token to draw" in completion.stop_reason
+        assert len(completion.token_ids) == num_tokens
+    assert (fine.text, fine.finish_reason) == ("bbbbb", "length")
+
+
+def test_min_tokens_where_every_allowed_token_ends_the_request_is_refused(tiny_llm):
+    params = SamplingParams(allowed_token_ids=[tiny.EOS, 9], stop_token_ids=[9], min_tokens=1)
+    with pytest.raises(ValueError, match=r"^prompt 0: min_tokens: 1, but each of allowed_token_ids ends"):
+        generate(tiny_llm, [[5]], params)
+    (output,) = generate(tiny_llm, [[5]], msgspec.structs.replace(params, ignore_eos=True))
+    assert output.outputs[0].token_ids[0] == tiny.EOS
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"allowed_token_ids": [5, 260]}, {"logit_bias": {260: 1.0}}, {"logprob_token_ids": [260]}],
+    ids=str,
+)
+def test_a_token_that_the_vocabulary_lacks_is_refused(tiny_llm, fields):
+    [name] = fields
+    with pytest.raises(ValueError, match=f"^prompt 0: {name}: 260, but the vocabulary has 260 tokens$"):
+        generate(tiny_llm, [[5]], SamplingParams(**fields))
+
+
+def test_bad_words_need_a_tokenizer(tiny_model):
+    llm = LLM(tiny_model("llama"), dtype="float32")
+    with pytest.raises(ValueError, match="tokenizer"):
+        generate(llm, [[5]], SamplingParams(bad_words=["a"]))
+    assert llm.engine.num_live == 0

@@ -1,10 +1,12 @@
 """Sampling against exact probabilities, and its independence of everything but seed, position and logits."""
 
 import itertools
+import weakref
 
 import numpy as np
 import pytest
 import torch
+from transformers import generation
 
 from batchllm import SamplingParams
 from batchllm.device.ops import CpuOps, DrawParams
@@ -24,10 +26,12 @@ def random_logits(rows: int, seed: int = 0) -> torch.Tensor:
     return 2 * torch.randn(rows, VOCAB_SIZE, generator=torch.Generator().manual_seed(seed))
 
 
-def exact_probs(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> np.ndarray:
-    """float64 [V]: softmax, then the k likeliest, then the fewest of those whose mass reaches top_p of theirs."""
+def exact_probs(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float = 0.0) -> np.ndarray:
+    """float64 [V]: softmax, then those at least min_p times as likely as the likeliest, then the k likeliest, then the
+    fewest of those whose mass reaches top_p of theirs."""
     scaled = logits.double().numpy() / temperature
     probs = np.exp(scaled - scaled.max())
+    probs[probs < min_p] = 0
     likeliest = np.argsort(-probs, kind="stable")[: top_k or None]
     share = np.cumsum(probs[likeliest]) / probs[likeliest].sum()
     num_kept = np.searchsorted(share, top_p) + 1 if top_p < 1 else len(likeliest)
@@ -94,7 +98,10 @@ def test_every_token_owns_its_probability_of_the_unit_interval(temperature, top_
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"temperature": 2.0}, {"top_k": 5}, {"top_p": 0.8}, {"temperature": 0.7, "top_k": 12, "top_p": 0.9}],
+    [
+        *({}, {"temperature": 2.0}, {"top_k": 5}, {"top_p": 0.8}, {"temperature": 0.7, "top_k": 12, "top_p": 0.9}),
+        *({"min_p": 0.1}, {"min_p": 1}, {"min_p": 0.2, "temperature": 3.0, "top_k": 9, "top_p": 0.8}),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("vary", ["seed", "position"])
@@ -105,8 +112,20 @@ def test_draws_follow_the_exact_distribution(fields, vary):
     params = [SamplingParams(seed=int(i) if vary == "seed" else 3, **fields) for i in varied]
     tokens, _ = sample(params, logits.expand(rows, -1), varied if vary == "position" else None)
     p = params[0]
-    expected = rows * exact_probs(logits[0], p.temperature, p.top_k, p.top_p)
+    expected = rows * exact_probs(logits[0], p.temperature, p.top_k, p.top_p, p.min_p)
     assert_uniform(np.bincount(tokens, minlength=VOCAB_SIZE), expected)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("min_p", [0.0, 0.01, 0.3, 1.0])
+def test_min_p_leaves_what_transformers_leaves(temperature, min_p):
+    for logits in random_logits(5):
+        scores = generation.TemperatureLogitsWarper(temperature)(torch.zeros(1, 1), logits[None])
+        left = generation.MinPLogitsWarper(min_p)(torch.zeros(1, 1), scores)[0].isfinite()
+        assert left.equal(torch.from_numpy(exact_probs(logits, temperature, 0, 1.0, min_p) > 0))
+        params = [SamplingParams(temperature=temperature, min_p=min_p, seed=i) for i in range(300)]
+        tokens, _ = sample(params, logits.expand(300, -1))
+        assert left[tokens].all()
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(2, 1.0), (0, 0.5), (0, 0.26), (3, 0.6)])
@@ -236,6 +255,21 @@ def test_stop_sets_end_only_their_own_requests():
     assert ends(EOS) == [False, True, False, True]
     assert ends(9) == [True, True, False, False]
     assert ends(8) == [False] * 4
+
+
+def test_a_stop_set_goes_with_the_last_request_that_has_it():
+    stop_tokens = StopTokens((EOS,))
+    nine = SamplingParams(stop_token_ids=[9])
+    requests = Requests([nine, SamplingParams(stop_token_ids=[9, 9]), SamplingParams()], [stop_tokens])
+    kept = weakref.ref(stop_tokens.token_ids(requests.table[0]))
+    requests.forget(0)
+    assert kept() is not None
+    assert requests.ends([1, 2], [0, 0], [9, 9]).keys() == {1}
+    requests.forget(1)
+    assert kept() is None
+    requests.add(3, np.array([1], np.int32), nine)
+    assert requests.ends([2, 3], [0, 0], [9, 9]).keys() == {3}
+    assert requests.ends([2, 3], [0, 0], [EOS, EOS]).keys() == {2, 3}
 
 
 class Only(LogitsRule):

@@ -43,6 +43,7 @@ class FakeLLM:
         params: list[SamplingParams],
         *,
         on_progress: Callable[[JobProgress], None] | None = None,
+        recorder: Any = None,
     ) -> Iterator[tuple[int, RequestOutput]]:
         for ids, p in zip(prompts, params, strict=True):
             self.check_request(ids, p)

@@ -81,6 +81,7 @@ def test_options_reach_the_model_and_the_requests(made: list[FakeLLM], in_jsonl:
         "num_threads": 2,
         "generation_config": "vllm",
         "allow_special_tokens": True,
+        "reasoning_tags": "auto",
     }
     assert [params.max_tokens for params in made[0].params] == [9, 3]
 
@@ -93,6 +94,7 @@ def test_silent_options_leave_the_choice_to_the_model(made: list[FakeLLM], in_js
         "device": "auto",
         "generation_config": "auto",
         "allow_special_tokens": False,
+        "reasoning_tags": "auto",
     }
     assert [params.max_tokens for params in made[0].params] == [256, 3]
 
@@ -224,7 +226,37 @@ def test_options_that_do_not_go_together_are_wrong_usage(in_jsonl: Path, options
     assert call("run", in_jsonl, "-o", in_jsonl.with_name("o"), "--model", "m", *options).exit_code == 2
 
 
-@pytest.mark.parametrize("args", [["run"], ["run", "in", "-o", "out"], ["run", "in", "--levels", "2"], ["walk"]])
+def test_metrics_and_a_report_are_written_beside_the_answers(made: list[FakeLLM], in_jsonl: Path) -> None:
+    out, page, metrics = (in_jsonl.with_name(name) for name in ("out.jsonl", "page.html", "metrics"))
+    result = call("run", in_jsonl, "-o", out, "--model", "m", "--metrics", metrics, "--report", page)
+    assert result.exit_code == 0, result.output
+    assert "# TYPE batchllm_requests gauge" in metrics.read_text()
+    assert "<title>out.jsonl" in page.read_text()
+
+
+@pytest.mark.parametrize("option", ["--metrics", "--report", "--json-summary"])
+def test_no_output_is_another_file_of_the_job(made: list[FakeLLM], in_jsonl: Path, option: str) -> None:
+    out = in_jsonl.with_name("out.jsonl")
+    for path, name in ((in_jsonl, "input"), (out, "output"), (out.with_suffix(".figures.json"), "figures")):
+        held = path.read_bytes() if path.exists() else None
+        result = call("run", in_jsonl, "-o", out, "--model", "m", option, path, "--overwrite")
+        assert result.exit_code == 1
+        assert f"is the {name} file" in result.stderr or f"{str(path)!r}: is the summary file" in result.stderr
+        assert (path.read_bytes() if path.exists() else None) == held
+    assert not made
+
+
+def test_a_report_that_cannot_be_made_is_exit_status_1_and_one_line(tmp_path: Path) -> None:
+    result = call("report", tmp_path / "none\x1b.jsonl")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("batchllm: input '")
+    assert result.stderr.endswith("': no such file\n")
+    assert {c for c in result.stderr if not c.isprintable()} == {"\n"}
+
+
+@pytest.mark.parametrize(
+    "args", [["run"], ["run", "in", "-o", "out"], ["run", "in", "--levels", "2"], ["walk"], ["report"]]
+)
 def test_wrong_usage_is_exit_status_2(args: list[str]) -> None:
     assert call(*args).exit_code == 2
 
@@ -238,6 +270,16 @@ def test_nothing_of_a_name_or_an_error_is_obeyed_by_a_terminal(in_jsonl: Path, m
     assert result.exit_code == 1
     assert r"loading m\x1b[2J" in result.stderr
     assert {c for c in result.stdout + result.stderr if not c.isprintable()} == {"\n"}
+
+
+@pytest.mark.parametrize("wish", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_a_log_has_no_control_codes_whatever_the_environment_wishes(
+    made: list[FakeLLM], in_jsonl: Path, monkeypatch: pytest.MonkeyPatch, wish: str
+) -> None:
+    monkeypatch.setenv(wish, "1")
+    for source in (in_jsonl, in_jsonl.with_name("none.jsonl")):
+        result = call("run", source, "-o", in_jsonl.with_name("out.jsonl"), "--model", "m")
+        assert {c for c in result.stdout + result.stderr if not c.isprintable()} == {"\n"}
 
 
 def test_version() -> None:

@@ -10,7 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from batchllm import LLM
 from batchllm.cli import app
+from batchllm.jobs.figures import read_figures
+from batchllm.jobs.run import BatchFiles, JobInterrupted, RunOptions, run_batch_file
+from batchllm.outputs import JobProgress
 from tests.engine import tiny
 from tests.jobs.batch_lines import chat_line, completion_line, read_records, write_lines
 
@@ -86,3 +90,42 @@ def test_neither_order_nor_sharing_changes_an_answer(model_dir: Path, tmp_path: 
     contents = {choices[0][f"sampled{i}"][0]["message"]["content"] for i in range(3)}
     assert len(contents) == 3  # equal prompts, own seeds
     assert len({choice["text"] for choice in choices[0]["several"]}) == 4
+
+
+def test_a_run_leaves_figures_metrics_and_a_page(model_dir: Path, tmp_path: Path) -> None:
+    document = "Once upon a time there was a tiny model, which answered questions all day. "
+    lines = [completion_line(str(i), f"{document}{i}?", max_tokens=4, ignore_eos=True) for i in range(5)]
+    page, metrics = tmp_path / "page.html", tmp_path / "metrics"
+    summary = run(model_dir, lines, tmp_path, "--report", str(page), "--metrics", str(metrics))[""]
+    figures = read_figures(tmp_path / "out.figures.json")
+    assert (figures.model, figures.input) == (model_dir.name, str(tmp_path / "in.jsonl"))
+    assert figures.seconds == summary["stats"]["seconds"]
+    assert sum(figures.timeline.prefill_tokens) == summary["stats"]["computed_prompt_tokens"]
+    assert [(level.segments, level.max_readers) for level in figures.levels] == [(1, 5)]
+    assert [(group.requests, group.prompt) for group in figures.groups] == [(5, 0)]
+    assert "tokens saved" in page.read_text()
+    assert 'batchllm_requests{state="finished"} 5\n' in metrics.read_text()
+    again = CliRunner().invoke(app, ["report", str(tmp_path / "out.jsonl")])
+    assert (again.exit_code, again.stderr) == (0, f"wrote {tmp_path / 'out.html'}\n")
+    assert (tmp_path / "out.html").read_text() == page.read_text()
+
+
+def test_a_job_that_is_stopped_leaves_figures_and_a_page_that_says_so(model_dir: Path, tmp_path: Path) -> None:
+    lines = [completion_line(str(i), f"{i}?", max_tokens=2 + i, ignore_eos=True) for i in range(5)]
+    files = BatchFiles(
+        *(write_lines(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl", tmp_path / "out.errors.jsonl"),
+        figures=tmp_path / "out.figures.json",
+    )
+
+    def stop(progress: JobProgress) -> None:
+        if progress.finished_requests == 2:
+            raise KeyboardInterrupt
+
+    options = RunOptions(model_name="m", chat_max_tokens=1)
+    with pytest.raises(JobInterrupted):
+        run_batch_file(files, lambda: LLM(model_dir), options, on_progress=stop)
+    figures = read_figures(tmp_path / "out.figures.json")
+    assert len(figures.timeline.steps) == figures.progress.steps > 0
+    assert figures.seconds.keys() >= {"forward"}
+    assert CliRunner().invoke(app, ["report", str(files.output)]).exit_code == 0
+    assert "The job was stopped: 2 of 5 requests were finished." in (tmp_path / "out.html").read_text()

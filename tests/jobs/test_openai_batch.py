@@ -85,6 +85,45 @@ def test_sampling_fields_are_carried_over() -> None:
     assert parse(chat_line("a", **fields)).params == SamplingParams(**fields)
 
 
+def test_all_that_changes_a_draw_is_carried_over() -> None:
+    fields = {
+        "min_p": 0.25,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -1,
+        "repetition_penalty": 1.2,
+        "allowed_token_ids": [5, 50256],
+        "bad_words": ["no"],
+        "logprob_token_ids": [7],
+        "prompt_logprobs": 2,
+    }
+    for line in (chat_line, completion_line):
+        request = parse(line("a", **fields, logit_bias={"50256": -100, "5": 2.5}))
+        expected = SamplingParams(**fields, logit_bias={50256: -100, 5: 2.5}, max_tokens=request.params.max_tokens)
+        assert request.params == expected
+        assert request.named_fields == {*fields, "logit_bias"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "logprobs"),
+    [({}, None), ({"logprobs": False}, None), ({"logprobs": True}, 0), ({"logprobs": True, "top_logprobs": 5.0}, 5)],
+)
+def test_a_chat_asks_for_logprobs_by_a_flag_and_a_number(fields: dict[str, Any], logprobs: int | None) -> None:
+    assert parse(chat_line("a", **fields)).params.logprobs == logprobs
+
+
+@pytest.mark.parametrize(("value", "logprobs"), [(None, None), (False, None), (0, 0), (5, 5), (3.0, 3)])
+def test_a_completion_asks_for_logprobs_by_a_number(value: Any, logprobs: int | None) -> None:
+    assert parse(completion_line("a", logprobs=value)).params.logprobs == logprobs
+
+
+def test_logprobs_of_the_other_endpoint_are_refused() -> None:
+    assert refusal(chat_line("a", logprobs=3)).param == "body.logprobs"
+    assert refusal(completion_line("a", logprobs=True)).param == "body.logprobs"
+    assert refusal(completion_line("a", logprobs=1, top_logprobs=1)).param == "body.top_logprobs"
+    alone = refusal(chat_line("a", top_logprobs=1))
+    assert str(alone) == "body.top_logprobs: expected logprobs to be true beside it"
+
+
 def test_silent_bodies_get_the_defaults() -> None:
     assert parse(chat_line("a")).params == SamplingParams(max_tokens=99)
     assert parse(completion_line("a")).params == SamplingParams(max_tokens=16)
@@ -94,7 +133,9 @@ def test_silent_bodies_get_the_defaults() -> None:
 def test_max_completion_tokens_is_max_tokens() -> None:
     assert parse(chat_line("a", max_completion_tokens=3)).params.max_tokens == 3
     assert parse(chat_line("a", max_completion_tokens=3, max_tokens=3)).params.max_tokens == 3
-    assert refusal(chat_line("a", max_completion_tokens=3, max_tokens=4)).param == "body.max_tokens"
+    assert parse(completion_line("a", max_new_tokens=3)).params.max_tokens == 3
+    error = refusal(chat_line("a", max_completion_tokens=3, max_tokens=4))
+    assert str(error) == "body.max_tokens: differs from max_completion_tokens; give one of them"
 
 
 def test_tool_turns_go_to_the_chat_template() -> None:
@@ -132,6 +173,26 @@ def test_variables_of_the_chat_template_go_to_it() -> None:
     assert parse(chat_line("a", chat_template_kwargs={})).prompts == parse(chat_line("b")).prompts
     assert parse(completion_line("a", chat_template_kwargs={})).prompts == ["Hello"]
     assert refusal(completion_line("a", chat_template_kwargs=variables)).param == "body.chat_template_kwargs"
+
+
+def test_tools_and_the_last_turn_go_to_the_chat_template() -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    [prompt] = parse(chat_line("a", tools=tools, tool_choice="auto", documents=[{"text": "x"}])).prompts
+    assert prompt == Conversation(
+        [{"role": "user", "content": "Hello"}], {"tools": tools, "documents": [{"text": "x"}]}
+    )
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi th"}]
+    continued = {"continue_final_message": True, "add_generation_prompt": False}
+    for fields in (continued, {"continue_final_message": True}):
+        [prompt] = parse(chat_line("a", messages=messages, **fields)).prompts
+        assert prompt == Conversation(messages, continued)
+    [prompt] = parse(chat_line("a", add_generation_prompt=False)).prompts
+    assert prompt == Conversation([{"role": "user", "content": "Hello"}], {"add_generation_prompt": False})
+    for fields in ({"continue_final_message": True, "add_generation_prompt": True}, {"continue_final_message": 1}):
+        assert refusal(chat_line("a", **fields)).param == "body.continue_final_message"
+    assert refusal(chat_line("a", tools=tools, tool_choice="required")).param == "body.tool_choice"
+    assert refusal(chat_line("a", tools=["f"])).param == "body.tools[0]"
+    assert refusal(completion_line("a", tools=tools)).param == "body.tools"
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "n", "top_k", "seed", "min_tokens"])
@@ -200,7 +261,7 @@ def test_a_completion_cut_by_the_models_length_says_so() -> None:
         {"add_generation_prompt": True, "continue_final_message": False, "repetition_penalty": 1.0, "best_of": 1.0},
         {"user": "u", "metadata": {"k": "v"}, "store": True, "service_tier": "auto"},
         {"tools": [], "tool_choice": "none", "logprobs": False, "top_logprobs": 0, "stream": False},
-        {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "response_format": {"type": "text"}},
+        {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": None, "response_format": {"type": "text"}},
     ],
 )
 def test_fields_that_ask_for_nothing_are_accepted(fields: dict[str, Any]) -> None:
@@ -210,15 +271,9 @@ def test_fields_that_ask_for_nothing_are_accepted(fields: dict[str, Any]) -> Non
 @pytest.mark.parametrize(
     "field",
     [
-        {"tools": [{"type": "function"}]},
-        {"logprobs": True},
-        {"logprobs": 0},  # of a completion: the sampled token's
-        {"top_logprobs": 2},
+        {"tool_choice": "required"},
+        {"functions": [{"name": "f"}]},
         {"response_format": {"type": "json_object"}},
-        {"logit_bias": {"5": 1}},
-        {"presence_penalty": 0.1},
-        {"frequency_penalty": -1},
-        {"repetition_penalty": 1.2},
         {"stream": True},
         {"echo": True},
         {"temprature": 0},  # what is misspelt would change the answer, too
@@ -243,6 +298,15 @@ def test_fields_that_would_change_the_answer_are_refused_by_name(field: dict[str
         ({"max_tokens": 0}, "body.max_tokens", "body.max_tokens: expected `int` >= 1"),
         ({"max_completion_tokens": 0}, "body.max_completion_tokens", "expected `int` >= 1"),
         ({"max_tokens": 2**31}, "body.max_tokens", "expected `int` <= 2147483647"),
+        ({"presence_penalty": 3}, "body.presence_penalty", "expected a number from -2 to 2, got 3.0"),
+        ({"repetition_penalty": 0}, "body.repetition_penalty", "expected a number from 1e-06 to 1e+06, got 0.0"),
+        ({"logit_bias": {"5": 200}}, "body.logit_bias[5]", "expected a number from -100 to 100, got 200.0"),
+        ({"logit_bias": {"the": 1}}, "body.logit_bias", "expected `int`, got `str`"),
+        ({"logit_bias": [5]}, "body.logit_bias", "expected `object | null`, got `array`"),
+        ({"logit_bias": {"-5": 1}}, "body.logit_bias", "expected an integer >= 0, got -5"),
+        ({"allowed_token_ids": []}, "body.allowed_token_ids", "expected at least one token id, got []"),
+        ({"bad_words": "no"}, "body.bad_words", "expected `array | null`, got `str`"),
+        ({"logprobs": 1}, "body.logprobs", "expected `bool`, got `int`"),
         ({"min_tokens": 100}, "body.min_tokens", "expected at most max_tokens (99), got 100"),
         ({"stop": ["a", 3]}, "body.stop[1]", "body.stop[1]: expected `str`, got `int`"),
         ({"stop": ""}, "body.stop", "expected non-empty strings, got ''"),

@@ -1,13 +1,22 @@
 """What a person sees."""
 
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from batchllm.jobs.run import JobSummary
 from batchllm.outputs import JobProgress
-from batchllm.reports.run_text import duration, progress_line, show_progress, summary_rows, summary_table
+from batchllm.reports.run_text import (
+    Pace,
+    duration,
+    progress_line,
+    show_progress,
+    summary_rows,
+    summary_table,
+    tokens_left,
+)
 
 STATS = {
     "num_requests": 4,
@@ -21,41 +30,69 @@ STATS = {
 }
 
 
-def progress(finished: int, scheduled: int, elapsed_s: float, remaining: int = 100) -> JobProgress:
-    return JobProgress(4, finished, scheduled, scheduled // 2, 100, remaining, elapsed_s)
+def progress(finished: int = 1, elapsed_s: float = 10.0, **fields: Any) -> JobProgress:
+    known = {"num_requests": 4, "scheduled_prompt_tokens": 1500, "saved_prompt_tokens": 750, "output_tokens": 100}
+    known |= {"remaining_output_tokens": 100, "computed_prompt_tokens": 900, "remaining_prompt_tokens": 400}
+    known |= {"kv_tokens": 64, "kv_cache_tokens": 256}
+    return JobProgress(**known | fields | {"finished_requests": finished, "elapsed_s": elapsed_s})
 
 
-def test_progress_line_has_requests_speed_savings_and_time_left() -> None:
-    running = progress(finished=1, scheduled=1500, elapsed_s=10.0)
-    line = "1/4 requests · 10 output tokens/s · 750 prefix tokens saved (50.0%) · "
-    assert progress_line(running) == line + "0:10 left"
-    assert progress_line(progress(finished=3, scheduled=1500, elapsed_s=10.0, remaining=300)).endswith("0:30 left")
-    assert progress_line(progress(finished=3, scheduled=1500, elapsed_s=10.0, remaining=99999)).endswith("? left")
+def test_progress_line_has_requests_speed_savings_memory_and_time_left() -> None:
+    line = "1/4 requests · 10 output tokens/s · 90 prompt tokens/s · 750 prompt tokens saved (50.0%) · KV 25.0% · "
+    assert progress_line(progress(), 5.0) == line + "0:05 left"
+    assert progress_line(progress(), None) == line + "? left"
 
 
 def test_progress_line_of_a_job_that_has_done_nothing() -> None:
-    line = progress_line(JobProgress(4, 0, 0, 0, 0, 10, 0.0))
-    assert line == "0/4 requests · 0 output tokens/s · 0 prefix tokens saved (0.0%) · ? left"
+    nothing = JobProgress(4, 0, 0, 0, 0, 10, 0.0)
+    assert Pace().seconds_left(nothing) is None
+    assert progress_line(nothing, None) == (
+        "0/4 requests · 0 output tokens/s · 0 prompt tokens/s · 0 prompt tokens saved (0.0%) · KV 0.0% · ? left"
+    )
 
 
-def test_without_a_terminal_progress_is_a_line_now_and_then() -> None:
+def test_time_left_is_that_of_the_tokens_left_not_of_the_lines() -> None:
+    assert Pace().seconds_left(progress()) == pytest.approx(5.0)  # 500 of 1,500 tokens, at 100 per second
+    assert Pace().seconds_left(progress(finished=3)) == pytest.approx(5.0)
+    assert Pace().seconds_left(progress(remaining_output_tokens=1_000_000)) is None, "less than 1 % is done"
+
+
+def test_time_left_follows_the_pace_of_late() -> None:
+    pace, tokens = Pace(), 0
+    for second in range(1, 101):
+        tokens += 100 if second <= 50 else 10
+        now = progress(elapsed_s=float(second), computed_prompt_tokens=tokens, output_tokens=0)
+        left = pace.seconds_left(now)
+    assert left == pytest.approx(500 / 10, rel=0.1)
+
+
+def test_output_to_come_is_expected_by_how_often_requests_ended_early() -> None:
+    assert tokens_left(progress(ended_early=0)) == 400 + 100
+    # One in ten tokens was a request's last: three requests with 1,000 tokens each to go will not take them.
+    many = progress(ended_early=10, remaining_output_tokens=3000, remaining_prompt_tokens=0)
+    assert tokens_left(many) == pytest.approx(30, rel=1e-3)
+    few = progress(ended_early=10, remaining_output_tokens=3, remaining_prompt_tokens=0)
+    assert tokens_left(few) == pytest.approx(3)
+    assert tokens_left(progress(finished=4, ended_early=1, remaining_output_tokens=0, remaining_prompt_tokens=0)) == 0
+
+
+def test_without_a_terminal_progress_is_a_line_per_minute() -> None:
     log = io.StringIO()
     with show_progress(Console(file=log, width=20)) as on_progress:
-        for elapsed_s in (0.0, 1.0, 4.9, 5.0, 6.0, 11.0):
-            on_progress(progress(finished=1, scheduled=1000, elapsed_s=elapsed_s))
-    assert [line.split(" · ")[1] for line in log.getvalue().splitlines()] == [
-        "100,000,000,000 output tokens/s",
-        "20 output tokens/s",
-        "9 output tokens/s",
-    ]
+        for elapsed_s in (1.0, 5.0, 60.9, 61.0, 90.0, 122.0):
+            on_progress(progress(elapsed_s=elapsed_s))
+    speeds = [line.split(" · ")[1] for line in log.getvalue().splitlines()]
+    assert speeds == ["100 output tokens/s", "2 output tokens/s", "1 output tokens/s"]
 
 
-def test_on_a_terminal_progress_is_a_bar() -> None:
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_on_a_terminal_progress_is_a_bar_and_all_that_a_line_tells(width: int) -> None:
     log = io.StringIO()
-    with show_progress(Console(file=log, width=120, force_terminal=True)) as on_progress:
-        on_progress(progress(finished=1, scheduled=1500, elapsed_s=10.0))
+    with show_progress(Console(file=log, width=width, force_terminal=True)) as on_progress:
+        on_progress(progress())
     assert "━" in log.getvalue()
     assert "1/4 requests" in log.getvalue()
+    assert "0:05 left" in log.getvalue()
 
 
 def test_summary_has_every_figure_and_every_phase() -> None:

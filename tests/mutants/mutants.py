@@ -85,14 +85,14 @@ PLANNER_MUTANTS = [
     Mutant(
         "a_piece_of_a_source_follows_the_piece_before",
         BORROWING,
-        "goes_on ? parent_[place.segment] : place.segment;",
-        "place.segment;",
+        "goes_on ? parent_[reached.segment.index] : reached.segment;",
+        "reached.segment;",
         EVERY_PROMISE,
     ),
     Mutant(
         "what_is_borrowed_whole_is_another_segment_of_the_batch",
         PLANNER,
-        "if (is_shared(segment)) segment = shared_.stored_as(segment);",
+        "segment = shared_.stored_as(segment);",
         "",
         "what is borrowed whole is read as its source",
     ),
@@ -109,28 +109,28 @@ PLANNER_MUTANTS = [
     Mutant(
         "segments_are_computed_for_aborted_readers",
         LEFT,
-        "std::erase_if(prefill_queue_, [&](SegmentId s) { return is_shared(s) && !shared_[s].is_pinned(); });",
-        "",
+        "[&](AnySegment s) { return s.is_shared() && !shared_[s.shared()].is_pinned(); }",
+        "[](AnySegment) { return false; }",
         EVERY_PROMISE,
     ),
     Mutant(
         "pages_of_a_request_that_moved_are_anothers",
         LEFT,
-        "pages_.rename(request.work->own.pages, own_segment(num_kept));",
+        "pages_.rename(request.work->own.pages, kept);",
         "",
         EVERY_PROMISE,
     ),
     Mutant(
         "the_next_in_order_is_one_that_moved",
         LEFT,
-        "next_in_order_ = new_place[next_in_order_];",
+        "next_in_order_ = new_place[next_in_order_.index];",
         "",
         EVERY_PROMISE,
     ),
     Mutant(
         "a_source_is_forgotten_with_its_own_readers",
         LEFT,
-        "if (shared_[s].num_holders > 0) new_segment[s] = kKept;",
+        "if (shared_[s].num_holders > 0) new_segment[s.index] = kKept;",
         "",
         "a source outlives its own readers, forgotten or not, while it is borrowed from",
     ),
@@ -138,11 +138,19 @@ PLANNER_MUTANTS = [
     Mutant(
         "a_scored_request_borrows",
         ADDED,
-        "shared_[s].source = kNone;\n            scored_readers_",
+        "shared_[s].source = kNoSegment;\n            scored_readers_",
         "scored_readers_",
         EVERY_PROMISE,
     ),
     Mutant("a_score_before_the_wanted_ones", PLANNER, "position + 1 < next || ", "", EVERY_PROMISE),
+    Mutant(
+        "what_can_never_start_is_waited_for",
+        ADMISSION,
+        "if (!may && is_idle_) {",
+        "if (false) {",
+        "where nothing runs and the next request does not fit, the planner says so with its numbers",
+        "tests/planner/test_admission.cpp",
+    ),
     # Lengths.
     Mutant(
         "a_request_counts_as_long_as_the_last_of_its_bin",
@@ -208,24 +216,34 @@ DRAW = "batchllm/sampling/draw.py"
 SAMPLER = "batchllm/sampling/sampler.py"
 TEXT = "batchllm/sampling/growing_text.py"
 STRINGS = "batchllm/sampling/stop_strings.py"
+PENALTIES = "batchllm/sampling/penalties.py"
+BAD_WORDS = "batchllm/sampling/bad_words.py"
 BATCH = "batchllm/jobs/openai_batch.py"
 FILES = "batchllm/jobs/files.py"
 INPUTS = "batchllm/jobs/inputs.py"
 LINE = "batchllm/jobs/line.py"
 EARLIER = "batchllm/jobs/earlier.py"
 RUN = "batchllm/jobs/run.py"
+RECORDER = "batchllm/engine/recorder.py"
 
 IN_ENGINE = "tests/engine/test_engine.py::"
 IN_GENERATE = "tests/engine/test_generate.py::"
 IN_GRAMMARS = "tests/engine/test_structured_outputs.py::"
 IN_SAMPLING = "tests/engine/test_sampling.py::"
 IN_STOPPING = "tests/engine/test_stopping.py::"
+IN_RULES = "tests/engine/test_logits_rules.py::"
+IN_LOGPROBS = "tests/engine/test_logprobs.py::"
+IN_SCORING = "tests/engine/test_scoring.py::"
+IN_REASONING = "tests/engine/test_reasoning.py::"
+IN_OPENAI = "tests/jobs/test_openai_answers.py::"
 IN_ASYNC = "tests/engine/test_async_llm.py::"
 IN_FILES = "tests/jobs/test_files.py::"
 IN_BATCH = "tests/jobs/test_openai_batch.py::"
 IN_RUNNER = "tests/jobs/test_runner.py::"
 IN_WINDOWS = "tests/engine/test_windows.py::"
 IN_RESUME = "tests/jobs/test_resume.py::"
+IN_RECORDER = "tests/engine/test_recorder.py::"
+IN_HTML = "tests/jobs/test_html.py::"
 
 PYTHON_MUTANTS = [
     # Request table.
@@ -303,16 +321,16 @@ PYTHON_MUTANTS = [
     Mutant(
         "tokens_of_a_request_that_stopped_remain_to_be_generated",
         ENGINE,
-        "self._remaining_tokens -= request.max_output_tokens - int(self._num_output_tokens.values[request.slot])",
+        "self._remaining_tokens -= unused",
         "pass",
         IN_GENERATE + "test_progress_grows_to_the_whole_job",
     ),
     Mutant(
         "readers_of_a_scored_row_have_one_next_token",
         "batchllm/sampling/logprobs.py",
-        "entry.setdefault(int(token_ids[i][j - indptr[i]])",
-        "entry.setdefault(int(token_ids[i][0])",
-        IN_ENGINE + "test_prompt_logprobs_are_transformers",
+        "targets = np.concatenate(token_ids)",
+        "targets = np.concatenate([np.full_like(ids, ids[0]) for ids in token_ids])",
+        IN_LOGPROBS + "test_logprobs_are_transformers",
     ),
     Mutant(
         "a_length_is_known_in_spite_of_stop_strings",
@@ -394,6 +412,125 @@ PYTHON_MUTANTS = [
         IN_SAMPLING + "test_stop_sets_end_only_their_own_requests",
     ),
     Mutant(
+        "a_stop_set_goes_with_the_first_request_that_had_it",
+        "batchllm/sampling/stop_tokens.py",
+        "if stop_set.num_requests == 0:",
+        "if True:",
+        IN_SAMPLING + "test_a_stop_set_goes_with_the_last_request_that_has_it",
+    ),
+    Mutant(
+        "small_penalties_are_rounded_away",
+        SAMPLER,
+        "ruled_logits = logits.index_select(0, ruled_there).float()",
+        "ruled_logits = logits.index_select(0, ruled_there).bfloat16().float()",
+        IN_RULES + "test_small_penalties_of_large_logits_are_not_rounded_away",
+    ),
+    Mutant(
+        "min_p_is_passed_over",
+        SAMPLER,
+        "self._min_p.values[request.slot] = params.min_p",
+        "pass",
+        IN_SAMPLING + "test_draws_follow_the_exact_distribution",
+    ),
+    Mutant(
+        "a_token_of_the_prompt_is_not_repeated",
+        PENALTIES,
+        "torch.cat([prompt_tokens, in_output[1]])",
+        "torch.cat([prompt_tokens.clamp(max=0), in_output[1]])",
+        IN_RULES + "test_rules_make_of_logits_what_transformers_processors_make",
+    ),
+    Mutant(
+        "frequency_is_presence",
+        PENALTIES,
+        "frequency * counts + presence",
+        "frequency + presence",
+        IN_RULES + "test_rules_make_of_logits_what_transformers_processors_make",
+    ),
+    Mutant(
+        "each_time_that_a_token_comes_it_is_a_new_one",
+        "batchllm/sampling/token_counts.py",
+        "np.where(is_known, is_token.argmax(axis=1), sizes)",
+        "sizes",
+        IN_RULES + "test_rules_make_of_logits_what_transformers_processors_make",
+    ),
+    Mutant(
+        "a_bias_is_added_to_the_neighbour",
+        "batchllm/sampling/logit_bias.py",
+        "np.array(list(logit_bias), np.int64)",
+        "np.array(sorted(logit_bias), np.int64)",
+        IN_RULES + "test_rules_make_of_logits_what_transformers_processors_make",
+    ),
+    Mutant(
+        "a_request_ends_though_it_drew_an_allowed_token",
+        "batchllm/sampling/allowed_tokens.py",
+        "if tokens[row] not in self._allowed(rows[row])",
+        "if tokens[row] != self._allowed(rows[row])[0]",
+        IN_GENERATE + "test_a_request_that_is_left_with_no_token_ends_alone_with_an_error",
+    ),
+    Mutant(
+        "whoever_is_left_with_no_token_goes_on",
+        BAD_WORDS,
+        "                ends.append((row, NO_TOKEN_LEFT))\n",
+        "                pass\n",
+        IN_GENERATE + "test_a_request_that_is_left_with_no_token_ends_alone_with_an_error",
+    ),
+    Mutant(
+        "bad_words_are_looked_for_in_the_last_token_only",
+        BAD_WORDS,
+        "if output[-len(before) :] == before",
+        "if output[-1:] == before[-1:]",
+        IN_RULES + "test_rules_make_of_logits_what_transformers_processors_make",
+    ),
+    Mutant(
+        "a_bad_word_may_follow_a_space",
+        BAD_WORDS,
+        "return [bare, spaced] if is_another_word else [bare]",
+        "return [bare]",
+        IN_RULES + "test_rules_make_of_logits_what_transformers_processors_make",
+    ),
+    Mutant(
+        "what_rules_prepare_outlives_its_requests",
+        "batchllm/sampling/prepared.py",
+        "            users.discard(request.id)\n",
+        "",
+        IN_RULES + "test_what_rules_prepare_is_shared_by_the_completions_of_a_prompt_and_goes_with_the_last",
+    ),
+    Mutant(
+        "logprobs_are_those_of_the_row_before",
+        ENGINE,
+        "their_logits = logits[torch.as_tensor(asking, device=logits.device)]",
+        "their_logits = logits[torch.as_tensor(asking - 1, device=logits.device)]",
+        IN_LOGPROBS + "test_logprobs_are_transformers",
+    ),
+    Mutant(
+        "the_sampled_token_is_told_only_if_it_is_likely",
+        "batchllm/sampling/logprobs.py",
+        "np.array([token, *(request.params.logprob_token_ids or ())], np.int64)",
+        "np.array(request.params.logprob_token_ids or (), np.int64)",
+        IN_LOGPROBS + "test_logprobs_are_transformers",
+    ),
+    Mutant(
+        "a_token_shows_no_space_before_it",
+        "batchllm/tokenizer.py",
+        "two[len(one) :] if two.startswith(one) else one",
+        "one",
+        IN_LOGPROBS + "test_the_texts_of_tokens_are_what_they_add_to_a_text",
+    ),
+    Mutant(
+        "what_a_prompt_began_is_no_reasoning",
+        ANSWERS,
+        "tags, is_open=self._ends_in_reasoning(tags))",
+        "tags, is_open=False)",
+        IN_REASONING + "test_what_a_template_began_goes_on_in_the_text",
+    ),
+    Mutant(
+        "reasoning_that_was_cut_is_the_answer",
+        "batchllm/reasoning.py",
+        "return reasoning, answer or None",
+        "return (reasoning, answer) if answer else (None, reasoning)",
+        IN_REASONING + "test_reasoning_is_what_stands_between_the_tags",
+    ),
+    Mutant(
         "a_text_is_decoded_without_its_prompts",
         TEXT,
         "    context = context_of(decode, prompt)\n",
@@ -464,6 +601,49 @@ PYTHON_MUTANTS = [
         "",
         IN_ENGINE + "test_an_exception_in_a_callback_leaves_the_next_job_a_clean_engine",
     ),
+    # Scoring.
+    Mutant(
+        "all_last_tokens_are_the_first_ones",
+        "batchllm/scoring.py",
+        "[self._continuations[place].token_ids[-1] for place in members]",
+        "[first.token_ids[-1]]",
+        IN_SCORING + "test_choices_of_one_token_are_one_request_without_anything_decoded",
+    ),
+    Mutant(
+        "each_choice_is_a_request",
+        "batchllm/scoring.py",
+        "token_ids[:-1], np.int32).tobytes(), continuation.begin)",
+        "token_ids, np.int32).tobytes(), continuation.begin)",
+        IN_SCORING + "test_choices_of_one_token_are_one_request_without_anything_decoded",
+    ),
+    Mutant(
+        "scores_of_a_part_of_the_prompt_stand_from_its_begin",
+        "batchllm/sampling/logprobs.py",
+        "int(positions[row]) - len(request.prompt_token_ids)",
+        "int(positions[row]) - 1",
+        IN_SCORING + "test_scores_are_transformers",
+    ),
+    Mutant(
+        "a_token_that_joins_prompt_and_continuation_is_the_prompts",
+        "batchllm/continuations.py",
+        "begin = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))",
+        "begin = sum(1 for _ in pairs)",
+        IN_SCORING + "test_a_tokenizer_may_join_the_prompts_end_with_what_follows",
+    ),
+    Mutant(
+        "the_drawn_token_is_the_scored_one",
+        "batchllm/jobs/openai_logprobs.py",
+        "scored.append(list(completion.logprobs[0].items())[-1])",
+        "scored.append(list(completion.logprobs[0].items())[0])",
+        "tests/jobs/test_scores.py::test_scores_are_those_of_llm_score",
+    ),
+    Mutant(
+        "a_line_that_is_scored_may_ask_for_draws",
+        BATCH,
+        "of_draws = frozenset() if kind is SCORE else",
+        "of_draws =",
+        "tests/jobs/test_scores.py::test_what_cannot_be_scored_is_refused_by_place",
+    ),
     # Many callers.
     Mutant(
         "whoever_stops_listening_is_answered_on",
@@ -495,10 +675,31 @@ PYTHON_MUTANTS = [
     ),
     # Jobs.
     Mutant(
+        "a_chats_flag_is_a_number",
+        BATCH,
+        "return count if is_asked_for else None",
+        "return count + 1 if is_asked_for else None",
+        IN_BATCH + "test_a_chat_asks_for_logprobs_by_a_flag_and_a_number",
+    ),
+    Mutant(
+        "an_answer_goes_on_with_a_turn_that_is_closed",
+        BATCH,
+        'return asked_for if opens else asked_for | {"add_generation_prompt": False}',
+        "return asked_for",
+        IN_BATCH + "test_tools_and_the_last_turn_go_to_the_chat_template",
+    ),
+    Mutant(
+        "an_unlikely_sampled_token_is_among_the_likeliest",
+        "batchllm/jobs/openai_logprobs.py",
+        "for item in entry.items() if item[0] in likeliest or item[0] in named",
+        "for item in entry.items()",
+        IN_OPENAI + "test_a_chats_likeliest_tokens_are_without_the_sampled_one_where_it_is_not_likely",
+    ),
+    Mutant(
         "old_answers_go_before_there_is_a_new_one",
         RUN,
-        "        results = answers(llm, prompts, token_ids, on_step)\n",
-        "        job.begin(errors)\n        results = answers(llm, prompts, token_ids, on_step)\n",
+        "        results = answers(llm, prompts, token_ids, on_step, recorder)\n",
+        "        job.begin(errors)\n        results = answers(llm, prompts, token_ids, on_step, recorder)\n",
         IN_RUNNER + "test_old_answers_stay_until_there_is_a_new_one",
     ),
     Mutant(
@@ -676,5 +877,55 @@ PYTHON_MUTANTS = [
         "if not family.runs or ",
         "if ",
         "tests/engine/test_config.py::test_what_is_not_supported_is_refused_by_file_and_field",
+    ),
+    # What is seen of a job.
+    Mutant(
+        "what_an_answer_says_is_markup",
+        "batchllm/reports/html.py",
+        "Environment(autoescape=True, trim",
+        "Environment(autoescape=False, trim",
+        IN_HTML + "test_what_prompts_and_answers_say_is_text",
+    ),
+    Mutant(
+        "prompts_of_one_line_have_the_answers_of_all",
+        "batchllm/reports/browser_data.py",
+        "answer.completions[at * n : (at + 1) * n]",
+        "answer.completions",
+        IN_HTML + "test_prompts_of_one_line_have_their_own_answers",
+    ),
+    Mutant(
+        "prefixes_end_within_words",
+        "batchllm/reports/prefix_tree.py",
+        "if a[at - 1].isspace()",
+        "if a",
+        "tests/jobs/test_prefix_tree.py::test_a_shared_text_ends_with_a_word",
+    ),
+    Mutant(
+        "a_full_timeline_forgets_every_second_point",
+        RECORDER,
+        "self._sums.reshape(half, 2, -1).sum(axis=1)",
+        "self._sums.reshape(half, 2, -1)[:, 0]",
+        IN_RECORDER + "test_a_timeline_is_bounded_and_loses_nothing",
+    ),
+    Mutant(
+        "a_prefill_that_goes_on_is_nobodys",
+        RECORDER,
+        "spent_s[num_decodes] += self._unfinished_s",
+        "pass",
+        IN_RECORDER + "test_the_prefill_of_a_request_is_its_groups_in_all_steps_that_it_takes",
+    ),
+    Mutant(
+        "the_environment_makes_a_log_a_terminal",
+        "batchllm/cli/commands.py",
+        "force_terminal=is_terminal, ",
+        "",
+        "tests/jobs/test_cli.py::test_a_log_has_no_control_codes_whatever_the_environment_wishes",
+    ),
+    Mutant(
+        "metrics_are_written_where_they_are_read",
+        "batchllm/reports/metrics.py",
+        "        os.replace(file.name, target)",
+        "        target.write_bytes(content), os.unlink(file.name)",
+        "tests/jobs/test_metrics.py::test_the_file_is_replaced_now_and_then_and_in_the_end",
     ),
 ]

@@ -131,40 +131,39 @@ class Fuzz {
         const double reader_cost = decide_.between(0, 2);
         const RequestOptions options{.expected_output_tokens = expected,
                                      .score_begin = is_scored ? score_begin : std::span<const int32_t>(),
-                                     .reader_cost = reader_cost,
-                                     .tokens_owner = job};
+                                     .reader_cost = reader_cost};
         const std::span<const int64_t> indptr(job->indptr);
-        const Prompts prompts(job->tokens, indptr, 0, prompt_of_request);
+        const Prompts prompts(job->tokens, indptr, 0, prompt_of_request, job);
         const PrefixTrie trie(Prompts(job->tokens, indptr, 1, prompt_of_request), 1);
         const RequestId first =
             planner_.add_requests(prompts, choose_segments(trie, levels, reader_cost), max_output, options);
-        expect(first + num_requests == static_cast<RequestId>(requests_.size()), "ids follow those there are");
+        expect(first.index + num_requests == static_cast<int32_t>(requests_.size()), "ids follow those there are");
         slots_.resize(int64_t{options_.num_pages} * options_.page_size);
     }
 
     // Some requests are aborted, of those that ended some are forgotten.
     void leave() {
         std::vector<RequestId> aborted, forgotten;
-        const auto known_id = [&] { return decide_.between(0, static_cast<int32_t>(requests_.size()) - 1); };
+        const auto known_id = [&] { return RequestId{decide_.between(0, static_cast<int32_t>(requests_.size()) - 1)}; };
         if (decide_.between(0, 7) == 1) aborted = {known_id(), known_id()};
         const bool all_leave = decide_.between(0, 15) == 1;
         std::vector<bool> refused(requests_.size(), false);
-        for (const auto& [id, why] : planner_.refused()) refused[id] = true;
-        std::erase_if(aborted, [&](RequestId id) { return requests_[id].forgotten; });
+        for (const auto& [id, why] : planner_.refused()) refused[id.index] = true;
+        std::erase_if(aborted, [&](RequestId id) { return requests_[id.index].forgotten; });
         planner_.abort(aborted);
         planner_.audit();
         for (const RequestId id : aborted) {
-            FuzzRequest& request = requests_[id];
-            request.aborted |= !request.finished && !refused[id];
+            FuzzRequest& request = requests_[id.index];
+            request.aborted |= !request.finished && !refused[id.index];
         }
-        for (RequestId id = 0; id < static_cast<RequestId>(requests_.size()); ++id) {
-            FuzzRequest& request = requests_[id];
-            const bool is_over = request.finished || request.aborted || refused[id];
+        for (RequestId id{0}; id.index < static_cast<int32_t>(requests_.size()); ++id.index) {
+            FuzzRequest& request = requests_[id.index];
+            const bool is_over = request.finished || request.aborted || refused[id.index];
             if (request.forgotten || !is_over || !(all_leave || decide_.between(0, 7) == 1)) continue;
             check_output(id);
             forgotten.push_back(id);
             request.forgotten = true;
-            request.was_refused = refused[id];
+            request.was_refused = refused[id.index];
         }
         planner_.forget(forgotten);
         counts_.aborted += static_cast<int64_t>(aborted.size());
@@ -172,7 +171,7 @@ class Fuzz {
     }
 
     void check_output(RequestId id) const {
-        const FuzzRequest& request = requests_[id];
+        const FuzzRequest& request = requests_[id.index];
         const std::vector<TokenId> output(request.context.begin() + request.prompt_length, request.context.end());
         expect(std::ranges::equal(planner_.output_tokens(id), output), "outputs are kept");
     }
@@ -197,7 +196,7 @@ class Fuzz {
             const size_t logit = sampled.size();
             if (logit == batch.logit_rows.size() || batch.logit_rows[logit] != batch.span_indptr[span + 1] - 1)
                 continue;
-            FuzzRequest& request = requests_[batch.logit_request_ids[logit]];
+            FuzzRequest& request = requests_[batch.logit_request_ids[logit].index];
             expect(context == request.context, "a request reads its own context");
             expect(!request.finished && !request.aborted, "a request that finished or was aborted does not run");
             sampled.push_back(next_token(context));
@@ -209,7 +208,7 @@ class Fuzz {
         check_own_rows(batch);
         check_scores(batch);
         for (const RequestId id : planner_.commit(sampled, finished)) {
-            FuzzRequest& request = requests_[id];
+            FuzzRequest& request = requests_[id.index];
             const auto num_output = static_cast<int32_t>(request.context.size()) - request.prompt_length;
             expect(!request.finished && num_output == std::min(request.ends_at, request.max_output_tokens),
                    "a request finishes once, when it ends");
@@ -240,7 +239,7 @@ class Fuzz {
         for (int32_t span = 0; span < batch.num_spans(); ++span) {
             if (logit == batch.logit_rows.size() || batch.logit_rows[logit] != batch.span_indptr[span + 1] - 1)
                 continue;
-            FuzzRequest& request = requests_[batch.logit_request_ids[logit++]];
+            FuzzRequest& request = requests_[batch.logit_request_ids[logit++].index];
             const int32_t own = batch.link_segment[batch.link_indptr[span + 1] - 1];
             const int32_t end = batch.span_begin[span] + batch.span_indptr[span + 1] - batch.span_indptr[span];
             if (request.own_begin < 0) request.own_begin = batch.segment_begin[own];
@@ -264,7 +263,7 @@ class Fuzz {
             std::vector<TokenId> seen = context_of(batch, span);
             seen.resize(batch.positions[row] + 1);
             for (int32_t j = batch.scores_indptr[i]; j < batch.scores_indptr[i + 1]; ++j) {
-                FuzzRequest& request = requests_[batch.score_request_ids[j]];
+                FuzzRequest& request = requests_[batch.score_request_ids[j].index];
                 expect(request.next_score == batch.positions[row] + 1, "each token is scored once, in order");
                 expect(std::equal(seen.begin(), seen.end(), request.context.begin()), "a score is of its own context");
                 expect(request.context[request.next_score] == batch.score_token_ids[j], "a score is of its own token");
@@ -279,7 +278,7 @@ class Fuzz {
         expect(stats.peak_pages <= options_.num_pages, "the pool is never exceeded");
         int64_t num_restarts = 0;
         std::vector<bool> refused(requests_.size(), false);
-        for (const auto& [id, why] : planner_.refused()) refused[id] = true;
+        for (const auto& [id, why] : planner_.refused()) refused[id.index] = true;
         bool any_aborted = false;
         for (size_t id = 0; id < requests_.size(); ++id) {
             const FuzzRequest& request = requests_[id];
@@ -290,7 +289,7 @@ class Fuzz {
             const int32_t pages = (longest + options_.page_size - 1) / options_.page_size;
             expect(refused[id] == (pages > options_.num_pages), "refused are those that do not fit alone");
             if (request.finished) expect(request.next_score >= request.prompt_length, "every token is scored");
-            if (!request.forgotten) check_output(static_cast<RequestId>(id));
+            if (!request.forgotten) check_output(RequestId{static_cast<int32_t>(id)});
             num_restarts += request.num_restarts;
         }
         expect(num_restarts <= stats.preemptions, "work is done again once for a preemption");

@@ -17,7 +17,7 @@ struct Job {
     Prompts prompts(int32_t drop_last = 0) const {
         return Prompts(tokens, std::span<const int64_t>(indptr), drop_last);
     }
-    std::vector<TokenId> prompt(RequestId request) const {
+    std::vector<TokenId> prompt(RequestIndex request) const {
         return {tokens.begin() + indptr[request], tokens.begin() + indptr[request + 1]};
     }
     void add(const std::vector<TokenId>& prompt) {

@@ -76,7 +76,7 @@ TEST_CASE("a segment without readers is never computed") {
     Job job;
     job.add({1, 2, 3});
     job.add({1, 2, 4});
-    const Segments segments({kNone, 0}, {0, 1}, {1, 2}, {0, 0}, {0, kNone});
+    const Segments segments({kNoSegment, {0}}, {0, 1}, {1, 2}, {0, 0}, {{0}, kNoSegment});
     BatchPlanner planner({.num_pages = 8, .page_size = 1, .max_batch_tokens = 16});
     planner.add_requests(job.prompts(), segments, std::vector{1, 1});
     const auto batch = planner.next_batch();
@@ -152,7 +152,7 @@ TEST_CASE("a source outlives its own readers, forgotten or not, while it is borr
     REQUIRE(step(planner));
     CHECK(planner.stats().finished == 2);
     CHECK(planner.stats().borrowed_prompt_tokens == 3);
-    planner.forget(std::vector<RequestId>{0, 1});
+    planner.forget(std::vector<RequestId>{{0}, {1}});
     planner.audit();
     while (step(planner)) {
     }

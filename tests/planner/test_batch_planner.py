@@ -318,9 +318,9 @@ def test_next_batch_and_commit_alternate() -> None:
         planner.commit(np.zeros(2, np.int32))
     with pytest.raises(ValueError, match="finished: expected 1 entries, as sampled has, got 0"):
         planner.commit(np.zeros(1, np.int32), np.zeros(0, bool))
-    with pytest.raises(TypeError, match="finished: expected dtype"):
+    with pytest.raises(TypeError, match="finished: expected bool, got int8"):
         planner.commit(np.zeros(1, np.int32), np.zeros(1, np.int8))
-    with pytest.raises(TypeError, match="sampled: expected dtype"):
+    with pytest.raises(TypeError, match="sampled: expected int32, got int64"):
         planner.commit(np.zeros(1, np.int64))
     assert planner.commit(np.array([5], np.int32)).tolist() == []  # a refused commit changed nothing
     planner.next_batch()

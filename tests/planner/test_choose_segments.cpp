@@ -53,8 +53,10 @@ class Table {
 
 double value_of(const Segments& segments, double reader_cost) {
     int64_t num_links = 0;
-    for (RequestId request = 0; request < segments.num_requests(); ++request) {
-        for (SegmentId s = segments.request_segment()[request]; s != kNone; s = segments.parent()[s]) ++num_links;
+    for (RequestIndex request = 0; request < segments.num_requests(); ++request) {
+        for (SegmentId s = segments.request_segment()[request]; s != kNoSegment; s = segments.parent()[s.index]) {
+            ++num_links;
+        }
     }
     return static_cast<double>(segments.saved_tokens()) - reader_cost * static_cast<double>(num_links);
 }
@@ -92,7 +94,7 @@ TEST_CASE("detaching a reader takes its share of the counts") {
     for (int i = 0; i < 500; ++i) {
         const Job job = random.job(20, 0);
         Segments segments = choose_segments(PrefixTrie(job.prompts()), SharingLevels::kAny);
-        for (RequestId request = 0; request < segments.num_requests(); ++request) {
+        for (RequestIndex request = 0; request < segments.num_requests(); ++request) {
             segments.detach(request);
             segments.detach(request);  // a loner has nothing to lose
             const Segments again(segments.parent(), segments.token_begin(), segments.token_end(),

@@ -24,7 +24,7 @@ TEST_CASE("the first wrong prompt is reported, on any number of threads") {
     const std::vector<int32_t> max_output_tokens(2048, 1);
     for (const int num_threads : {1, 2, 3}) check_job(job.prompts(), segments, max_output_tokens, {}, num_threads);
 
-    for (const RequestId wrong : {2047, 1027, 1025, 1024}) {  // from now on the smallest of several
+    for (const RequestIndex wrong : {2047, 1027, 1025, 1024}) {  // from now on the smallest of several
         job.tokens[wrong * 600 + 17] = 99;
         for (const int num_threads : {1, 2, 3}) {
             std::string message;
@@ -34,8 +34,8 @@ TEST_CASE("the first wrong prompt is reported, on any number of threads") {
                 message = error.what();
             }
             const SegmentId segment = segments.request_segment()[wrong];
-            CHECK(message == "request " + std::to_string(wrong) + " reads segment " + std::to_string(segment) +
-                                 " (owner_request " + std::to_string(segments.owner_request()[segment]) +
+            CHECK(message == "request " + std::to_string(wrong) + " reads segment " + std::to_string(segment.index) +
+                                 " (owner_request " + std::to_string(segments.owner_request()[segment.index]) +
                                  "), but their prompts differ at token 17");
         }
     }

@@ -16,16 +16,16 @@ namespace {
 // std::sort of whole rows, and the common prefixes of neighbours.
 SortedRows plainly_sorted(const Job& job, int32_t drop_last) {
     const Prompts prompts = job.prompts(drop_last);
-    const auto row = [&](RequestId request) {
+    const auto row = [&](RequestIndex request) {
         const auto tokens = prompts.row(request);
         return std::vector<TokenId>(tokens.begin(), tokens.end());
     };
-    SortedRows rows = {std::vector<RequestId>(prompts.num_requests()), {}};
+    SortedRows rows = {std::vector<RequestIndex>(prompts.num_requests()), {}};
     std::iota(rows.order.begin(), rows.order.end(), 0);
     std::sort(rows.order.begin(), rows.order.end(),
-              [&](RequestId a, RequestId b) { return std::pair(row(a), a) < std::pair(row(b), b); });
+              [&](RequestIndex a, RequestIndex b) { return std::pair(row(a), a) < std::pair(row(b), b); });
     std::vector<TokenId> before;
-    for (const RequestId request : rows.order) {
+    for (const RequestIndex request : rows.order) {
         const std::vector<TokenId> tokens = row(request);
         const auto parting = std::mismatch(tokens.begin(), tokens.end(), before.begin(), before.end()).first;
         rows.lcp.push_back(static_cast<int32_t>(parting - tokens.begin()));

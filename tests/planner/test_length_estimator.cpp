@@ -40,10 +40,10 @@ TEST_CASE("bins cover every length once, and are at most an eighth of it wide") 
 
 TEST_CASE("nothing is believed to end before something did") {
     LengthEstimator outputs;
-    CHECK(outputs.expected(7, 0) == INT32_MAX);
+    CHECK(outputs.expected(RequestId{7}, 0) == INT32_MAX);
     outputs = watch(std::vector<int32_t>(100, 1000), 999);
     CHECK(outputs.num_ended() == 0);
-    CHECK(outputs.expected(7, 0) == INT32_MAX);
+    CHECK(outputs.expected(RequestId{7}, 0) == INT32_MAX);
 }
 
 TEST_CASE("requests are expected to end together as the population does") {
@@ -53,7 +53,7 @@ TEST_CASE("requests are expected to end together as the population does") {
     for (const int32_t length : {0, 500}) {  // from the start, and of those that came to 500
         for (const int32_t stride : {1, 16}) {
             std::vector<int32_t> expected;
-            for (RequestId id = 0; id < 1000; ++id) expected.push_back(outputs.expected(id * stride, length));
+            for (int32_t id = 0; id < 1000; ++id) expected.push_back(outputs.expected(RequestId{id * stride}, length));
             std::sort(expected.begin(), expected.end());
             for (const double share : {0.0, 0.3, 0.5, 0.8}) {
                 const double truth = length + (1000 - length) * (0.1 + 0.9 * share);  // less the shortest tenth
@@ -62,7 +62,7 @@ TEST_CASE("requests are expected to end together as the population does") {
             }
         }
     }
-    CHECK(outputs.expected(7, 5000) == INT32_MAX);  // nobody came that far
+    CHECK(outputs.expected(RequestId{7}, 5000) == INT32_MAX);  // nobody came that far
 }
 
 TEST_CASE("the short ones, which finish first, do not mislead") {
@@ -73,7 +73,7 @@ TEST_CASE("the short ones, which finish first, do not mislead") {
     CHECK(outputs.num_ended() == 100);
     const auto count_unknown = [&](int32_t length) {
         int32_t count = 0;
-        for (RequestId id = 0; id < 1000; ++id) count += outputs.expected(id, length) == INT32_MAX;
+        for (int32_t id = 0; id < 1000; ++id) count += outputs.expected(RequestId{id}, length) == INT32_MAX;
         return count;
     };
     CHECK(count_unknown(0) > 500);
@@ -81,13 +81,13 @@ TEST_CASE("the short ones, which finish first, do not mislead") {
     CHECK(count_unknown(20) == 1000);
     outputs = watch(lengths, 500);
     CHECK(count_unknown(0) < 20);
-    CHECK(outputs.expected(7, 20) >= 500);
-    CHECK(outputs.expected(7, 20) <= 560);
+    CHECK(outputs.expected(RequestId{7}, 20) >= 500);
+    CHECK(outputs.expected(RequestId{7}, 20) <= 560);
 }
 
 TEST_CASE("one output is no certainty") {
     LengthEstimator outputs = watch({5}, 5);
     int32_t num_unknown = 0;
-    for (RequestId id = 0; id < 1000; ++id) num_unknown += outputs.expected(id, 0) == INT32_MAX;
+    for (int32_t id = 0; id < 1000; ++id) num_unknown += outputs.expected(RequestId{id}, 0) == INT32_MAX;
     CHECK(num_unknown > 500);
 }

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "attention/append_kv.h"
-#include "ops/element_type.h"
+#include "rows/element_type.h"
 #include "rows/row_ops.h"
 #include "simt/emulator/findings.h"
 #include "simt/emulator/memory.h"

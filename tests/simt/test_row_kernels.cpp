@@ -6,8 +6,8 @@
 #include <random>
 #include <vector>
 
-#include "ops/element_type.h"
 #include "rows/cuda/rms_norm_kernel.cuh"
+#include "rows/element_type.h"
 #include "simt/emulator/findings.h"
 #include "simt/emulator/memory.h"
 #include "simt/emulator/shadow.h"

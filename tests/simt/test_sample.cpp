@@ -1,4 +1,4 @@
-// sample's kernel, executed on the emulator, against the CPU's, which tests/ops/test_sample.py holds to float64. Built
+// sample's kernel, executed on the emulator, against the CPU's, which tests/rows/test_sample.py holds to float64. Built
 // twice, with fast and with checked kernels.
 #include <doctest/doctest.h>
 
@@ -7,8 +7,8 @@
 #include <random>
 #include <vector>
 
-#include "ops/element_type.h"
 #include "rows/cuda/sample_kernel.cuh"
+#include "rows/element_type.h"
 #include "rows/row_ops.h"
 #include "simt/emulator/findings.h"
 #include "simt/emulator/memory.h"

@@ -19,10 +19,10 @@ TEST_CASE("every policy ends, within the pool, with every output") {
     RandomJobs random(3);
     for (int round = 0; round < 400; ++round) {
         const Job job = random.job(30, 1);
-        const RequestId num_requests = job.prompts().num_requests();
+        const RequestIndex num_requests = job.prompts().num_requests();
         std::vector<int32_t> outputs, bounds;
         int64_t largest = 0;
-        for (RequestId request = 0; request < num_requests; ++request) {
+        for (RequestIndex request = 0; request < num_requests; ++request) {
             outputs.push_back(random.between(1, 12));
             bounds.push_back(outputs.back() + random.between(0, 3));
             largest = std::max<int64_t>(largest, job.prompts().prompt_length(request) + bounds.back() - 1);

@@ -21,8 +21,8 @@ Job job_of(const std::vector<std::vector<TokenId>>& prompts) {
 struct Tree {
     explicit Tree(const Job& job) : prompts(job.prompts()), index(prompts), tree(prompts, index) {}
     // Where a request's stored prefix ends, and how long it is.
-    int32_t stored(RequestId request) { return tree.depth(tree.match(request, prompts.prompt_length(request))); }
-    void insert(RequestId request) { tree.insert(request, prompts.prompt_length(request)); }
+    int32_t stored(RequestIndex request) { return tree.depth(tree.match(request, prompts.prompt_length(request))); }
+    void insert(RequestIndex request) { tree.insert(request, prompts.prompt_length(request)); }
 
     Prompts prompts;
     PromptIndex index;
@@ -36,8 +36,8 @@ TEST_CASE("common prefixes of two prompts are those of their tokens") {
     for (int round = 0; round < 200; ++round) {
         const Job job = random.job(20, 0);
         const PromptIndex index(job.prompts());
-        for (RequestId a = 0; a < job.prompts().num_requests(); ++a) {
-            for (RequestId b = 0; b < job.prompts().num_requests(); ++b) {
+        for (RequestIndex a = 0; a < job.prompts().num_requests(); ++a) {
+            for (RequestIndex b = 0; b < job.prompts().num_requests(); ++b) {
                 const auto left = job.prompt(a), right = job.prompt(b);
                 const auto parting = std::mismatch(left.begin(), left.end(), right.begin(), right.end()).first;
                 CHECK(index.common_prefix(a, b) == parting - left.begin());
@@ -110,18 +110,18 @@ TEST_CASE("what waiting requests match is evicted after all else") {
 TEST_CASE("waiting requests come depth-first, heavier children first, a node's own after its children") {
     const Job job = job_of({{5}, {1, 1}, {2, 2, 3}, {2, 2, 4}, {2, 7}, {1, 9}, {2, 2, 3, 6}});
     Tree it(job);
-    for (const RequestId request : {0, 2, 3, 4, 5}) {
+    for (const RequestIndex request : {0, 2, 3, 4, 5}) {
         it.tree.add_waiting(request, it.prompts.prompt_length(request), request);
     }
-    CHECK(it.tree.first_waiting(10) == std::vector<RequestId>{0, 2, 3, 4, 5});
+    CHECK(it.tree.first_waiting(10) == std::vector<RequestIndex>{0, 2, 3, 4, 5});
     it.insert(1);  // 5 waits at its first token
-    CHECK(it.tree.first_waiting(10) == std::vector<RequestId>{5, 0, 2, 3, 4});
+    CHECK(it.tree.first_waiting(10) == std::vector<RequestIndex>{5, 0, 2, 3, 4});
     it.insert(6);  // 2 waits at 2 2 3, 3 at 2 2, 4 at 2: three below one child outweigh one
-    CHECK(it.tree.first_waiting(10) == std::vector<RequestId>{2, 3, 4, 5, 0});
-    CHECK(it.tree.first_waiting(2) == std::vector<RequestId>{2, 3});
+    CHECK(it.tree.first_waiting(10) == std::vector<RequestIndex>{2, 3, 4, 5, 0});
+    CHECK(it.tree.first_waiting(2) == std::vector<RequestIndex>{2, 3});
     it.tree.remove_waiting(3);
     it.tree.remove_waiting(2);
-    CHECK(it.tree.first_waiting(10) == std::vector<RequestId>{5, 4, 0});
+    CHECK(it.tree.first_waiting(10) == std::vector<RequestIndex>{5, 4, 0});
     it.tree.evict(100);
-    CHECK(it.tree.first_waiting(10) == std::vector<RequestId>{0, 4, 5});
+    CHECK(it.tree.first_waiting(10) == std::vector<RequestIndex>{0, 4, 5});
 }

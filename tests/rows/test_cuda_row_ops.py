@@ -14,7 +14,7 @@ from torch import Tensor
 import batchllm_ext as ext
 from batchllm.device.ops import CpuOps, GpuOps
 from tests.gpu import OnGpu, current_stream, needs_build
-from tests.ops.test_row_ops import normal
+from tests.rows.test_row_ops import normal
 
 
 def arguments(dtype: type = np.float16) -> dict[str, dict[str, np.ndarray]]:
@@ -60,15 +60,19 @@ def test_the_tensor_that_does_not_fit_is_named():
     wide, half = arguments(np.float32), arguments()
     transposed = np.ones((3, 8, 2), np.float16).transpose(0, 2, 1)
     for op, name, array, message in (
-        ("rms_norm", "weight", half["rms_norm"]["weight"][:4], "size is 4, but x has 8"),
         ("rms_norm", "weight", wide["rms_norm"]["weight"], "expected float16, got float32"),
         ("rms_norm", "delta", wide["rms_norm"]["delta"], "expected float16, got float32"),
         ("rms_norm", "x", np.ones((3, 2, 8), np.int32), "expected float32 or bfloat16 or float16, got int32"),
-        ("rms_norm", "out", transposed, "expected stride 1 in its last dimension, got 2"),
         ("rotate", "cos", np.ones((3, 4), np.float16), "expected float32, got float16"),
+        ("silu_and_mul", "out", wide["silu_and_mul"]["out"], "expected float16, got float32"),
+    ):
+        with pytest.raises(TypeError, match=f"^{name}: {message}"):
+            call_on(99, op, **{name: OnGpu(array, 99)})
+    for op, name, array, message in (
+        ("rms_norm", "weight", half["rms_norm"]["weight"][:4], "size is 4, but x has 8"),
+        ("rms_norm", "out", transposed, "expected stride 1 in its last dimension, got 2"),
         ("rotate", "sin", np.ones((3, 3), np.float32), "size / 2 is 3, but x has 4"),
         ("silu_and_mul", "gate_up", np.ones((3, 8), np.float16), "2 size is 8, but out has 16"),
-        ("silu_and_mul", "out", wide["silu_and_mul"]["out"], "expected float16, got float32"),
     ):
         with pytest.raises(ValueError, match=f"^{name}: {message}"):
             call_on(99, op, **{name: OnGpu(array, 99)})
@@ -90,7 +94,7 @@ def test_no_rows_need_no_gpu(op: str):
 
 @pytest.mark.parametrize("op", OPS)
 def test_float16_is_refused_on_the_cpu(op: str):
-    with pytest.raises(ValueError, match="expected float32 or bfloat16, got float16"):
+    with pytest.raises(TypeError, match="expected float32 or bfloat16, got float16"):
         getattr(ext, op)(**arguments()[op], **({"eps": 1e-6} if op == "rms_norm" else {}))
 
 
@@ -173,14 +177,19 @@ def test_the_tensor_of_a_layer_that_does_not_fit_is_named():
     half, single = np.ones((3, 4, 24), np.float16), np.ones((3, 4, 16), np.float32)
     for name, array, message in (
         ("qkv", single, "qkv: expected bfloat16 or float16, got float32"),
+        ("sin", np.ones((3, 8), np.float16), "sin: expected float32, got float16"),
+        ("q_norm", np.ones(16, np.float32), "q_norm: expected float16, got float32"),
+    ):
+        tensors = {key: OnGpu(value, 99) for key, value in (layer_arguments() | {name: array}).items()}
+        with pytest.raises(TypeError, match=f"^{message}"):
+            ext.norm_rotate_append(**tensors)
+    for name, array, message in (
         ("qkv", half, "qkv: expected a size of at most 256 and a multiple of 16, got 24"),
         ("qkv", half[:, :1, :16], "qkv: expected at least 2 heads, those of k and v, got 1"),
         ("cos", np.ones((3, 4), np.float32), "cos: size / 2 is 4, but qkv has 8"),
-        ("sin", np.ones((3, 8), np.float16), "sin: expected float32, got float16"),
         ("slots", np.arange(4), "slots: num_rows is 4, but qkv has 3"),
         ("v_pages", np.ones((2, 4, 1, 8), np.float16), "v_pages: size is 8, but qkv has 16"),
         ("k_norm", np.ones(8, np.float16), "k_norm: size is 8, but qkv has 16"),
-        ("q_norm", np.ones(16, np.float32), "q_norm: expected float16, got float32"),
     ):
         tensors = {key: OnGpu(value, 99) for key, value in (layer_arguments() | {name: array}).items()}
         with pytest.raises(ValueError, match=f"^{message}"):

@@ -1,8 +1,9 @@
-#include "bindings/dlpack_tensor.h"
+#include "bindings/array_in.h"
 
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include "cuda/stream.h"
@@ -26,6 +27,7 @@ ElementType element_type(dlpack::DLDataType type) {
     if (is(dlpack::kUInt, 16)) return ElementType::kUInt16;
     if (is(dlpack::kInt, 32)) return ElementType::kInt32;
     if (is(dlpack::kInt, 64)) return ElementType::kInt64;
+    if (is(dlpack::kBool, 8)) return ElementType::kBool;
     return ElementType::kOther;
 }
 
@@ -42,18 +44,16 @@ std::string device_text(dlpack::DLDevice device) {
     return "DLPack device type " + to_text(device.device_type);
 }
 
-// Native formats of the struct module.
-ElementType element_type(const char* format, int64_t bytes) {
+// Native formats of the struct module that are numbers.
+std::optional<dlpack::DLDataType> data_type(const char* format, int64_t bytes) {
     if (*format == '@' || *format == '=' || *format == '<') ++format;  // the machines we build for are little endian
-    if (std::strlen(format) != 1) return ElementType::kOther;
-    const bool is_signed = std::strchr("bhilq", *format) != nullptr;
-    if (*format == 'd' && bytes == 8) return ElementType::kFloat64;
-    if (*format == 'f' && bytes == 4) return ElementType::kFloat32;
-    if (*format == 'H' && bytes == 2) return ElementType::kUInt16;
-    if (*format == 'e' && bytes == 2) return ElementType::kFloat16;
-    if (is_signed && bytes == 4) return ElementType::kInt32;
-    if (is_signed && bytes == 8) return ElementType::kInt64;
-    return ElementType::kOther;
+    if (std::strlen(format) != 1) return std::nullopt;
+    const auto bits = static_cast<uint8_t>(8 * bytes);
+    if (*format == '?') return dlpack::DLDataType{dlpack::kBool, bits, 1};
+    if (std::strchr("bhilqn", *format) != nullptr) return dlpack::DLDataType{dlpack::kInt, bits, 1};
+    if (std::strchr("BHILQN", *format) != nullptr) return dlpack::DLDataType{dlpack::kUInt, bits, 1};
+    if (std::strchr("efd", *format) != nullptr) return dlpack::DLDataType{dlpack::kFloat, bits, 1};
+    return std::nullopt;
 }
 
 const dlpack::DLPackExchangeApi* exchange_api_of(py::handle type) {
@@ -124,6 +124,8 @@ const char* element_type_name(ElementType type) {
             return "int32";
         case ElementType::kInt64:
             return "int64";
+        case ElementType::kBool:
+            return "bool";
         default:
             return "other";
     }
@@ -131,6 +133,10 @@ const char* element_type_name(ElementType type) {
 
 void Tensor::fail(const std::string& message) const {
     throw py::value_error(std::string(name_) + ": " + message);
+}
+
+void Tensor::fail_type(const std::string& message) const {
+    throw py::type_error(std::string(name_) + ": " + message);
 }
 
 Tensor::Tensor(const char* name, py::handle object, Where where) : name_(name), where_(where) {
@@ -156,8 +162,9 @@ void Tensor::take_buffer(py::handle object) {
     element_bytes_ = buffer.itemsize;
     read_only_ = buffer.readonly;
     const char* const format = buffer.format == nullptr ? "B" : buffer.format;
-    type_ = element_type(format, buffer.itemsize);
-    if (type_ == ElementType::kOther) type_text_ = std::string("format '") + format + "'";
+    const std::optional<dlpack::DLDataType> type = data_type(format, buffer.itemsize);
+    if (type) type_ = element_type(*type);
+    if (type_ == ElementType::kOther) type_text_ = type ? type_text(*type) : std::string("format '") + format + "'";
     for (int dim = 0; dim < num_dims_; ++dim) {
         shape_[dim] = buffer.shape[dim];
         if (type_ == ElementType::kOther) continue;  // refused later; such elements may have no bytes
@@ -187,8 +194,8 @@ void Tensor::take_dlpack(py::handle object) {
 
 py::object Tensor::export_capsule(py::handle object) const {
     if (!py::hasattr(object, "__dlpack__")) {
-        fail("expected a NumPy array or a tensor with __dlpack__, got " +
-             std::string(py::str(py::type::handle_of(object).attr("__name__"))));
+        fail_type("expected an array with the buffer protocol or __dlpack__, got " +
+                  std::string(py::str(py::type::handle_of(object).attr("__name__"))));
     }
     try {
         const py::object export_tensor = object.attr("__dlpack__");
@@ -239,7 +246,7 @@ void Tensor::take_device(dlpack::DLDevice device) {
     }
     std::string reason;
     if (is_cuda) {
-        reason = where_ == Where::kCpu ? ": plans are made on the CPU, and attention on a GPU takes a DevicePlan"
+        reason = where_ == Where::kCpu ? ": only kernels take CUDA tensors, attention with a DevicePlan"
                                        : ": this build has no CUDA kernels: rebuild with BATCHLLM_CUDA=ON";
     }
     const char* const expected = where_ == Where::kCuda && !is_cuda ? "CUDA" : "CPU";
@@ -258,7 +265,7 @@ void Tensor::expect_type(std::initializer_list<ElementType> types) const {
         names += element_type_name(type);
     }
     const std::string got = type_ == ElementType::kOther ? type_text_ : element_type_name(type_);
-    fail("expected " + names + ", got " + got);
+    fail_type("expected " + names + ", got " + got);
 }
 
 void Tensor::expect_device_of(const Tensor& other) const {
@@ -327,7 +334,7 @@ int32_t int32_size(const Dim& dim) {
 namespace {
 
 template <typename T>
-std::span<const T> index_array(const Tensor& tensor, ElementType type) {
+std::span<const T> elements(const Tensor& tensor, ElementType type) {
     tensor.expect_type({type});
     if (tensor.num_dims() != 1) {
         throw py::value_error(std::string(tensor.name()) + ": expected 1 dimension, got " + to_text(tensor.num_dims()));
@@ -339,27 +346,20 @@ std::span<const T> index_array(const Tensor& tensor, ElementType type) {
 }  // namespace
 
 std::span<const int32_t> int32_array(const Tensor& tensor) {
-    return index_array<int32_t>(tensor, ElementType::kInt32);
+    return elements<int32_t>(tensor, ElementType::kInt32);
 }
 std::span<const int64_t> int64_array(const Tensor& tensor) {
-    return index_array<int64_t>(tensor, ElementType::kInt64);
+    return elements<int64_t>(tensor, ElementType::kInt64);
+}
+std::span<const uint8_t> bool_array(const Tensor& tensor) {
+    return elements<uint8_t>(tensor, ElementType::kBool);
 }
 
-py::object new_output(const char* name, py::handle q, NewType type, std::initializer_list<int64_t> shape) {
-    py::tuple size(shape.size());
-    size_t dim = 0;
-    for (int64_t extent : shape) size[dim++] = extent;
-
-    const std::string library = py::str(py::type::handle_of(q).attr("__module__"));
-    const bool is_torch = library == "torch" || library.starts_with("torch.");
-    const bool is_numpy = library == "numpy" || library.starts_with("numpy.");
-    if (!is_torch && !is_numpy) {
-        throw py::value_error(std::string(name) + ": expected a tensor to write to, since q is of " + library +
-                              ", for which none can be made; pass " + name + "=");
-    }
-    const py::module_ module = py::module_::import(is_torch ? "torch" : "numpy");
-    const py::object empty = is_torch ? q.attr("new_empty") : module.attr("empty");
-    return empty(size, py::arg("dtype") = type == NewType::kLikeQ ? q.attr("dtype") : module.attr("float32"));
+std::shared_ptr<const Tensor> keep_tensor(const char* name, py::handle object) {
+    return {new Tensor(name, object), [](const Tensor* kept) {
+                const py::gil_scoped_acquire locked;
+                delete kept;
+            }};
 }
 
 }  // namespace batchllm

@@ -182,26 +182,35 @@ F32, BF16, I32 = torch.float32, torch.bfloat16, torch.int32
     [
         (lambda x: ext.rms_norm(x, x[0, :4], eps=0, out=x), "weight: size is 4, but x has 8"),
         (lambda x: ext.rms_norm(x, x[0], eps=0, out=x[:2]), "out: num_rows is 2, but x has 3"),
-        (lambda x: ext.rms_norm(x, x[0], eps=0, out=x, delta=x.to(BF16)), "delta: expected float32, got bfloat16"),
         (lambda x: ext.rms_norm(x, x[0], eps=0, out=x[:, None].expand(3, 2, 8)), "out: num_heads is 2, but x has 1"),
         (lambda x: ext.rms_norm(x, x[0], eps=0, out=x[:1].expand(3, 8)), "out: expected its own memory"),
         (lambda x: ext.rms_norm(x.T, x[:, 0], eps=0, out=x.T), "x: expected stride 1 in its last dimension, got 8"),
         (lambda x: ext.rotate(x, x, x), "x: expected 3 dimensions"),
         (lambda x: ext.rotate(x[:, None, :5], x, x), "x: expected an even size, got 5"),
         (lambda x: ext.rotate(x[:, None], x, x), "cos: size / 2 is 8, but x has 4"),
-        (lambda x: ext.rotate(x[:, None], x[:, :4].to(BF16), x[:, :4]), "cos: expected float32, got bfloat16"),
         (lambda x: ext.silu_and_mul(x, out=x), "gate_up: 2 size is 8, but out has 16"),
-        (lambda x: ext.silu_and_mul(x.to(I32), out=x[:, :4]), "gate_up: expected float32 or bfloat16, got int32"),
-        (lambda x: ext.mask_logits(x, x[:, :1]), "allowed: expected int32, got float32"),
         (
             lambda x: ext.mask_logits(x, x.to(I32)),
             "allowed: vocab_size / 32, rounded up is 8, but logits has 1",
         ),
         (lambda x: ext.mask_logits(x[:1].expand(3, 8), x[:, :1].to(I32)), "logits: expected its own memory"),
-        (lambda x: ext.argmax_and_lse(x, token_ids=x[:, 0], lse=x[:, 0]), "token_ids: expected int32, got float32"),
         (lambda x: ext.silu_and_mul(x, out=x[:, :4], num_threads=-1), "num_threads: expected at least 0, got -1"),
     ],
 )
 def test_errors_name_the_tensor_and_what_was_expected(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
+        call(torch.zeros(3, 8))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: ext.rms_norm(x, x[0], eps=0, out=x, delta=x.to(BF16)), "delta: expected float32, got bfloat16"),
+        (lambda x: ext.rotate(x[:, None], x[:, :4].to(BF16), x[:, :4]), "cos: expected float32, got bfloat16"),
+        (lambda x: ext.silu_and_mul(x.to(I32), out=x[:, :4]), "gate_up: expected float32 or bfloat16, got int32"),
+        (lambda x: ext.argmax_and_lse(x, token_ids=x[:, 0], lse=x[:, 0]), "token_ids: expected int32, got float32"),
+    ],
+)
+def test_other_elements_are_type_errors(call, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
         call(torch.zeros(3, 8))

@@ -9,8 +9,8 @@ from batchllm.device.ops import CpuOps, DrawParams
 from batchllm.device.step import NO_SLOT
 from tests.cases import ATTENTION_CASES, Case
 from tests.engine.fake_gpu import FakeDevicePlan, FakeGpuOps
-from tests.ops.test_row_ops import dtypes, normal
 from tests.reference import assert_close, attention_reference, tolerance
+from tests.rows.test_row_ops import dtypes, normal
 
 
 @dtypes

@@ -1,5 +1,7 @@
-// Tensors of other libraries as views: the buffer protocol (NumPy, memoryview) or DLPack (torch, JAX, CuPy, ...).
-// Every check of a caller's tensor is here, and every message names the tensor, the dimension, expected and got.
+// Arrays that come in, as views: by the buffer protocol (NumPy, array.array, memoryview) or DLPack (torch, JAX, CuPy,
+// ...). Every array of every call is received and checked here, so the same mistake is the same exception everywhere:
+// TypeError for what is no array or has other elements, ValueError for all else. A message names the array, the
+// dimension, what was expected and what came.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,12 +11,13 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "bindings/dlpack.h"
 
 namespace batchllm {
 
-enum class ElementType : uint8_t { kFloat64, kFloat32, kBFloat16, kFloat16, kUInt16, kInt32, kInt64, kOther };
+enum class ElementType : uint8_t { kFloat64, kFloat32, kBFloat16, kFloat16, kUInt16, kInt32, kInt64, kBool, kOther };
 
 const char* element_type_name(ElementType type);
 
@@ -26,7 +29,7 @@ class Tensor {
  public:
     static constexpr int kMaxDims = 4;
 
-    // `name` is the argument's name in error messages; it must outlive the tensor. Throws if `object` is no tensor of
+    // `name` is the argument's name in error messages; it must outlive the tensor. Throws if `object` is no array of
     // at most kMaxDims dimensions that lies where it may.
     Tensor(const char* name, pybind11::handle object, Where where = Where::kCpu);
     const char* name() const { return name_; }
@@ -60,6 +63,7 @@ class Tensor {
     void take_device(dlpack::DLDevice device);
     void check_num_dims(int64_t num_dims);
     [[noreturn]] void fail(const std::string& message) const;
+    [[noreturn]] void fail_type(const std::string& message) const;
 
     const char* name_;
     Where where_;
@@ -76,6 +80,8 @@ class Tensor {
     // What keeps the memory alive: one of the two.
     struct Buffer {
         Py_buffer view = {};
+        Buffer() = default;
+        Buffer(const Buffer&) = delete;
         ~Buffer() { PyBuffer_Release(&view); }
     };
     Buffer buffer_;
@@ -99,12 +105,22 @@ void check_shape(const Tensor& tensor, std::initializer_list<Dim*> dims);
 // A size that a plan or a batch holds in int32; ValueError where it does not fit.
 int32_t int32_size(const Dim& dim);
 
-// A one-dimensional, contiguous array of int32.
+// The elements of a one-dimensional, contiguous array of int32, int64 or bool.
 std::span<const int32_t> int32_array(const Tensor& tensor);
 std::span<const int64_t> int64_array(const Tensor& tensor);
+std::span<const uint8_t> bool_array(const Tensor& tensor);
 
-// An uninitialised tensor for the output `name`, of the library that q belongs to (NumPy or torch) and on q's device.
-enum class NewType : uint8_t { kLikeQ, kFloat32 };
-pybind11::object new_output(const char* name, pybind11::handle q, NewType type, std::initializer_list<int64_t> shape);
+// A copy of an array of int32, as T made of each.
+template <typename T = int32_t>
+std::vector<T> int32_copy(const char* name, pybind11::handle object) {
+    const Tensor tensor(name, object);
+    std::vector<T> copy;
+    copy.reserve(int32_array(tensor).size());
+    for (const int32_t value : int32_array(tensor)) copy.push_back(T{value});
+    return copy;
+}
+
+// A tensor that outlives its call: whoever lets it go need not hold the GIL.
+std::shared_ptr<const Tensor> keep_tensor(const char* name, pybind11::handle object);
 
 }  // namespace batchllm

@@ -10,10 +10,10 @@
 
 #include "attention/run_every_thread.h"
 #include "base/ints.h"
-#include "ops/element_type.h"
 #include "rows/cuda/mask_logits_thread.h"
 #include "rows/cuda/rotate_thread.h"
 #include "rows/cuda/silu_and_mul_thread.h"
+#include "rows/element_type.h"
 #include "rows/row_ops.h"
 
 using namespace batchllm;

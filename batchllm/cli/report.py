@@ -1,0 +1,44 @@
+"""`batchllm report OUT.jsonl`: a page about a job that ran."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from batchllm.cli.commands import Overwrite, app, console_of, exit_status, say
+
+
+@app.command()
+def report(
+    output: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="The answers of a job.")],
+    page: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The page.", show_default="OUT.html")
+    ] = None,
+    input: Annotated[
+        Path | None,
+        typer.Option(metavar="IN.jsonl", help="The job's lines.", show_default="what OUT.figures.json names"),
+    ] = None,
+    errors: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Lines without an answer.", show_default="OUT.errors.jsonl, if it is there"),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a page of a job's answers: its steps, what was shared, what failed, and every answer below its prefix.
+
+    The page stands alone: it opens from a file and asks no network. What a run leaves in OUT.figures.json it shows, and
+    without that it says what is missing. No model is needed.
+
+    Exit status: 0 the page was written; 1 it could not be; 2 wrong usage; 130 interrupted; 143 terminated.
+    """
+    log = console_of(sys.stderr)
+    with exit_status(log):
+        from batchllm.reports.html import ReportFiles, write_report
+
+        page = page or output.with_suffix(".html")
+        beside = [output.with_suffix(suffix) for suffix in (".errors.jsonl", ".figures.json")]
+        write_report(ReportFiles(output, page, input, errors or beside[0], beside[1], overwrite))
+        say(log, f"wrote {page}")

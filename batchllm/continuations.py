@@ -1,0 +1,79 @@
+"""Continuations that are given with a prompt: the forms in which they come, and what is asked for to score them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+
+from batchllm.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What is scored of a text: its tokens from `begin` on, given those before."""
+
+    token_ids: list[int]  # of all of it, at least two
+    begin: int  # at least 1, and less than their number
+
+
+def continuation_of(prompt_token_ids: Sequence[int], token_ids: list[int]) -> Continuation:
+    """Of a text that begins with the prompt's: from the first token on that is not the prompt's, too. A tokenizer may
+    join the prompt's end with what follows.
+
+    Raises ValueError where no token follows, or none comes before.
+    """
+    pairs = zip(prompt_token_ids, token_ids, strict=False)
+    begin = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    if begin == len(token_ids):
+        raise ValueError("expected at least one token after the prompt")
+    if begin == 0:
+        raise ValueError("expected a prompt of at least one token before it")
+    return Continuation(token_ids, begin)
+
+
+def continuations_of(continuations: Sequence[Any], num_prompts: int) -> list[list[Any]]:
+    """Those of each prompt, where either all have the same (text or token ids) or each its own list. ValueError for
+    another number of lists, or where there is none of either."""
+    items = list(continuations) if isinstance(continuations, (list, tuple)) else []
+    if not items:
+        raise ValueError(f"continuations: expected a non-empty list, got {continuations!r:.80}")
+
+    def is_one(item: Any) -> bool:
+        if isinstance(item, str):
+            return True
+        is_list = isinstance(item, (list, tuple, np.ndarray)) and len(item) > 0
+        return is_list and all(isinstance(token, (int, np.integer)) for token in item)
+
+    if all(map(is_one, items)):
+        return [items] * num_prompts
+    if len(items) != num_prompts:
+        raise ValueError(f"continuations: expected those of each of {num_prompts} prompts, got {len(items)} lists")
+    for index, mine in enumerate(items):
+        if not isinstance(mine, (list, tuple)) or not mine or not all(map(is_one, mine)):
+            expected = "expected a non-empty list of texts or token ids"
+            raise ValueError(f"continuations[{index}]: {expected}, got {mine!r:.80}")
+    return [list(mine) for mine in items]
+
+
+def scoring_params(begin: int, last_token_ids: list[int]) -> SamplingParams:
+    """Of a request whose prompt is scored from `begin` on, and whose last row is asked for these tokens."""
+    return SamplingParams(
+        temperature=0,
+        max_tokens=1,
+        ignore_eos=True,
+        logprob_token_ids=last_token_ids,
+        prompt_logprobs=0,
+        prompt_logprobs_start=begin,
+    )
+
+
+def probabilities(logprobs: Sequence[float]) -> list[float]:
+    """Of one of several outcomes with these log-probabilities, given that it is one of them."""
+    most = max(logprobs)
+    weights = [math.exp(logprob - most) for logprob in logprobs]
+    return [weight / sum(weights) for weight in weights]

@@ -1,0 +1,125 @@
+"""The lines of an output or errors file, read back; of any program that writes OpenAI's format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from batchllm.jobs.inputs import read_lines
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    text: str | None = None
+    message: _Message | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+class _TokenDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _TokenDetails | None = None
+
+
+class _Body(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    model: str | None = None
+
+
+class _Response(msgspec.Struct):
+    body: _Body | None = None
+
+
+class _Error(msgspec.Struct):
+    code: str | None = None
+    message: str | None = None
+    line: int | None = None
+
+
+class _Record(msgspec.Struct):
+    custom_id: str | None = None
+    response: _Response | None = None
+    error: _Error | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    text: str
+    finish_reason: str | None
+    stop_reason: int | str | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    custom_id: str
+    completions: list[Completion]
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    model: str | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A line without an answer, or a line of the output file that is no record."""
+
+    code: str
+    message: str
+    custom_id: str | None = None
+    line: int | None = None  # of the input
+
+
+@dataclass
+class Answers:
+    answers: list[Answer] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    def read(self, path: Path) -> None:
+        """Adds the records of a file. Raises OSError or ValueError as `read_lines`."""
+        for number, data in enumerate(read_lines(path, str(path)), start=1):
+            if not data.strip():
+                continue
+            try:
+                record = msgspec.json.decode(data, type=_Record)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                self.failures.append(Failure("unreadable_record", f"{path.name}, line {number}: {error}"))
+                continue
+            self._add(record)
+
+    def _add(self, record: _Record) -> None:
+        error, body = record.error, record.response.body if record.response else None
+        if error or not body:
+            code, message, line = (error.code, error.message, error.line) if error else (None, None, None)
+            self.failures.append(Failure(code or "error", message or "without a reason", record.custom_id, line))
+            return
+        usage = body.usage or _Usage()
+        details = usage.prompt_tokens_details or _TokenDetails()
+        completions = [
+            Completion(
+                (choice.message.content if choice.message else choice.text) or "",
+                choice.finish_reason,
+                choice.stop_reason,
+            )
+            for choice in body.choices
+        ]
+        self.answers.append(
+            Answer(
+                record.custom_id or "",
+                completions,
+                usage.prompt_tokens,
+                details.cached_tokens or 0,
+                usage.completion_tokens,
+                body.model,
+            )
+        )

@@ -1,0 +1,27 @@
+"""What a model thinks before it answers, told from its answer by the tags around it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class ReasoningTags(NamedTuple):
+    begin: str
+    end: str
+
+
+THINK_TAGS = ReasoningTags("<think>", "</think>")
+
+
+def split_reasoning(text: str, tags: ReasoningTags, *, is_open: bool) -> tuple[str | None, str | None]:
+    """(reasoning, answer), without the tags. Reasoning is None where there is none, the answer where nothing follows
+    the reasoning, which may have been cut.
+
+    is_open: the text goes on with reasoning that its prompt has begun.
+    """
+    if text.lstrip().startswith(tags.begin):
+        text = text.lstrip().removeprefix(tags.begin)
+    elif not is_open:
+        return None, text
+    reasoning, _, answer = text.partition(tags.end)
+    return reasoning, answer or None

@@ -1,0 +1,37 @@
+"""`logit_bias`: what is added to the logits of some tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from batchllm.request_table import LiveRequest, RequestTable
+from batchllm.sampling.prepared import Prepared, places
+from batchllm.sampling.rules import LogitsRule, Rows
+
+
+class LogitBias(LogitsRule):
+    needs_tokens_before_draw = False
+
+    def bind(self, requests: RequestTable) -> None:
+        self._is_biased = requests.column(bool)
+        self._biases = Prepared(lambda request: request.params.logit_bias, _arrays)
+
+    def add(self, request: LiveRequest) -> None:
+        self._is_biased.values[request.slot] = bool(request.params.logit_bias)
+
+    def concerns(self, rows: Rows) -> np.ndarray | None:
+        return self._is_biased.values[rows.slots]
+
+    def before_draw(self, logits: Tensor, rows: Rows) -> None:
+        token_ids, biases = zip(*(self._biases(rows[row]) for row in range(len(rows))), strict=True)
+        logits[places(token_ids, logits.device)] += torch.as_tensor(np.concatenate(biases), device=logits.device)
+
+    def forget(self, request: LiveRequest) -> None:
+        self._biases.forget(request)
+
+
+def _arrays(logit_bias: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids, int64, and what is added to each, float32."""
+    return np.array(list(logit_bias), np.int64), np.array(list(logit_bias.values()), np.float32)

@@ -1,0 +1,62 @@
+// Arrays that go out: views of what is ours, copies, and new outputs of a caller's library.
+#pragma once
+
+#include <pybind11/numpy.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+#include <span>
+#include <vector>
+
+#include "planner/ids.h"
+
+namespace batchllm {
+
+// What Python sees of elements: ids are int32.
+template <typename T>
+struct PythonElement {
+    using Type = T;
+};
+template <typename Kind>
+struct PythonElement<Id<Kind>> {
+    using Type = int32_t;
+};
+
+// A read-only view, which keeps `owner` alive.
+template <typename T>
+pybind11::array readonly_view(const std::vector<T>& values, pybind11::handle owner) {
+    pybind11::array view(pybind11::dtype::of<typename PythonElement<T>::Type>(), {values.size()}, {sizeof(T)},
+                         values.data(), owner);
+    view.attr("flags").attr("writeable") = false;
+    return view;
+}
+
+// Structs of int32 as the rows of such a view.
+template <typename T>
+pybind11::array_t<int32_t> readonly_rows(std::span<const T> structs, pybind11::handle owner) {
+    constexpr pybind11::ssize_t kFields = sizeof(T) / sizeof(int32_t);
+    const auto num_rows = static_cast<pybind11::ssize_t>(structs.size());
+    pybind11::array_t<int32_t> rows({num_rows, kFields}, reinterpret_cast<const int32_t*>(structs.data()), owner);
+    rows.attr("flags").attr("writeable") = false;
+    return rows;
+}
+
+// Of what may still grow, or is about to go, where a view would not do.
+template <typename T>
+pybind11::array_t<T> array_copy(std::span<const T> values) {
+    return pybind11::array_t<T>(static_cast<pybind11::ssize_t>(values.size()), values.data());
+}
+
+template <typename Kind>
+pybind11::array_t<int32_t> ids_copy(const std::vector<Id<Kind>>& ids) {
+    pybind11::array_t<int32_t> copy(static_cast<pybind11::ssize_t>(ids.size()));
+    std::ranges::transform(ids, copy.mutable_data(), &Id<Kind>::index);
+    return copy;
+}
+
+// An uninitialised tensor for the output `name`, of the library that q belongs to (NumPy or torch) and on q's device.
+enum class NewType : uint8_t { kLikeQ, kFloat32 };
+pybind11::object new_output(const char* name, pybind11::handle q, NewType type, std::initializer_list<int64_t> shape);
+
+}  // namespace batchllm
