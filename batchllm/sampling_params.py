@@ -34,8 +34,8 @@ class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, forbid_
         given = [name for name in self.__struct_fields__ if getattr(self, name) not in (None, False)]
         if len(given) != 1:
             names = ", ".join(self.__struct_fields__)
-            raise ValueError(f"structured_outputs: expected one of {names}, got {' and '.join(given) or 'none'}")
-        where = f"structured_outputs.{given[0]}"
+            raise ValueError(f"expected one of {names}, got {' and '.join(given) or 'none'}")
+        where = given[0]
         if self.json is not None:
             _expect(isinstance(self.json, (str, dict)), where, "a JSON schema", self.json)
         for name in ("regex", "grammar"):

@@ -54,7 +54,7 @@ SAMPLING_FIELDS = frozenset(
         *("n", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "ignore_eos"),
         *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "allowed_token_ids"),
         *("bad_words", "max_tokens", "min_tokens", "include_stop_str_in_output", "skip_special_tokens"),
-        *("logprob_token_ids", "prompt_logprobs", "prompt_logprobs_start"),
+        *("logprob_token_ids", "prompt_logprobs", "prompt_logprobs_start", "structured_outputs"),
     }
 )
 LIMIT_FIELDS = frozenset({"max_tokens", "max_completion_tokens", "max_new_tokens"})  # vLLM's, OpenAI's, Hugging Face's
@@ -319,7 +319,7 @@ def _params_of_json(kind: LineKind, rest: bytes, default_max_tokens: int) -> Sam
 
 def _sampling_params(body: dict[str, Any], kind: LineKind, *, default_max_tokens: int) -> SamplingParams:
     """The body's sampling fields; every other field must be harmless or ask for nothing."""
-    of_draws = frozenset() if kind is SCORE else SAMPLING_FIELDS | LIMIT_FIELDS
+    of_draws = frozenset() if kind is SCORE else SAMPLING_FIELDS | LIMIT_FIELDS | {"response_format"}
     for name in sorted(body.keys() - of_draws - HARMLESS_FIELDS - OWN_FIELDS[kind]):
         _check_asks_for_nothing(name, body[name])
     if kind is SCORE:
@@ -332,10 +332,35 @@ def _sampling_params(body: dict[str, Any], kind: LineKind, *, default_max_tokens
     fields = {name: value for name, value in body.items() if name in SAMPLING_FIELDS}
     fields["max_tokens"] = next(iter(limits.values()), default_max_tokens)
     fields["logprobs"] = _logprobs(body, kind)
+    if grammar := _response_format(body):
+        if "structured_outputs" in fields:
+            raise LineError("invalid_body", "body.structured_outputs", "excludes response_format; give one of them")
+        fields["structured_outputs"] = grammar
     params: SamplingParams = _convert(fields, SamplingParams, "body")
     if params.n > MAX_COMPLETIONS:
         raise LineError("invalid_body", "body.n", f"expected at most {MAX_COMPLETIONS}, got {params.n}")
     return params
+
+
+class _JsonSchema(msgspec.Struct):
+    """What OpenAI has beside the schema (a name, a description, strictness) changes nothing: all schemas are strict."""
+
+    schema: dict[str, Any]
+
+
+class _ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _JsonSchema | None = None
+
+
+def _response_format(body: dict[str, Any]) -> dict[str, Any] | None:
+    """The fields of StructuredOutputsParams that it stands for."""
+    asked = _convert(body.get("response_format", {"type": "text"}), _ResponseFormat, "body.response_format")
+    if (asked.type == "json_schema") != (asked.json_schema is not None):
+        raise LineError("invalid_body", "body.response_format", "expected json_schema with the type 'json_schema' only")
+    if asked.json_schema is not None:
+        return {"json": asked.json_schema.schema}
+    return {"json_object": True} if asked.type == "json_object" else None
 
 
 def _logprobs(body: dict[str, Any], kind: LineKind) -> int | None:

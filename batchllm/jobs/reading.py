@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from batchllm.continuations import Continuation, continuation_of, scoring_params
 from batchllm.jobs.line import CHAT, BatchPrompt, BatchRequest, ContinuedPrompt, Conversation, LineError
+from batchllm.sampling.compile_grammar import GrammarError
 from batchllm.sampling_params import SamplingParams
 from batchllm.tokenizer import Message
 
@@ -50,9 +51,10 @@ def tokenized(
                 continue
             try:
                 yield _tokenized(line, reader, texts, seed)
+            except GrammarError as error:
+                yield LineError("invalid_body", "body", str(error)).at(line.line, line.custom_id)
             except ValueError as error:
-                place = line.prompt_place
-                yield LineError("invalid_prompt", place, str(error)).at(line.line, line.custom_id)
+                yield LineError("invalid_prompt", line.prompt_place, str(error)).at(line.line, line.custom_id)
 
 
 def texts_of(prompt: BatchPrompt) -> list[str]:

@@ -40,6 +40,10 @@ def require_xgrammar() -> Any:
     return xgrammar
 
 
+class GrammarError(ValueError):
+    """What is wrong with a request's grammar."""
+
+
 class GrammarCompiler:
     """Compiles for one tokenizer; nothing is loaded before the first grammar."""
 
@@ -50,7 +54,8 @@ class GrammarCompiler:
         self._compiled: dict[tuple[str, str], Any] = {}
 
     def compile(self, grammar: StructuredOutputsParams) -> Any:
-        """xgrammar's CompiledGrammar. Raises ValueError, naming the field, that says what is wrong with the grammar."""
+        """xgrammar's CompiledGrammar. Raises GrammarError that names the field; ValueError without xgrammar."""
+        require_xgrammar()
         kind, text = grammar.source
         if (kind, text) not in self._compiled:
             try:
@@ -58,7 +63,7 @@ class GrammarCompiler:
                     raise ValueError(f"expected at most {MAX_SOURCE_CHARS:,} characters, got {len(text):,}")
                 self._compiled[kind, text] = self._load(kind, text)
             except ValueError as error:
-                raise ValueError(f"structured_outputs.{kind}: {error}") from None
+                raise GrammarError(f"structured_outputs.{kind}: {error}") from None
         return self._compiled[kind, text]
 
     def _load(self, kind: str, text: str) -> Any:

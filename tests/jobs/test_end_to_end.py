@@ -129,3 +129,22 @@ def test_a_job_that_is_stopped_leaves_figures_and_a_page_that_says_so(model_dir:
     assert figures.seconds.keys() >= {"forward"}
     assert CliRunner().invoke(app, ["report", str(files.output)]).exit_code == 0
     assert "The job was stopped: 2 of 5 requests were finished." in (tmp_path / "out.html").read_text()
+
+
+def test_answers_of_lines_with_a_grammar_are_of_it_and_a_bad_grammar_is_its_lines_error(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    response_format = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    lines = [
+        chat_line("json", "?", response_format=response_format, max_tokens=200, temperature=0),
+        completion_line("choice", "?", structured_outputs={"choice": ["yes", "no"]}, temperature=0),
+        completion_line("bad", "?", structured_outputs={"regex": "(a"}),
+    ]
+    answers = run(model_dir, lines, tmp_path)
+    assert type(json.loads(answers["json"]["choices"][0]["message"]["content"])["a"]) is int
+    assert answers["choice"]["choices"][0]["text"] in ("yes", "no")
+    [error] = read_records(tmp_path / "out.errors.jsonl")
+    assert error["custom_id"] == "bad"
+    assert error["error"]["message"].startswith("body: structured_outputs.regex: Regex parsing error at position 3")

@@ -10,7 +10,7 @@ from batchllm.jobs.line import CHAT, COMPLETION, BatchRequest, Conversation, Lin
 from batchllm.jobs.openai_batch import parse_line
 from batchllm.jobs.openai_records import answer_record, error_record
 from batchllm.outputs import CompletionOutput, RequestOutput
-from batchllm.sampling_params import SamplingParams
+from batchllm.sampling_params import SamplingParams, StructuredOutputsParams
 from tests.jobs.batch_lines import chat_line, completion_line
 
 JOB = "0123456789abcdef"
@@ -273,7 +273,6 @@ def test_fields_that_ask_for_nothing_are_accepted(fields: dict[str, Any]) -> Non
     [
         {"tool_choice": "required"},
         {"functions": [{"name": "f"}]},
-        {"response_format": {"type": "json_object"}},
         {"stream": True},
         {"echo": True},
         {"temprature": 0},  # what is misspelt would change the answer, too
@@ -468,3 +467,53 @@ def test_error_record_has_openais_shape() -> None:
         "response": None,
         "error": {"code": "invalid_body", "message": "body.n: too many", "param": "body.n", "line": 7},
     }
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"response_format": {"type": "json_object"}}, {"json_object": True}),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "strict": True, "schema": SCHEMA},
+                }
+            },
+            {"json": SCHEMA},
+        ),
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, {"choice": ["yes", "no"]}),
+        ({"structured_outputs": {"regex": "[ab]+"}, "response_format": {"type": "text"}}, {"regex": "[ab]+"}),
+    ],
+)
+def test_a_grammar_comes_in_openais_form_and_in_vllms(fields: dict[str, Any], expected: dict[str, Any]) -> None:
+    for line in (chat_line, completion_line):
+        assert parse(line("a", **fields)).params.structured_outputs == StructuredOutputsParams(**expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"response_format": {"type": "xml"}}, "body.response_format.type: invalid enum value 'xml'"),
+        ({"response_format": {"type": "json_schema"}}, "body.response_format: expected json_schema with the type"),
+        (
+            {"response_format": {"type": "json_object", "json_schema": {"schema": {}}}},
+            "body.response_format: expected json_schema with the type 'json_schema' only",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}},
+            "body.response_format.json_schema: object missing required field `schema`",
+        ),
+        (
+            {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+            "body.structured_outputs: excludes response_format; give one of them",
+        ),
+        ({"structured_outputs": {}}, "body.structured_outputs: expected one of json, regex, choice, grammar, json_obj"),
+        ({"structured_outputs": {"choice": []}}, "body.structured_outputs: choice: expected a non-empty list"),
+    ],
+)
+def test_a_grammar_of_another_form_is_refused_by_place(fields: dict[str, Any], message: str) -> None:
+    assert str(refusal(chat_line("a", **fields))).startswith(message)
