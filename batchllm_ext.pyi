@@ -641,12 +641,6 @@ def silu_and_mul(gate_up: Any, *, out: Any, num_threads: int = 0, stream: int = 
     both float16.
     """
 
-def mask_logits(logits: Any, allowed: Any, *, num_threads: int = 0, stream: int = 0) -> None:
-    """logits [num_rows, vocab_size] = -inf where a token's bit is 0, in place.
-
-    allowed: int32 [num_rows, ceil(vocab_size / 32)]; token i is bit i % 32 of word i / 32, as in xgrammar's bitmasks.
-    """
-
 def argmax_and_lse(logits: Any, *, token_ids: Any, lse: Any, num_threads: int = 0) -> None:
     """Of every row the index of the largest logit (the first of equals) and log(sum(exp(logits))).
 
@@ -667,6 +661,8 @@ def sample(
     lse: Any,
     ruled_logits: Any = None,
     ruled_rows: Any = None,
+    allowed: Any = None,
+    allowed_rows: Any = None,
     num_threads: int = 0,
     stream: int = 0,
 ) -> None:
@@ -682,6 +678,10 @@ def sample(
 
     ruled_logits [num_ruled, vocab_size] float32 is what tokens are drawn from instead in rows whose place in ruled_rows
     int32 [num_rows] is in it; any other number is no place.
+
+    allowed int32 [num_allowed, ceil(vocab_size / 32)] says which tokens may be drawn in rows whose place in
+    allowed_rows int32 [num_rows] is in it: those whose bit, i % 32 of word i / 32, is 1, as in xgrammar's bitmasks.
+    Where none of them has a logit above -infinity, token 0 is drawn.
 
     logits [num_rows, vocab_size] float32 or bfloat16, on a GPU also float16, vocab_size from 1 to 2^31 - 1;
     temperature, top_p, min_p float32, top_k int32 and uniform float64 (in [0, 1)), all [num_rows]; written, [num_rows]:

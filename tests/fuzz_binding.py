@@ -375,7 +375,7 @@ class Fuzzer:
         large = self.choice([1, 1, 1, 4000])  # enough for threads
         x, delta = self.floats(2, large * num_rows, num_heads, size)
         threads = {"num_threads": self.choice([0, 1, 2, 3, 1024])}
-        kind = self.between(0, 6)
+        kind = self.between(0, 5)
         if kind == 0:
             more = {"delta": delta} if self.rng.random() < 0.5 else {}
             self.call("rms_norm", ext.rms_norm, x, self.floats(size), eps=1e-5, out=delta.copy(), **more, **threads)
@@ -406,9 +406,6 @@ class Fuzzer:
             k_pages, v_pages = self.floats(2, 4, 3, num_heads, size)
             slots = self.rng.integers(0, 12, len(x))
             self.call("append_kv", ext.append_kv, x, delta, slots, k_pages, v_pages, **threads)
-        elif kind == 5:
-            allowed = self.rng.integers(-(2**31), 2**31, (len(x), -(-size // 32)), dtype=np.int32)
-            self.call("mask_logits", ext.mask_logits, self.floats(len(x), size), allowed, **threads)
         else:
             lse = self.floats(2, len(x), num_heads)
             base = {"lse_base": self.choice(["e", "2"])}

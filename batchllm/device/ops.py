@@ -77,13 +77,19 @@ class Ops(Protocol):
         """
 
     def sample(
-        self, logits: Tensor, params: DrawParams, ruled: tuple[Tensor, Tensor] | None = None
+        self,
+        logits: Tensor,
+        params: DrawParams,
+        ruled: tuple[Tensor, Tensor] | None = None,
+        allowed: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """A token of each row of logits [T, vocab_size], int32 [T], and its log-probability under them before
         temperature and filters, float32 [T]: not finite where one of the row's logits is not.
 
         ruled: logits that some rows' tokens are drawn from instead, float32 [C, vocab_size], and which of them each row
         has, int32 [T], -1 for none.
+        allowed: bits of the tokens that may be drawn in some rows, int32 [C, ceil(vocab_size / 32)], and which of them
+        each row has, int32 [T], -1 for none.
         """
 
 
@@ -144,9 +150,13 @@ class CpuOps(Ops):
         )
 
     def sample(
-        self, logits: Tensor, params: DrawParams, ruled: tuple[Tensor, Tensor] | None = None
+        self,
+        logits: Tensor,
+        params: DrawParams,
+        ruled: tuple[Tensor, Tensor] | None = None,
+        allowed: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        return _sample(logits, params, ruled, num_threads=self.num_threads)
+        return _sample(logits, params, ruled, allowed, num_threads=self.num_threads)
 
 
 class GpuOps(Ops):
@@ -206,9 +216,13 @@ class GpuOps(Ops):
         )
 
     def sample(
-        self, logits: Tensor, params: DrawParams, ruled: tuple[Tensor, Tensor] | None = None
+        self,
+        logits: Tensor,
+        params: DrawParams,
+        ruled: tuple[Tensor, Tensor] | None = None,
+        allowed: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        return _sample(logits, params, ruled, stream=self._stream())
+        return _sample(logits, params, ruled, allowed, stream=self._stream())
 
     def _stream(self) -> int:
         return int(torch.cuda.current_stream().cuda_stream)
@@ -226,9 +240,14 @@ def _norm_q_and_k(
 
 
 def _sample(
-    logits: Tensor, params: DrawParams, ruled: tuple[Tensor, Tensor] | None, **where: int
+    logits: Tensor,
+    params: DrawParams,
+    ruled: tuple[Tensor, Tensor] | None,
+    allowed: tuple[Tensor, Tensor] | None,
+    **where: int,
 ) -> tuple[Tensor, Tensor]:
     ruled_logits, ruled_rows = ruled or (None, None)
+    masks, allowed_rows = allowed or (None, None)
     token_ids = logits.new_empty(len(logits), dtype=torch.int32)
     logprobs, lse = logits.new_empty((2, len(logits)), dtype=torch.float32)
     ext.sample(
@@ -240,6 +259,8 @@ def _sample(
         uniform=params.uniform,
         ruled_logits=ruled_logits,
         ruled_rows=ruled_rows,
+        allowed=masks,
+        allowed_rows=allowed_rows,
         token_ids=token_ids,
         logprobs=logprobs,
         lse=lse,

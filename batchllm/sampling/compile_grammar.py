@@ -49,7 +49,7 @@ class GrammarCompiler:
 
     def __init__(self, hugging_face: Callable[[], Any], vocab_size: int, cache: Path | None = None) -> None:
         """hugging_face: gives a fast tokenizer of transformers. cache: a directory; None is the user's."""
-        self._hugging_face, self._vocab_size = hugging_face, vocab_size
+        self._hugging_face, self.vocab_size = hugging_face, vocab_size
         self._cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "batchllm/grammars"
         self._compiled: dict[tuple[str, str], Any] = {}
 
@@ -105,11 +105,11 @@ class GrammarCompiler:
     def _vocabulary(self) -> Any:
         """xgrammar's TokenizerInfo, with special tokens left empty: they could be drawn inside a JSON string else."""
         info, tokenizer = require_xgrammar().TokenizerInfo, self._hugging_face()
-        known = info.from_huggingface(tokenizer, vocab_size=self._vocab_size)
+        known = info.from_huggingface(tokenizer, vocab_size=self.vocab_size)
         special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-        vocab = [""] * self._vocab_size
+        vocab = [""] * self.vocab_size
         for text, token in tokenizer.get_vocab().items():
-            if token < self._vocab_size and token not in special:
+            if token < self.vocab_size and token not in special:
                 vocab[token] = text
         return info.from_vocab_and_metadata(vocab, known.dump_metadata())
 

@@ -6,24 +6,23 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-import batchllm_ext as ext
 from batchllm.request_table import End, LiveRequest, RequestTable
 from batchllm.sampling.compile_grammar import GrammarCompiler, require_xgrammar
 from batchllm.sampling.rules import LogitsRule, Rows
 from batchllm.sampling.stop_tokens import StopTokens
 
-WORD_BITS = 32  # of a mask: a bit per token
 NO_TOKEN = "no token that may be drawn goes on with the grammar"
 
 
 class Grammars(LogitsRule):
-    """The masks of a step are filled by xgrammar, all rows at once, and applied by our kernel.
+    """The masks of a step are filled by xgrammar, all rows at once; the draw passes over what they leave out.
 
     A grammar that is complete lets a stop token through; where the request has none, the request ends.
     """
+
+    masks = True
 
     def __init__(self, compiler: GrammarCompiler, stop_tokens: StopTokens) -> None:
         """`stop_tokens` comes before this rule."""
@@ -46,11 +45,11 @@ class Grammars(LogitsRule):
     def concerns(self, rows: Rows) -> np.ndarray | None:
         return self._has_grammar.values[rows.slots] if self._matchers else None
 
-    def before_draw(self, logits: Tensor, rows: Rows) -> None:
-        allowed = torch.empty(len(rows), -(-logits.shape[1] // WORD_BITS), dtype=torch.int32)
-        self._all_rows.batch_fill_next_token_bitmask(self._matchers_of(rows), allowed)
-        stream = torch.cuda.current_stream().cuda_stream if logits.is_cuda else 0
-        ext.mask_logits(logits, allowed.to(logits.device), stream=stream)
+    def allowed(self, rows: Rows) -> Tensor:
+        matchers = self._matchers_of(rows)
+        allowed: Tensor = require_xgrammar().allocate_token_bitmask(len(rows), self._compiler.vocab_size)
+        self._all_rows.batch_fill_next_token_bitmask(matchers, allowed)
+        return allowed
 
     def after_draw(self, rows: Rows, tokens: np.ndarray) -> list[tuple[int, End]]:
         if not self._matchers:

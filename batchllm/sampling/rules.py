@@ -38,13 +38,16 @@ class Rows:
 class LogitsRule:
     """The base of every rule; each method does nothing, and a rule has those it needs.
 
-    An engine calls `bind` once; `add` and `forget` for every request; in each step `concerns`, `before_draw` for the
-    rows that it concerns, and `after_draw` for all rows. Rules are called in their order.
+    An engine calls `bind` once; `add` and `forget` for every request; in each step `concerns`, for the rows that it
+    concerns `before_draw` (or `allowed`, if the rule `masks`), and `after_draw` for all rows. Rules are called in their
+    order.
 
+    masks: whether the rule tells by `allowed` which tokens may be drawn, which costs less than to change logits.
     needs_tokens_before_draw: whether what `before_draw` does to a row depends on the tokens that it drew before. If
         not, it may be called before `after_draw` has seen the last of them; `Rows.num_output_tokens` counts it, too.
     """
 
+    masks: bool = False
     needs_tokens_before_draw: bool = True
 
     def bind(self, requests: RequestTable) -> None:
@@ -54,12 +57,17 @@ class LogitsRule:
         """A request has come. Raises ValueError where it asks for what the rule cannot do; then it is not added."""
 
     def concerns(self, rows: Rows) -> np.ndarray | None:
-        """bool [R]: the rows whose logits `before_draw` changes; None is no row."""
+        """bool [R]: the rows whose draw the rule changes; None is no row."""
         return None
 
     def before_draw(self, logits: Tensor, rows: Rows) -> None:
         """Changes logits [R, vocab_size], float32 on the device, in place; rows are those of `concerns`.
         Log-probabilities are those of the logits as they were."""
+
+    def allowed(self, rows: Rows) -> Tensor:
+        """Of the tokens that may be drawn in rows of `concerns`: int32 [R, ceil(vocab_size / 32)] on the CPU, where
+        token i is bit i % 32 of word i / 32."""
+        raise NotImplementedError
 
     def after_draw(self, rows: Rows, tokens: np.ndarray) -> list[tuple[int, End]]:
         """The rows that end with their token of this step, int32 [R], and why."""

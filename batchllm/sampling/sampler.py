@@ -13,6 +13,8 @@ from batchllm.request_table import LiveRequest, RequestTable
 from batchllm.sampling.draw import uniform_draws
 from batchllm.sampling.rules import LogitsRule, Rows
 
+WORD_BITS = 32  # of a mask: a bit per token
+
 
 class Sampler:
     def __init__(self, requests: RequestTable, rules: Sequence[LogitsRule] = ()) -> None:
@@ -44,37 +46,39 @@ class Sampler:
         logits float32 or bfloat16 [R, vocab_size], on the device that ops is for; not changed. Nothing waits for the
         device, as far as the rules do not.
         """
-        ruled = self._concerned(rows)
-        ruled_rows = np.full(len(rows), -1, np.int32)
-        ruled_rows[ruled] = np.arange(len(ruled))
-        uniform, temperature, top_k, top_p, min_p, ruled_rows_there, ruled_there = to_device(
+        ruled, bounded = self._concerned(rows, masks=False), self._concerned(rows, masks=True)
+        uniform, temperature, top_k, top_p, min_p, ruled_rows, bounded_rows, ruled_there = to_device(
             [
                 uniform_draws(self._seed.values[rows.slots], rows.num_output_tokens),
                 self._temperature.values[rows.slots],
                 self._top_k.values[rows.slots],
                 self._top_p.values[rows.slots],
                 self._min_p.values[rows.slots],
-                ruled_rows,
+                places_of(ruled, len(rows)),
+                places_of(bounded, len(rows)),
                 ruled.astype(np.int32),
             ],
             logits.device,
         )
         params = DrawParams(temperature, top_k, top_p, min_p, uniform)
-        if len(ruled) == 0:
-            return ops.sample(logits, params)
-        ruled_logits = logits.index_select(0, ruled_there).float()
-        self._apply_rules(ruled_logits, rows.take(ruled))
-        return ops.sample(logits, params, (ruled_logits, ruled_rows_there))
+        changed = allowed = None
+        if len(ruled):
+            changed = (logits.index_select(0, ruled_there).float(), ruled_rows)
+            self._apply_rules(changed[0], rows.take(ruled))
+        if len(bounded):
+            allowed = (self._allowed(rows.take(bounded), logits.shape[1]).to(logits.device), bounded_rows)
+        return ops.sample(logits, params, changed, allowed)
 
-    def _concerned(self, rows: Rows) -> np.ndarray:
-        """int64 [C], ascending: the rows that a rule concerns."""
-        concerned = [mask for mask in (rule.concerns(rows) for rule in self._rules) if mask is not None]
+    def _concerned(self, rows: Rows, *, masks: bool) -> np.ndarray:
+        """int64 [C], ascending: the rows that a rule of that kind concerns."""
+        concerning = (rule.concerns(rows) for rule in self._rules if rule.masks == masks)
+        concerned = [mask for mask in concerning if mask is not None]
         return np.flatnonzero(np.logical_or.reduce(concerned)) if concerned else np.empty(0, np.int64)
 
     def _apply_rules(self, logits: Tensor, rows: Rows) -> None:
         """Changes logits [C, vocab_size] as the rules do that concern each of the rows."""
         for rule in self._rules:
-            mask = rule.concerns(rows)
+            mask = None if rule.masks else rule.concerns(rows)
             if mask is None or not mask.any():
                 continue
             if mask.all():
@@ -84,6 +88,22 @@ class Sampler:
             part = logits[places]
             rule.before_draw(part, rows.take(mask))
             logits[places] = part
+
+    def _allowed(self, rows: Rows, vocab_size: int) -> Tensor:
+        """int32 [C, ceil(vocab_size / 32)]: what all rules that mask allow together."""
+        allowed = torch.full((len(rows), -(-vocab_size // WORD_BITS)), -1, dtype=torch.int32)
+        for rule in self._rules:
+            mask = rule.concerns(rows) if rule.masks else None
+            if mask is not None and mask.any():
+                allowed[torch.from_numpy(mask)] &= rule.allowed(rows.take(mask))
+        return allowed
+
+
+def places_of(some: np.ndarray, num_rows: int) -> np.ndarray:
+    """int32 [num_rows]: each row's place in `some`, -1 where it has none."""
+    places = np.full(num_rows, -1, np.int32)
+    places[some] = np.arange(len(some))
+    return places
 
 
 def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:

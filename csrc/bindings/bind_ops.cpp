@@ -5,6 +5,7 @@
 #include <optional>
 #include <utility>
 
+#include "base/ints.h"
 #include "bindings/array_in.h"
 #include "bindings/bindings.h"
 #include "rows/cuda/row_ops.h"
@@ -253,43 +254,18 @@ void argmax_and_lse_of(py::handle logits_object, py::handle token_ids_object, py
     argmax_and_lse(params, num_rows.size, num_threads);
 }
 
-void mask_logits_of(py::handle logits_object, py::handle allowed_object, int32_t num_threads, uintptr_t stream) {
-    const Tensor logits("logits", logits_object, kWhere), allowed("allowed", allowed_object, kWhere);
-    Dim num_rows{"num_rows"}, vocab_size{"vocab_size"}, num_words{"vocab_size / 32, rounded up"};
-    check_shape(logits, {&num_rows, &vocab_size});
-    num_words.set((vocab_size.size + 31) / 32, "logits");
-    check_shape(allowed, {&num_rows, &num_words});
-    allowed.expect_device_of(logits);
-    allowed.expect_type({ElementType::kInt32});
-    allowed.expect_unit_last_stride();
-    const DType dtype = common_type({&logits});
-    logits.expect_writable();
-    const MaskLogitsParams params{
-        .dtype = dtype,
-        .logits = logits.data(),
-        .row_stride = logits.stride(0),
-        .allowed = static_cast<const int32_t*>(allowed.data()),
-        .allowed_stride = allowed.stride(0),
-        .vocab_size = vocab_size.size,
-    };
-    num_threads = thread_count(num_threads, omp_get_max_threads());
-    const py::gil_scoped_release release;
-    if constexpr (cuda::kIsBuilt) {
-        if (logits.is_cuda()) return cuda::mask_logits(params, num_rows.size, {logits.device_id(), stream});
-    }
-    mask_logits(params, num_rows.size, num_threads);
-}
-
 void sample_of(py::handle logits_object, py::handle temperature_object, py::handle top_k_object,
                py::handle top_p_object, py::handle min_p_object, py::handle uniform_object, py::handle token_ids_object,
                py::handle logprobs_object, py::handle lse_object, py::handle ruled_logits_object,
-               py::handle ruled_rows_object, int32_t num_threads, uintptr_t stream) {
+               py::handle ruled_rows_object, py::handle allowed_object, py::handle allowed_rows_object,
+               int32_t num_threads, uintptr_t stream) {
     const Tensor logits("logits", logits_object, kWhere), temperature("temperature", temperature_object, kWhere);
     const Tensor top_k("top_k", top_k_object, kWhere), top_p("top_p", top_p_object, kWhere);
     const Tensor min_p("min_p", min_p_object, kWhere), uniform("uniform", uniform_object, kWhere);
     const Tensor token_ids("token_ids", token_ids_object, kWhere), logprobs("logprobs", logprobs_object, kWhere);
     const Tensor lse("lse", lse_object, kWhere);
     Dim num_rows{"num_rows"}, vocab_size{"vocab_size"}, num_ruled{"num_ruled"};
+    Dim num_allowed{"num_allowed"}, num_words{"vocab_size / 32, rounded up"};
     check_logits(logits, num_rows, vocab_size);
     for (const Tensor* column : {&temperature, &top_p, &min_p, &logprobs, &lse}) {
         check_column(*column, num_rows, ElementType::kFloat32, logits);
@@ -310,6 +286,20 @@ void sample_of(py::handle logits_object, py::handle temperature_object, py::hand
         ruled_logits->expect_unit_last_stride();
         check_column(*ruled_rows, num_rows, ElementType::kInt32, logits);
     }
+    if (allowed_object.is_none() != allowed_rows_object.is_none()) {
+        throw py::value_error("allowed, allowed_rows: expected both or neither");
+    }
+    std::optional<Tensor> allowed, allowed_rows;
+    if (!allowed_object.is_none()) {
+        allowed.emplace("allowed", allowed_object, kWhere);
+        allowed_rows.emplace("allowed_rows", allowed_rows_object, kWhere);
+        num_words.set(ceil_div(vocab_size.size, 32), "logits");
+        check_shape(*allowed, {&num_allowed, &num_words});
+        allowed->expect_device_of(logits);
+        allowed->expect_type({ElementType::kInt32});
+        allowed->expect_unit_last_stride();
+        check_column(*allowed_rows, num_rows, ElementType::kInt32, logits);
+    }
     const SampleParams params{
         .dtype = common_type({&logits}),
         .logits = logits.data(),
@@ -319,6 +309,10 @@ void sample_of(py::handle logits_object, py::handle temperature_object, py::hand
         .ruled_row_stride = ruled_logits ? ruled_logits->stride(0) : 0,
         .num_ruled = ruled_logits ? num_ruled.size : 0,
         .ruled_rows = ruled_rows ? static_cast<const int32_t*>(ruled_rows->data()) : nullptr,
+        .allowed = allowed ? static_cast<const int32_t*>(allowed->data()) : nullptr,
+        .allowed_stride = allowed ? allowed->stride(0) : 0,
+        .num_allowed = allowed ? num_allowed.size : 0,
+        .allowed_rows = allowed_rows ? static_cast<const int32_t*>(allowed_rows->data()) : nullptr,
         .temperature = static_cast<const float*>(temperature.data()),
         .top_k = static_cast<const int32_t*>(top_k.data()),
         .top_p = static_cast<const float*>(top_p.data()),
@@ -350,14 +344,13 @@ void bind_ops(py::module_& module) {
                "Norms and rotates q in place and k, and writes k and v into their slots.");
     module.def("silu_and_mul", &silu_and_mul_of, py::arg("gate_up"), py::kw_only(), py::arg("out"),
                py::arg("num_threads") = 0, py::arg("stream") = 0, "out = silu(gate) * up.");
-    module.def("mask_logits", &mask_logits_of, py::arg("logits"), py::arg("allowed"), py::kw_only(),
-               py::arg("num_threads") = 0, py::arg("stream") = 0, "-inf where a token's bit is 0, in place.");
     module.def("argmax_and_lse", &argmax_and_lse_of, py::arg("logits"), py::kw_only(), py::arg("token_ids"),
                py::arg("lse"), py::arg("num_threads") = 0, "The largest logit of every row and log(sum(exp(logits))).");
     module.def("sample", &sample_of, py::arg("logits"), py::kw_only(), py::arg("temperature"), py::arg("top_k"),
                py::arg("top_p"), py::arg("min_p"), py::arg("uniform"), py::arg("token_ids"), py::arg("logprobs"),
                py::arg("lse"), py::arg("ruled_logits") = py::none(), py::arg("ruled_rows") = py::none(),
-               py::arg("num_threads") = 0, py::arg("stream") = 0, "One token per row of logits.");
+               py::arg("allowed") = py::none(), py::arg("allowed_rows") = py::none(), py::arg("num_threads") = 0,
+               py::arg("stream") = 0, "One token per row of logits.");
 }
 
 }  // namespace batchllm

@@ -11,7 +11,6 @@ struct RowKernels {
     void (*rms_norm)(const RmsNormParams& params, int64_t begin, int64_t end);
     void (*rotate)(const RotateParams& params, int64_t begin, int64_t end);
     void (*silu_and_mul)(const SiluAndMulParams& params, int64_t begin, int64_t end);
-    void (*mask_logits)(const MaskLogitsParams& params, int64_t begin, int64_t end);
     void (*argmax_and_lse)(const ArgmaxAndLseParams& params, int64_t begin, int64_t end);
     void (*sample)(const SampleParams& params, int64_t begin, int64_t end);
 };

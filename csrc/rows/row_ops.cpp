@@ -52,10 +52,6 @@ void silu_and_mul(const SiluAndMulParams& params, int64_t num_rows, int32_t num_
     run(&RowKernels::silu_and_mul, params, num_rows, params.size, num_threads);
 }
 
-void mask_logits(const MaskLogitsParams& params, int64_t num_rows, int32_t num_threads) {
-    run(&RowKernels::mask_logits, params, num_rows, params.vocab_size, num_threads);
-}
-
 void argmax_and_lse(const ArgmaxAndLseParams& params, int64_t num_rows, int32_t num_threads) {
     run(&RowKernels::argmax_and_lse, params, num_rows, params.vocab_size, num_threads);
 }

@@ -11,7 +11,6 @@ namespace batchllm {
 void rms_norm(const RmsNormParams& params, int64_t num_rows, int32_t num_threads);
 void rotate(const RotateParams& params, int64_t num_rows, int32_t num_threads);
 void silu_and_mul(const SiluAndMulParams& params, int64_t num_rows, int32_t num_threads);
-void mask_logits(const MaskLogitsParams& params, int64_t num_rows, int32_t num_threads);
 void argmax_and_lse(const ArgmaxAndLseParams& params, int64_t num_rows, int32_t num_threads);
 void sample(const SampleParams& params, int64_t num_rows, int32_t num_threads);
 

@@ -79,16 +79,6 @@ struct SiluAndMulParams {
     int64_t size;
 };
 
-// logits = -inf where the bit is 0: bit i % 32 of word i / 32 of the row is of token i.
-struct MaskLogitsParams {
-    DType dtype;
-    void* logits;  // [num_rows, vocab_size]
-    int64_t row_stride;
-    const int32_t* allowed;  // [num_rows, ceil(vocab_size / 32)]
-    int64_t allowed_stride;
-    int64_t vocab_size;
-};
-
 // The largest logit of a row (the first of equals) and log(sum(exp(logits))).
 struct ArgmaxAndLseParams {
     DType dtype;
@@ -122,14 +112,19 @@ struct SampleParams {
     int64_t ruled_row_stride;
     int64_t num_ruled;
     const int32_t* ruled_rows;  // [num_rows], which of them; outside of [0, num_ruled): none. May be null
-    const float* temperature;   // [num_rows]
-    const int32_t* top_k;       // [num_rows]; off below 1
-    const float* top_p;         // [num_rows]; off from 1 on
-    const float* min_p;         // [num_rows]; off at 0
-    const double* uniform;      // [num_rows], in [0, 1)
-    int32_t* token_ids;         // [num_rows]
-    float* logprobs;            // [num_rows]
-    float* lse;                 // [num_rows], of `logits`, natural log
+    // [num_allowed, ceil(vocab_size / 32)]: bit i % 32 of word i / 32 says whether token i may be drawn
+    const int32_t* allowed;
+    int64_t allowed_stride;
+    int64_t num_allowed;
+    const int32_t* allowed_rows;  // [num_rows], which of them; outside of [0, num_allowed): all may. May be null
+    const float* temperature;     // [num_rows]
+    const int32_t* top_k;         // [num_rows]; off below 1
+    const float* top_p;           // [num_rows]; off from 1 on
+    const float* min_p;           // [num_rows]; off at 0
+    const double* uniform;        // [num_rows], in [0, 1)
+    int32_t* token_ids;           // [num_rows]
+    float* logprobs;              // [num_rows]
+    float* lse;                   // [num_rows], of `logits`, natural log
 };
 
 }  // namespace batchllm

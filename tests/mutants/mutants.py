@@ -357,23 +357,23 @@ PYTHON_MUTANTS = [
     Mutant(
         "logprobs_are_those_after_the_ban",
         SAMPLER,
-        "return ops.sample(logits, params, (ruled_logits, ruled_rows_there))",
-        "logits = logits.float().index_copy(0, ruled_there.long(), ruled_logits)\n"
-        "        return ops.sample(logits, params)",
+        "return ops.sample(logits, params, changed, allowed)",
+        "logits = logits.float().index_copy(0, ruled_there.long(), changed[0]) if changed else logits\n"
+        "        return ops.sample(logits, params, None, allowed)",
         IN_SAMPLING + "test_logprobs_are_those_of_the_model_before_rules",
     ),
     Mutant(
         "draws_pass_the_rules_over",
         SAMPLER,
-        "return ops.sample(logits, params, (ruled_logits, ruled_rows_there))",
-        "return ops.sample(logits, params)",
+        "return ops.sample(logits, params, changed, allowed)",
+        "return ops.sample(logits, params, None, allowed)",
         IN_SAMPLING + "test_no_token_ends_a_request_before_min_tokens",
     ),
     Mutant(
         "every_row_has_the_first_of_the_ruled_logits",
         SAMPLER,
-        "ruled_rows[ruled] = np.arange(len(ruled))",
-        "ruled_rows[ruled] = 0",
+        "places[some] = np.arange(len(some))",
+        "places[some] = 0",
         IN_SAMPLING + "test_rules_that_concern_different_rows_each_change_their_own",
     ),
     Mutant(
@@ -421,8 +421,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "small_penalties_are_rounded_away",
         SAMPLER,
-        "ruled_logits = logits.index_select(0, ruled_there).float()",
-        "ruled_logits = logits.index_select(0, ruled_there).bfloat16().float()",
+        "logits.index_select(0, ruled_there).float()",
+        "logits.index_select(0, ruled_there)",
         IN_RULES + "test_small_penalties_of_large_logits_are_not_rounded_away",
     ),
     Mutant(

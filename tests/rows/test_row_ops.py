@@ -97,19 +97,6 @@ def test_silu_of_far_gates_is_zero_or_the_gate(dtype):
     assert out[0, 7].isnan()
 
 
-@pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 64, 5003])
-@dtypes
-def test_mask_logits_leaves_the_tokens_whose_bit_is_set(dtype, vocab_size):
-    logits = normal(9, vocab_size + 3, dtype=dtype)[:, :vocab_size]
-    allowed = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (9, -(-vocab_size // 32), 32)))
-    allowed[0], allowed[1] = 0, 1  # words that allow nothing, and all
-    words = (allowed << torch.arange(32)).sum(dim=-1).to(torch.int32)
-    is_allowed = allowed.flatten(1)[:, :vocab_size].bool()
-    expected = logits.masked_fill(~is_allowed, -torch.inf)
-    ext.mask_logits(logits, words, num_threads=2)
-    assert torch.equal(logits, expected)
-
-
 @pytest.mark.parametrize("vocab_size", [1, 7, 31, 64, 2047, 2048, 5003])
 @dtypes
 def test_argmax_and_lse_are_those_of_the_row(dtype, vocab_size):
@@ -162,7 +149,6 @@ def test_no_rows_are_nothing_to_do():
     ext.rms_norm(none, torch.ones(8), eps=1e-6, out=none, delta=none)
     ext.rotate(none[:, None], none[:, :4], none[:, :4])
     ext.silu_and_mul(none, out=none[:, :4])
-    ext.mask_logits(none, torch.empty(0, 1, dtype=torch.int32))
     ext.argmax_and_lse(none, token_ids=torch.empty(0, dtype=torch.int32), lse=none[:, 0])
 
 
@@ -189,11 +175,6 @@ F32, BF16, I32 = torch.float32, torch.bfloat16, torch.int32
         (lambda x: ext.rotate(x[:, None, :5], x, x), "x: expected an even size, got 5"),
         (lambda x: ext.rotate(x[:, None], x, x), "cos: size / 2 is 8, but x has 4"),
         (lambda x: ext.silu_and_mul(x, out=x), "gate_up: 2 size is 8, but out has 16"),
-        (
-            lambda x: ext.mask_logits(x, x.to(I32)),
-            "allowed: vocab_size / 32, rounded up is 8, but logits has 1",
-        ),
-        (lambda x: ext.mask_logits(x[:1].expand(3, 8), x[:, :1].to(I32)), "logits: expected its own memory"),
         (lambda x: ext.silu_and_mul(x, out=x[:, :4], num_threads=-1), "num_threads: expected at least 0, got -1"),
     ],
 )

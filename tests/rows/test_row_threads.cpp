@@ -1,4 +1,4 @@
-// The CUDA threads of rotate, silu_and_mul and mask_logits, one by one on the CPU, against the CPU's own functions.
+// The CUDA threads of rotate and silu_and_mul, one by one on the CPU, against the CPU's own functions.
 // These fuse products and sums where the processor can, and have an exp2 of their own, so results agree within
 // roundings.
 #include <doctest/doctest.h>
@@ -9,8 +9,6 @@
 #include <vector>
 
 #include "attention/run_every_thread.h"
-#include "base/ints.h"
-#include "rows/cuda/mask_logits_thread.h"
 #include "rows/cuda/rotate_thread.h"
 #include "rows/cuda/silu_and_mul_thread.h"
 #include "rows/element_type.h"
@@ -138,36 +136,7 @@ void check_silu_and_mul(const RowCase& c, int64_t max_items) {
     }
 }
 
-template <typename T>
-void check_mask_logits(const RowCase& c, int64_t max_items) {
-    const int64_t pitch = c.size + c.padding, num_words = ceil_div(c.size, int64_t{32});
-    std::vector<T> expected = noise<T>(c.num_rows * pitch + c.shift, 8), got = expected;
-    std::vector<int32_t> allowed(c.num_rows * num_words);
-    std::mt19937 random(9);
-    for (int32_t& word : allowed) word = static_cast<int32_t>(random() % 3 == 0 ? 0xffffffff : random());
-    const auto params = [&](void* logits, DType dtype) {
-        return MaskLogitsParams{.dtype = dtype,
-                                .logits = logits,
-                                .row_stride = pitch,
-                                .allowed = allowed.data(),
-                                .allowed_stride = num_words,
-                                .vocab_size = c.size};
-    };
-    on_cpu(expected, [&](auto* data, DType dtype) { mask_logits(params(data + c.shift, dtype), c.num_rows, 1); });
-    const MaskLogitsParams ours = params(got.data() + c.shift, kDType<T>);
-    CHECK(MaskLogitsWork<T, 1>::has_vectors(ours, c.num_rows) == c.vectors);
-    with_work<MaskLogitsWork>(ours, c.num_rows, [&](const auto& work) { run_every_thread(work, max_items); });
-    for (size_t i = 0; i < got.size(); ++i) CHECK(agree(to_float(got[i]), to_float(expected[i]), 0.0f));
-}
-
 }  // namespace
-
-TEST_CASE_TEMPLATE("mask_logits: the threads mask what the CPU masks, and write nothing else", T, float, Bf16, Half) {
-    for (const RowCase& c : kCases) {
-        CAPTURE(&c - kCases);
-        for (int64_t max_items : {int64_t{500}, kMaxItems}) check_mask_logits<T>(c, max_items);
-    }
-}
 
 TEST_CASE_TEMPLATE("rotate: the threads turn what the CPU turns, and write nothing else", T, float, Bf16, Half) {
     for (const RowCase& c : kCases) {

@@ -222,6 +222,39 @@ def test_rows_that_are_not_finite_name_a_token_and_are_told_by_the_logprob(dtype
             assert np.isnan(values).tolist() == [True, True, True, True, False]
 
 
+@pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 5003])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_mask_is_as_if_the_other_logits_were_minus_infinity(vocab_size, dtype):
+    random = np.random.default_rng(0)
+    settings_of = [Setting(0.0), Setting(), Setting(top_k=20), Setting(top_p=0.7), Setting(0.0), Setting(min_p=0.1)] * 2
+    logits = torch.from_numpy(random.standard_normal((12, vocab_size), np.float32)).to(dtype).float().numpy()
+    uniform = random.random(12)
+    bits = random.integers(0, 2, (6, -(-vocab_size // 32) * 32)).astype(bool)
+    bits[0], bits[1], bits[:, 0] = False, True, True  # words that allow nothing, and all
+    allowed = np.packbits(bits, axis=1, bitorder="little").view(np.int32)
+    places = np.array([0, 1, 2, 3, 4, 5, -1, 6, 5, 4, 3, 2], np.int32)
+    ruled_rows = np.array([-1, -1, -1, 0, 1, 2, 3, 4, -1, -1, -1, -1], np.int32)
+    changed = random.standard_normal((5, vocab_size), np.float32)
+    ruled = {"ruled_logits": changed, "ruled_rows": ruled_rows}
+    got = sample(logits, settings_of, uniform, dtype, **ruled, allowed=allowed, allowed_rows=places, num_threads=2)
+
+    drawn_from = np.where(ruled_rows[:, None] >= 0, changed[ruled_rows], logits)
+    masks = np.where(((places >= 0) & (places < 6))[:, None], bits[places % 6, :vocab_size], True)
+    drawn_from = np.where(masks, drawn_from, -np.inf).astype(np.float32)
+    every = {"ruled_logits": drawn_from, "ruled_rows": np.arange(12, dtype=np.int32)}
+    for actual, expected in zip(got, sample(logits, settings_of, uniform, dtype, **every), strict=True):
+        assert np.array_equal(actual, expected)
+
+
+def test_where_no_token_may_be_drawn_the_first_is_named_and_its_log_probability_told():
+    logits = np.linspace(-3, 3, 40, dtype=np.float32)[None]
+    nothing = {"allowed": np.zeros((1, 2), np.int32), "allowed_rows": np.zeros(1, np.int32)}
+    for setting in (Setting(0.0), Setting()):
+        token_ids, logprobs, lse = sample(logits, [setting], [0.5], **nothing)
+        assert token_ids[0] == 0
+        assert logprobs[0] == logits[0, 0] - lse[0]
+
+
 OUT_OF_RANGE = [
     *(Setting(temperature) for temperature in (-1.0, np.nan, np.inf, 1e-45)),
     *(Setting(top_p=top_p) for top_p in (-1.0, np.nan)),
@@ -252,6 +285,11 @@ def columns(rows: int) -> dict[str, np.ndarray]:
         ({"min_p": np.zeros(6, np.float32)[::2]}, "min_p: expected stride 1 in its last dimension, got 2"),
         ({"logits": np.zeros((3, 0), np.float32)}, "logits: expected at least 1 token, got 0"),
         ({"ruled_rows": np.zeros(3, np.int32)}, "ruled_logits, ruled_rows: expected both or neither"),
+        ({"allowed_rows": np.zeros(3, np.int32)}, "allowed, allowed_rows: expected both or neither"),
+        (
+            {"allowed_rows": np.zeros(3, np.int32), "allowed": np.zeros((1, 2), np.int32)},
+            "allowed: vocab_size / 32, rounded up is 2, but logits has 1",
+        ),
         (
             {"ruled_rows": np.zeros(3, np.int32), "ruled_logits": np.zeros((1, 7), np.float32)},
             "ruled_logits: vocab_size is 7, but logits has 8",

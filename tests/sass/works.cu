@@ -3,7 +3,6 @@
 #include "attention/cuda/merge_rows_thread.h"
 #include "attention/cuda/merge_states_thread.h"
 #include "cuda/run_work.cuh"
-#include "rows/cuda/mask_logits_thread.h"
 #include "rows/cuda/rotate_thread.h"
 #include "rows/cuda/silu_and_mul_thread.h"
 
@@ -23,7 +22,5 @@ KERNEL(RotateWork<Bf16, 1>)
 KERNEL(SiluAndMulWork<Bf16, kVectorSize<Bf16>>)
 KERNEL(SiluAndMulWork<Half, kVectorSize<Half>>)
 KERNEL(SiluAndMulWork<Bf16, 1>)
-KERNEL(MaskLogitsWork<Bf16, kVectorSize<Bf16>>)
-KERNEL(MaskLogitsWork<Bf16, 1>)
 
 }  // namespace batchllm::cuda

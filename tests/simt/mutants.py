@@ -243,6 +243,9 @@ ROW_MUTANTS = [
     Mutant("rows_behind_the_last_have_heads", LAYER, "row < p.num_rows && i < half", "i < half"),
     Mutant("lanes_behind_the_last_have_pairs", LAYER, "row < p.num_rows && i < half", "row < p.num_rows"),
     # sample.
+    Mutant("masks_are_passed_over", SAMPLE, "x[i] = bits >> i & 1 ? x[i] : -INFINITY;", ""),
+    Mutant("the_mask_of_the_first_tokens_for_all", SAMPLE, "allowed_[at / 32]", "allowed_[0]"),
+    Mutant("changed_logits_have_no_mask", SAMPLE, "ruled_sampler.allow(allowed);", ""),
     Mutant("elements_behind_the_row_s_end", SAMPLE, "if (at + kLaneElements <= size_) {", "if (at < size_) {"),
     Mutant("zeros_behind_the_row_s_end", SAMPLE, "to_float(row_[at + i]) : -INFINITY", "to_float(row_[at + i]) : 0.0f"),
     Mutant("a_sum_is_not_scaled_to_a_larger_logit", SAMPLE, "sum *= exp2_approx((largest - of_step) * kLog2E);", ""),

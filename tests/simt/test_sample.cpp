@@ -7,6 +7,7 @@
 #include <random>
 #include <vector>
 
+#include "base/ints.h"
 #include "rows/cuda/sample_kernel.cuh"
 #include "rows/element_type.h"
 #include "rows/row_ops.h"
@@ -67,7 +68,8 @@ V* copy_to(const GlobalBuffer& buffer, const std::vector<V>& values) {
     return std::copy(values.begin(), values.end(), buffer.data<V>()) - values.size();
 }
 
-// Rows of logits, each with its parameters, and a second set of logits that takes the place of some of them.
+// Rows of logits, each with its parameters, a second set of logits that takes the place of some of them, and masks of
+// some.
 class Rows {
  public:
     Rows(const SampleCase& c, std::vector<Setting> settings, std::vector<double> uniforms)
@@ -81,11 +83,17 @@ class Rows {
             }
             for (int64_t row = 0; row < num_rows(); ++row) (*logits)[row * c.vocab_size] = 1.0f;
         }
+        for (int64_t i = 0; i < num_rows() * num_words(); ++i) {  // the first token of every row may be drawn
+            const uint32_t word = random() % 4 == 0 ? 0xffffffff : random() % 3 == 0 ? 0 : random();
+            allowed_.push_back(static_cast<int32_t>(word | (i % num_words() == 0)));
+        }
         for (int64_t row = 0; row < num_rows(); ++row) {
             const auto other = static_cast<int32_t>(num_rows() - 1 - row);
+            allowed_rows_.push_back(row % 4 == 0 ? -1 : row % 4 == 1 ? static_cast<int32_t>(num_rows()) : other);
             ruled_rows_.push_back(row % 3 == 0 ? -1 : row % 3 == 1 ? other : static_cast<int32_t>(num_rows()) + other);
         }
     }
+    int64_t num_words() const { return ceil_div(c_.vocab_size, 32); }
     int64_t num_rows() const { return static_cast<int64_t>(settings_.size()); }
     float& logit(int64_t row, int64_t token) { return logits_[row * c_.vocab_size + token]; }
 
@@ -99,6 +107,8 @@ class Rows {
         const Columns columns(*this);
         columns.give_to(params);
         params.ruled_rows = ruled_rows_.data();
+        params.allowed = allowed_.data();
+        params.allowed_rows = allowed_rows_.data();
         params.uniform = uniform_.data();
         params.token_ids = out.token_ids.data();
         params.logprobs = out.logprobs.data();
@@ -121,6 +131,8 @@ class Rows {
         const GlobalBuffer top_k("top_k", column_bytes, Use::kInput), top_p("top_p", column_bytes, Use::kInput);
         const GlobalBuffer min_p("min_p", column_bytes, Use::kInput), uniform("uniform", num_rows() * 8, Use::kInput);
         const GlobalBuffer ruled_rows("ruled_rows", column_bytes, Use::kInput);
+        const GlobalBuffer allowed("allowed", allowed_.size() * 4, Use::kInput);
+        const GlobalBuffer allowed_rows("allowed_rows", column_bytes, Use::kInput);
         const GlobalBuffer token_ids("token_ids", column_bytes, Use::kOutput);
         const GlobalBuffer logprobs("logprobs", column_bytes, Use::kOutput), lse("lse", column_bytes, Use::kOutput);
         params.temperature = copy_to(temperature, columns.temperature);
@@ -129,6 +141,8 @@ class Rows {
         params.min_p = copy_to(min_p, columns.min_p);
         params.uniform = copy_to(uniform, uniform_);
         params.ruled_rows = copy_to(ruled_rows, ruled_rows_);
+        params.allowed = copy_to(allowed, allowed_);
+        params.allowed_rows = copy_to(allowed_rows, allowed_rows_);
         params.token_ids = token_ids.data<int32_t>();
         params.logprobs = logprobs.data<float>();
         params.lse = lse.data<float>();
@@ -186,7 +200,8 @@ class Rows {
         params.ruled_logits = ruled;
         params.row_stride = params.ruled_row_stride = row_stride;
         params.vocab_size = c_.vocab_size;
-        params.num_ruled = num_rows();
+        params.num_ruled = params.num_allowed = num_rows();
+        params.allowed_stride = num_words();
         return params;
     }
 
@@ -194,7 +209,7 @@ class Rows {
     std::vector<Setting> settings_;
     std::vector<double> uniform_;
     std::vector<float> logits_, ruled_;
-    std::vector<int32_t> ruled_rows_;
+    std::vector<int32_t> ruled_rows_, allowed_, allowed_rows_;
 };
 
 // Each setting with one of the uniforms; which one differs between cases.

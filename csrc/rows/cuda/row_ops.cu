@@ -1,5 +1,4 @@
 #include "cuda/launch.cuh"
-#include "rows/cuda/mask_logits_thread.h"
 #include "rows/cuda/norm_rotate_append_kernel.cuh"
 #include "rows/cuda/rms_norm_kernel.cuh"
 #include "rows/cuda/rotate_thread.h"
@@ -27,10 +26,6 @@ void silu_and_mul(const SiluAndMulParams& params, int64_t num_rows, Stream strea
 
 void sample(const SampleParams& params, int64_t num_rows, Stream stream) {
     launch_sample(params, num_rows, StreamLauncher{stream});
-}
-
-void mask_logits(const MaskLogitsParams& params, int64_t num_rows, Stream stream) {
-    with_work<MaskLogitsWork>(params, num_rows, [&](const auto& work) { launch(work, stream); });
 }
 
 }  // namespace batchllm::cuda

@@ -14,6 +14,5 @@ void rotate(const RotateParams& params, int64_t num_rows, Stream stream);
 void norm_rotate_append(const NormRotateAppendParams& params, Stream stream);
 void silu_and_mul(const SiluAndMulParams& params, int64_t num_rows, Stream stream);
 void sample(const SampleParams& params, int64_t num_rows, Stream stream);
-void mask_logits(const MaskLogitsParams& params, int64_t num_rows, Stream stream);
 
 }  // namespace batchllm::cuda

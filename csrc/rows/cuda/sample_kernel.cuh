@@ -2,7 +2,7 @@
 //
 //   grid    a block per row, whose warps share the row's tiles; which elements a lane adds up, and in which order,
 //           depends on the vocabulary's size alone
-//   reads   logits, ruled_logits, the parameters of each row      writes  token_ids, logprobs, lse
+//   reads   logits, ruled_logits, allowed, the parameters of each row      writes  token_ids, logprobs, lse
 //   twin    row_sampler.inc::RowSampler; sums are in another order
 //
 // Phases: scan (the largest of each tile, the sum of exponentials) · cut (top-k, then top-p, each by a search for the
@@ -123,6 +123,9 @@ class RowSampler {
           warp_(threadIdx.x / 32),
           lane_(static_cast<int>(threadIdx.x % 32)) {}
 
+    // From now on tokens whose bit is 0 have -infinity for a logit; null: none.
+    __device__ __forceinline__ void allow(const int32_t* allowed) { allowed_ = allowed; }
+
     // The largest logit and the largest of every tile. Returns log(sum(exp(logits))); NaN where a logit is NaN or
     // infinity, or none is finite.
     __device__ __forceinline__ float scan(const T* row) {
@@ -219,6 +222,11 @@ class RowSampler {
             } else {
 #pragma unroll
                 for (int i = 0; i < kLaneElements; ++i) x[i] = at + i < size_ ? to_float(row_[at + i]) : -INFINITY;
+            }
+            if (allowed_ != nullptr && at < size_) {
+                const uint32_t bits = static_cast<uint32_t>(allowed_[at / 32]) >> (at % 32);
+#pragma unroll
+                for (int i = 0; i < kLaneElements; ++i) x[i] = bits >> i & 1 ? x[i] : -INFINITY;
             }
             step(at, x);
         }
@@ -430,10 +438,19 @@ class RowSampler {
 
     SampleMemory& memory_;
     const T* row_;
+    const int32_t* allowed_ = nullptr;
     uint32_t size_, tile_size_, num_tiles_;
     int warp_, lane_;
     float largest_, scale_;
 };
+
+// The row's place among those of which there are `num`; null where it is none of them.
+template <typename T>
+__device__ __forceinline__ const T* row_of(const T* first, int64_t stride, int64_t num, const int32_t* places,
+                                           int64_t row) {
+    if (places == nullptr || places[row] < 0 || places[row] >= num) return nullptr;
+    return first + places[row] * stride;
+}
 
 // After a scan, the row's token; the first warp has it.
 template <typename Sampler>
@@ -451,13 +468,19 @@ __global__ void __launch_bounds__(kSampleThreads, 2) sample_kernel(const __grid_
     const T* const logits = static_cast<const T*>(p.logits) + row * p.row_stride;
     RowSampler<T, kIsAligned ? kVectorSize<T> : 1> sampler(size);
     const float lse = sampler.scan(logits);
-    const int64_t ruled = p.ruled_rows == nullptr ? -1 : p.ruled_rows[row];
+    const float* const ruled = row_of(p.ruled_logits, p.ruled_row_stride, p.num_ruled, p.ruled_rows, row);
+    const int32_t* const allowed = row_of(p.allowed, p.allowed_stride, p.num_allowed, p.allowed_rows, row);
     uint32_t token;
-    if (ruled >= 0 && ruled < p.num_ruled) {
+    if (ruled != nullptr) {
         RowSampler<float, kIsAligned ? kVectorSize<float> : 1> ruled_sampler(size);
-        ruled_sampler.scan(p.ruled_logits + ruled * p.ruled_row_stride);
+        ruled_sampler.allow(allowed);
+        ruled_sampler.scan(ruled);
         token = sample_row(ruled_sampler, p, row);
     } else {
+        if (allowed != nullptr) {
+            sampler.allow(allowed);
+            sampler.scan(logits);
+        }
         token = sample_row(sampler, p, row);
     }
     if (threadIdx.x == 0) {
