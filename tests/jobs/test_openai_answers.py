@@ -31,6 +31,7 @@ COMMON: list[dict[str, Any]] = [
     {"prompt_logprobs": 1, "max_new_tokens": 2},
     {"stop_token_ids": list(range(4, 130)), "n": 3},
 ]
+NUM_LINES = 1000
 CHAT = [{}, {"logprobs": True}, {"logprobs": True, "top_logprobs": 3}, {"chat_template_kwargs": {}, "tools": []}]
 COMPLETIONS = [{}, {"logprobs": 0}, {"logprobs": 4}, {"prompt": ["one", "two"]}, {"prompt": [[5, 6], [7]]}]
 
@@ -44,9 +45,12 @@ def valid(kind: type[ChatCompletion] | type[Completion], body: dict[str, Any]) -
 def lines() -> dict[str, dict[str, Any]]:
     bodies = [("chat", *pair) for pair in itertools.product(COMMON, CHAT)]
     bodies += [("text", *pair) for pair in itertools.product(COMMON, COMPLETIONS)]
+    bodies = list(itertools.islice(itertools.cycle(bodies), NUM_LINES))
     random.Random(0).shuffle(bodies)
     return {
-        str(i): (chat_line if kind == "chat" else completion_line)(str(i), **{**common, **own})
+        str(i): (chat_line if kind == "chat" else completion_line)(
+            str(i), **{"content" if kind == "chat" else "prompt": f"Question {i % 7}", **common, **own}
+        )
         for i, (kind, common, own) in enumerate(bodies)
     }
 
