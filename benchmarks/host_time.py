@@ -1,0 +1,209 @@
+"""Microseconds that the host takes for a step of the engine, with a model whose forward pass and logits cost nothing.
+
+    python -m benchmarks.host_time --json
+
+Planner, attention plans, uploads, request table and the sampler's bookkeeping are the real ones, on a GPU made of the
+CPU (tests/engine/fake_gpu.py). What is measured is the CPU time of one thread: other processes do not count, but for
+the caches that they take and the core that they share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import batchllm_ext as ext
+from batchllm import SamplingParams
+from batchllm.engine.engine import Engine, EngineRequest
+from batchllm.engine.runner import GpuRunner
+from batchllm.models.forward_pass import ForwardPass
+from batchllm.models.layer_spec import AttentionSpec
+from batchllm.sampling.stop_tokens import MinTokens, StopTokens
+from benchmarks.machine import Meter, describe
+from tests.engine.fake_gpu import FakeGpu, FakeGpuOps
+
+VOCAB_SIZE = 8
+EOS = VOCAB_SIZE - 1  # never drawn
+MULTIPROCESSORS = 132
+PAGE_SIZE, MAX_BATCH_TOKENS = 16, 2048
+# What the phases of a step are called, by the engine's method; those of planner and runner are named below. The rest of
+# "total" is what stands between them.
+PHASE_OF = {"_plan_attention": "plan attention", "_sample": "sample", "_end": "end"}
+PHASES = ("schedule", "plan attention", "upload", "sample", "end", "commit", "forget")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Groups of readers of one prefix each; every request has `own` tokens besides and answers with up to `output`."""
+
+    num_groups: int
+    num_readers: int
+    prefix: int
+    own: int
+    output: int
+    kv_tokens: int
+    rows: int  # of the steps that are measured, all of them
+
+    def requests(self) -> list[EngineRequest]:
+        rng = np.random.default_rng(0)
+        requests = []
+        for _ in range(self.num_groups):
+            prefix = rng.integers(10, 32_000, self.prefix, np.int32)
+            for reader in range(self.num_readers):
+                prompt = np.concatenate([prefix, rng.integers(10, 32_000, self.own, np.int32)])
+                output = self.output - (7 * reader) % (self.output // 2)
+                requests.append(EngineRequest(prompt, SamplingParams(temperature=0, max_tokens=output), [0], output))
+        return requests
+
+
+JOBS = {
+    # Every row decodes.
+    "decode": Job(num_groups=8, num_readers=32, prefix=1024, own=64, output=200, kv_tokens=1 << 17, rows=256),
+    # Decodes of some 500 requests, and prefill for those that come in the place of others.
+    "mixed": Job(num_groups=120, num_readers=16, prefix=512, own=64, output=32, kv_tokens=1 << 17, rows=2048),
+}
+
+
+class NoModel(ForwardPass):
+    """Heads of an 8B model; hidden states and logits are there already."""
+
+    def __init__(self) -> None:
+        self.attention_kinds, self.kind_of_layer = (AttentionSpec(32, 8, 128, 128**-0.5),), (0,)
+        self.dtype, self.device = torch.bfloat16, torch.device("cpu")
+        self._hidden = torch.zeros(MAX_BATCH_TOKENS, 1)
+        self._logits = torch.zeros(MAX_BATCH_TOKENS, VOCAB_SIZE)
+
+    def forward(self, step: Any, kv_cache: Any, ops: Any) -> Tensor:
+        rows = step.token_ids if step.logit_rows is None else step.logit_rows
+        return self._hidden[: len(rows)]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self._logits[: len(hidden)]
+
+
+class NoKernels(FakeGpuOps):
+    """What sampling asks of logits is there already, too."""
+
+    def __init__(self) -> None:
+        self._token_ids = torch.zeros(MAX_BATCH_TOKENS, dtype=torch.int32)
+        self._lse = torch.zeros(MAX_BATCH_TOKENS)
+
+    def argmax_and_lse(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return self._token_ids[: len(logits)].clone(), self._lse[: len(logits)]
+
+
+class PhaseTimes:
+    """CPU time by phase, added up until it is taken."""
+
+    def __init__(self) -> None:
+        self._ns: dict[str, int] = defaultdict(int)
+
+    def timed(self, phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def measured(*args: Any, **options: Any) -> Any:
+            begin = time.thread_time_ns()
+            try:
+                return call(*args, **options)
+            finally:
+                self._ns[phase] += time.thread_time_ns() - begin
+
+        return measured
+
+    def take(self) -> dict[str, float]:
+        """Microseconds."""
+        us = {phase: ns / 1e3 for phase, ns in self._ns.items()}
+        self._ns.clear()
+        return us
+
+
+def timed_planner(times: PhaseTimes) -> type:
+    methods = {"next_batch": "schedule", "commit": "commit", "forget": "forget"}
+    calls = {name: times.timed(phase, getattr(ext.BatchPlanner, name)) for name, phase in methods.items()}
+    return type("TimedPlanner", (ext.BatchPlanner,), calls)
+
+
+def step_times(job: Job) -> list[dict[str, float]]:
+    """Of each step of `job.rows` rows, microseconds by phase and in "total"."""
+    times, steps = PhaseTimes(), []
+    stop_tokens = StopTokens((EOS,))
+    model = NoModel()
+    runner = GpuRunner(model, FakeGpu(num_multiprocessors=MULTIPROCESSORS), NoKernels())
+    engine = Engine(
+        model,
+        runner,
+        [MinTokens(stop_tokens), stop_tokens],
+        levels=None,
+        page_size=PAGE_SIZE,
+        kv_cache_tokens=job.kv_tokens,
+        max_batch_tokens=MAX_BATCH_TOKENS,
+    )
+    num_rows = 0
+    upload = times.timed("upload", runner.forward)
+
+    def forward(batch: ext.TokenBatch, *others: Any) -> Tensor:
+        nonlocal num_rows
+        num_rows = batch.num_tokens
+        return upload(batch, *others)
+
+    runner.forward = forward  # type: ignore[method-assign]
+    for name, phase in PHASE_OF.items():
+        setattr(engine, name, times.timed(phase, getattr(engine, name)))
+    with patch("batchllm_ext.BatchPlanner", timed_planner(times)):
+        engine.add(job.requests())
+        while True:
+            times.take()
+            begin_ns = time.thread_time_ns()
+            if engine.step() is None:
+                return steps
+            total_us = (time.thread_time_ns() - begin_ns) / 1e3
+            if num_rows == job.rows:
+                steps.append(times.take() | {"total": total_us})
+
+
+def measured(name: str) -> dict[str, Any]:
+    """A line of figures for the job of that name."""
+    with Meter() as meter:
+        steps = step_times(JOBS[name])
+    by_phase = {phase: [step.get(phase, 0.0) for step in steps] for phase in (*PHASES, "total")}
+    return {
+        "job": name,
+        "rows": JOBS[name].rows,
+        "steps": len(steps),
+        "us": {phase: round(statistics.median(us), 1) for phase, us in by_phase.items()},
+        # The fastest tenth: what is left of the neighbours on a busy machine.
+        "undisturbed_us": {phase: round(statistics.quantiles(us, n=10)[0], 1) for phase, us in by_phase.items()},
+        "foreign_share": round(meter.foreign_share, 3),
+        "machine": describe(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--job", choices=JOBS, action="append", help="all of them unless named")
+    parser.add_argument("--json", action="store_true", help="one JSON object per job")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in options.job or JOBS:
+        line = measured(name)
+        print(json.dumps(line) if options.json else table(line), flush=True)
+
+
+def table(line: dict[str, Any]) -> str:
+    rows = [f"  {phase:<16}{us:>8.1f}{line['undisturbed_us'][phase]:>14.1f}" for phase, us in line["us"].items()]
+    others = f"{line['machine']}; others had {line['foreign_share']:.0%} of it"
+    head = f"{line['job']}: {line['steps']} steps of {line['rows']} rows, us on one core ({others})"
+    return "\n".join([head, f"  {'phase':<16}{'median':>8}{'fastest 10 %':>14}", *rows])
+
+
+if __name__ == "__main__":
+    main()
