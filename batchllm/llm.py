@@ -251,11 +251,7 @@ class LLM:
 
         Raises ValueError, before anything runs, for a prompt that `check_request` refuses, naming its index.
         """
-        for index, (ids, p) in enumerate(zip(prompts, params, strict=True)):
-            try:
-                self.check_request(ids, p)
-            except ValueError as error:
-                raise ValueError(f"prompt {index}: {error}") from None
+        self._loaded.check_requests(prompts, params)
         return self._answers(prompts, params, on_progress, recorder)
 
     def _answers(

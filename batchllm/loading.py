@@ -35,6 +35,8 @@ from batchllm.sampling_params import SamplingParams
 from batchllm.text import printable
 from batchllm.tokenizer import Tokenizer
 
+CHECKED_AT_ONCE = 4096  # prompts whose tokens are looked at together
+
 
 class LoadedModel:
     """Raises FileNotFoundError or ValueError that names the file, the field or the tensor at fault."""
@@ -110,6 +112,19 @@ class LoadedModel:
         self.limits.check(prompt_token_ids, params)
         if params.structured_outputs is not None:
             self._grammars.compile(params.structured_outputs)
+
+    def check_requests(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> None:
+        """Raises ValueError as `check_request`, naming the index of the prompt at fault."""
+        for begin in range(0, max(len(prompts), len(params)), CHECKED_AT_ONCE):
+            part = slice(begin, begin + CHECKED_AT_ONCE)
+            has_grammar = any(p.structured_outputs is not None for p in params[part])
+            if not has_grammar and self.limits.are_met(prompts[part], params[part]):
+                continue
+            for index, (ids, p) in enumerate(zip(prompts[part], params[part], strict=True), start=begin):
+                try:
+                    self.check_request(ids, p)
+                except ValueError as error:
+                    raise ValueError(f"prompt {index}: {error}") from None
 
     def default_sampling_params(self) -> SamplingParams:
         return SamplingParams(**self.sampling_defaults)

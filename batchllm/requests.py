@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NoReturn, TypedDict
 
 import numpy as np
 
@@ -86,28 +86,55 @@ class RequestLimits:
         """Raises ValueError, with the numbers, if this request could never run."""
         if len(prompt_token_ids) == 0:
             raise ValueError("the prompt is empty")
-        ids = np.asarray(prompt_token_ids)
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise ValueError(f"prompt_token_ids: expected a list of integers, got {ids.dtype} of shape {ids.shape}")
-        if (bad := (ids < 0) | (ids >= self.vocab_size)).any():
-            at = int(bad.argmax())
-            raise ValueError(f"prompt_token_ids[{at}] is {ids[at]}, but the vocabulary has {self.vocab_size} tokens")
+        if not self._are_tokens(prompt_token_ids):
+            self._refuse_tokens(np.asarray(prompt_token_ids))
         for name in ("stop_token_ids", "allowed_token_ids", "logit_bias", "logprob_token_ids"):
             if unknown := [token for token in getattr(params, name) or () if token >= self.vocab_size]:
                 raise ValueError(f"{name}: {unknown[0]}, but the vocabulary has {self.vocab_size} tokens")
         if params.min_tokens:
             self._check_min_tokens(params)
-        if len(ids) >= self.max_model_len:
+        prompt_len = len(prompt_token_ids)
+        if prompt_len >= self.max_model_len:
             raise ValueError(
-                f"the prompt has {len(ids)} tokens, and the model takes {self.max_model_len} with the output"
+                f"the prompt has {prompt_len} tokens, and the model takes {self.max_model_len} with the output"
             )
-        output_tokens = self.max_output_tokens(len(ids), params) - 1  # the last one sampled is never stored
-        num_pages, pool_pages = -(-(len(ids) + output_tokens) // self.page_size), self.kv_cache_tokens // self.page_size
+        output_tokens = self.max_output_tokens(prompt_len, params) - 1  # the last one sampled is never stored
+        num_pages = -(-(prompt_len + output_tokens) // self.page_size)
+        pool_pages = self.kv_cache_tokens // self.page_size
         if num_pages > pool_pages:
             raise ValueError(
-                f"the request needs {num_pages} KV pages of {self.page_size} tokens ({len(ids)} of prompt and up to "
+                f"the request needs {num_pages} KV pages of {self.page_size} tokens ({prompt_len} of prompt and up to "
                 f"{output_tokens} of output), but kv_cache_tokens={self.kv_cache_tokens} is {pool_pages} pages"
             )
+
+    def are_met(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> bool:
+        """Whether `check` takes each of these requests, at least one: True only if it does. Looks at all tokens at
+        once, and once at each object among the parameters."""
+        longest: dict[int, tuple[Sequence[int], SamplingParams]] = {}  # of the prompts with the same parameters
+        for prompt, p in zip(prompts, params, strict=True):
+            if id(p) not in longest or len(prompt) > len(longest[id(p)][0]):
+                longest[id(p)] = prompt, p
+        try:
+            if not all(map(len, prompts)) or not self._are_tokens(_joined(prompts)):
+                return False
+            for prompt, p in longest.values():  # a shorter one needs no more
+                self.check(prompt, p)
+        except ValueError:
+            return False
+        return True
+
+    def _are_tokens(self, token_ids: Sequence[int] | np.ndarray) -> bool:
+        """Whether all of them, at least one, are integers and of the vocabulary."""
+        if isinstance(token_ids, list) and set(map(type, token_ids)) == {int}:
+            return min(token_ids) >= 0 and max(token_ids) < self.vocab_size
+        ids = np.asarray(token_ids)
+        return ids.ndim == 1 and ids.dtype.kind in "iu" and bool(ids.min() >= 0 and ids.max() < self.vocab_size)
+
+    def _refuse_tokens(self, ids: np.ndarray) -> NoReturn:
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise ValueError(f"prompt_token_ids: expected a list of integers, got {ids.dtype} of shape {ids.shape}")
+        at = int(((ids < 0) | (ids >= self.vocab_size)).argmax())
+        raise ValueError(f"prompt_token_ids[{at}] is {ids[at]}, but the vocabulary has {self.vocab_size} tokens")
 
     def _check_min_tokens(self, params: SamplingParams) -> None:
         ends = {*(params.stop_token_ids or ()), *(() if params.ignore_eos else self.eos_token_ids)}
@@ -123,3 +150,16 @@ class RequestLimits:
         """Tokens that a prompt of that length may generate, at most."""
         room = self.max_model_len - prompt_len
         return room if params.max_tokens is None else min(params.max_tokens, room)
+
+
+def _joined(prompts: Sequence[Sequence[int]]) -> np.ndarray | list[int]:
+    """The tokens of all prompts. Raises ValueError where they differ in their types."""
+    array_types = {prompt.dtype if isinstance(prompt, np.ndarray) else None for prompt in prompts}
+    if array_types == {None}:
+        tokens = [token for prompt in prompts for token in prompt]
+        if len(token_types := set(map(type, tokens))) > 1:
+            raise ValueError(f"tokens of several types: {token_types}")
+        return tokens
+    if len(array_types) > 1:
+        raise ValueError(f"prompts of several types: {array_types}")
+    return np.concatenate(prompts)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 
 def printable(text: str) -> str:
@@ -12,14 +11,18 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-@contextmanager
-def as_value_error(what: str) -> Iterator[None]:
-    """Whatever a tokenizer raises is a ValueError that says what failed: a panic of its Rust code, too, which is no
-    Exception."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"{what}: {kind}{printable(str(error))}") from error
+class as_value_error:
+    """A context in which whatever a tokenizer raises is a ValueError that says what failed: a panic of its Rust code,
+    too, which is no Exception."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is None or isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+            return
+        name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{self._what}: {name}{printable(str(error))}") from error

@@ -138,7 +138,12 @@ class Tokenizer:
         tokenizer = self.hugging_face()
         start = time.perf_counter()
         with as_value_error("the tokenizer fails on the text"):
-            token_ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]
+            token_ids: list[list[int]] = tokenizer(
+                list(texts),
+                add_special_tokens=add_special_tokens,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )["input_ids"]
         self.encode_s += time.perf_counter() - start
         return token_ids
 

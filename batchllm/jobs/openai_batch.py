@@ -229,14 +229,14 @@ def _endpoint(record: dict[str, Any]) -> tuple[LineKind, dict[str, Any]]:
     method, url, body = (record.get(name) for name in ("method", "url", "body"))
     if method != "POST":
         raise LineError("invalid_method", "method", f'expected "POST", got {brief(method)}')
-    kind = next((kind for kind in _PROMPTS if kind.url == url), None)
+    kind = _KINDS.get(url) if isinstance(url, str) else None
     if kind is None:
         expected = " or ".join(f'"{kind.url}"' for kind in _PROMPTS)
         raise LineError("invalid_url", "url", f"expected {expected}, got {brief(url)}")
     if not isinstance(body, dict):
         raise LineError("invalid_body", "body", f"expected an object, got {brief(body)}")
-    for name in sorted(_without_nulls(record).keys() & BODY_FIELDS):
-        if not _asks_for_nothing(name, record[name]):
+    for name in sorted(BODY_FIELDS.intersection(record)):
+        if record[name] is not None and not _asks_for_nothing(name, record[name]):
             raise LineError("misplaced_parameter", name, "expected inside body, got it beside body")
     return kind, _without_nulls(body)
 
@@ -301,6 +301,7 @@ _PROMPTS: dict[LineKind, Callable[[dict[str, Any]], list[BatchPrompt]]] = {
     COMPLETION: _completion_prompts,
     SCORE: _continued_prompts,
 }
+_KINDS = {kind.url: kind for kind in _PROMPTS}
 
 
 def _params_of(kind: LineKind, body: dict[str, Any], default_max_tokens: int) -> SamplingParams:

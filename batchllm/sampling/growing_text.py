@@ -18,13 +18,13 @@ Decode = Callable[[list[int]], str]
 
 def text_after(decode: Decode, prompt: Sequence[int], output: Sequence[int]) -> str:
     """What the output adds to the prompt's text, both decoded at once: a tokenizer may take the first space off."""
-    context = context_of(decode, prompt)
-    return _without(decode(context), decode([*context, *output]))
+    context, text = context_of(decode, prompt)
+    return _without(text, decode([*context, *output]))
 
 
-def context_of(decode: Decode, prompt: Sequence[int]) -> list[int]:
-    """The last tokens of a prompt, some of which are text, if any of the prompt is. An unfinished character's bytes are
-    the prompt's, and join with nothing."""
+def context_of(decode: Decode, prompt: Sequence[int]) -> tuple[list[int], str]:
+    """The last tokens of a prompt, some of which are text, if any of the prompt is, and that text. An unfinished
+    character's bytes are the prompt's, and join with nothing."""
     num_tokens = CONTEXT_TOKENS
     while True:
         context = [int(token) for token in prompt[-num_tokens:]]
@@ -35,12 +35,14 @@ def context_of(decode: Decode, prompt: Sequence[int]) -> list[int]:
             context.pop()
             text = decode(context)
         if num_tokens >= len(prompt) or text:
-            return context
+            return context, text
         num_tokens *= 2
 
 
 def _without(context: str, text: str) -> str:
     """The text after the context; where bytes join with its last ones, from the first character that changed on."""
+    if text.startswith(context):
+        return text[len(context) :]
     common = takewhile(lambda pair: pair[0] == pair[1], zip(context, text, strict=False))
     return text[sum(1 for _ in common) :]
 
@@ -52,8 +54,7 @@ class GrowingText:
     def __init__(self, decode: Decode, prompt: Sequence[int]) -> None:
         self.text = ""
         self._decode = decode
-        self._ids = context_of(decode, prompt)
-        self._context = decode(self._ids)
+        self._ids, self._context = context_of(decode, prompt)
         # What comes next is decoded after a window of what is in the text, whose bytes may still join with it.
         self._begin, self._end, self._window = 0, len(self._ids), self._context
 

@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -175,6 +176,25 @@ def test_as_completed_refuses_before_its_first_output_is_asked_for(idle_llm):
         idle_llm.generate_as_completed([[5], []], [ONE_TOKEN] * 2)
     with pytest.raises(ValueError, match="shorter"):
         idle_llm.generate_as_completed([[5], [6]], [ONE_TOKEN])
+
+
+@pytest.mark.parametrize("as_arrays", [False, True])
+@pytest.mark.parametrize(
+    "bad", [[], [5, -1], [9999], [5] * 9999, [0.5], [True], [[5]], [2**70]], ids=lambda bad: repr(bad)[:12]
+)
+def test_a_prompt_of_many_is_refused_as_it_is_alone(idle_llm, bad, as_arrays):
+    made = np.array if as_arrays else list
+    prompts = [np.array([5, 6], np.int32) if as_arrays else [5, 6] for _ in range(5)]
+    with pytest.raises(ValueError, match="prompt") as alone:
+        idle_llm.check_request(made(bad), ONE_TOKEN)
+    with pytest.raises(ValueError, match="^" + re.escape(f"prompt 3: {alone.value}")):
+        idle_llm.generate_as_completed([*prompts[:3], made(bad), *prompts[3:]], [ONE_TOKEN] * 6)
+
+
+def test_parameters_of_one_prompt_among_many_are_checked(idle_llm):
+    bad = SamplingParams(logit_bias={9999: 1})
+    with pytest.raises(ValueError, match=r"^prompt 1: logit_bias: 9999, but the vocabulary has"):
+        idle_llm.generate_as_completed([[5, 6], [5], [6]], [ONE_TOKEN, bad, ONE_TOKEN])
 
 
 def test_a_request_that_never_fits_the_pool_is_refused_with_the_numbers(tiny_dir):

@@ -533,8 +533,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "a_text_is_decoded_without_its_prompts",
         TEXT,
-        "    context = context_of(decode, prompt)\n",
-        "    context: list[int] = []\n",
+        "    context, text = context_of(decode, prompt)\n",
+        '    context, text = [], ""\n',
         IN_STOPPING + "test_prompt_and_text_are_the_decoded_whole",
     ),
     Mutant(
