@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -71,7 +71,7 @@ class BatchRequest:
     custom_id: str
     kind: LineKind
     model: str | None
-    prompts: list[BatchPrompt]
+    prompts: Sequence[BatchPrompt]
     params: SamplingParams
     named_fields: frozenset[str] = frozenset()  # of the parameters, those that the line gives
     prompt_place: str = ""  # where the prompt stands in the line, as errors name it

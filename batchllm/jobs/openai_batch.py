@@ -119,15 +119,17 @@ def parse_line(data: bytes, line: int, line_of: dict[str, int], *, chat_max_toke
         _check_keys(data)
         kind, body = _endpoint(record)
         prompts = _PROMPTS[kind](body)
+        default_max_tokens = chat_max_tokens if kind is CHAT else DEFAULT_COMPLETIONS_MAX_TOKENS
+        params, named_fields = _params_of(kind, body, default_max_tokens)
         return BatchRequest(
             line=line,
             custom_id=custom_id,
             kind=kind,
             model=_convert(body.get("model"), str | None, "body.model"),
             prompts=prompts,
-            params=_params_of(kind, body, chat_max_tokens if kind is CHAT else DEFAULT_COMPLETIONS_MAX_TOKENS),
-            named_fields=SAMPLING_FIELDS & body.keys(),
-            prompt_place=f"body.{kind.prompt_field}",
+            params=params,
+            named_fields=named_fields,
+            prompt_place=_PROMPT_PLACES[kind],
         )
     except LineError as error:
         raise error.at(line, custom_id) from None
@@ -302,20 +304,29 @@ _PROMPTS: dict[LineKind, Callable[[dict[str, Any]], list[BatchPrompt]]] = {
     SCORE: _continued_prompts,
 }
 _KINDS = {kind.url: kind for kind in _PROMPTS}
+_PROMPT_PLACES = {kind: f"body.{kind.prompt_field}" for kind in _PROMPTS}
 
 
-def _params_of(kind: LineKind, body: dict[str, Any], default_max_tokens: int) -> SamplingParams:
-    """The same object for all lines that say the same beside their prompts: most lines of a job do."""
+ParamsAndNames = tuple[SamplingParams, frozenset[str]]  # and which of its fields the line gives
+
+
+def _params_of(kind: LineKind, body: dict[str, Any], default_max_tokens: int) -> ParamsAndNames:
+    """The same objects for all lines that say the same beside their prompts: most lines of a job do."""
     rest = {name: value for name, value in body.items() if name not in PROMPT_FIELDS[kind]}
     try:
         return _params_of_json(kind, msgspec.json.encode(rest), default_max_tokens)
     except OverflowError:  # an integer that JSON as msgspec writes it has no room for
-        return _sampling_params(rest, kind, default_max_tokens=default_max_tokens)
+        return _params_and_names(rest, kind, default_max_tokens)
 
 
 @lru_cache(maxsize=1024)
-def _params_of_json(kind: LineKind, rest: bytes, default_max_tokens: int) -> SamplingParams:
-    return _sampling_params(msgspec.json.decode(rest), kind, default_max_tokens=default_max_tokens)
+def _params_of_json(kind: LineKind, rest: bytes, default_max_tokens: int) -> ParamsAndNames:
+    return _params_and_names(msgspec.json.decode(rest), kind, default_max_tokens)
+
+
+def _params_and_names(rest: dict[str, Any], kind: LineKind, default_max_tokens: int) -> ParamsAndNames:
+    params = _sampling_params(rest, kind, default_max_tokens=default_max_tokens)
+    return params, SAMPLING_FIELDS.intersection(rest)
 
 
 def _sampling_params(body: dict[str, Any], kind: LineKind, *, default_max_tokens: int) -> SamplingParams:

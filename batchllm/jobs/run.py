@@ -325,7 +325,7 @@ def read_prompts(
             if options.max_error_rate == 0:
                 break
         else:
-            line.request.prompts = []  # their text is not needed any more
+            line.request.prompts = ()  # their text is not needed any more
             for at, (ids, params) in enumerate(zip(line.token_ids, line.params, strict=True)):
                 prompts.append(JobPrompt(line.request, at, params))
                 token_ids.append(ids)
