@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -51,7 +54,7 @@ class LLM:
         self._loaded = LoadedModel(model, EngineOptions(**options), rules)
         self._tokenizer = self._loaded.tokenizer
         self._num_jobs = 0
-        self._waiting: dict[int, deque[Finished]] = {}  # of each live request of the engine: where its end is awaited
+        self._waiting: dict[range, deque[Finished]] = {}  # by requests of the engine: where their ends are awaited
         self.stats: dict[str, Any] = {}
 
     @property
@@ -267,15 +270,15 @@ class LLM:
         self._num_jobs += 1
         stream = f"{self.options.seed}/{self._num_jobs}"  # so that asking again gives other answers
         pending: dict[int, PendingAnswer] = {}  # of which a completion has ended
-        requests = [
+        requests = (
             self._loaded.engine_request(prompt, p, f"{stream}/{index}")
             for index, (prompt, p) in enumerate(zip(prompts, params, strict=True))
-        ]
+        )
         with closing(self._finished(requests, on_progress, recorder)) as finished_requests:
             for index, sample, finished in finished_requests:
                 clock = time.perf_counter()
                 if index not in pending:
-                    ids = [int(token) for token in prompts[index]]
+                    ids = np.asarray(prompts[index]).tolist()
                     pending[index] = PendingAnswer(str(index), None, ids, params[index], self._tokenizer)
                 output = pending[index].add(sample, finished)
                 detokenize_s += time.perf_counter() - clock
@@ -292,21 +295,26 @@ class LLM:
 
     def _finished(
         self,
-        requests: Sequence[EngineRequest],
+        requests: Iterable[EngineRequest],
         on_progress: Callable[[JobProgress], None] | None = None,
         recorder: RunRecorder | None = None,
     ) -> Generator[tuple[int, int, Finished], None, None]:
         """Each completion as it ends, with its place among the requests and its number. Closing the iterator aborts the
         others."""
-        completion_of: dict[int, tuple[int, int]] = {}  # by request id: the request's index, the completion's
+        ids = range(0)
+        begins = array("q")  # the first of the ids, by request
+        num_left = 0
         ended: deque[Finished] = deque()
         next_progress_s = 0.0
         try:
             self.engine.recorder = recorder or self.engine.recorder
-            ids = self.engine.add(requests)
-            completion_of = {i: (index, sample) for index, r in enumerate(ids) for sample, i in enumerate(r)}
-            self._waiting |= dict.fromkeys(completion_of, ended)
-            while completion_of:
+            for of_request in self.engine.add(list(requests)):
+                begins.append(of_request.start)
+                num_left += len(of_request)
+            if begins:
+                ids = range(begins[0], begins[0] + num_left)
+                self._waiting[ids] = ended
+            while num_left:
                 if not ended:
                     self._step()
                 if on_progress and (ended or self.engine.elapsed_s >= next_progress_s):
@@ -314,11 +322,13 @@ class LLM:
                     on_progress(self.engine.progress)
                 while ended:
                     finished = ended.popleft()
-                    yield *completion_of.pop(finished.request_id), finished
+                    num_left -= 1
+                    index = bisect_right(begins, finished.request_id) - 1
+                    yield index, finished.request_id - begins[index], finished
         finally:
-            for request_id in completion_of:
-                self._waiting.pop(request_id, None)
-            self.engine.abort(list(completion_of))
+            self._waiting.pop(ids, None)
+            if num_left:
+                self.engine.abort(ids)
             if recorder and self.engine.recorder is recorder:
                 self.engine.recorder = None
 
@@ -363,7 +373,7 @@ class LLM:
         if step is None:
             raise RuntimeError("the requests of this job have gone: a step of another one failed")
         for finished in step.finished:
-            self._waiting.pop(finished.request_id).append(finished)
+            next(ended for ids, ended in self._waiting.items() if finished.request_id in ids).append(finished)
 
     def _or_default(
         self, sampling_params: SamplingParams | Sequence[SamplingParams] | None

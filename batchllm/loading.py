@@ -130,12 +130,13 @@ class LoadedModel:
         return SamplingParams(**self.sampling_defaults)
 
     def engine_request(self, token_ids: Sequence[int], params: SamplingParams, stream: str) -> EngineRequest:
-        """`stream` seeds a request that names no seed. ValueError where it needs a tokenizer that is not there."""
+        """`stream` seeds a request that names no seed, unless it is greedy and draws nothing. ValueError where it needs
+        a tokenizer that is not there."""
         if params.stop_strings or params.bad_words:
             self.tokenizer.backend()  # what is wrong with it is no request's fault
         prompt = np.asarray(token_ids, np.int32)
         seed = stream if params.seed is None else str(params.seed)
-        seeds = [stream_seed(seed, sample, prompt) for sample in range(params.n)]
+        seeds = tuple(0 if params.greedy else stream_seed(seed, sample, prompt) for sample in range(params.n))
         return EngineRequest(prompt, params, seeds, self.limits.max_output_tokens(len(prompt), params))
 
     def parse_prompts(self, prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[str | None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,7 @@ class LiveRequest:
     params: SamplingParams
     seed: int  # 64 bits
     max_output_tokens: int
+    rules: Sequence[Any] = ()  # that know it
     end: End | None = None
     logprobs: list[dict[int, Logprob]] | None = None  # by token of the output, where they are wanted
     # Of the last tokens of the prompt, where their log-probabilities are wanted.
@@ -109,12 +111,14 @@ class RequestTable:
         self._end = request_id + 1
         return request
 
-    def remove(self, request: LiveRequest) -> None:
+    def remove(self, *requests: LiveRequest) -> None:
+        slots = [request.slot for request in requests]
         for column in self._columns:
-            column.values[request.slot] = column.fill
-        self._slot_of[request.id - self._base] = NO_SLOT
-        self._requests[request.slot] = None
-        self._free.append(request.slot)
+            column.values[slots] = column.fill
+        for request in requests:
+            self._slot_of[request.id - self._base] = NO_SLOT
+            self._requests[request.slot] = None
+        self._free += slots
 
     def _grow(self) -> None:
         capacity = len(self._requests)

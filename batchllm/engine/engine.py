@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,8 +34,7 @@ from batchllm.sampling_params import SamplingParams
 ROWS_AT_ONCE = 256
 
 
-@dataclass(frozen=True)
-class EngineRequest:
+class EngineRequest(NamedTuple):
     """One prompt and its n completions, each of which is a request of the engine."""
 
     prompt_token_ids: np.ndarray  # int32 [prompt length], at least one
@@ -48,8 +49,7 @@ class EngineRequest:
         return length if self.params.prompt_logprobs is None else min(start, length)
 
 
-@dataclass(frozen=True)
-class Finished:
+class Finished(NamedTuple):
     """A request that a step finished."""
 
     request_id: int
@@ -136,23 +136,27 @@ class Engine:
         prompts = np.concatenate([request.prompt_token_ids for request in requests])
         with self._clock("plan"):
             first = self._add_to_planner(self._planner, requests, prompts)
-        prompt_of = np.split(prompts, np.cumsum([len(request.prompt_token_ids) for request in requests])[:-1])
-        begins = first + np.cumsum([0, *(len(request.seeds) for request in requests)])
-        self._next_id = int(begins[-1])
+        indptr = np.cumsum([0, *(len(request.prompt_token_ids) for request in requests)]).tolist()
+        prompt_of = [prompts[begin:end] for begin, end in pairwise(indptr)]
+        begins = np.cumsum([first, *(len(request.seeds) for request in requests)]).tolist()
+        all_ids = [range(begin, end) for begin, end in pairwise(begins)]
+        self._next_id = begins[-1]
         refused = dict(self._planner.refused)
+        rules_of: dict[int, list[LogitsRule]] = {}  # by id of the parameters
         try:
-            for place, request in enumerate(requests):
-                ids = range(int(begins[place]), int(begins[place + 1]))
-                if why := next((refused[i] for i in ids if i in refused), None):
+            for place, (request, ids) in enumerate(zip(requests, all_ids, strict=True)):
+                if refused and (why := next((refused[i] for i in ids if i in refused), None)):
                     raise ValueError(f"request {place}: {why}")
+                if id(request.params) not in rules_of:
+                    rules_of[id(request.params)] = [rule for rule in self.rules if rule.concerns_params(request.params)]
                 try:
-                    self._add_to_table(request, prompt_of[place], ids)
+                    self._add_to_table(request, prompt_of[place], ids, rules_of[id(request.params)])
                 except ValueError as error:
                     raise ValueError(f"request {place}: {error}") from error
         except BaseException:
             self._abort(np.arange(first, self._next_id, dtype=np.int32))
             raise
-        return [range(int(begins[place]), int(begins[place + 1])) for place in range(len(requests))]
+        return all_ids
 
     def _add_to_planner(self, planner: ext.BatchPlanner, requests: Sequence[EngineRequest], tokens: np.ndarray) -> int:
         indptr = np.zeros(len(requests) + 1, np.int64)
@@ -179,10 +183,13 @@ class Engine:
             self.recorder.added(first, segments)
         return first
 
-    def _add_to_table(self, request: EngineRequest, prompt: np.ndarray, ids: range) -> None:
+    def _add_to_table(
+        self, request: EngineRequest, prompt: np.ndarray, ids: range, rules: Sequence[LogitsRule]
+    ) -> None:
         params = request.params
         for request_id, seed in zip(ids, request.seeds, strict=True):
             live = self.requests.add(request_id, prompt, params, seed, request.max_output_tokens)
+            live.rules = rules
             self._remaining_tokens += live.max_output_tokens
             if request.score_begin < len(prompt) and request_id == ids.start:
                 live.prompt_logprobs = [None] * (len(prompt) - request.score_begin)
@@ -190,7 +197,7 @@ class Engine:
                 live.logprobs = []
                 self._asks_for_logprobs.values[live.slot] = True
             self._sampler.add(live)
-            for rule in self.rules:
+            for rule in rules:
                 rule.add(live)
 
     def abort(self, request_ids: Sequence[int]) -> None:
@@ -325,16 +332,16 @@ class Engine:
     def _forget(self, request_ids: np.ndarray) -> None:
         """int32 ids of requests that ended; the table need not know all of them."""
         assert self._planner is not None
-        for request_id in request_ids.tolist():
-            if request_id not in self.requests:
-                continue
-            request = self.requests[request_id]
-            unused = request.max_output_tokens - int(self._num_output_tokens.values[request.slot])
-            self._remaining_tokens -= unused
-            self._num_ended_early += unused > 0
-            for rule in self.rules:
+        known = [self.requests[request_id] for request_id in request_ids.tolist() if request_id in self.requests]
+        slots = [request.slot for request in known]
+        unused = np.array([request.max_output_tokens for request in known], np.int64)
+        unused -= self._num_output_tokens.values[slots]
+        self._remaining_tokens -= int(unused.sum())
+        self._num_ended_early += int((unused > 0).sum())
+        for request in known:
+            for rule in request.rules:
                 rule.forget(request)
-            self.requests.remove(request)
+        self.requests.remove(*known)
         self._planner.forget(request_ids)
 
     def audit(self) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from batchllm.request_table import End, LiveRequest, RequestTable
 from batchllm.sampling.prepared import Prepared, places
 from batchllm.sampling.rules import NO_TOKEN_LEFT, LogitsRule, Rows
+from batchllm.sampling_params import SamplingParams
 
 
 class AllowedTokens(LogitsRule):
@@ -20,8 +21,11 @@ class AllowedTokens(LogitsRule):
             lambda request: request.params.allowed_token_ids, lambda token_ids: np.unique(np.array(token_ids, np.int64))
         )
 
+    def concerns_params(self, params: SamplingParams) -> bool:
+        return params.allowed_token_ids is not None
+
     def add(self, request: LiveRequest) -> None:
-        self._is_restricted.values[request.slot] = request.params.allowed_token_ids is not None
+        self._is_restricted.values[request.slot] = True
 
     def concerns(self, rows: Rows) -> np.ndarray | None:
         return self._is_restricted.values[rows.slots]

@@ -17,6 +17,7 @@ from torch import Tensor
 from batchllm.request_table import End, LiveRequest, RequestTable
 from batchllm.sampling.prepared import Prepared, places
 from batchllm.sampling.rules import NO_TOKEN_LEFT, LogitsRule, Rows
+from batchllm.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,12 @@ class BadWords(LogitsRule):
         self._banned = Prepared(lambda request: request.params.bad_words, self._sequences)
         self._ends_of_output: dict[int, list[int]] = {}  # as many tokens as a sequence has before its last, by request
 
+    def concerns_params(self, params: SamplingParams) -> bool:
+        return bool(params.bad_words)
+
     def add(self, request: LiveRequest) -> None:
-        if request.params.bad_words:
-            self._load()
-            self._has_bad_words.values[request.slot] = True
+        self._load()
+        self._has_bad_words.values[request.slot] = True
 
     def concerns(self, rows: Rows) -> np.ndarray | None:
         return self._has_bad_words.values[rows.slots]

@@ -12,6 +12,7 @@ from batchllm.request_table import End, LiveRequest, RequestTable
 from batchllm.sampling.compile_grammar import GrammarCompiler, require_xgrammar
 from batchllm.sampling.rules import LogitsRule, Rows
 from batchllm.sampling.stop_tokens import StopTokens
+from batchllm.sampling_params import SamplingParams
 
 NO_TOKEN = "no token that may be drawn goes on with the grammar"
 
@@ -32,10 +33,12 @@ class Grammars(LogitsRule):
         self._has_grammar = requests.column(bool, False)
         self._matchers: dict[int, Any] = {}  # xgrammar's, by id
 
+    def concerns_params(self, params: SamplingParams) -> bool:
+        return params.structured_outputs is not None
+
     def add(self, request: LiveRequest) -> None:
         grammar = request.params.structured_outputs
-        if grammar is None:
-            return
+        assert grammar is not None
         stops = self._stop_tokens.token_ids(request).tolist()
         self._matchers[request.id] = require_xgrammar().GrammarMatcher(
             self._compiler.compile(grammar), override_stop_tokens=stops or None, terminate_without_stop_token=not stops

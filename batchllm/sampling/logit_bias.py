@@ -9,6 +9,7 @@ from torch import Tensor
 from batchllm.request_table import LiveRequest, RequestTable
 from batchllm.sampling.prepared import Prepared, places
 from batchllm.sampling.rules import LogitsRule, Rows
+from batchllm.sampling_params import SamplingParams
 
 
 class LogitBias(LogitsRule):
@@ -18,8 +19,11 @@ class LogitBias(LogitsRule):
         self._is_biased = requests.column(bool)
         self._biases = Prepared(lambda request: request.params.logit_bias, _arrays)
 
+    def concerns_params(self, params: SamplingParams) -> bool:
+        return bool(params.logit_bias)
+
     def add(self, request: LiveRequest) -> None:
-        self._is_biased.values[request.slot] = bool(request.params.logit_bias)
+        self._is_biased.values[request.slot] = True
 
     def concerns(self, rows: Rows) -> np.ndarray | None:
         return self._is_biased.values[rows.slots]

@@ -11,6 +11,7 @@ from batchllm.request_table import End, LiveRequest, RequestTable
 from batchllm.sampling.prepared import Prepared, places
 from batchllm.sampling.rules import LogitsRule, Rows
 from batchllm.sampling.token_counts import TokenCounts
+from batchllm.sampling_params import SamplingParams
 
 NO_SET = -1
 
@@ -25,13 +26,15 @@ class Penalties(LogitsRule):
         self._output = TokenCounts()
         self._prompt = Prepared(lambda request: request.prompt_token_ids, np.unique)
 
+    def concerns_params(self, params: SamplingParams) -> bool:
+        return (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) != (0, 0, 1)
+
     def add(self, request: LiveRequest) -> None:
         params, slot = request.params, request.slot
         self._presence.values[slot] = params.presence_penalty
         self._frequency.values[slot] = params.frequency_penalty
         self._repetition.values[slot] = params.repetition_penalty
-        penalties = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
-        self._is_penalised.values[slot] = penalties != (0, 0, 1)
+        self._is_penalised.values[slot] = True
 
     def concerns(self, rows: Rows) -> np.ndarray | None:
         return self._is_penalised.values[rows.slots]

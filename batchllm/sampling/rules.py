@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from batchllm.request_table import End, LiveRequest, RequestTable
+from batchllm.sampling_params import SamplingParams
 
 # A draw from a row in which rules left no token may be any; the rule whose ban it breaks ends the request with this.
 NO_TOKEN_LEFT = End(error="allowed_token_ids, bad_words and other rules leave no token to draw")
@@ -38,9 +39,9 @@ class Rows:
 class LogitsRule:
     """The base of every rule; each method does nothing, and a rule has those it needs.
 
-    An engine calls `bind` once; `add` and `forget` for every request; in each step `concerns`, for the rows that it
-    concerns `before_draw` (or `allowed`, if the rule `masks`), and `after_draw` for all rows. Rules are called in their
-    order.
+    An engine calls `bind` once; `add` and `forget` for every request whose parameters concern the rule, which are all
+    if it does not say otherwise; in each step `concerns`, for the rows that it concerns `before_draw` (or `allowed`, if
+    the rule `masks`), and `after_draw` for all rows. Rules are called in their order.
 
     masks: whether the rule tells by `allowed` which tokens may be drawn, which costs less than to change logits.
     needs_tokens_before_draw: whether what `before_draw` does to a row depends on the tokens that it drew before. If
@@ -52,6 +53,10 @@ class LogitsRule:
 
     def bind(self, requests: RequestTable) -> None:
         """The table whose columns the rule may use."""
+
+    def concerns_params(self, params: SamplingParams) -> bool:
+        """Whether requests with these parameters are added to the rule; asked once for all that have the same."""
+        return True
 
     def add(self, request: LiveRequest) -> None:
         """A request has come. Raises ValueError where it asks for what the rule cannot do; then it is not added."""

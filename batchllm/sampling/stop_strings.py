@@ -13,6 +13,7 @@ import tokenizers
 from batchllm.request_table import End, LiveRequest, RequestTable
 from batchllm.sampling.growing_text import GrowingText, decoder
 from batchllm.sampling.rules import LogitsRule, Rows
+from batchllm.sampling_params import SamplingParams
 
 
 class StopStrings(LogitsRule):
@@ -26,9 +27,10 @@ class StopStrings(LogitsRule):
         self._watched = requests.column(bool, False)
         self._texts: dict[int, GrowingText] = {}  # of watched requests with a token, by id
 
+    def concerns_params(self, params: SamplingParams) -> bool:
+        return bool(params.stop_strings)
+
     def add(self, request: LiveRequest) -> None:
-        if not request.params.stop_strings:
-            return
         if self._tokenizer is None:
             self._tokenizer = self._load()
             added = self._tokenizer.get_added_tokens_decoder().items()

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from batchllm.request_table import End, LiveRequest, RequestTable
 from batchllm.sampling.rules import LogitsRule, Rows
+from batchllm.sampling_params import SamplingParams
 
 NO_SET = -1
+NO_TOKENS = np.empty(0, np.int64)
 
 
 @dataclass
@@ -33,6 +35,9 @@ class StopTokens(LogitsRule):
         self._sets: dict[int, StopSet] = {}
         self._number: dict[tuple[int, ...], int] = {}
         self._next_number = 0
+
+    def concerns_params(self, params: SamplingParams) -> bool:
+        return bool(params.stop_token_ids) or (bool(self._eos) and not params.ignore_eos)
 
     def add(self, request: LiveRequest) -> None:
         params = request.params
@@ -56,12 +61,13 @@ class StopTokens(LogitsRule):
 
     def token_ids(self, request: LiveRequest) -> np.ndarray:
         """int64: those that end this request."""
-        return self._sets[int(self._set_of.values[request.slot])].token_ids
+        number = int(self._set_of.values[request.slot])
+        return NO_TOKENS if number == NO_SET else self._sets[number].token_ids
 
     def after_draw(self, rows: Rows, tokens: np.ndarray) -> list[tuple[int, End]]:
         sets = self._set_of.values[rows.slots]
         ended = np.zeros(len(rows), bool)
-        for number in np.unique(sets).tolist():
+        for number in np.unique(sets[sets != NO_SET]).tolist():
             ended |= (sets == number) & np.isin(tokens, self._sets[number].token_ids)
         return [(row, self._end(rows[row], int(tokens[row]))) for row in np.flatnonzero(ended).tolist()]
 
@@ -80,6 +86,9 @@ class MinTokens(LogitsRule):
 
     def bind(self, requests: RequestTable) -> None:
         self._min_tokens = requests.column(np.int32)
+
+    def concerns_params(self, params: SamplingParams) -> bool:
+        return params.min_tokens > 0
 
     def add(self, request: LiveRequest) -> None:
         self._min_tokens.values[request.slot] = request.params.min_tokens

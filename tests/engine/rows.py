@@ -35,7 +35,8 @@ class Requests:
 
     def add(self, request_id: int, prompt: np.ndarray, params: SamplingParams, seed: int = 0) -> None:
         request = self.table.add(request_id, prompt, params, seed, 1000)
-        for part in (self.sampler, *self.rules):
+        request.rules = [rule for rule in self.rules if rule.concerns_params(params)]
+        for part in (self.sampler, *request.rules):
             part.add(request)
 
     def rows(self, request_ids: Sequence[int], num_output_tokens: Sequence[int]) -> Rows:
@@ -52,6 +53,6 @@ class Requests:
 
     def forget(self, request_id: int) -> None:
         request = self.table[request_id]
-        for rule in self.rules:
+        for rule in request.rules:
             rule.forget(request)
         self.table.remove(request)

@@ -237,6 +237,31 @@ def test_two_jobs_of_one_model_may_take_turns(tiny_dir):
         assert [result[i] for i in range(len(prompts))] == expected
 
 
+class CountsPenalised(Counts):
+    """Asks for some parameters only."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def concerns_params(self, params):
+        self.asked.append(params)
+        return params.presence_penalty != 0
+
+
+def test_a_rule_is_told_of_the_requests_whose_parameters_concern_it_alone(llm):
+    engine = new_engine(llm, [rule := CountsPenalised(), everybody := Counts()])
+    plain = SamplingParams(temperature=0)
+    penalised = SamplingParams(temperature=0, presence_penalty=1)
+    added = engine.add([request([5, token])._replace(params=p) for token in (6, 7) for p in (plain, penalised)])
+    assert rule.asked == [plain, penalised], "once for all requests with the same"
+    finish(engine)
+    concerned = [*added[1], *added[3]]
+    assert rule.come == concerned
+    assert sorted(rule.gone) == concerned
+    assert sorted(everybody.gone) == sorted(everybody.come) == [i for ids in added for i in ids]
+
+
 class Bans(LogitsRule):
     """A user's own rule: some tokens are never drawn, and one ends the request."""
 

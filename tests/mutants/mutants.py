@@ -321,7 +321,7 @@ PYTHON_MUTANTS = [
     Mutant(
         "tokens_of_a_request_that_stopped_remain_to_be_generated",
         ENGINE,
-        "self._remaining_tokens -= unused",
+        "self._remaining_tokens -= int(unused.sum())",
         "pass",
         IN_GENERATE + "test_progress_grows_to_the_whole_job",
     ),
