@@ -209,8 +209,12 @@ PlanDraft draft_for_gpu(const AttentionBatch& batch, const AttentionShape& shape
         consider(make().make(readers, share_always(batch, readers)));
         return best;
     }
+    SharedRuns before(batch.num_segments(), 0);  // make_alone's
     for (const double state_weight : {1.0, 4.0}) {
-        consider(make().make(readers, share_runs(batch, readers, cost, state_weight)));
+        SharedRuns runs = share_runs(batch, readers, cost, state_weight);
+        if (runs == before) continue;  // the same tiles
+        consider(make().make(readers, runs));
+        before = std::move(runs);
     }
     return best;
 }

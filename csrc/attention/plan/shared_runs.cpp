@@ -24,13 +24,14 @@ class RunChooser {
 
     SharedRuns choose() && {
         const int32_t num_segments = batch_.num_segments();
-        std::vector<int32_t> by_depth(num_segments);
-        std::iota(by_depth.begin(), by_depth.end(), 0);
+        std::vector<int32_t> by_depth;  // those with several readers
+        for (int32_t segment = 0; segment < num_segments; ++segment) {
+            if (readers_.of(segment).size() >= 2) by_depth.push_back(segment);
+        }
         std::ranges::stable_sort(by_depth, {}, [&](int32_t segment) { return depth(segment); });
         runs_.assign(num_segments, 0);
         open_.assign(num_segments, {});
         for (const int32_t segment : by_depth) {
-            if (readers_.of(segment).size() < 2) continue;
             Run& run = open_[segment];
             if (const int32_t before = segment_before(segment); before != kNone && runs_[before] == 0) {
                 run = open_[before];
