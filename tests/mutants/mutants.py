@@ -250,7 +250,7 @@ PYTHON_MUTANTS = [
     Mutant(
         "a_slot_remembers_who_was_there",
         TABLE,
-        "            column.values[request.slot] = column.fill\n",
+        "            column.values[slots] = column.fill\n",
         "            pass\n",
         IN_ENGINE + "test_a_request_table_finds_requests_wherever_ids_and_slots_have_come_to",
     ),
@@ -597,8 +597,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "an_abandoned_job_runs_on",
         LLM,
-        "            self.engine.abort(list(completion_of))\n",
-        "",
+        "                self.engine.abort(ids)\n",
+        "                pass\n",
         IN_ENGINE + "test_an_exception_in_a_callback_leaves_the_next_job_a_clean_engine",
     ),
     # Scoring.
