@@ -14,7 +14,7 @@ a call that needs OpenMP's threads, and every use of a BatchPlanner made before,
 "spawn".
 
 Tensors are on the CPU. Where has_cuda(), append_kv, merge_state, merge_states, rms_norm, rotate, silu_and_mul and
-mask_logits also take CUDA tensors, norm_rotate_append these only, all on one device: the work is put on `stream`, a
+sample also take CUDA tensors, norm_rotate_append these only, all on one device: the work is put on `stream`, a
 cudaStream_t as int (torch.cuda.current_stream().cuda_stream), on which the tensors must be ready, and the call returns
 before it is done.
 """
