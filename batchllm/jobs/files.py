@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 from batchllm.jobs.inputs import STANDARD_INPUT
 
@@ -219,21 +220,28 @@ def sync_directory(path: Path) -> None:
         os.close(directory)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Puts a file of that content in the place of the one at `path`, durably, so that there is one or the other."""
+@contextmanager
+def replacing(path: Path, title: str, note: str = "") -> Iterator[BinaryIO]:
+    """A file to write; on leaving it takes the place of the one at `path`, durably, so that there is one or the other.
+    Raises OSError that begins with the title and ends with the note."""
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise type(error)(f"{str(path)!r}: {error.strerror}") from error
+        raise type(error)(f"{title}: {error.strerror}{note}") from error
     finally:
         temporary.unlink(missing_ok=True)
     sync_directory(path)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    with replacing(path, repr(str(path))) as file:
+        file.write(content)
 
 
 def write_file(name: str, path: Path, content: bytes, *, overwrite: bool) -> None:

@@ -5,7 +5,6 @@ resumed in the same way whatever its output will be, and the order costs memory 
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -16,7 +15,7 @@ import msgspec
 import numpy as np
 
 from batchllm.jobs.earlier import whole_records
-from batchllm.jobs.files import sync_directory
+from batchllm.jobs.files import replacing
 from batchllm.jobs.inputs import optional_import
 
 ROWS_AT_ONCE = 4096
@@ -35,21 +34,11 @@ def check_library(output: Path) -> None:
 def write_finished(journal: Path, output: Path, job_id: str, *, ordered: bool) -> None:
     """Makes the output of a journal, durably, and in one step: there is all of it or nothing. Raises OSError."""
     records = ordered_records(journal, job_id) if ordered else records_as_they_came(journal, job_id)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            if is_parquet(output):
-                write_parquet(file, records)
-            else:
-                file.writelines(records)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(output)
-    except OSError as error:
-        raise type(error)(f"output {str(output)!r}: {error.strerror}; the answers are in {str(journal)!r}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(output)
+    with replacing(output, f"output {str(output)!r}", f"; the answers are in {str(journal)!r}") as file:
+        if is_parquet(output):
+            write_parquet(file, records)
+        else:
+            file.writelines(records)
 
 
 def records_as_they_came(journal: Path, job_id: str) -> Iterator[bytes]:

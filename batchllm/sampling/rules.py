@@ -69,10 +69,10 @@ class LogitsRule:
         """Changes logits [R, vocab_size], float32 on the device, in place; rows are those of `concerns`.
         Log-probabilities are those of the logits as they were."""
 
-    def allowed(self, rows: Rows) -> Tensor:
-        """Of the tokens that may be drawn in rows of `concerns`: int32 [R, ceil(vocab_size / 32)] on the CPU, where
-        token i is bit i % 32 of word i / 32."""
-        raise NotImplementedError
+    def allowed(self, rows: Rows) -> Tensor | None:
+        """The tokens that may be drawn in rows of `concerns`: int32 [R, ceil(vocab_size / 32)] on the CPU, where token
+        i is bit i % 32 of word i / 32; None is all tokens."""
+        return None
 
     def after_draw(self, rows: Rows, tokens: np.ndarray) -> list[tuple[int, End]]:
         """The rows that end with their token of this step, int32 [R], and why."""

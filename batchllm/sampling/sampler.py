@@ -94,8 +94,10 @@ class Sampler:
         allowed = torch.full((len(rows), -(-vocab_size // WORD_BITS)), -1, dtype=torch.int32)
         for rule in self._rules:
             mask = rule.concerns(rows) if rule.masks else None
-            if mask is not None and mask.any():
-                allowed[torch.from_numpy(mask)] &= rule.allowed(rows.take(mask))
+            if mask is None or not mask.any():
+                continue
+            if (bits := rule.allowed(rows.take(mask))) is not None:
+                allowed[torch.from_numpy(mask)] &= bits
         return allowed
 
 
