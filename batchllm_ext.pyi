@@ -171,6 +171,14 @@ class TokenBatch:
         """[num_tokens] page_id * page_size + offset: where the row's K and V are written."""
 
     @property
+    def untold_rows(self) -> Int32Array:
+        """[num_untold] rows whose token, -1 in token_ids, is not told yet (BatchPlanner.advance)."""
+
+    @property
+    def untold_logits(self) -> Int32Array:
+        """[num_untold] the logit row of the batch before that samples it."""
+
+    @property
     def logit_rows(self) -> Int32Array:
         """[num_logits] rows that sample a token, in ascending order; each is the last of its span."""
 
@@ -326,14 +334,24 @@ class BatchPlanner:
     def next_batch(self) -> TokenBatch | None:
         """None once every request is answered."""
 
-    def commit(self, sampled: Any, finished: Any = None) -> Int32Array:
-        """Appends the sampled tokens; returns the requests that finished.
+    def advance(self) -> None:
+        """Lets the next batch be planned before the tokens of the one in flight are told, by commit(): it runs behind
+        it, and its untold_rows say where the device finds their tokens. Requests that reach their max_output_tokens end
+        here, but are among those that commit() returns. RuntimeError where no batch is in flight, or where the tokens
+        of the one before are still to be told.
+        """
 
-        sampled: int32 [num_logits], for the batch's logit_request_ids. finished: bool [num_logits]; a request also
+    def commit(self, sampled: Any, finished: Any = None) -> Int32Array:
+        """Appends the sampled tokens of the oldest batch whose tokens are not told; returns the requests that finished.
+
+        sampled: int32 [num_logits], for the batch's logit_request_ids; dropped for requests that were aborted or
+        forgotten since next_batch(), or that finished in the batch before. finished: bool [num_logits]; a request also
         finishes at its max_output_tokens.
         """
 
-    def output_tokens(self, request_id: int) -> Int32Array: ...
+    def output_tokens(self, request_id: int) -> Int32Array:
+        """Those that were told."""
+
     def audit(self) -> None:
         """Recomputes every count, range and page owner; RuntimeError on a mismatch."""
 

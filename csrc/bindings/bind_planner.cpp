@@ -142,6 +142,8 @@ void bind_token_batch(py::module_& module) {
     def_array(batch, "token_ids", &TokenBatch::token_ids, "[num_tokens]");
     def_array(batch, "positions", &TokenBatch::positions, "[num_tokens]");
     def_array(batch, "slots", &TokenBatch::slots, "[num_tokens] page_id * page_size + offset of the row's K/V");
+    def_array(batch, "untold_rows", &TokenBatch::untold_rows, "rows whose token, -1 in token_ids, is not told yet");
+    def_array(batch, "untold_logits", &TokenBatch::untold_logits, "the logit row of the batch before that samples it");
     def_array(batch, "logit_rows", &TokenBatch::logit_rows, "rows whose logits are sampled, the last of their spans");
     def_array(batch, "logit_request_ids", &TokenBatch::logit_request_ids);
     def_array(batch, "scored_rows", &TokenBatch::scored_rows, "rows that predict prompt tokens to be scored");
@@ -311,8 +313,12 @@ void bind_batch_planner(py::module_& module) {
         "next_batch",
         [](SharedPlanner& planner) { return planner.locked([](BatchPlanner& self) { return self.next_batch(); }); },
         "None once every request is answered.");
+    planner.def(
+        "advance", [](SharedPlanner& planner) { planner.locked([](BatchPlanner& self) { self.advance(); }); },
+        "The batch in flight is followed by another before its tokens are told.");
     planner.def("commit", &commit, py::arg("sampled"), py::arg("finished") = py::none(),
-                "Continues logit_request_ids by the sampled tokens; returns the requests that finished.");
+                "Continues the logit_request_ids of the oldest batch whose tokens are not told; returns the requests "
+                "that finished.");
     planner.def(
         "output_tokens",
         [](SharedPlanner& planner, int32_t request) {

@@ -198,6 +198,10 @@ void BatchPlanner::append_own_span(TokenBatch& batch, Place place, int32_t count
     stats_.recomputed_prompt_tokens += std::max(std::min({end, work.computed_end, prompt_end}) - begin, 0);
     work.computed_end = std::max(work.computed_end, end);
     if (end == request.num_tokens()) {
+        if (work.untold != kNone) {
+            batch.untold_rows.push_back(batch.num_tokens() - 1);
+            batch.untold_logits.push_back(work.untold);
+        }
         batch.logit_rows.push_back(batch.num_tokens() - 1);
         batch.logit_request_ids.push_back(request.id);
         awaited_.push_back(place);
@@ -287,37 +291,82 @@ void BatchPlanner::forgo_scores(RequestId request) {
     if (next_score_.empty()) scored_readers_.clear();
 }
 
+void BatchPlanner::advance() {
+    if (!in_flight_) throw std::logic_error("advance: no batch is in flight; call next_batch first");
+    if (is_untold_) throw std::logic_error("advance: the tokens of the batch before have not been committed");
+    int64_t num_finished = 0;
+    for (size_t i = 0; i < awaited_.size(); ++i) {
+        if (awaited_[i] == kNoPlace) continue;
+        Request& request = request_at(awaited_[i]);
+        request.work->output.push_back(kUntoldToken);
+        request.work->untold = static_cast<int32_t>(i);
+        ++stats_.output_tokens;
+        lengths_.reach(request.population, request.num_output_tokens());
+        if (request.num_output_tokens() < request.max_output_tokens) continue;
+        finish(awaited_[i]);
+        ++num_finished;
+    }
+    stats_.finished += num_finished;
+    std::swap(untold_, awaited_);
+    awaited_.clear();
+    in_flight_ = false;
+    is_untold_ = true;
+    if (num_finished > 0) leave_queues();
+}
+
 std::vector<RequestId> BatchPlanner::commit(std::span<const TokenId> sampled, std::span<const uint8_t> finished) {
-    if (!in_flight_) throw std::logic_error("commit: no batch is in flight; call next_batch first");
+    if (!in_flight_ && !is_untold_) throw std::logic_error("commit: no batch is in flight; call next_batch first");
+    const size_t num_logits = is_untold_ ? untold_.size() : awaited_.size();
     const auto check_size = [&](const char* name, size_t size) {
-        if (size == awaited_.size()) return;
-        throw std::invalid_argument(std::string(name) + ": expected " + std::to_string(awaited_.size()) +
+        if (size == num_logits) return;
+        throw std::invalid_argument(std::string(name) + ": expected " + std::to_string(num_logits) +
                                     " entries, one for each of the batch's logit_rows, got " + std::to_string(size));
     };
     check_size("sampled", sampled.size());
     if (!finished.empty()) check_size("finished", finished.size());
+    if (!is_untold_) advance();
 
     std::vector<RequestId> finished_requests;
-    for (size_t i = 0; i < awaited_.size(); ++i) {
-        Request& request = request_at(awaited_[i]);
-        request.work->output.push_back(sampled[i]);
-        const int32_t num_output_tokens = request.num_output_tokens();
-        lengths_.reach(request.population, num_output_tokens);
-        const bool by_itself = !finished.empty() && finished[i];
-        if (by_itself || num_output_tokens == request.max_output_tokens) {
-            if (by_itself) lengths_.end(request.population, num_output_tokens);
-            finish(awaited_[i]);
-            finished_requests.push_back(request.id);
+    int64_t num_stopped = 0;
+    for (size_t i = 0; i < untold_.size(); ++i) {
+        if (untold_[i] == kNoPlace) continue;
+        Request& request = request_at(untold_[i]);
+        request.work->output.back() = sampled[i];
+        request.work->untold = kNone;
+        if (!finished.empty() && finished[i] && !request.is_over()) {
+            lengths_.end(request.population, request.num_output_tokens());
+            finish(untold_[i]);
+            ++num_stopped;
         }
+        if (request.is_over()) finished_requests.push_back(request.id);
     }
-    if (!finished_requests.empty()) {
-        std::erase_if(running_, [&](Place place) { return request_at(place).status == Status::kFinished; });
-    }
-    stats_.output_tokens += static_cast<int64_t>(awaited_.size());
-    stats_.finished += static_cast<int64_t>(finished_requests.size());
-    awaited_.clear();
-    in_flight_ = false;
+    stats_.finished += num_stopped;
+    untold_.clear();
+    is_untold_ = false;
+    if (num_stopped > 0) leave_queues();
     return finished_requests;
+}
+
+// Takes requests that are over, and segments that nobody is left to read, from wherever they stand.
+void BatchPlanner::leave_queues() {
+    const auto is_over = [&](Place place) { return request_at(place).is_over(); };
+    std::erase_if(running_, is_over);
+    std::erase_if(preempted_, is_over);
+    std::erase_if(prefill_queue_, [&](AnySegment segment) {
+        return segment.is_shared() ? !shared_[segment.shared()].is_pinned() : is_over(segment.reader());
+    });
+    for (Place& place : awaited_) {
+        if (place != kNoPlace && is_over(place)) place = kNoPlace;
+    }
+    skip_aborted();
+}
+
+// Nobody waits any more for the token that a request is still to be told. False where there is none.
+bool BatchPlanner::drop_untold(Request& request) {
+    if (!request.work || request.work->untold == kNone) return false;
+    untold_[request.work->untold] = kNoPlace;
+    request.work->untold = kNone;
+    return true;
 }
 
 void BatchPlanner::finish(Place place) {
@@ -370,7 +419,8 @@ Place BatchPlanner::known(RequestId request) const {
 std::span<const TokenId> BatchPlanner::output_tokens(RequestId request) const {
     const Place place = known(request);
     if (place == kNoPlace || !request_at(place).work) return {};
-    return request_at(place).work->output;
+    const Work& work = *request_at(place).work;
+    return std::span(work.output).first(work.output.size() - (work.untold != kNone));
 }
 
 int32_t BatchPlanner::num_cached_tokens(RequestId request) const {

@@ -37,6 +37,18 @@
 // An aborted request has finished, without more output: its readers' counts and pages go the same way, so nothing above
 // changes. What is half computed for readers to come stays in the prefill queue.
 //
+// Tokens may be told one batch late. advance() says that the batch in flight will have sampled a token for each of its
+// logits, so that the next one can be planned and queued behind it; commit() tells the tokens later:
+//
+//   next_batch 1 · advance · next_batch 2 · commit 1 · advance · next_batch 3 · commit 2 · ...
+//
+// How many tokens a request has is known without them, and that is all that planning asks: those that reach their
+// max_output_tokens end in advance(), as if they had been told. A row whose token is not told yet names the logit row
+// of the batch before that samples it. So lengths, pages and admission are those of committing at once, but for a
+// request that stops by itself: it may have a row in the batch in flight when that is told. The row is computed for
+// nobody, its token is dropped, and the request's pages are free for the next batch, which comes after it on the
+// device. As such a request ends one batch later, and each is told once, the argument above holds.
+//
 // What is kept of a request that finished, its output, goes when it is forgotten; its prompt when all that were added
 // with it have finished. Ids are never given twice.
 #pragma once
@@ -115,8 +127,13 @@ class BatchPlanner {
     // what waits could never start, which the argument above excludes.
     std::optional<TokenBatch> next_batch();
 
-    // sampled [num_logits] continues the batch's logit_request_ids; finished [num_logits] or empty. A request also
-    // finishes at its max_output_tokens. Returns the requests that finished.
+    // The batch in flight is followed by another before its tokens are told. Throws std::logic_error where there is
+    // none, or where those of the batch before it have not been told.
+    void advance();
+
+    // sampled [num_logits] continues the logit_request_ids of the oldest batch whose tokens are not told; finished
+    // [num_logits] or empty. A request also finishes at its max_output_tokens. Returns the requests that finished; of
+    // those that were aborted or forgotten since, or that the commit before ended, tokens are dropped.
     std::vector<RequestId> commit(std::span<const TokenId> sampled, std::span<const uint8_t> finished);
 
     // Ends requests, wherever they stand; those that finished or were refused stay as they are. Throws std::logic_error
@@ -131,7 +148,8 @@ class BatchPlanner {
     std::vector<RequestId> order() const;  // scheduled requests that are not forgotten, first to start first
     const std::vector<std::pair<RequestId, std::string>>& refused() const { return refused_; }  // and not forgotten
 
-    // Valid until the next call of commit(). Throws std::out_of_range for an id that was never given or is forgotten.
+    // Those that were told. Valid until the next call of advance() or commit(). Throws std::out_of_range for an id that
+    // was never given or is forgotten.
     std::span<const TokenId> output_tokens(RequestId request) const;
 
     // Prompt tokens that others computed for a request; 0 before it starts. A shared segment is charged to its first
@@ -152,6 +170,7 @@ class BatchPlanner {
         std::vector<TokenId> output;
         int32_t num_cached_tokens = 0;
         int32_t computed_end = 0;  // own positions below it were computed before: again is recomputation
+        int32_t untold = kNone;    // the last output token is what this logit row of untold_ samples
     };
     struct Request {
         const TokenId* prompt;
@@ -213,12 +232,15 @@ class BatchPlanner {
     int32_t expected_output(const Request& request);
     int32_t expected_steps(const Request& request, int32_t num_own_tokens);
     void finish(Place place);
+    void leave_queues();
+    bool drop_untold(Request& request);
     void skip_aborted();
     Place known(RequestId request) const;
     void compact();
 
     void audit_pages() const;
     void audit_queues() const;
+    void audit_untold() const;
     void audit_counts() const;
 
     int32_t segment_end(AnySegment segment) const {  // position after its last known token
@@ -258,8 +280,9 @@ class BatchPlanner {
     std::vector<Place> preempted_;          // a stack, oldest on top: all are younger than those that run
     std::deque<AnySegment> prefill_queue_;  // at most one own segment, the youngest running request's, at the back
 
-    bool in_flight_ = false;
-    std::vector<Place> awaited_;                // the batch in flight samples a token of each
+    bool in_flight_ = false, is_untold_ = false;
+    std::vector<Place> awaited_;                // the batch in flight samples a token of each; kNoPlace: it ended since
+    std::vector<Place> untold_;                 // the same of the batch before, where that is not told yet
     TokenBatch::Size last_size_{};              // of the batch before
     std::vector<SegmentId> numbered_segments_;  // those with a batch_number
     std::vector<SegmentId> chain_;              // scratch

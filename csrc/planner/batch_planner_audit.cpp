@@ -18,6 +18,7 @@ void expect(bool holds, const std::string& law) {
 void BatchPlanner::audit() const {
     audit_pages();
     audit_queues();
+    audit_untold();
     audit_counts();
 }
 
@@ -89,6 +90,24 @@ void BatchPlanner::audit_pages() const {
         }
     }
     expect(num_pinned + largest_own <= pages_.num_pages(), "the oldest request can always finish");
+}
+
+// Whose tokens are awaited or not told yet: each knows its row.
+void BatchPlanner::audit_untold() const {
+    expect(in_flight_ || awaited_.empty(), "only a batch in flight awaits tokens");
+    expect(is_untold_ || untold_.empty(), "tokens that were told are awaited no more");
+    for (const Place place : awaited_) {
+        expect(place == kNoPlace || !request_at(place).is_over(), "no token is awaited of a request that is over");
+    }
+    int64_t num_untold = 0;
+    for (const Request& request : requests_) {
+        if (!request.work || request.work->untold == kNone) continue;
+        ++num_untold;
+        expect(untold_.at(request.work->untold) == place_of(request.id) && request.work->output.back() == kUntoldToken,
+               "request " + std::to_string(request.id.index) + ": its last token is the one that is not told");
+    }
+    expect(num_untold == std::ssize(untold_) - std::count(untold_.begin(), untold_.end(), kNoPlace),
+           "tokens that are not told are of requests that know it");
 }
 
 // Running, preempted and waiting requests in plan order; the prefill queue root first.

@@ -13,25 +13,16 @@ void BatchPlanner::abort(std::span<const RequestId> requests) {
     for (const RequestId id : requests) {
         const Place place = place_of(id);
         if (place == kNoPlace || request_at(place).is_over()) continue;
-        switch (request_at(place).status) {
-            case Status::kWaiting:
-                --num_waiting_;
-                break;
-            case Status::kPreempted:
-                std::erase(preempted_, place);
-                break;
-            case Status::kPrefill:
-                std::erase(prefill_queue_, AnySegment(place));
-                [[fallthrough]];
-            default:
-                std::erase(running_, place);
+        Request& request = request_at(place);
+        if (request.status == Status::kWaiting) --num_waiting_;
+        if (drop_untold(request)) {
+            request.work->output.pop_back();
+            --stats_.output_tokens;
         }
         finish(place);
         ++stats_.aborted;
     }
-    // Segments that were waiting to be computed for nobody else.
-    std::erase_if(prefill_queue_, [&](AnySegment s) { return s.is_shared() && !shared_[s.shared()].is_pinned(); });
-    skip_aborted();
+    leave_queues();
 }
 
 void BatchPlanner::forget(std::span<const RequestId> requests) {
@@ -48,6 +39,7 @@ void BatchPlanner::forget(std::span<const RequestId> requests) {
         }
         Request& request = request_at(place);
         const bool started = request.work != nullptr;
+        drop_untold(request);
         forgotten_.num_over += 1;
         forgotten_.output_tokens += request.num_output_tokens();
         forgotten_.cached_tokens += request.num_cached_tokens();
@@ -109,8 +101,10 @@ void BatchPlanner::compact() {
     requests_.erase(requests_.begin() + kept.index, requests_.end());
     num_forgotten_places_ = 0;
     next_in_order_ = new_place[next_in_order_.index];
-    for (auto* places : {&running_, &preempted_}) {
-        for (Place& place : *places) place = new_place[place.index];
+    for (auto* places : {&running_, &preempted_, &untold_}) {
+        for (Place& place : *places) {
+            if (place != kNoPlace) place = new_place[place.index];
+        }
     }
     for (AnySegment& segment : prefill_queue_) {
         if (segment.is_shared()) {

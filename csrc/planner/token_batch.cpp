@@ -28,6 +28,8 @@ TokenBatch TokenBatch::logit_batch() const {
         return static_cast<int32_t>(std::ranges::lower_bound(output_rows, row) - output_rows.begin());
     };
     std::ranges::transform(logit_rows, std::back_inserter(result.logit_rows), in_result);
+    std::ranges::transform(untold_rows, std::back_inserter(result.untold_rows), in_result);  // each has logits
+    result.untold_logits = untold_logits;
     std::ranges::transform(scored_rows, std::back_inserter(result.scored_rows), in_result);
     int32_t span = 0;
     for (const int32_t row : output_rows) {

@@ -8,9 +8,8 @@
 //             segment s = positions [segment_begin[s], segment_begin[s] + segment_num_tokens[s]),
 //             in pages segment_page_ids[segment_page_indptr[s] .. segment_page_indptr[s + 1])
 //             (a segment that borrows part of another lists the other's first pages)
-//   scores    prompt tokens whose log-probabilities are wanted. The row at position p predicts position
-//             p + 1; a row of a shared segment is computed once and predicts for each reader that reader's own next
-//             token
+//   scores    prompt tokens whose log-probabilities are wanted. The row at position p predicts position p + 1; a row of
+//             a shared segment is computed once and predicts for each reader that reader's own next token
 //             row scored_rows[i] is asked for score_token_ids[scores_indptr[i] .. scores_indptr[i + 1]), by the
 //             requests score_request_ids
 //
@@ -25,6 +24,8 @@
 #include "planner/ids.h"
 
 namespace batchllm {
+
+constexpr TokenId kUntoldToken = -1;  // in the place of one: any id is a token elsewhere
 
 struct TokenBatch {
     struct Size {
@@ -62,6 +63,9 @@ struct TokenBatch {
     std::vector<TokenId> token_ids;  // [num_tokens]
     std::vector<int32_t> positions;  // [num_tokens]
     std::vector<int64_t> slots;      // [num_tokens]: page_id * page_size + offset where the row's K/V goes
+
+    std::vector<int32_t> untold_rows;    // [num_untold]: rows whose token, kUntoldToken here, is not told yet
+    std::vector<int32_t> untold_logits;  // [num_untold]: the logit row of the batch before that samples it
 
     std::vector<int32_t> logit_rows;           // [num_logits]: rows whose logits are sampled, the last of their spans
     std::vector<RequestId> logit_request_ids;  // [num_logits]: the request that each of them continues

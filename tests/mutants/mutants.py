@@ -105,12 +105,12 @@ PLANNER_MUTANTS = [
         EVERY_PROMISE,
     ),
     Mutant("a_segment_keeps_prompts_that_nobody_reads", PINNED, "segment.tokens_owner.reset();", "", EVERY_PROMISE),
-    Mutant("an_aborted_request_returns", LEFT, "std::erase(preempted_, place);", "", EVERY_PROMISE),
+    Mutant("an_aborted_request_returns", PLANNER, "std::erase_if(preempted_, is_over);", "", EVERY_PROMISE),
     Mutant(
         "segments_are_computed_for_aborted_readers",
-        LEFT,
-        "[&](AnySegment s) { return s.is_shared() && !shared_[s.shared()].is_pinned(); }",
-        "[](AnySegment) { return false; }",
+        PLANNER,
+        "segment.is_shared() ? !shared_[segment.shared()].is_pinned() : is_over(",
+        "segment.is_own() && is_over(",
         EVERY_PROMISE,
     ),
     Mutant(
@@ -133,6 +133,35 @@ PLANNER_MUTANTS = [
         "if (shared_[s].num_holders > 0) new_segment[s.index] = kKept;",
         "",
         "a source outlives its own readers, forgotten or not, while it is borrowed from",
+    ),
+    # Tokens told late.
+    Mutant(
+        "a_row_takes_the_token_of_another_request",
+        PLANNER,
+        "batch.untold_logits.push_back(request->work->untold);",
+        "batch.untold_logits.push_back(0);",
+        EVERY_PROMISE,
+    ),
+    Mutant(
+        "a_request_that_stopped_is_told_of_one_more_token",
+        PLANNER,
+        "if (place != kNone && is_over(place)) place = kNone;",
+        "",
+        EVERY_PROMISE,
+    ),
+    Mutant(
+        "who_was_aborted_is_told",
+        PLANNER,
+        "    untold_[request.work->untold] = kNone;\n",
+        "",
+        EVERY_PROMISE,
+    ),
+    Mutant(
+        "untold_tokens_stay_where_their_requests_were",
+        LEFT,
+        "for (auto* places : {&running_, &preempted_, &untold_}) {",
+        "for (auto* places : {&running_, &preempted_}) {",
+        EVERY_PROMISE,
     ),
     # Scores.
     Mutant(

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -48,11 +49,19 @@ struct FuzzRequest {
     int32_t next_own = -1;  // position of its next own row
     int32_t own_begin = -1;
     int32_t num_restarts = 0;
-    int32_t next_score;  // position of the next prompt token to be scored
+    int32_t next_score;   // position of the next prompt token to be scored
+    bool untold = false;  // the last token is not told yet
     bool finished = false;
     bool aborted = false;
     bool forgotten = false;
     bool was_refused = false;  // where it is forgotten
+};
+
+struct Drawn {  // by a batch, for its logit rows
+    std::vector<RequestId> requests;
+    std::vector<TokenId> sampled;
+    std::vector<uint8_t> finished;
+    std::vector<uint8_t> wasted;  // the request had stopped, which the planner had not been told
 };
 
 class Fuzz {
@@ -70,7 +79,9 @@ class Fuzz {
         add();
         int64_t num_rows = 0;
         int32_t arrivals_left = decide_.between(0, 3);
+        const bool may_be_late = decide_.between(0, 1) == 1;
         while (true) {
+            if (untold_ && decide_.between(0, 3) == 1) tell();
             auto batch = planner_.next_batch();
             planner_.audit();
             if (arrivals_left > 0 && (!batch || decide_.between(0, 3) == 0)) {
@@ -80,9 +91,22 @@ class Fuzz {
                 planner_.audit();
                 if (!batch) continue;
             }
+            if (!batch && untold_) {
+                tell();
+                continue;
+            }
             if (!batch) break;
             num_rows += batch->num_tokens();
-            step(*batch);
+            Drawn drawn = compute(*batch);
+            if (untold_) tell();
+            for (size_t i = 0; i < drawn.requests.size(); ++i) requests_[drawn.requests[i]].untold |= !drawn.wasted[i];
+            untold_ = std::move(drawn);
+            if (may_be_late && decide_.between(0, 3) > 0) {
+                planner_.advance();
+                ++counts_.told_late;
+            } else {
+                tell();
+            }
             planner_.audit();
             leave();
             planner_.audit();
@@ -154,14 +178,18 @@ class Fuzz {
         planner_.audit();
         for (const RequestId id : aborted) {
             FuzzRequest& request = requests_[id.index];
-            request.aborted |= !request.finished && !refused[id.index];
+            if (request.finished || ended_by_length(request) || refused[id.index] || request.aborted) continue;
+            request.aborted = true;
+            drop_untold(request);
         }
         for (RequestId id{0}; id.index < static_cast<int32_t>(requests_.size()); ++id.index) {
             FuzzRequest& request = requests_[id.index];
-            const bool is_over = request.finished || request.aborted || refused[id.index];
+            const bool is_over = request.finished || ended_by_length(request) || request.aborted || refused[id.index];
             if (request.forgotten || !is_over || !(all_leave || decide_.between(0, 7) == 1)) continue;
             check_output(id);
             forgotten.push_back(id);
+            request.finished |= ended_by_length(request);
+            drop_untold(request);
             request.forgotten = true;
             request.was_refused = refused[id.index];
         }
@@ -170,9 +198,24 @@ class Fuzz {
         counts_.forgotten += static_cast<int64_t>(forgotten.size());
     }
 
+    static int32_t num_output(const FuzzRequest& request) {
+        return static_cast<int32_t>(request.context.size()) - request.prompt_length;
+    }
+
+    // The planner knows, though the last token is not told.
+    static bool ended_by_length(const FuzzRequest& request) {
+        return request.untold && num_output(request) == request.max_output_tokens;
+    }
+
+    static void drop_untold(FuzzRequest& request) {
+        if (request.untold) request.context.pop_back();
+        request.untold = false;
+    }
+
     void check_output(RequestId id) const {
         const FuzzRequest& request = requests_[id.index];
-        const std::vector<TokenId> output(request.context.begin() + request.prompt_length, request.context.end());
+        const std::vector<TokenId> output(request.context.begin() + request.prompt_length,
+                                          request.context.end() - request.untold);
         expect(std::ranges::equal(planner_.output_tokens(id), output), "outputs are kept");
     }
 
@@ -184,36 +227,52 @@ class Fuzz {
         return num_tokens * (static_cast<int64_t>(requests_.size()) + 1);
     }
 
-    void step(const TokenBatch& batch) {
+    Drawn compute(const TokenBatch& batch) {
         expect(batch.num_tokens() >= 1 && batch.num_tokens() <= options_.max_batch_tokens, "a batch keeps its budget");
-        for (int32_t row = 0; row < batch.num_tokens(); ++row) {
-            slots_[batch.slots[row]] = {batch.token_ids[row], batch.positions[row]};
+        std::vector<TokenId> token_ids = batch.token_ids;
+        for (size_t i = 0; i < batch.untold_rows.size(); ++i) {
+            expect(untold_ && token_ids[batch.untold_rows[i]] == kUntoldToken, "only what is not told is missing");
+            token_ids[batch.untold_rows[i]] = untold_->sampled.at(batch.untold_logits[i]);
         }
-        std::vector<TokenId> sampled;
-        std::vector<uint8_t> finished;
+        for (int32_t row = 0; row < batch.num_tokens(); ++row) {
+            slots_[batch.slots[row]] = {token_ids[row], batch.positions[row]};
+        }
+        Drawn drawn;
         for (int32_t span = 0; span < batch.num_spans(); ++span) {
             const std::vector<TokenId> context = context_of(batch, span);
-            const size_t logit = sampled.size();
+            const size_t logit = drawn.sampled.size();
             if (logit == batch.logit_rows.size() || batch.logit_rows[logit] != batch.span_indptr[span + 1] - 1)
                 continue;
             FuzzRequest& request = requests_[batch.logit_request_ids[logit].index];
             expect(context == request.context, "a request reads its own context");
             expect(!request.finished && !request.aborted, "a request that finished or was aborted does not run");
-            sampled.push_back(next_token(context));
-            request.context.push_back(sampled.back());
-            const auto num_output = static_cast<int32_t>(request.context.size()) - request.prompt_length;
-            finished.push_back(num_output == request.ends_at);
+            drawn.requests.push_back(batch.logit_request_ids[logit]);
+            drawn.sampled.push_back(next_token(context));
+            const bool had_stopped = num_output(request) == request.ends_at;
+            expect(!had_stopped || request.untold, "a request that stopped has at most the row in flight");
+            counts_.wasted_rows += had_stopped;
+            drawn.wasted.push_back(had_stopped);
+            if (!had_stopped) request.context.push_back(drawn.sampled.back());
+            drawn.finished.push_back(!had_stopped && num_output(request) == request.ends_at);
         }
-        expect(sampled.size() == batch.logit_rows.size(), "logit rows are last rows of spans, in their order");
+        expect(drawn.sampled.size() == batch.logit_rows.size(), "logit rows are last rows of spans, in their order");
         check_own_rows(batch);
         check_scores(batch);
-        for (const RequestId id : planner_.commit(sampled, finished)) {
+        return drawn;
+    }
+
+    // What was drawn and is not told yet.
+    void tell() {
+        const Drawn drawn = *std::exchange(untold_, std::nullopt);
+        for (const RequestId id : drawn.requests) requests_[id.index].untold = false;
+        for (const RequestId id : planner_.commit(drawn.sampled, drawn.finished)) {
             FuzzRequest& request = requests_[id.index];
-            const auto num_output = static_cast<int32_t>(request.context.size()) - request.prompt_length;
-            expect(!request.finished && num_output == std::min(request.ends_at, request.max_output_tokens),
+            expect(!request.finished && !request.aborted &&
+                       num_output(request) == std::min(request.ends_at, request.max_output_tokens),
                    "a request finishes once, when it ends");
             request.finished = true;
         }
+        planner_.audit();
     }
 
     // What a span's last row sees, read from the slots that this batch and earlier ones wrote.
@@ -298,7 +357,7 @@ class Fuzz {
         const int64_t num_decoded = stats.output_tokens - stats.finished;  // the last token is never an input
         const int64_t num_planned =
             stats.prompt_tokens - stats.cached_prompt_tokens + num_decoded + stats.recomputed_tokens;
-        if (!any_aborted) expect(num_rows == num_planned, "a shared segment is computed once");
+        if (!any_aborted) expect(num_rows == num_planned + counts_.wasted_rows, "a shared segment is computed once");
         counts_.requests = static_cast<int64_t>(requests_.size());
         counts_.refused = std::ranges::count(refused, true);
         counts_.preemptions = stats.preemptions;
@@ -316,6 +375,7 @@ class Fuzz {
     std::vector<std::weak_ptr<const Job>> alive_jobs_;
     std::vector<FuzzRequest> requests_;
     std::vector<StoredToken> slots_;
+    std::optional<Drawn> untold_;
     FuzzCounts counts_;
 };
 
@@ -329,6 +389,8 @@ void FuzzCounts::operator+=(const FuzzCounts& other) {
     borrowed_tokens += other.borrowed_tokens;
     aborted += other.aborted;
     forgotten += other.forgotten;
+    told_late += other.told_late;
+    wasted_rows += other.wasted_rows;
 }
 
 FuzzCounts fuzz_batch_planner(std::span<const uint8_t> bytes) {

@@ -8,6 +8,7 @@
 //   preempted work is recomputed once  own rows go on where they stopped, or begin anew once for a preemption
 //   a shared segment is computed once  rows computed = prompts less what is cached + decodes + what preemption cost
 //   answers depend on nothing else     each is what its request gets alone, from the K/V that its rows can see
+//   tokens may be told late            one batch later, in any step: what is planned knows where they will stand
 //   what leaves is gone                aborted requests run no more, forgotten ones are unknown, prompts are given back
 //   a score is of its own token        each wanted prompt token is predicted once, by a row that sees all before it
 #pragma once
@@ -20,6 +21,7 @@ namespace batchllm::testing {
 struct FuzzCounts {  // what a run met, so that a test can tell that its bytes are worth something
     int64_t requests = 0, refused = 0, preemptions = 0, arrivals = 0, borrowed_tokens = 0;
     int64_t aborted = 0, forgotten = 0;
+    int64_t told_late = 0, wasted_rows = 0;  // batches; rows of requests that had stopped by then
 
     void operator+=(const FuzzCounts& other);
 };

@@ -53,8 +53,11 @@ TEST_CASE("every random job keeps every promise of the planner") {
     CHECK(counts.borrowed_tokens > 4000);
     CHECK(counts.aborted > 10'000);
     CHECK(counts.forgotten > 50'000);
+    CHECK(counts.told_late > 50'000);
+    CHECK(counts.wasted_rows > 3000);
     MESSAGE(counts.requests, " requests, ", counts.preemptions, " preemptions, ", counts.refused, " refused, ",
-            counts.borrowed_tokens, " tokens borrowed, ", counts.aborted, " aborted, ", counts.forgotten, " forgotten");
+            counts.borrowed_tokens, " tokens borrowed, ", counts.aborted, " aborted, ", counts.forgotten,
+            " forgotten, ", counts.told_late, " batches told late, ", counts.wasted_rows, " rows wasted");
 }
 
 // make fuzz
