@@ -51,7 +51,7 @@ void BatchPlanner::forget(std::span<const RequestId> requests) {
         place = kNoPlace;
     }
     // Half of all places are gaps: so a request pays for moving about one other.
-    if (!in_flight_ && num_forgotten_places_ > num_places() / 2) compact();
+    if (num_forgotten_places_ > num_places() / 2) compact();
 }
 
 // Closes the gaps that forgotten requests leave: places, segments that no request names any more, and ids below the
@@ -101,7 +101,7 @@ void BatchPlanner::compact() {
     requests_.erase(requests_.begin() + kept.index, requests_.end());
     num_forgotten_places_ = 0;
     next_in_order_ = new_place[next_in_order_.index];
-    for (auto* places : {&running_, &preempted_, &untold_}) {
+    for (auto* places : {&running_, &preempted_, &awaited_, &untold_}) {
         for (Place& place : *places) {
             if (place != kNoPlace) place = new_place[place.index];
         }

@@ -159,8 +159,8 @@ PLANNER_MUTANTS = [
     Mutant(
         "untold_tokens_stay_where_their_requests_were",
         LEFT,
-        "for (auto* places : {&running_, &preempted_, &untold_}) {",
-        "for (auto* places : {&running_, &preempted_}) {",
+        "for (auto* places : {&running_, &preempted_, &awaited_, &untold_}) {",
+        "for (auto* places : {&running_, &preempted_, &awaited_}) {",
         EVERY_PROMISE,
     ),
     # Scores.

@@ -99,6 +99,7 @@ class Fuzz {
             num_rows += batch->num_tokens();
             Drawn drawn = compute(*batch);
             if (untold_) tell();
+            forget();  // also while a batch is in flight
             for (size_t i = 0; i < drawn.requests.size(); ++i) requests_[drawn.requests[i]].untold |= !drawn.wasted[i];
             untold_ = std::move(drawn);
             if (may_be_late && decide_.between(0, 3) > 0) {
@@ -108,8 +109,8 @@ class Fuzz {
                 tell();
             }
             planner_.audit();
-            leave();
-            planner_.audit();
+            abort();
+            forget();
             expect(planner_.stats().steps <= steps_allowed(), "no deadlock, no starvation");
         }
         check_end(num_rows);
@@ -165,36 +166,47 @@ class Fuzz {
         slots_.resize(int64_t{options_.num_pages} * options_.page_size);
     }
 
-    // Some requests are aborted, of those that ended some are forgotten.
-    void leave() {
-        std::vector<RequestId> aborted, forgotten;
-        const auto known_id = [&] { return RequestId{decide_.between(0, static_cast<int32_t>(requests_.size()) - 1)}; };
-        if (decide_.between(0, 7) == 1) aborted = {known_id(), known_id()};
-        const bool all_leave = decide_.between(0, 15) == 1;
+    std::vector<bool> refused() const {
         std::vector<bool> refused(requests_.size(), false);
         for (const auto& [id, why] : planner_.refused()) refused[id.index] = true;
+        return refused;
+    }
+
+    void abort() {
+        std::vector<RequestId> aborted;
+        const auto known_id = [&] { return RequestId{decide_.between(0, static_cast<int32_t>(requests_.size()) - 1)}; };
+        if (decide_.between(0, 7) == 1) aborted = {known_id(), known_id()};
         std::erase_if(aborted, [&](RequestId id) { return requests_[id.index].forgotten; });
         planner_.abort(aborted);
         planner_.audit();
         for (const RequestId id : aborted) {
             FuzzRequest& request = requests_[id.index];
-            if (request.finished || ended_by_length(request) || refused[id.index] || request.aborted) continue;
+            if (request.finished || ended_by_length(request) || refused()[id.index] || request.aborted) continue;
             request.aborted = true;
             drop_untold(request);
         }
+        counts_.aborted += static_cast<int64_t>(aborted.size());
+    }
+
+    // Some of those that ended.
+    void forget() {
+        std::vector<RequestId> forgotten;
+        const bool all_leave = decide_.between(0, 15) == 1;
+        const std::vector<bool> was_refused = refused();
         for (RequestId id{0}; id.index < static_cast<int32_t>(requests_.size()); ++id.index) {
             FuzzRequest& request = requests_[id.index];
-            const bool is_over = request.finished || ended_by_length(request) || request.aborted || refused[id.index];
+            const bool is_over =
+                request.finished || ended_by_length(request) || request.aborted || was_refused[id.index];
             if (request.forgotten || !is_over || !(all_leave || decide_.between(0, 7) == 1)) continue;
             check_output(id);
             forgotten.push_back(id);
             request.finished |= ended_by_length(request);
             drop_untold(request);
             request.forgotten = true;
-            request.was_refused = refused[id.index];
+            request.was_refused = was_refused[id.index];
         }
         planner_.forget(forgotten);
-        counts_.aborted += static_cast<int64_t>(aborted.size());
+        planner_.audit();
         counts_.forgotten += static_cast<int64_t>(forgotten.size());
     }
 
@@ -336,8 +348,7 @@ class Fuzz {
         expect(stats.used_pages == 0 && stats.running == 0 && stats.waiting == 0, "every page returns");
         expect(stats.peak_pages <= options_.num_pages, "the pool is never exceeded");
         int64_t num_restarts = 0;
-        std::vector<bool> refused(requests_.size(), false);
-        for (const auto& [id, why] : planner_.refused()) refused[id.index] = true;
+        std::vector<bool> refused = this->refused();
         bool any_aborted = false;
         for (size_t id = 0; id < requests_.size(); ++id) {
             const FuzzRequest& request = requests_[id];
