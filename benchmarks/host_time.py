@@ -15,6 +15,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -25,6 +26,7 @@ from torch import Tensor
 
 import batchllm_ext as ext
 from batchllm import SamplingParams
+from batchllm.device.ops import DrawParams
 from batchllm.engine.engine import Engine, EngineRequest
 from batchllm.engine.runner import GpuRunner
 from batchllm.models.forward_pass import ForwardPass
@@ -38,9 +40,9 @@ EOS = VOCAB_SIZE - 1  # never drawn
 MULTIPROCESSORS = 132
 PAGE_SIZE, MAX_BATCH_TOKENS = 16, 2048
 # What the phases of a step are called, by the engine's method; those of planner and runner are named below. The rest of
-# "total" is what stands between them.
+# "total" is what stands between them. Nothing is forgotten in a step in which nothing ends.
 PHASE_OF = {"_plan_attention": "plan attention", "_sample": "sample", "_end": "end"}
-PHASES = ("schedule", "plan attention", "upload", "sample", "end", "commit", "forget")
+PHASES = ("schedule", "plan attention", "upload", "sample", "draw", "end", "commit", "forget")
 
 
 @dataclass(frozen=True)
@@ -92,15 +94,27 @@ class NoModel(ForwardPass):
         return self._logits[: len(hidden)]
 
 
+class NoGpu(FakeGpu):
+    """Its graphs do nothing when they are replayed, and what is copied to the host is there."""
+
+    def capture(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        return (lambda: None), run()
+
+    def download(self, values: Tensor, pinned: Tensor) -> None:
+        pinned.copy_(values)
+
+
 class NoKernels(FakeGpuOps):
-    """What sampling asks of logits is there already, too."""
+    """What is drawn is there already, too."""
 
     def __init__(self) -> None:
         self._token_ids = torch.zeros(MAX_BATCH_TOKENS, dtype=torch.int32)
-        self._lse = torch.zeros(MAX_BATCH_TOKENS)
+        self._logprobs = torch.zeros(MAX_BATCH_TOKENS)
 
-    def argmax_and_lse(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        return self._token_ids[: len(logits)].clone(), self._lse[: len(logits)]
+    def sample(
+        self, logits: Tensor, params: DrawParams, ruled: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self._token_ids[: len(logits)], self._logprobs[: len(logits)]
 
 
 class PhaseTimes:
@@ -127,17 +141,17 @@ class PhaseTimes:
 
 
 def timed_planner(times: PhaseTimes) -> type:
-    methods = {"next_batch": "schedule", "commit": "commit", "forget": "forget"}
+    methods = {"next_batch": "schedule", "commit": "commit", "advance": "commit", "forget": "forget"}
     calls = {name: times.timed(phase, getattr(ext.BatchPlanner, name)) for name, phase in methods.items()}
     return type("TimedPlanner", (ext.BatchPlanner,), calls)
 
 
-def step_times(job: Job) -> list[dict[str, float]]:
-    """Of each step of `job.rows` rows, microseconds by phase and in "total"."""
+def step_times(job: Job, *, by_phase: bool) -> list[dict[str, float]]:
+    """Of each step of `job.rows` rows, microseconds in "total"; and by phase, which takes some of its own."""
     times, steps = PhaseTimes(), []
     stop_tokens = StopTokens((EOS,))
     model = NoModel()
-    runner = GpuRunner(model, FakeGpu(num_multiprocessors=MULTIPROCESSORS), NoKernels())
+    runner = GpuRunner(model, NoGpu(num_multiprocessors=MULTIPROCESSORS), NoKernels())
     engine = Engine(
         model,
         runner,
@@ -148,7 +162,7 @@ def step_times(job: Job) -> list[dict[str, float]]:
         max_batch_tokens=MAX_BATCH_TOKENS,
     )
     num_rows = 0
-    upload = times.timed("upload", runner.forward)
+    upload = times.timed("upload", runner.forward) if by_phase else runner.forward
 
     def forward(batch: ext.TokenBatch, *others: Any) -> Tensor:
         nonlocal num_rows
@@ -156,9 +170,11 @@ def step_times(job: Job) -> list[dict[str, float]]:
         return upload(batch, *others)
 
     runner.forward = forward  # type: ignore[method-assign]
-    for name, phase in PHASE_OF.items():
-        setattr(engine, name, times.timed(phase, getattr(engine, name)))
-    with patch("batchllm_ext.BatchPlanner", timed_planner(times)):
+    if by_phase:
+        runner.draw = times.timed("draw", runner.draw)  # type: ignore[method-assign]
+        for name, phase in PHASE_OF.items():
+            setattr(engine, name, times.timed(phase, getattr(engine, name)))
+    with patch("batchllm_ext.BatchPlanner", timed_planner(times)) if by_phase else nullcontext():
         engine.add(job.requests())
         while True:
             times.take()
@@ -173,8 +189,10 @@ def step_times(job: Job) -> list[dict[str, float]]:
 def measured(name: str) -> dict[str, Any]:
     """A line of figures for the job of that name."""
     with Meter() as meter:
-        steps = step_times(JOBS[name])
-    by_phase = {phase: [step.get(phase, 0.0) for step in steps] for phase in (*PHASES, "total")}
+        phases = step_times(JOBS[name], by_phase=True)
+        steps = step_times(JOBS[name], by_phase=False)
+    by_phase = {phase: [step.get(phase, 0.0) for step in phases] for phase in PHASES}
+    by_phase["total"] = [step["total"] for step in steps]
     return {
         "job": name,
         "rows": JOBS[name].rows,

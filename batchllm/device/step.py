@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,11 +44,12 @@ def cpu_step(
 
 
 class StepLayout:
-    """Where the arrays of a step stand in a buffer of int32. Rows that a step does not have write no K and V."""
+    """Where the arrays of a step stand in a buffer of int32. Rows that a step does not have write no K and V. In the
+    place of a token that is not told yet stands ~i: logit row i of the step before samples it (`with_tokens`)."""
 
     def __init__(self, plans: tuple[ext.PlanLayout, ...], logit_plans: tuple[ext.PlanLayout, ...] = ()) -> None:
-        """Room for the rows of `plans`, one per kind of layer; for logit rows exactly those of `logit_plans`, where
-        there are any."""
+        """Room for the rows of `plans`, one per kind of layer, and for the logit rows of `logit_plans`, where there are
+        any."""
         self.plans, self.logit_plans = plans, logit_plans
         self.num_ints = 0
         num_rows = plans[0].sizes["num_rows"]
@@ -68,8 +69,11 @@ class StepLayout:
         """Of the memory that all plans take in turns."""
         return max(layout.num_workspace_floats for layout in (*self.plans, *self.logit_plans))
 
-    def has_room_for(self, plans: tuple[ext.AttentionPlan, ...]) -> bool:
-        return all(layout.has_room_for(plan) for layout, plan in zip(self.plans, plans, strict=True))
+    def has_room_for(
+        self, plans: tuple[ext.AttentionPlan, ...], logit_plans: tuple[ext.AttentionPlan, ...] = ()
+    ) -> bool:
+        pairs = zip((*self.plans, *self.logit_plans), (*plans, *logit_plans), strict=True)
+        return all(layout.has_room_for(plan) for layout, plan in pairs)
 
     def write(
         self,
@@ -82,13 +86,14 @@ class StepLayout:
         num_rows = batch.num_tokens
         slots = buffer[self._slots].view(np.int64)
         slots[:num_rows], slots[num_rows:] = batch.slots, NO_SLOT
-        for part, values in ((self._token_ids, batch.token_ids), (self._positions, batch.positions)):
-            to = buffer[part]
-            to[:num_rows], to[num_rows:] = values, 0
+        _fill(buffer[self._positions], batch.positions)
+        token_ids = buffer[self._token_ids]
+        _fill(token_ids, batch.token_ids)
+        token_ids[batch.untold_rows] = ~batch.untold_logits
         for layout, part, plan in zip(self.plans, self._plans, plans, strict=True):
             layout.pack(plan, buffer[part])
         if logit_plans:
-            buffer[self._logit_rows] = batch.output_rows
+            _fill(buffer[self._logit_rows], batch.output_rows)
             for layout, part, plan in zip(self.logit_plans, self._logit_plans, logit_plans, strict=True):
                 layout.pack(plan, buffer[part])
 
@@ -108,30 +113,12 @@ class StepLayout:
         )
 
 
-class Event(Protocol):
-    """Of torch.cuda.Event what an upload needs."""
-
-    def record(self) -> None: ...
-    def synchronize(self) -> None: ...
+def _fill(part: np.ndarray, values: np.ndarray) -> None:
+    part[: len(values)], part[len(values) :] = values, 0
 
 
-class UploadRing:
-    """Two pinned buffers that take turns: the host writes one while the copy out of the other may still run."""
-
-    def __init__(self, new_buffer: Callable[[int], Tensor], new_event: Callable[[], Event]) -> None:
-        """`new_buffer` makes a pinned int32 tensor of so many elements."""
-        self._new_buffer = new_buffer
-        self._buffers = [new_buffer(0), new_buffer(0)]
-        self._copied = [new_event(), new_event()]
-        self._next = 0
-
-    def upload(self, write: Callable[[np.ndarray], None], to: Tensor) -> None:
-        """Lets `write` fill a buffer of the size of `to`, int32 of the device, and starts the copy."""
-        turn, self._next = self._next, 1 - self._next
-        self._copied[turn].synchronize()  # at once, where nothing was recorded yet
-        if len(self._buffers[turn]) < len(to):
-            self._buffers[turn] = self._new_buffer(2 * len(to))
-        host = self._buffers[turn][: len(to)]
-        write(host.numpy())
-        to.copy_(host, non_blocking=True)
-        self._copied[turn].record()
+def with_tokens(step: Step, sampled: Tensor) -> Step:
+    """The same with token ids in place of ~i, the places of untold ones in `sampled`: int32 of the device, what the
+    step before has sampled."""
+    ids = step.token_ids
+    return replace(step, token_ids=torch.where(ids < 0, sampled[(~ids).clamp_(min=0)], ids))

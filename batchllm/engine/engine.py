@@ -7,8 +7,8 @@ together are planned together, and share what they have in common with each othe
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -17,14 +17,16 @@ import torch
 
 import batchllm_ext as ext
 from batchllm.device.kv_cache import PagedKVCache
+from batchllm.device.transfer import to_device
 from batchllm.engine.figures import PhaseClock, RunFigures
+from batchllm.engine.in_flight import StepInFlight
 from batchllm.engine.recorder import RunRecorder
 from batchllm.engine.runner import Runner
 from batchllm.models.forward_pass import ForwardPass
 from batchllm.options import READER_COST_TOKENS
 from batchllm.outputs import JobProgress, Logprob
 from batchllm.request_table import End, RequestTable
-from batchllm.sampling.logprobs import add_logprobs, add_prompt_logprobs, asks_for_logprobs
+from batchllm.sampling.logprobs import asks_for_logprobs, output_logprobs, prompt_logprobs
 from batchllm.sampling.rules import LogitsRule, Rows
 from batchllm.sampling.sampler import Sampler
 from batchllm.sampling_params import SamplingParams
@@ -32,6 +34,7 @@ from batchllm.sampling_params import SamplingParams
 # Rows of logits that are alive at once: a vocabulary of 128,000 in bfloat16 is 0.25 MB per row. Fewer rows would read
 # the output embedding, the largest matrix, more often.
 ROWS_AT_ONCE = 256
+NO_IDS = np.empty(0, np.int32)
 
 
 class EngineRequest(NamedTuple):
@@ -109,7 +112,10 @@ class Engine:
         self._num_ended_early = 0  # requests that generated less than they might have
         self._planned_prompt_tokens = 0  # to be computed, a shared prefix once
         self._planner: ext.BatchPlanner | None = None
-        self._clock = PhaseClock()
+        self._in_flight: StepInFlight | None = None
+        self._num_steps = 0
+        self._num_captures = self.runner.num_captures  # before
+        self._clock = PhaseClock(self.runner.new_event)
 
     @property
     def num_live(self) -> int:
@@ -213,9 +219,10 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> StepOutput | None:
-        """One forward pass; None where nothing is left to do.
+        """One forward pass, and the tokens of one; None where nothing is left to do. On a device that runs behind the
+        host they are those of the pass before, and there are none yet after the first.
 
-        Raises ValueError in the first step whose logits are not finite, after which every answer would be worthless.
+        Raises ValueError for the first step whose logits are not finite, after which every answer would be worthless.
         """
         try:
             return self._step()
@@ -224,9 +231,29 @@ class Engine:
             raise
 
     def _step(self) -> StepOutput | None:
-        planner, clock = self._planner, self._clock
+        """A device that runs behind the host is handed the next step before the tokens of the last one are looked at.
+        Where a rule must see them first, and on a CPU, one step follows the other."""
+        planner = self._planner
         if planner is None:
             return None
+        output: StepOutput | None = None
+        before, self._in_flight = self._in_flight, None
+        if before is not None and before.is_awaited:
+            output, before = self._complete(before), None
+        launched = self._in_flight = self._launch(planner)
+        if before is not None:
+            output = self._complete(before)
+        if launched is None:
+            return output
+        if output is None and launched.is_awaited:
+            self._in_flight = None
+            return self._complete(launched)
+        planner.advance()
+        return StepOutput(NO_IDS, NO_IDS, []) if output is None else output
+
+    def _launch(self, planner: ext.BatchPlanner) -> StepInFlight | None:
+        """Plans a step and hands it to the device; None where nothing is left to plan."""
+        clock = self._clock
         with clock("schedule"):
             batch = planner.next_batch()
             if batch is None:
@@ -234,30 +261,54 @@ class Engine:
             plans = self._plan_attention(batch)
             outputs = batch if len(batch.output_rows) == batch.num_tokens else batch.logit_batch()
             logit_plans = () if outputs is batch else self._plan_attention(outputs)
-        with clock("forward"):
+        with clock.on_device("forward"):
             hidden = self.runner.forward(batch, plans, logit_plans, self.kv_cache)
         ids = batch.logit_request_ids
         slots = self.requests.slots(ids)
         rows = Rows(self.requests, ids, slots, self._num_output_tokens.values[slots])
-        sampled, logprobs = self._sample(hidden, outputs, rows)
+        token_ids, logprobs, told = self._sample(hidden, outputs, rows)
+        told += self._score(hidden, outputs)
+        drawn = self.runner.draw(token_ids, logprobs)
+        self._num_steps += 1
+        self._num_output_tokens.values[slots] = rows.num_output_tokens + 1
+        self._remaining_tokens -= len(rows)
+        return StepInFlight(self._num_steps, batch, rows, drawn, told, is_awaited=self._is_awaited(rows))
+
+    def _is_awaited(self, rows: Rows) -> bool:
+        """Whether the tokens of these rows must be known before the next ones are drawn."""
+        if self.runner.new_event is None:
+            return True
+        drawn_next = replace(rows, num_output_tokens=rows.num_output_tokens + 1)
+        concerned = (rule.concerns(drawn_next) for rule in self.rules if rule.needs_tokens_before_draw)
+        return any(mask is not None and mask.any() for mask in concerned)
+
+    def _complete(self, step: StepInFlight) -> StepOutput:
+        """Looks at the tokens of a step, and ends the requests that end with them."""
+        planner, clock = self._planner, self._clock
+        assert planner is not None
+        with clock("sample" if self.runner.new_event is None else "wait"):
+            sampled, logprobs = step.drawn()
         if not np.isfinite(logprobs).all():  # as they are where one logit of a row is not
             raise ValueError(
-                f"the logits are not finite since step {planner.stats['steps']} of the job: weights of the model are "
-                "not, or overflow"
+                f"the logits are not finite since step {step.number} of the job: weights of the model are not, or "
+                "overflow"
             )
-        self._score(hidden, outputs)
-        with clock("sample"):
-            stopped = self._end(rows, sampled)
-            self._num_output_tokens.values[slots] += 1
-            self._logprob.values[slots] += logprobs
-            self._remaining_tokens -= len(ids)
+        for tell in step.told:
+            tell()
+        rows, tokens, stopped = step.rows, sampled, np.zeros(len(sampled), bool)
+        kept: slice | np.ndarray = slice(None)
+        if step.is_gone is not None:
+            kept = ~step.is_gone
+            rows, tokens, logprobs = rows.take(kept), sampled[kept], logprobs[kept]
+        stopped[kept] = self._end(rows, tokens)
+        self._logprob.values[rows.slots] += logprobs
         with clock("schedule"):
             done = planner.commit(sampled, stopped)
             finished = [self._finished(planner, request_id) for request_id in done.tolist()]
             self._forget(done)
             if self.recorder:
-                self.recorder.stepped(batch, self.progress)
-        return StepOutput(ids, sampled, finished)
+                self.recorder.stepped(step.batch, self.progress)
+        return StepOutput(rows.request_ids, tokens, finished)
 
     def _plan_attention(self, batch: ext.TokenBatch) -> tuple[ext.AttentionPlan, ...]:
         """One plan for each kind of layer."""
@@ -274,38 +325,45 @@ class Engine:
             for kind in self.model.attention_kinds
         )
 
-    def _sample(self, hidden: torch.Tensor, outputs: ext.TokenBatch, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens int32 [R] and their log-probabilities float32 [R]; a slice of the rows at a time, because logits are
-        the largest activation."""
-        tokens = np.empty(len(rows), np.int32)
-        logprobs = np.empty(len(rows), np.float32)
+    def _sample(
+        self, hidden: torch.Tensor, outputs: ext.TokenBatch, rows: Rows
+    ) -> tuple[torch.Tensor, torch.Tensor, list[Callable[[], None]]]:
+        """Tokens int32 [R] and their log-probabilities float32 [R], on the device, and what tells requests of the
+        others they ask for; a slice of the rows at a time, because logits are the largest activation."""
         if len(outputs.scored_rows):
-            hidden = hidden[torch.as_tensor(np.array(outputs.logit_rows), device=hidden.device)]
+            hidden = hidden[to_device([np.array(outputs.logit_rows)], hidden.device)[0]]
+        parts, told = [], []
         for begin in range(0, len(rows), ROWS_AT_ONCE):
             part = slice(begin, begin + ROWS_AT_ONCE)
-            with self._clock("forward"):
+            with self._clock.on_device("forward"):
                 logits = self.model.logits(hidden[part])
-            with self._clock("sample"):
+            with self._clock.on_device("sample"):
                 of_part = rows.take(part)
-                tokens[part], logprobs[part] = self._sampler.sample(logits, of_part, self.runner.ops)
+                parts.append(self._sampler.sample_on_device(logits, of_part, self.runner.ops))
                 asking = np.flatnonzero(self._asks_for_logprobs.values[of_part.slots])
                 if len(asking):
-                    their_logits = logits[torch.as_tensor(asking, device=logits.device)]
-                    add_logprobs(their_logits, of_part.take(asking), tokens[part][asking])
-        return tokens, logprobs
+                    (there,) = to_device([asking], logits.device)
+                    told.append(output_logprobs(logits[there], of_part.take(asking), parts[-1][0][there]))
+        if len(parts) == 1:
+            return (*parts[0], told)
+        none = torch.empty(0, dtype=torch.int32, device=hidden.device), torch.empty(0, device=hidden.device)
+        tokens, logprobs = (torch.cat(of_parts) for of_parts in zip(none, *parts, strict=True))
+        return tokens, logprobs, told
 
-    def _score(self, hidden: torch.Tensor, outputs: ext.TokenBatch) -> None:
-        """Prompt tokens that this step's rows predict."""
+    def _score(self, hidden: torch.Tensor, outputs: ext.TokenBatch) -> list[Callable[[], None]]:
+        """What tells requests of their prompt tokens that this step's rows predict."""
         scored, indptr = np.array(outputs.scored_rows), outputs.scores_indptr
+        told = []
         for begin in range(0, len(scored), ROWS_AT_ONCE):
             rows = scored[begin : begin + ROWS_AT_ONCE]
             spans = [slice(indptr[i], indptr[i + 1]) for i in range(begin, begin + len(rows))]
-            with self._clock("forward"):
-                logits = self.model.logits(hidden[torch.as_tensor(rows, device=hidden.device)])
-            with self._clock("sample"):
+            with self._clock.on_device("forward"):
+                logits = self.model.logits(hidden[to_device([rows], hidden.device)[0]])
+            with self._clock.on_device("sample"):
                 readers = [[self.requests[i] for i in outputs.score_request_ids[span].tolist()] for span in spans]
                 targets = [outputs.score_token_ids[span] for span in spans]
-                add_prompt_logprobs(logits, outputs.positions[rows] + 1, readers, targets)
+                told.append(prompt_logprobs(logits, outputs.positions[rows] + 1, readers, targets))
+        return told
 
     def _end(self, rows: Rows, sampled: np.ndarray) -> np.ndarray:
         """bool [R]: the requests that a rule ends with their token of this step; the first rule that does says why."""
@@ -332,6 +390,8 @@ class Engine:
     def _forget(self, request_ids: np.ndarray) -> None:
         """int32 ids of requests that ended; the table need not know all of them."""
         assert self._planner is not None
+        if self._in_flight is not None:
+            self._in_flight.forget(request_ids)
         known = [self.requests[request_id] for request_id in request_ids.tolist() if request_id in self.requests]
         slots = [request.slot for request in known]
         unused = np.array([request.max_output_tokens for request in known], np.int64)
@@ -350,8 +410,10 @@ class Engine:
             return
         self._planner.audit()
         stats = self._planner.stats
-        if stats["running"] + stats["waiting"] != self.num_live:
-            raise RuntimeError(f"the planner has {stats['running'] + stats['waiting']} requests, not {self.num_live}")
+        num_ending = 0 if self._in_flight is None else self._in_flight.num_ending()
+        num_known = stats["running"] + stats["waiting"] + num_ending
+        if num_known != self.num_live:
+            raise RuntimeError(f"the planner has {num_known} requests, not {self.num_live}")
         if self.num_live == 0 and (stats["used_pages"] or self._remaining_tokens):
             raise RuntimeError(f"nothing is left, but {stats['used_pages']} pages are in use")
 
@@ -364,7 +426,8 @@ class Engine:
         return RunFigures(
             **{name: counts[name] for name in names.split()},
             peak_kv_tokens=counts["peak_pages"] * self.page_size,
-            seconds=dict(self._clock.seconds),
+            captures=self.runner.num_captures - self._num_captures,
+            seconds=self._clock.seconds,
         )
 
     @property

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from batchllm.device.transfer import Event
 
 
 @dataclass
@@ -23,17 +25,26 @@ class RunFigures:
     steps: int = 0
     preemptions: int = 0
     peak_kv_tokens: int = 0  # in the pages that were in use at a time
-    seconds: dict[str, float] = field(default_factory=dict)  # by phase: plan, schedule, forward, sample, ...
+    captures: int = 0  # of CUDA graphs
+    # By phase: of the host plan, schedule, wait (for the tokens of a device that runs behind it); of the device, which
+    # runs meanwhile where it is a GPU, forward and sample.
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 class PhaseClock:
-    """Seconds by phase: `with clock("forward"): ...`"""
+    """Seconds by phase, of the host (`with clock("schedule"): ...`) and of the device (`with clock.on_device("sample"):
+    ...`). A device that runs behind the host is timed by its own events, which are read once they have come to pass:
+    nobody waits for them."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
+    def __init__(self, new_event: Callable[[], Event] | None = None) -> None:
+        """`new_event` makes an event to be timed; None: the device is the host."""
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._new_event = new_event
+        self._queued: deque[tuple[str, Event, Event]] = deque()  # begin and end of phases
+        self._free: list[tuple[Event, Event]] = []
         self._start = time.perf_counter()
 
     @contextmanager
@@ -42,7 +53,33 @@ class PhaseClock:
         try:
             yield
         finally:
-            self.seconds[phase] += time.perf_counter() - start
+            self._seconds[phase] += time.perf_counter() - start
+
+    @contextmanager
+    def on_device(self, phase: str) -> Iterator[None]:
+        if self._new_event is None:
+            with self(phase):
+                yield
+            return
+        if not self._free:
+            self._collect()
+        begin, end = self._free.pop() if self._free else (self._new_event(), self._new_event())
+        begin.record()
+        yield
+        end.record()
+        self._queued.append((phase, begin, end))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """So far; of the device what it has done."""
+        self._collect()
+        return dict(self._seconds)
+
+    def _collect(self) -> None:
+        while self._queued and self._queued[0][2].query():
+            phase, begin, end = self._queued.popleft()
+            self._seconds[phase] += begin.elapsed_time(end) / 1e3
+            self._free.append((begin, end))
 
     @property
     def elapsed_s(self) -> float:

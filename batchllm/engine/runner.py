@@ -1,28 +1,39 @@
-"""How a device runs a step: the CPU as it comes; a GPU by one upload, and where all rows sample by a CUDA graph."""
+"""How a device runs a step: the CPU as it comes; a GPU behind the host, by one upload and CUDA graphs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import batchllm_ext as ext
 from batchllm.device.kv_cache import PagedKVCache
 from batchllm.device.ops import CpuOps, GpuOps, Ops
-from batchllm.device.step import Event, Step, StepLayout, UploadRing, cpu_step
+from batchllm.device.step import Step, StepLayout, cpu_step, with_tokens
+from batchllm.device.transfer import DownloadRing, Event, UploadRing
+from batchllm.engine.graphs import Graph, Graphs
 from batchllm.models.forward_pass import ForwardPass
+
+FIRST_SAMPLED = 4096  # logit rows; more than most pools have requests that run at once
+
+# Waits until tokens int32 [R] and log-probabilities float32 [R] are on the host, and gives them.
+Drawn = Callable[[], tuple[np.ndarray, np.ndarray]]
 
 
 class Runner(Protocol):
-    """Runs the steps of one model on its device."""
+    """Runs the steps of one model on its device, in their order."""
 
     ops: Ops  # of the device
     plan_options: dict[str, Any]  # of ext.plan_attention: what it is to plan for
+    new_event: Callable[[], Event] | None
+    """An event of the device to be timed; None where the device is the host: then calls return when they are done, and
+    a step is never planned before the tokens of the one before are known."""
+    num_captures: int  # CUDA graphs so far
 
     def forward(
         self,
@@ -35,11 +46,18 @@ class Runner(Protocol):
 
         plans: of the batch, one for each of the model's attention_kinds. logit_plans: as many of
         `batch.logit_batch()`; none where all rows have logits that somebody reads. It may return before the device is
-        done, and a later step may overwrite what it returns.
+        done, and a later step may overwrite what it returns. The batch's untold tokens are those of the last `draw`.
         """
+
+    def draw(self, token_ids: Tensor, logprobs: Tensor) -> Drawn:
+        """What a step has drawn, int32 [R] and float32 [R] of the device, by logit row. It stays there for the next
+        `forward`; what is returned gives it to the host, and is called before the next but one `draw`."""
 
 
 class CpuRunner(Runner):
+    new_event = None
+    num_captures = 0
+
     def __init__(self, model: ForwardPass, num_threads: int) -> None:
         self.model = model
         self.ops = CpuOps(num_threads)
@@ -53,6 +71,9 @@ class CpuRunner(Runner):
         kv_cache: PagedKVCache,
     ) -> Tensor:
         return self.model.forward(cpu_step(batch, plans, logit_plans), kv_cache, self.ops)
+
+    def draw(self, token_ids: Tensor, logprobs: Tensor) -> Drawn:
+        return lambda: (token_ids.numpy(), logprobs.numpy())
 
 
 class Gpu:
@@ -68,8 +89,12 @@ class Gpu:
     def pinned_ints(self, size: int) -> Tensor:
         return torch.empty(size, dtype=torch.int32, pin_memory=True)
 
-    def event(self) -> Event:
-        return torch.cuda.Event()
+    def event(self, *, timed: bool = False) -> Event:
+        return torch.cuda.Event(enable_timing=timed)
+
+    def download(self, values: Tensor, pinned: Tensor) -> None:
+        """Queues a copy to the host, which is there once an event that is recorded after it has come to pass."""
+        pinned.copy_(values, non_blocking=True)
 
     def plan(self, workspace: Tensor, layout: ext.PlanLayout, buffer: Tensor) -> ext.DevicePlan:
         return ext.DevicePlan(layout, buffer, workspace)
@@ -83,28 +108,19 @@ class Gpu:
         return graph.replay, result
 
 
-@dataclass
-class Graph:
-    """A captured forward pass, over as many rows as its layout has."""
-
-    layout: StepLayout
-    buffer: Tensor  # int32 [layout.num_ints], which it reads
-    step: Step  # kept, because the graph has the addresses of what is in it
-    replay: Callable[[], None]
-    hidden: Tensor  # [num_rows, hidden_size], of the last replay
-
-
 class GpuRunner(Runner):
-    """Steps whose rows all sample are replayed from the graph for their bucket of row counts, which is captured anew
-    where a plan outgrows it. Other steps run eagerly."""
+    """Steps of buckets that come again and again are replayed from CUDA graphs; others run eagerly."""
 
     def __init__(self, model: ForwardPass, gpu: Gpu, ops: GpuOps) -> None:
         self.model, self.ops = model, ops
         self.plan_options = {"num_threads": gpu.num_multiprocessors, "device": gpu.plan_device}
         self.gpu = gpu
-        self._ring = UploadRing(gpu.pinned_ints, gpu.event)
-        # By row count. A graph has the addresses of the pool's pages, so it goes with the pool.
-        self.graphs: WeakKeyDictionary[PagedKVCache, dict[int, Graph]] = WeakKeyDictionary()
+        self.new_event = partial(gpu.event, timed=True)
+        self.num_captures = 0
+        self._uploads = UploadRing(gpu.pinned_ints, gpu.event)
+        self._downloads = DownloadRing(gpu.pinned_ints, gpu.event, gpu.download)
+        self._sampled = torch.zeros(FIRST_SAMPLED, dtype=torch.int32, device=gpu.device)  # by the step before
+        self.graphs: WeakKeyDictionary[PagedKVCache, Graphs] = WeakKeyDictionary()
 
     def forward(
         self,
@@ -113,51 +129,45 @@ class GpuRunner(Runner):
         logit_plans: tuple[ext.AttentionPlan, ...],
         kv_cache: PagedKVCache,
     ) -> Tensor:
-        if logit_plans:
-            layouts = [tuple(ext.PlanLayout(plan, kv_cache.num_pages) for plan in of) for of in (plans, logit_plans)]
-            layout = StepLayout(*layouts)
-            buffer, step = self._new_step(layout)
-            self._ring.upload(partial(layout.write, batch=batch, plans=plans, logit_plans=logit_plans), buffer)
-            return self.model.forward(step, kv_cache, self.ops)
-        graphs = self.graphs.setdefault(kv_cache, {})
-        num_rows = bucket(batch.num_tokens)
-        graph = graphs.get(num_rows)
-        if graph is None or not graph.layout.has_room_for(plans):
-            graph = graphs[num_rows] = self._capture(batch, plans, kv_cache, graph)
-        self._ring.upload(partial(graph.layout.write, batch=batch, plans=plans), graph.buffer)
+        num_pages = kv_cache.num_pages
+        graphs = self.graphs.get(kv_cache)
+        if graphs is None:
+            graphs = self.graphs[kv_cache] = Graphs(num_pages)
+        write = partial(StepLayout.write, batch=batch, plans=plans, logit_plans=logit_plans)
+        graph = graphs.find(plans, logit_plans, lambda layout: self._capture(layout, write, kv_cache))
+        if graph is None:
+            layouts = [tuple(ext.PlanLayout(plan, num_pages) for plan in of) for of in (plans, logit_plans)]
+            _, step = self._upload(StepLayout(*layouts), write)
+            return self._run(step, kv_cache)
+        self._uploads.upload(partial(write, graph.layout), graph.buffer)
         graph.replay()
-        return graph.hidden[: batch.num_tokens]
+        return graph.hidden[: logit_plans[0].num_rows if logit_plans else batch.num_tokens]
 
-    def _capture(
-        self,
-        batch: ext.TokenBatch,
-        plans: tuple[ext.AttentionPlan, ...],
-        kv_cache: PagedKVCache,
-        outgrown: Graph | None,
-    ) -> Graph:
-        """With room for plans somewhat larger than these, and no less than the graph that it takes the place of."""
-        layouts = []
-        for kind, plan in enumerate(plans):
-            sizes = {name: bucket(size) for name, size in plan.sizes.items()}
-            if outgrown is not None:
-                sizes = {name: max(size, outgrown.layout.plans[kind].sizes[name]) for name, size in sizes.items()}
-            layouts.append(ext.PlanLayout(plan, kv_cache.num_pages, **sizes))
-        layout = StepLayout(tuple(layouts))
-        buffer, step = self._new_step(layout)
-        self._ring.upload(partial(layout.write, batch=batch, plans=plans), buffer)  # it runs once before it is captured
-        replay, hidden = self.gpu.capture(lambda: self.model.forward(step, kv_cache, self.ops))
+    def draw(self, token_ids: Tensor, logprobs: Tensor) -> Drawn:
+        if len(token_ids) > len(self._sampled):
+            self._sampled = torch.zeros(2 * len(token_ids), dtype=torch.int32, device=self.gpu.device)
+            self.graphs.clear()  # they have the address of the one before
+        self._sampled[: len(token_ids)].copy_(token_ids)
+        read = self._downloads.download(token_ids, logprobs.view(torch.int32))
+
+        def drawn() -> tuple[np.ndarray, np.ndarray]:
+            tokens, bits = read()
+            return tokens, bits.view(np.float32)
+
+        return drawn
+
+    def _capture(self, layout: StepLayout, write: Callable[..., None], kv_cache: PagedKVCache) -> Graph:
+        self.num_captures += 1
+        buffer, step = self._upload(layout, write)  # it runs once before it is captured
+        replay, hidden = self.gpu.capture(lambda: self._run(step, kv_cache))
         return Graph(layout, buffer, step, replay, hidden)
 
-    def _new_step(self, layout: StepLayout) -> tuple[Tensor, Step]:
-        """A buffer, and the step that reads it."""
+    def _upload(self, layout: StepLayout, write: Callable[..., None]) -> tuple[Tensor, Step]:
+        """A new buffer, and the step that reads it."""
         buffer = torch.empty(layout.num_ints, dtype=torch.int32, device=self.gpu.device)
         workspace = torch.empty(layout.num_workspace_floats, device=self.gpu.device)
+        self._uploads.upload(partial(write, layout), buffer)
         return buffer, layout.step(buffer, partial(self.gpu.plan, workspace))
 
-
-def bucket(size: int) -> int:
-    """The least of 0, 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is no less than `size`."""
-    if size <= 2:
-        return size
-    power = 1 << (size - 1).bit_length()
-    return power * 3 // 4 if size <= power * 3 // 4 else power
+    def _run(self, step: Step, kv_cache: PagedKVCache) -> Tensor:
+        return self.model.forward(with_tokens(step, self._sampled), kv_cache, self.ops)

@@ -34,8 +34,8 @@ class ForwardPass(Protocol):
         Layer i attends by `ops.attention(step.plans[kind_of_layer[i]], ...)`, with the scale, the soft cap and the
         sinks of its kind, once it has written its K and V; once the last has, the pass may go on with the logit rows
         alone, by logit_plans. Rows that only fill a CUDA graph have no slot: their K and V are not written, and nobody
-        reads what comes of them. On a GPU a pass whose rows all have logits is captured and replayed, so nothing in it
-        may wait for the device.
+        reads what comes of them. On a GPU a pass may be captured and replayed, so nothing in it may wait for the
+        device.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:

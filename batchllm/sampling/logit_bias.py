@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from batchllm.device.transfer import to_device
 from batchllm.request_table import LiveRequest, RequestTable
 from batchllm.sampling.prepared import Prepared, places
 from batchllm.sampling.rules import LogitsRule, Rows
@@ -30,7 +30,8 @@ class LogitBias(LogitsRule):
 
     def before_draw(self, logits: Tensor, rows: Rows) -> None:
         token_ids, biases = zip(*(self._biases(rows[row]) for row in range(len(rows))), strict=True)
-        logits[places(token_ids, logits.device)] += torch.as_tensor(np.concatenate(biases), device=logits.device)
+        (added,) = to_device([np.concatenate(biases)], logits.device)
+        logits[places(token_ids, logits.device)] += added
 
     def forget(self, request: LiveRequest) -> None:
         self._biases.forget(request)

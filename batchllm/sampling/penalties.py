@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batchllm.device.transfer import to_device
 from batchllm.request_table import End, LiveRequest, RequestTable
 from batchllm.sampling.prepared import Prepared, places
 from batchllm.sampling.rules import LogitsRule, Rows
@@ -41,7 +42,7 @@ class Penalties(LogitsRule):
 
     def before_draw(self, logits: Tensor, rows: Rows) -> None:
         def on_device(values: np.ndarray) -> Tensor:
-            return torch.as_tensor(values, device=logits.device)
+            return to_device([values], logits.device)[0]
 
         with_output = np.flatnonzero(self._set_of.values[rows.slots] != NO_SET)
         which, token_ids, counts = self._output.entries(self._set_of.values[rows.slots[with_output]])

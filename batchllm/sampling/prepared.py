@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batchllm.device.transfer import to_device
 from batchllm.request_table import LiveRequest
 
 T = TypeVar("T")
@@ -47,4 +48,5 @@ def places(token_ids: Sequence[np.ndarray], device: torch.device) -> tuple[Tenso
     """Of token_ids[i] in row i of some logits: (rows, columns), int64 [total], on the device."""
     rows = np.repeat(np.arange(len(token_ids)), [len(ids) for ids in token_ids])
     columns = np.concatenate([np.empty(0, np.int64), *token_ids], dtype=np.int64)
-    return torch.as_tensor(rows, device=device), torch.as_tensor(columns, device=device)
+    on_device = to_device([rows, columns], device)
+    return on_device[0], on_device[1]

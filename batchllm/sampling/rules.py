@@ -43,9 +43,14 @@ class LogitsRule:
     if it does not say otherwise; in each step `concerns`, for the rows that it concerns `before_draw` (or `allowed`, if
     the rule `masks`), and `after_draw` for all rows. Rules are called in their order.
 
+    On a GPU `after_draw` comes one step late: when a request's next token has been asked for. A token that follows one
+    which ends the request is dropped.
+
     masks: whether the rule tells by `allowed` which tokens may be drawn, which costs less than to change logits.
     needs_tokens_before_draw: whether what `before_draw` does to a row depends on the tokens that it drew before. If
         not, it may be called before `after_draw` has seen the last of them; `Rows.num_output_tokens` counts it, too.
+        Else a step with rows that the rule concerns waits for the tokens of the step before; `concerns` is asked for
+        the next draw as soon as the rows are drawn.
     """
 
     masks: bool = False

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from batchllm.device.ops import DrawParams, Ops
+from batchllm.device.transfer import to_device
 from batchllm.request_table import LiveRequest, RequestTable
 from batchllm.sampling.draw import uniform_draws
 from batchllm.sampling.rules import LogitsRule, Rows
@@ -106,13 +107,3 @@ def places_of(some: np.ndarray, num_rows: int) -> np.ndarray:
     places = np.full(num_rows, -1, np.int32)
     places[some] = np.arange(len(some))
     return places
-
-
-def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Each of the arrays on the device, all by one copy that the host does not wait for. Those of larger elements come
-    first, since each is looked at in its place of the copy."""
-    host = torch.from_numpy(np.concatenate([array.view(np.uint8) for array in arrays]))
-    if device.type == "cuda":
-        host = host.pin_memory()
-    parts = host.to(device, non_blocking=True).split([array.nbytes for array in arrays])
-    return [part.view(torch.from_numpy(array).dtype) for part, array in zip(parts, arrays, strict=True)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from batchllm.request_table import End, LiveRequest, RequestTable
+from batchllm.sampling.prepared import places
 from batchllm.sampling.rules import LogitsRule, Rows
 from batchllm.sampling_params import SamplingParams
 
@@ -79,7 +80,7 @@ class StopTokens(LogitsRule):
 class MinTokens(LogitsRule):
     """No stop token is drawn before `min_tokens` tokens."""
 
-    needs_tokens_before_draw = False
+    needs_tokens_before_draw = False  # their number is known
 
     def __init__(self, stop_tokens: StopTokens) -> None:
         self._stop_tokens = stop_tokens
@@ -97,6 +98,5 @@ class MinTokens(LogitsRule):
         return rows.num_output_tokens < self._min_tokens.values[rows.slots]
 
     def before_draw(self, logits: Tensor, rows: Rows) -> None:
-        for row in range(len(rows)):
-            banned = torch.as_tensor(self._stop_tokens.token_ids(rows[row]), device=logits.device)
-            logits[row, banned] = -torch.inf
+        banned = [self._stop_tokens.token_ids(rows[row]) for row in range(len(rows))]
+        logits[places(banned, logits.device)] = -torch.inf

@@ -12,7 +12,6 @@ from unittest.mock import patch
 import torch
 
 from batchllm import LLM
-from batchllm.engine.runner import GpuRunner
 from benchmarks.gpu_day.results import DRY
 
 STANDARD_DEVIATION = 0.02
@@ -22,11 +21,9 @@ def gpu_llm(directory: Path, **options: Any) -> LLM:
     """LLM(directory, device="cuda", **options)."""
     if not DRY:
         return LLM(directory, device="cuda", **options)
-    from tests.engine.fake_gpu import FakeGpu, FakeGpuOps
+    from tests.engine.fake_gpu import on_fake_gpu
 
-    llm = LLM(directory, dtype="float32", **options)
-    llm.engine.runner = GpuRunner(llm.engine.model, FakeGpu(), FakeGpuOps())
-    return llm
+    return on_fake_gpu(directory, **options)[0]
 
 
 def random_llm(directory: Path, **options: Any) -> LLM:

@@ -55,3 +55,17 @@ def tiny_llm(tiny_dir: Path) -> LLM:
     """An LLM on `tiny_dir` in float32; tests that look into its pool make their own."""
     with torch_threads_kept():
         return LLM(tiny_dir, dtype="float32", num_threads=1)
+
+
+@pytest.fixture(scope="session")
+def wide_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with heads that attention on a GPU is compiled for."""
+    directory = tiny.save(tiny.Family("Llama", {"head_dim": 64}).model(), tmp_path_factory.mktemp("wide") / "model")
+    tiny.save_tokenizer(directory)
+    return directory
+
+
+@pytest.fixture
+def captures_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of a GPU are replayed from the first one on."""
+    monkeypatch.setattr("batchllm.engine.graphs.CAPTURED_AFTER", 0)

@@ -3,15 +3,21 @@ to, and a graph runs again what was captured."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import batchllm_ext as ext
+from batchllm import LLM
 from batchllm.device.ops import CpuOps, GpuOps
+from batchllm.engine.runner import GpuRunner
 from tests.packed_plan import packed_arrays
 
 WRITE_THROUGH = -1
@@ -28,16 +34,48 @@ class FakeDevicePlan:
         return list(packed_arrays(self.layout, self.buffer.numpy()).values())
 
 
+@dataclass
+class FakeStream:
+    """Copies to the host, which happen when somebody waits for an event behind them, and how long all work takes."""
+
+    copies: deque[Callable[[], object]] = field(default_factory=deque)
+    num_copied: int = 0
+    queued_ms: float = 0.0
+    done_ms: float = 0.0
+
+    @property
+    def end(self) -> tuple[int, float]:
+        return self.num_copied + len(self.copies), self.queued_ms
+
+    def run_to(self, num_copied: int, done_ms: float) -> None:
+        while self.num_copied < num_copied:
+            self.copies.popleft()()
+            self.num_copied += 1
+        self.done_ms = max(self.done_ms, done_ms)
+
+
 class FakeEvent:
-    def __init__(self) -> None:
+    def __init__(self, stream: FakeStream | None = None) -> None:
+        self._stream = stream or FakeStream()
+        self._place = self._stream.end
         self.recorded = 0
         self.waited = 0
 
     def record(self) -> None:
         self.recorded += 1
+        self._place = self._stream.end
 
     def synchronize(self) -> None:
         self.waited += 1
+        self._stream.run_to(*self._place)
+
+    def query(self) -> bool:
+        return self._place <= (self._stream.num_copied, self._stream.done_ms)
+
+    def elapsed_time(self, end_event: FakeEvent) -> float:
+        assert self.query()
+        assert end_event.query()
+        return end_event._place[1] - self._place[1]
 
 
 @dataclass
@@ -47,12 +85,16 @@ class FakeGpu:
     plan_device: str = "h100"
     num_captures: int = 0
     num_replays: int = 0
+    stream: FakeStream = field(default_factory=FakeStream)
 
     def pinned_ints(self, size: int) -> Tensor:
         return torch.full((size,), 0x7F7F7F7F, dtype=torch.int32)
 
-    def event(self) -> FakeEvent:
-        return FakeEvent()
+    def event(self, *, timed: bool = False) -> FakeEvent:
+        return FakeEvent(self.stream)
+
+    def download(self, values: Tensor, pinned: Tensor) -> None:
+        self.stream.copies.append(partial(pinned.copy_, values.clone()))
 
     def plan(self, workspace: Tensor, layout: ext.PlanLayout, buffer: Tensor) -> FakeDevicePlan:
         assert len(workspace) >= layout.num_workspace_floats
@@ -69,6 +111,13 @@ class FakeGpu:
             result.copy_(run())
 
         return replay, result
+
+
+def on_fake_gpu(directory: Path, **options: Any) -> tuple[LLM, FakeGpu]:
+    """LLM(directory, dtype="float32", **options), as it would run on a GPU."""
+    llm, gpu = LLM(directory, dtype="float32", **options), FakeGpu()
+    llm.engine.runner = GpuRunner(llm.engine.model, gpu, FakeGpuOps())
+    return llm, gpu
 
 
 class FakeGpuOps(GpuOps):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ Tokens = list[int]
 class Forced(LogitsRule):
     """Records the logits of every row, and lets the given continuation be drawn; the request ends with it."""
 
+    needs_tokens_before_draw: ClassVar[bool] = False
     continuations: list[Tokens]  # by request
     logits: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)  # by request and place in its output
 

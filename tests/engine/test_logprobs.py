@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from batchllm import LLM, SamplingParams
 from batchllm.outputs import Logprob, RequestOutput
-from batchllm.sampling.logprobs import add_logprobs
+from batchllm.sampling.logprobs import output_logprobs
 from tests.engine import tiny
 from tests.engine.rows import Requests
 
@@ -146,7 +146,9 @@ def test_the_texts_of_tokens_are_what_they_add_to_a_text(tmp_path, asked):
 def test_a_logit_of_minus_infinity_has_that_log_probability():
     requests = Requests([SamplingParams(logprobs=-1)], [])
     requests.table[0].logprobs = []
-    add_logprobs(torch.tensor([[0.0, -torch.inf, 0.0]]), requests.rows([0], [0]), np.array([2]))
+    output_logprobs(
+        torch.tensor([[0.0, -torch.inf, 0.0]]), requests.rows([0], [0]), torch.tensor([2], dtype=torch.int32)
+    )()
     (entry,) = requests.table[0].logprobs
     assert entry[1].logprob == -math.inf
     assert entry[2] == Logprob(pytest.approx(-math.log(2)), 1)

@@ -273,6 +273,7 @@ IN_WINDOWS = "tests/engine/test_windows.py::"
 IN_RESUME = "tests/jobs/test_resume.py::"
 IN_RECORDER = "tests/engine/test_recorder.py::"
 IN_HTML = "tests/jobs/test_html.py::"
+IN_AHEAD = "tests/engine/test_running_ahead.py::"
 
 PYTHON_MUTANTS = [
     # Request table.
@@ -367,6 +368,70 @@ PYTHON_MUTANTS = [
         "(self.stop_token_ids or self.stop_strings or self.structured_outputs)",
         "(self.stop_token_ids or self.structured_outputs)",
         "tests/engine/test_sampling_params.py::test_a_length_is_known_only_where_nothing_can_end_a_request_early",
+    ),
+    # A GPU that runs ahead of the host.
+    Mutant(
+        "a_row_takes_a_token_of_an_earlier_step",
+        "batchllm/engine/runner.py",
+        "        self._sampled[: len(token_ids)].copy_(token_ids)\n",
+        "",
+        IN_AHEAD + "test_answers_and_why_they_end_are_those_of_the_cpu",
+    ),
+    Mutant(
+        "a_row_takes_the_token_of_its_own_place",
+        "batchllm/device/step.py",
+        "~batch.untold_logits",
+        "~batch.untold_rows",
+        IN_AHEAD + "test_answers_and_why_they_end_are_those_of_the_cpu",
+    ),
+    Mutant(
+        "tokens_are_read_before_they_have_come",
+        "batchllm/device/transfer.py",
+        "            copied.synchronize()\n            return",
+        "            return",
+        IN_AHEAD + "test_answers_and_why_they_end_are_those_of_the_cpu",
+    ),
+    Mutant(
+        "a_request_that_stopped_is_looked_at_again",
+        ENGINE,
+        "            self._in_flight.forget(request_ids)\n",
+        "            pass\n",
+        IN_AHEAD + "test_whatever_comes_and_goes_each_answer_is_what_its_request_gets_from_the_cpu",
+    ),
+    Mutant(
+        "a_rule_draws_before_it_has_seen_the_last_token",
+        ENGINE,
+        "return any(mask is not None and mask.any() for mask in concerned)",
+        "return False",
+        IN_AHEAD + "test_a_rule_that_must_see_tokens_before_the_next_draw_does",
+    ),
+    Mutant(
+        "tokens_are_waited_for_before_the_next_step",
+        ENGINE,
+        "        if self.runner.new_event is None:\n            return True\n",
+        "        return True\n",
+        IN_AHEAD + "test_a_step_is_handed_over_before_the_tokens_of_the_last_one_are_waited_for",
+    ),
+    Mutant(
+        "waiting_for_the_device_is_sampling",
+        ENGINE,
+        'with clock("sample" if self.runner.new_event is None else "wait"):',
+        'with clock("sample"):',
+        IN_AHEAD + "test_seconds_are_the_devices_and_waiting_is_not_sampling",
+    ),
+    Mutant(
+        "a_graph_has_more_logit_rows_than_rows",
+        "batchllm/engine/graphs.py",
+        "min(logit_row_bucket(num_logit_rows), rows)",
+        "logit_row_bucket(num_logit_rows)",
+        IN_AHEAD + "test_answers_and_why_they_end_are_those_of_the_cpu",
+    ),
+    Mutant(
+        "every_bucket_is_captured_at_once",
+        "batchllm/engine/graphs.py",
+        "        if steps.num_met <= CAPTURED_AFTER:\n            return None\n",
+        "",
+        "tests/engine/test_runner.py::test_a_job_captures_few_graphs",
     ),
     # Sampler and rules.
     Mutant(
@@ -527,15 +592,15 @@ PYTHON_MUTANTS = [
     Mutant(
         "logprobs_are_those_of_the_row_before",
         ENGINE,
-        "their_logits = logits[torch.as_tensor(asking, device=logits.device)]",
-        "their_logits = logits[torch.as_tensor(asking - 1, device=logits.device)]",
+        "(there,) = to_device([asking], logits.device)",
+        "(there,) = to_device([asking - 1], logits.device)",
         IN_LOGPROBS + "test_logprobs_are_transformers",
     ),
     Mutant(
         "the_sampled_token_is_told_only_if_it_is_likely",
         "batchllm/sampling/logprobs.py",
-        "np.array([token, *(request.params.logprob_token_ids or ())], np.int64)",
-        "np.array(request.params.logprob_token_ids or (), np.int64)",
+        "columns = torch.cat([tokens, columns])",
+        "columns = torch.cat([likeliest.indices[row_of, 0], columns])",
         IN_LOGPROBS + "test_logprobs_are_transformers",
     ),
     Mutant(

@@ -1,0 +1,95 @@
+"""Copies between host and device that nobody waits for before what is copied is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Event(Protocol):
+    """Of torch.cuda.Event what copies and clocks need. It comes to pass once all that was queued before `record` is
+    done; one that was never recorded has."""
+
+    def record(self) -> None: ...
+    def synchronize(self) -> None: ...
+    def query(self) -> bool:
+        """Whether it has come to pass."""
+
+    def elapsed_time(self, end_event: Any) -> float:
+        """Milliseconds until another one; both were made to be timed and have come to pass."""
+
+
+def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Each of the arrays on the device, all by one copy that the host does not wait for. Those of larger elements come
+    first, since each is looked at in its place of the copy."""
+    host = torch.from_numpy(np.concatenate([array.view(np.uint8) for array in arrays]))
+    if device.type == "cuda":
+        host = host.pin_memory()
+    parts = host.to(device, non_blocking=True).split([array.nbytes for array in arrays])
+    return [part.view(torch.from_numpy(array).dtype) for part, array in zip(parts, arrays, strict=True)]
+
+
+def to_host(*tensors: Tensor) -> list[Tensor]:
+    """Tensors of the device, which hold their values once an event that is recorded from now on has come to pass."""
+    return [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+
+
+class UploadRing:
+    """Two pinned buffers that take turns: the host writes one while the copy out of the other may still run."""
+
+    def __init__(self, new_buffer: Callable[[int], Tensor], new_event: Callable[[], Event]) -> None:
+        """`new_buffer` makes a pinned int32 tensor of so many elements."""
+        self._new_buffer = new_buffer
+        self._buffers = [new_buffer(0), new_buffer(0)]
+        self._copied = [new_event(), new_event()]
+        self._next = 0
+
+    def upload(self, write: Callable[[np.ndarray], None], to: Tensor) -> None:
+        """Lets `write` fill a buffer of the size of `to`, int32 of the device, and starts the copy."""
+        turn, self._next = self._next, 1 - self._next
+        self._copied[turn].synchronize()
+        if len(self._buffers[turn]) < len(to):
+            self._buffers[turn] = self._new_buffer(2 * len(to))
+        host = self._buffers[turn][: len(to)]
+        write(host.numpy())
+        to.copy_(host, non_blocking=True)
+        self._copied[turn].record()
+
+
+class DownloadRing:
+    """Two pinned buffers that take turns: what the copy before brought is read while another may run."""
+
+    def __init__(
+        self,
+        new_buffer: Callable[[int], Tensor],
+        new_event: Callable[[], Event],
+        copy: Callable[[Tensor, Tensor], None],
+    ) -> None:
+        """`copy(values, host)` queues a copy into pinned memory."""
+        self._new_buffer, self._copy = new_buffer, copy
+        self._buffers = [new_buffer(0), new_buffer(0)]
+        self._copied = [new_event(), new_event()]
+        self._next = 0
+
+    def download(self, *parts: Tensor) -> Callable[[], list[np.ndarray]]:
+        """Starts copies of int32 tensors [n] of the device. What is returned waits for them and gives them; it is
+        called before the next but one download."""
+        turn, self._next = self._next, 1 - self._next
+        num_ints = sum(len(part) for part in parts)
+        if len(self._buffers[turn]) < num_ints:
+            self._buffers[turn] = self._new_buffer(2 * num_ints)
+        hosts = self._buffers[turn][:num_ints].split([len(part) for part in parts])
+        for part, host in zip(parts, hosts, strict=True):
+            self._copy(part, host)
+        copied = self._copied[turn]
+        copied.record()
+
+        def read() -> list[np.ndarray]:
+            copied.synchronize()
+            return [host.numpy().copy() for host in hosts]
+
+        return read

@@ -1,0 +1,39 @@
+"""A step between its launch and the look at its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+import batchllm_ext as ext
+
+from batchllm.engine.runner import Drawn
+from batchllm.sampling.rules import Rows
+
+
+@dataclass
+class StepInFlight:
+    """A step whose tokens nobody has looked at yet."""
+
+    number: int  # of the steps since the engine stood still, from 1
+    batch: ext.TokenBatch
+    rows: Rows  # those that get a token
+    drawn: Drawn
+    told: list[
+        Callable[[], None]
+    ]  # tell its requests of log-probabilities that they ask for, once drawn() has returned
+    is_awaited: bool  # its tokens must be known before the next ones are drawn
+    is_gone: np.ndarray | None = None  # bool [R]: the row's request has ended since; None: none has
+
+    def forget(self, request_ids: np.ndarray) -> None:
+        """int32 ids of requests that have ended: their tokens are dropped."""
+        is_gone = np.isin(self.rows.request_ids, request_ids)
+        self.is_gone = is_gone if self.is_gone is None else self.is_gone | is_gone
+
+    def num_ending(self) -> int:
+        """Requests that end by their length with this step, and have not ended before."""
+        kept = self.rows if self.is_gone is None else self.rows.take(~self.is_gone)
+        bounds = np.array([kept[row].max_output_tokens for row in range(len(kept))], np.int32)
+        return int((kept.num_output_tokens + 1 == bounds).sum())
