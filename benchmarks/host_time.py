@@ -112,7 +112,11 @@ class NoKernels(FakeGpuOps):
         self._logprobs = torch.zeros(MAX_BATCH_TOKENS)
 
     def sample(
-        self, logits: Tensor, params: DrawParams, ruled: tuple[Tensor, Tensor] | None = None
+        self,
+        logits: Tensor,
+        params: DrawParams,
+        ruled: tuple[Tensor, Tensor] | None = None,
+        allowed: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         return self._token_ids[: len(logits)], self._logprobs[: len(logits)]
 

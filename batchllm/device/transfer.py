@@ -26,11 +26,16 @@ class Event(Protocol):
 def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     """Each of the arrays on the device, all by one copy that the host does not wait for. Those of larger elements come
     first, since each is looked at in its place of the copy."""
-    host = torch.from_numpy(np.concatenate([array.view(np.uint8) for array in arrays]))
-    if device.type == "cuda":
-        host = host.pin_memory()
-    parts = host.to(device, non_blocking=True).split([array.nbytes for array in arrays])
+    sizes = [array.nbytes for array in arrays]
+    host = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    np.concatenate([array.view(np.uint8) for array in arrays], out=host.numpy())
+    parts = host.to(device, non_blocking=True).split(sizes)
     return [part.view(torch.from_numpy(array).dtype) for part, array in zip(parts, arrays, strict=True)]
+
+
+def upload(host: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device, by a copy that the host does not wait for."""
+    return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
 
 
 def to_host(*tensors: Tensor) -> list[Tensor]:

@@ -208,7 +208,7 @@ class Engine:
 
     def abort(self, request_ids: Sequence[int]) -> None:
         """Ends requests without more output; ids of those that have gone are passed over."""
-        live = [request_id for request_id in request_ids if request_id in self.requests]
+        live = [request_id for request_id in dict.fromkeys(request_ids) if request_id in self.requests]
         if live:
             self._abort(np.array(live, np.int32))
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 import batchllm_ext as ext
-
 from batchllm.engine.runner import Drawn
 from batchllm.sampling.rules import Rows
 
@@ -21,9 +20,7 @@ class StepInFlight:
     batch: ext.TokenBatch
     rows: Rows  # those that get a token
     drawn: Drawn
-    told: list[
-        Callable[[], None]
-    ]  # tell its requests of log-probabilities that they ask for, once drawn() has returned
+    told: list[Callable[[], None]]  # once drawn() has returned, tell requests of the log-probabilities they ask for
     is_awaited: bool  # its tokens must be known before the next ones are drawn
     is_gone: np.ndarray | None = None  # bool [R]: the row's request has ended since; None: none has
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from batchllm.device.ops import DrawParams, Ops
-from batchllm.device.transfer import to_device
+from batchllm.device.transfer import to_device, upload
 from batchllm.request_table import LiveRequest, RequestTable
 from batchllm.sampling.draw import uniform_draws
 from batchllm.sampling.rules import LogitsRule, Rows
@@ -67,7 +67,7 @@ class Sampler:
             changed = (logits.index_select(0, ruled_there).float(), ruled_rows)
             self._apply_rules(changed[0], rows.take(ruled))
         if len(bounded):
-            allowed = (self._allowed(rows.take(bounded), logits.shape[1]).to(logits.device), bounded_rows)
+            allowed = (upload(self._allowed(rows.take(bounded), logits.shape[1]), logits.device), bounded_rows)
         return ops.sample(logits, params, changed, allowed)
 
     def _concerned(self, rows: Rows, *, masks: bool) -> np.ndarray:

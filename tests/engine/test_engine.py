@@ -128,7 +128,7 @@ class Counts(Refuses):
 def test_a_rule_is_told_of_every_request_when_it_comes_and_when_it_goes(llm):
     engine = new_engine(llm, [rule := Counts()])
     (finishes, aborted) = engine.add([request([5, 6], n=2), request([5, 7])])
-    engine.abort(aborted)
+    engine.abort([*aborted, *aborted])
     assert rule.gone == list(aborted)
     finish(engine)
     assert sorted(rule.gone) == [*finishes, *aborted]

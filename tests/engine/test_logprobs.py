@@ -3,7 +3,6 @@
 import math
 
 import msgspec
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -146,9 +145,8 @@ def test_the_texts_of_tokens_are_what_they_add_to_a_text(tmp_path, asked):
 def test_a_logit_of_minus_infinity_has_that_log_probability():
     requests = Requests([SamplingParams(logprobs=-1)], [])
     requests.table[0].logprobs = []
-    output_logprobs(
-        torch.tensor([[0.0, -torch.inf, 0.0]]), requests.rows([0], [0]), torch.tensor([2], dtype=torch.int32)
-    )()
+    logits, drawn = torch.tensor([[0.0, -torch.inf, 0.0]]), torch.tensor([2], dtype=torch.int32)
+    output_logprobs(logits, requests.rows([0], [0]), drawn)()
     (entry,) = requests.table[0].logprobs
     assert entry[1].logprob == -math.inf
     assert entry[2] == Logprob(pytest.approx(-math.log(2)), 1)

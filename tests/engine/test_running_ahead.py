@@ -39,6 +39,9 @@ def random_job(generator: random.Random, stops: list[str]) -> tuple[list[list[in
                 stop=generator.sample(stops, 2) if generator.random() < 0.4 else None,
                 stop_token_ids=[generator.randrange(tiny.VOCAB_SIZE) for _ in range(25)],
                 prompt_logprobs=generator.choice([None, None, 2]),
+                logprobs=generator.choice([None, None, 2]),
+                logprob_token_ids=generator.choice([None, None, [7, 9]]),
+                presence_penalty=generator.choice([0, 0, 0, 0.5]),
             )
         )
     return prompts, params
@@ -51,7 +54,9 @@ def seen(outputs: list[RequestOutput]) -> list:
         return entry and {token: round(one.logprob, 3) for token, one in entry.items()}
 
     def completion(one: CompletionOutput) -> tuple:
-        return one.token_ids, one.text, one.finish_reason, one.stop_reason, round(one.cumulative_logprob, 3)
+        logprobs = [rounded(entry) for entry in one.logprobs or []]
+        ends = one.finish_reason, one.stop_reason
+        return one.token_ids, one.text, *ends, round(one.cumulative_logprob, 3), logprobs
 
     return [
         (

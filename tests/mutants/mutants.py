@@ -597,10 +597,10 @@ PYTHON_MUTANTS = [
         IN_LOGPROBS + "test_logprobs_are_transformers",
     ),
     Mutant(
-        "the_sampled_token_is_told_only_if_it_is_likely",
+        "another_token_is_told_than_was_sampled",
         "batchllm/sampling/logprobs.py",
         "columns = torch.cat([tokens, columns])",
-        "columns = torch.cat([likeliest.indices[row_of, 0], columns])",
+        "columns = torch.cat([tokens.clamp(max=0), columns])",
         IN_LOGPROBS + "test_logprobs_are_transformers",
     ),
     Mutant(
