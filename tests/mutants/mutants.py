@@ -138,21 +138,21 @@ PLANNER_MUTANTS = [
     Mutant(
         "a_row_takes_the_token_of_another_request",
         PLANNER,
-        "batch.untold_logits.push_back(request->work->untold);",
+        "batch.untold_logits.push_back(work.untold);",
         "batch.untold_logits.push_back(0);",
         EVERY_PROMISE,
     ),
     Mutant(
         "a_request_that_stopped_is_told_of_one_more_token",
         PLANNER,
-        "if (place != kNone && is_over(place)) place = kNone;",
+        "if (place != kNoPlace && is_over(place)) place = kNoPlace;",
         "",
         EVERY_PROMISE,
     ),
     Mutant(
         "who_was_aborted_is_told",
         PLANNER,
-        "    untold_[request.work->untold] = kNone;\n",
+        "    untold_[request.work->untold] = kNoPlace;\n",
         "",
         EVERY_PROMISE,
     ),
@@ -358,8 +358,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "readers_of_a_scored_row_have_one_next_token",
         "batchllm/sampling/logprobs.py",
-        "targets = np.concatenate(token_ids)",
-        "targets = np.concatenate([np.full_like(ids, ids[0]) for ids in token_ids])",
+        "np.concatenate(token_ids, dtype=np.int64)",
+        "np.concatenate([np.full_like(ids, ids[0]) for ids in token_ids], dtype=np.int64)",
         IN_LOGPROBS + "test_logprobs_are_transformers",
     ),
     Mutant(

@@ -100,7 +100,8 @@ class Fuzz {
             Drawn drawn = compute(*batch);
             if (untold_) tell();
             forget();  // also while a batch is in flight
-            for (size_t i = 0; i < drawn.requests.size(); ++i) requests_[drawn.requests[i]].untold |= !drawn.wasted[i];
+            for (size_t i = 0; i < drawn.requests.size(); ++i)
+                requests_[drawn.requests[i].index].untold |= !drawn.wasted[i];
             untold_ = std::move(drawn);
             if (may_be_late && decide_.between(0, 3) > 0) {
                 planner_.advance();
