@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +34,7 @@ class LiveRequest:
     params: SamplingParams
     seed: int  # 64 bits
     max_output_tokens: int
-    rules: Sequence[Any] = ()  # that know it
+    rules: tuple[int, ...] = ()  # places of those that know it
     end: End | None = None
     logprobs: list[dict[int, Logprob]] | None = None  # by token of the output, where they are wanted
     # Of the last tokens of the prompt, where their log-probabilities are wanted.

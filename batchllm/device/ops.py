@@ -21,6 +21,11 @@ class DrawParams:
     min_p: Tensor  # float32 [T]; 0 is off
     uniform: Tensor  # float64 [T], in [0, 1)
 
+    def take(self, rows: slice) -> DrawParams:
+        """Of some of the rows."""
+        columns = self.temperature, self.top_k, self.top_p, self.min_p, self.uniform
+        return DrawParams(*(column[rows] for column in columns))
+
 
 class Ops(Protocol):
     """All that a forward pass and a sampler ask of a device but matrix products.

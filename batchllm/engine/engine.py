@@ -27,6 +27,7 @@ from batchllm.options import READER_COST_TOKENS
 from batchllm.outputs import JobProgress, Logprob
 from batchllm.request_table import End, RequestTable
 from batchllm.sampling.logprobs import asks_for_logprobs, output_logprobs, prompt_logprobs
+from batchllm.sampling.rule_book import RuleBook
 from batchllm.sampling.rules import LogitsRule, Rows
 from batchllm.sampling.sampler import Sampler
 from batchllm.sampling_params import SamplingParams
@@ -102,12 +103,11 @@ class Engine:
 
     def _reset(self) -> None:
         self.requests = RequestTable()
-        self._sampler = Sampler(self.requests, self.rules)
+        self._rules = RuleBook(self.rules, self.requests)
+        self._sampler = Sampler(self.requests, self._rules)
         self._num_output_tokens = self.requests.column(np.int32)
         self._logprob = self.requests.column(np.float64)  # of the tokens so far, summed
         self._asks_for_logprobs = self.requests.column(bool)
-        for rule in self.rules:
-            rule.bind(self.requests)
         self._remaining_tokens = 0  # that live requests may still generate, at most
         self._num_ended_early = 0  # requests that generated less than they might have
         self._planned_prompt_tokens = 0  # to be computed, a shared prefix once
@@ -148,13 +148,13 @@ class Engine:
         all_ids = [range(begin, end) for begin, end in pairwise(begins)]
         self._next_id = begins[-1]
         refused = dict(self._planner.refused)
-        rules_of: dict[int, list[LogitsRule]] = {}  # by id of the parameters
+        rules_of: dict[int, tuple[int, ...]] = {}  # by id of the parameters
         try:
             for place, (request, ids) in enumerate(zip(requests, all_ids, strict=True)):
                 if refused and (why := next((refused[i] for i in ids if i in refused), None)):
                     raise ValueError(f"request {place}: {why}")
                 if id(request.params) not in rules_of:
-                    rules_of[id(request.params)] = [rule for rule in self.rules if rule.concerns_params(request.params)]
+                    rules_of[id(request.params)] = self._rules.concerning(request.params)
                 try:
                     self._add_to_table(request, prompt_of[place], ids, rules_of[id(request.params)])
                 except ValueError as error:
@@ -189,13 +189,10 @@ class Engine:
             self.recorder.added(first, segments)
         return first
 
-    def _add_to_table(
-        self, request: EngineRequest, prompt: np.ndarray, ids: range, rules: Sequence[LogitsRule]
-    ) -> None:
+    def _add_to_table(self, request: EngineRequest, prompt: np.ndarray, ids: range, rules: tuple[int, ...]) -> None:
         params = request.params
         for request_id, seed in zip(ids, request.seeds, strict=True):
             live = self.requests.add(request_id, prompt, params, seed, request.max_output_tokens)
-            live.rules = rules
             self._remaining_tokens += live.max_output_tokens
             if request.score_begin < len(prompt) and request_id == ids.start:
                 live.prompt_logprobs = [None] * (len(prompt) - request.score_begin)
@@ -203,8 +200,7 @@ class Engine:
                 live.logprobs = []
                 self._asks_for_logprobs.values[live.slot] = True
             self._sampler.add(live)
-            for rule in rules:
-                rule.add(live)
+            self._rules.add(live, rules)
 
     def abort(self, request_ids: Sequence[int]) -> None:
         """Ends requests without more output; ids of those that have gone are passed over."""
@@ -278,8 +274,11 @@ class Engine:
         """Whether the tokens of these rows must be known before the next ones are drawn."""
         if self.runner.new_event is None:
             return True
+        rules = [rule for rule in self._rules.in_use if rule.needs_tokens_before_draw]
+        if not rules:
+            return False
         drawn_next = replace(rows, num_output_tokens=rows.num_output_tokens + 1)
-        concerned = (rule.concerns(drawn_next) for rule in self.rules if rule.needs_tokens_before_draw)
+        concerned = (rule.concerns(drawn_next) for rule in rules)
         return any(mask is not None and mask.any() for mask in concerned)
 
     def _complete(self, step: StepInFlight) -> StepOutput:
@@ -305,7 +304,8 @@ class Engine:
         with clock("schedule"):
             done = planner.commit(sampled, stopped)
             finished = [self._finished(planner, request_id) for request_id in done.tolist()]
-            self._forget(done)
+            if finished:
+                self._forget(done)
             if self.recorder:
                 self.recorder.stepped(step.batch, self.progress)
         return StepOutput(rows.request_ids, tokens, finished)
@@ -332,6 +332,7 @@ class Engine:
         others they ask for; a slice of the rows at a time, because logits are the largest activation."""
         if len(outputs.scored_rows):
             hidden = hidden[to_device([np.array(outputs.logit_rows)], hidden.device)[0]]
+        params = self._sampler.params_of(rows, hidden.device)
         parts, told = [], []
         for begin in range(0, len(rows), ROWS_AT_ONCE):
             part = slice(begin, begin + ROWS_AT_ONCE)
@@ -339,7 +340,7 @@ class Engine:
                 logits = self.model.logits(hidden[part])
             with self._clock.on_device("sample"):
                 of_part = rows.take(part)
-                parts.append(self._sampler.sample_on_device(logits, of_part, self.runner.ops))
+                parts.append(self._sampler.draw(logits, of_part, params.take(part), self.runner.ops))
                 asking = np.flatnonzero(self._asks_for_logprobs.values[of_part.slots])
                 if len(asking):
                     (there,) = to_device([asking], logits.device)
@@ -368,7 +369,7 @@ class Engine:
     def _end(self, rows: Rows, sampled: np.ndarray) -> np.ndarray:
         """bool [R]: the requests that a rule ends with their token of this step; the first rule that does says why."""
         stopped = np.zeros(len(rows), bool)
-        for rule in self.rules:
+        for rule in self._rules.in_use:
             for row, end in rule.after_draw(rows, sampled):
                 if not stopped[row]:
                     stopped[row] = True
@@ -398,9 +399,7 @@ class Engine:
         unused -= self._num_output_tokens.values[slots]
         self._remaining_tokens -= int(unused.sum())
         self._num_ended_early += int((unused > 0).sum())
-        for request in known:
-            for rule in request.rules:
-                rule.forget(request)
+        self._rules.forget(known)
         self.requests.remove(*known)
         self._planner.forget(request_ids)
 

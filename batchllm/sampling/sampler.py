@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,19 +12,21 @@ from batchllm.device.ops import DrawParams, Ops
 from batchllm.device.transfer import to_device, upload
 from batchllm.request_table import LiveRequest, RequestTable
 from batchllm.sampling.draw import uniform_draws
-from batchllm.sampling.rules import LogitsRule, Rows
+from batchllm.sampling.rule_book import RuleBook
+from batchllm.sampling.rules import Rows
 
 WORD_BITS = 32  # of a mask: a bit per token
 
 
 class Sampler:
-    def __init__(self, requests: RequestTable, rules: Sequence[LogitsRule] = ()) -> None:
+    def __init__(self, requests: RequestTable, rules: RuleBook) -> None:
         self._rules = rules
         self._temperature = requests.column(np.float32)  # 0 is greedy
         self._top_k = requests.column(np.int32)  # 0 is off
         self._top_p = requests.column(np.float32, 1)  # 1 is off
         self._min_p = requests.column(np.float32)  # 0 is off
         self._seed = requests.column(np.uint64)
+        self._last: tuple[np.ndarray, DrawParams] | None = None  # for which request ids
 
     def add(self, request: LiveRequest) -> None:
         params = request.params
@@ -35,12 +37,28 @@ class Sampler:
         self._seed.values[request.slot] = request.seed
 
     def sample(self, logits: Tensor, rows: Rows, ops: Ops) -> tuple[np.ndarray, np.ndarray]:
-        """sample_on_device, waited for and copied once."""
-        tokens, logprobs = self.sample_on_device(logits, rows, ops)
+        """What is drawn from logits, as `draw` says, on the host."""
+        tokens, logprobs = self.draw(logits, rows, self.params_of(rows, logits.device), ops)
         both = torch.stack((tokens, logprobs.view(torch.int32))).cpu().numpy()
         return both[0], both[1].view(np.float32)
 
-    def sample_on_device(self, logits: Tensor, rows: Rows, ops: Ops) -> tuple[Tensor, Tensor]:
+    def params_of(self, rows: Rows, device: torch.device) -> DrawParams:
+        """How the tokens of these rows are to be drawn, on the device, without waiting for it. The rows are those of
+        the step before more often than not: then only the randomness is new, and there is none where all are greedy."""
+        slots = rows.slots
+        temperature = self._temperature.values[slots]
+        is_greedy = not temperature.any()
+        uniform = np.zeros(len(rows)) if is_greedy else uniform_draws(self._seed.values[slots], rows.num_output_tokens)
+        if self._last is None or not np.array_equal(self._last[0], rows.request_ids):
+            columns = [column.values[slots] for column in (self._top_k, self._top_p, self._min_p)]
+            drawn, temperatures, top_k, top_p, min_p = to_device([uniform, temperature, *columns], device)
+            self._last = rows.request_ids, DrawParams(temperatures, top_k, top_p, min_p, drawn)
+        elif not is_greedy:
+            (drawn,) = to_device([uniform], device)
+            self._last = rows.request_ids, replace(self._last[1], uniform=drawn)
+        return self._last[1]
+
+    def draw(self, logits: Tensor, rows: Rows, params: DrawParams, ops: Ops) -> tuple[Tensor, Tensor]:
         """The next token of each row, int32 [R], and its log-probability under the model (before rules, temperature
         and filters), float32 [R]: not finite where one of the row's logits is not.
 
@@ -48,37 +66,25 @@ class Sampler:
         device, as far as the rules do not.
         """
         ruled, bounded = self._concerned(rows, masks=False), self._concerned(rows, masks=True)
-        uniform, temperature, top_k, top_p, min_p, ruled_rows, bounded_rows, ruled_there = to_device(
-            [
-                uniform_draws(self._seed.values[rows.slots], rows.num_output_tokens),
-                self._temperature.values[rows.slots],
-                self._top_k.values[rows.slots],
-                self._top_p.values[rows.slots],
-                self._min_p.values[rows.slots],
-                places_of(ruled, len(rows)),
-                places_of(bounded, len(rows)),
-                ruled.astype(np.int32),
-            ],
-            logits.device,
-        )
-        params = DrawParams(temperature, top_k, top_p, min_p, uniform)
         changed = allowed = None
         if len(ruled):
-            changed = (logits.index_select(0, ruled_there).float(), ruled_rows)
+            there, ruled_rows = to_device([ruled, places_of(ruled, len(rows))], logits.device)
+            changed = (logits.index_select(0, there).float(), ruled_rows)
             self._apply_rules(changed[0], rows.take(ruled))
         if len(bounded):
+            (bounded_rows,) = to_device([places_of(bounded, len(rows))], logits.device)
             allowed = (upload(self._allowed(rows.take(bounded), logits.shape[1]), logits.device), bounded_rows)
         return ops.sample(logits, params, changed, allowed)
 
     def _concerned(self, rows: Rows, *, masks: bool) -> np.ndarray:
         """int64 [C], ascending: the rows that a rule of that kind concerns."""
-        concerning = (rule.concerns(rows) for rule in self._rules if rule.masks == masks)
+        concerning = (rule.concerns(rows) for rule in self._rules.in_use if rule.masks == masks)
         concerned = [mask for mask in concerning if mask is not None]
         return np.flatnonzero(np.logical_or.reduce(concerned)) if concerned else np.empty(0, np.int64)
 
     def _apply_rules(self, logits: Tensor, rows: Rows) -> None:
         """Changes logits [C, vocab_size] as the rules do that concern each of the rows."""
-        for rule in self._rules:
+        for rule in self._rules.in_use:
             mask = None if rule.masks else rule.concerns(rows)
             if mask is None or not mask.any():
                 continue
@@ -93,7 +99,7 @@ class Sampler:
     def _allowed(self, rows: Rows, vocab_size: int) -> Tensor:
         """int32 [C, ceil(vocab_size / 32)]: what all rules that mask allow together."""
         allowed = torch.full((len(rows), -(-vocab_size // WORD_BITS)), -1, dtype=torch.int32)
-        for rule in self._rules:
+        for rule in self._rules.in_use:
             mask = rule.concerns(rows) if rule.masks else None
             if mask is None or not mask.any():
                 continue

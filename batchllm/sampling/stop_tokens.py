@@ -68,8 +68,8 @@ class StopTokens(LogitsRule):
     def after_draw(self, rows: Rows, tokens: np.ndarray) -> list[tuple[int, End]]:
         sets = self._set_of.values[rows.slots]
         ended = np.zeros(len(rows), bool)
-        for number in np.unique(sets[sets != NO_SET]).tolist():
-            ended |= (sets == number) & np.isin(tokens, self._sets[number].token_ids)
+        for number in self._sets if len(self._sets) == 1 else np.unique(sets[sets != NO_SET]).tolist():
+            ended |= (sets == number) & (tokens[:, None] == self._sets[number].token_ids).any(axis=1)
         return [(row, self._end(rows[row], int(tokens[row]))) for row in np.flatnonzero(ended).tolist()]
 
     def _end(self, request: LiveRequest, token: int) -> End:

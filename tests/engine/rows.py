@@ -9,6 +9,7 @@ import numpy as np
 from batchllm import SamplingParams
 from batchllm.request_table import End, RequestTable
 from batchllm.sampling.draw import stream_seed
+from batchllm.sampling.rule_book import RuleBook
 from batchllm.sampling.rules import LogitsRule, Rows
 from batchllm.sampling.sampler import Sampler
 
@@ -24,10 +25,9 @@ class Requests:
         prompts: Sequence[Sequence[int]] | None = None,
         seeds: Sequence[int] | None = None,
     ) -> None:
-        self.table, self.rules = RequestTable(), rules
-        self.sampler = Sampler(self.table, rules)
-        for rule in rules:
-            rule.bind(self.table)
+        self.table = RequestTable()
+        self.rules = RuleBook(rules, self.table)
+        self.sampler = Sampler(self.table, self.rules)
         for request_id, p in enumerate(params):
             prompt = np.array([1] if prompts is None else prompts[request_id], np.int32)
             seed = stream_seed(p.seed or 0, 0, []) if seeds is None else seeds[request_id]
@@ -35,9 +35,8 @@ class Requests:
 
     def add(self, request_id: int, prompt: np.ndarray, params: SamplingParams, seed: int = 0) -> None:
         request = self.table.add(request_id, prompt, params, seed, 1000)
-        request.rules = [rule for rule in self.rules if rule.concerns_params(params)]
-        for part in (self.sampler, *request.rules):
-            part.add(request)
+        self.sampler.add(request)
+        self.rules.add(request, self.rules.concerning(params))
 
     def rows(self, request_ids: Sequence[int], num_output_tokens: Sequence[int]) -> Rows:
         ids = np.array(request_ids, np.int32)
@@ -49,10 +48,9 @@ class Requests:
         """By request, what the rules say of these tokens; num_output_tokens counts those before them."""
         rows = self.rows(request_ids, num_output_tokens)
         drawn = np.array(tokens, np.int32)
-        return {request_ids[row]: end for rule in self.rules for row, end in rule.after_draw(rows, drawn)}
+        return {request_ids[row]: end for rule in self.rules.in_use for row, end in rule.after_draw(rows, drawn)}
 
     def forget(self, request_id: int) -> None:
         request = self.table[request_id]
-        for rule in request.rules:
-            rule.forget(request)
+        self.rules.forget([request])
         self.table.remove(request)

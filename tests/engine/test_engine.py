@@ -138,6 +138,30 @@ def test_a_rule_is_told_of_every_request_when_it_comes_and_when_it_goes(llm):
     assert {*rule.come} <= {*rule.gone}
 
 
+class OfMinTokens(LogitsRule):
+    """How often it was in a step."""
+
+    num_asked = 0
+
+    def concerns_params(self, params):
+        return params.min_tokens > 0
+
+    def after_draw(self, rows, tokens):
+        self.num_asked += 1
+        return []
+
+
+def test_a_rule_is_in_the_way_of_no_step_without_requests_that_it_concerns(llm):
+    engine = new_engine(llm, [rule := OfMinTokens()])
+    engine.add([request([5, 6], outputs=2)])
+    finish(engine)
+    assert rule.num_asked == 0
+    others = EngineRequest(np.array([5], np.int32), SamplingParams(temperature=0, min_tokens=2, max_tokens=3), [0], 3)
+    engine.add([request([5, 6], outputs=9), others])
+    finish(engine)
+    assert rule.num_asked == 3
+
+
 def test_waves_of_requests_leave_nothing_behind(llm):
     engine = new_engine(llm, [])
     capacity = None

@@ -322,8 +322,8 @@ PYTHON_MUTANTS = [
     ),
     Mutant(
         "rules_are_not_told_who_has_gone",
-        ENGINE,
-        "                rule.forget(request)\n",
+        "batchllm/sampling/rule_book.py",
+        "                self._rules[place].forget(request)\n",
         "                pass\n",
         IN_ENGINE + "test_a_rule_is_told_of_every_request_when_it_comes_and_when_it_goes",
     ),
@@ -501,8 +501,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "stop_tokens_of_one_request_end_all",
         "batchllm/sampling/stop_tokens.py",
-        "(sets == number) & np.isin",
-        "np.isin",
+        "(sets == number) & (tokens",
+        "(tokens",
         IN_SAMPLING + "test_stop_sets_end_only_their_own_requests",
     ),
     Mutant(
@@ -515,8 +515,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "small_penalties_are_rounded_away",
         SAMPLER,
-        "logits.index_select(0, ruled_there).float()",
-        "logits.index_select(0, ruled_there)",
+        "logits.index_select(0, there).float()",
+        "logits.index_select(0, there)",
         IN_RULES + "test_small_penalties_of_large_logits_are_not_rounded_away",
     ),
     Mutant(

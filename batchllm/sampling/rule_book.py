@@ -1,0 +1,47 @@
+"""Which rules an engine has, and which of them are in use."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from batchllm.request_table import LiveRequest, RequestTable
+from batchllm.sampling.rules import LogitsRule
+from batchllm.sampling_params import SamplingParams
+
+
+class RuleBook:
+    """Rules that concern no live request are in no step's way."""
+
+    def __init__(self, rules: Sequence[LogitsRule], requests: RequestTable) -> None:
+        self._rules = rules
+        self._num_requests: Counter[tuple[int, ...]] = Counter()  # live ones, by the rules that they are added to
+        self.in_use: list[LogitsRule] = []  # in their order
+        for rule in rules:
+            rule.bind(requests)
+
+    def concerning(self, params: SamplingParams) -> tuple[int, ...]:
+        """Places of the rules that requests with these parameters are added to."""
+        return tuple(place for place, rule in enumerate(self._rules) if rule.concerns_params(params))
+
+    def add(self, request: LiveRequest, places: tuple[int, ...]) -> None:
+        """Raises ValueError where a rule refuses the request, which is to be forgotten then like any other."""
+        request.rules = places
+        self._num_requests[places] += 1
+        if self._num_requests[places] == 1:
+            self._find_those_in_use()
+        for place in places:
+            self._rules[place].add(request)
+
+    def forget(self, requests: Iterable[LiveRequest]) -> None:
+        for request in requests:
+            for place in request.rules:
+                self._rules[place].forget(request)
+            self._num_requests[request.rules] -= 1
+            if not self._num_requests[request.rules]:
+                del self._num_requests[request.rules]
+                self._find_those_in_use()
+
+    def _find_those_in_use(self) -> None:
+        places = {place for places in self._num_requests for place in places}
+        self.in_use = [self._rules[place] for place in sorted(places)]
