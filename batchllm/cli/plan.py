@@ -1,157 +1,84 @@
-"""`batchllm plan` from files to files."""
+"""`batchllm plan IN.jsonl --model DIR`: what a job would cost."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import sys
 from pathlib import Path
+from typing import Annotated
 
-import msgspec
+import typer
 
-import batchllm_ext as ext
-from batchllm.estimate.job_plan import PAGE_SIZE, Assumptions, JobPlan, plan_job
-from batchllm.estimate.roofline import DEVICES, Device
-from batchllm.jobs.files import check_files, check_writable, write_file
-from batchllm.jobs.line import LineError
-from batchllm.jobs.openai_records import error_record, new_job_id
-from batchllm.jobs.read_job import WeightlessModel, read_job
-from batchllm.jobs.shards import shard_paths, write_shards
-from batchllm.jobs.sources import open_source
-from batchllm.models.config import ModelConfig, model_files, resolve_model
-from batchllm.requests import RequestLimits
+from batchllm.cli.app import EXIT_SOME_LINES_FAILED, app, exit_status
+from batchllm.cli.console import PIPED_WIDTH, console_of, say
+from batchllm.cli.option_types import DeviceName, MaxBatchTokens, MaxTokens, Overwrite, memory_size
+from batchllm.options import DEFAULTS
 
-PLOT_SUFFIXES = (".png", ".svg", ".pdf")
-KV_SHARE = 0.9  # of a device's memory less the weights: activations, logits and the allocator need the rest
-LISTED_ERRORS = 10
+INPUT_HELP = "Requests in the OpenAI Batch format; - is standard input."
 
 
-@dataclass(frozen=True)
-class PlanFiles:
-    input: Path
-    errors: Path | None = None
-    plot: Path | None = None
-    json: Path | None = None
-    shards_directory: Path | None = None
-    num_shards: int = 0
-    overwrite: bool = False  # of files that are not empty
+@app.command()
+def plan(
+    input: Annotated[Path, typer.Argument(metavar="IN.jsonl", help=INPUT_HELP)],
+    model: Annotated[str, typer.Option(help="Model directory, its config.json, or a hub id. No weights are read.")],
+    device: Annotated[DeviceName, typer.Option(help="What the model of time is for.")] = DeviceName.h100,
+    kv_memory: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SIZE",
+            parser=memory_size,
+            help="KV memory, as 40GiB, 512MiB or 12GB.",
+            show_default="90% of what the weights leave of the device",
+        ),
+    ] = None,
+    kv_cache_tokens: Annotated[
+        int | None, typer.Option(min=1, help="KV memory in tokens instead.", show_default=False)
+    ] = None,
+    max_tokens: MaxTokens = 256,
+    expected_output_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens that each answer is assumed to have, within its limit.", show_default="limit"),
+    ] = None,
+    max_batch_tokens: MaxBatchTokens = DEFAULTS.max_batch_tokens,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the token batches and the KV memory (.png, .svg, .pdf).")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every figure as JSON.")] = None,
+    errors: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the lines that cannot run.")] = None,
+    overwrite: Overwrite = False,
+    shards: Annotated[int | None, typer.Option(min=1, help="Cut the job into so many files of equal cost.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where shards go.")] = None,
+) -> None:
+    """Tell what a job would gain, before a device is rented.
 
-    def check(self, model: str) -> None:
-        """Raises OSError or ValueError for files that no plan can be made with. Changes none of them."""
-        if self.plot and self.plot.suffix.lower() not in PLOT_SUFFIXES:
-            raise ValueError(f"plot {str(self.plot)!r}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}")
-        outputs = {"errors": self.errors, "plot": self.plot, "json": self.json}
-        if directory := self.shards_directory:
-            if directory.is_dir():
-                outputs |= {path.name: path for path in shard_paths(directory, self.num_shards)}
-            elif directory.exists():
-                raise NotADirectoryError(f"shards {str(directory)!r}: is a file, not a directory")
-            else:
-                check_writable("shards", directory)
-        check_files(self.input, outputs, overwrite=self.overwrite, model_files=model_files(model))
+    The job is simulated under several policies; nothing is run, and times are those of a roofline model. Prompts of
+    text need the model's tokenizer; prompts of token ids need only its config.json. A model that `run` refuses is
+    planned where its sizes are known, and that is said.
 
-
-def plan_batch_file(
-    files: PlanFiles,
-    model: str,
-    device_name: str,
-    *,
-    kv_bytes: int | None,
-    kv_tokens: int | None,
-    chat_max_tokens: int,
-    expected_output_tokens: int | None,
-    max_batch_tokens: int,
-    log: Callable[[str], None],
-) -> JobPlan:
-    """Plans the lines of files.input that `run` would answer, and writes the other files that are given.
-
-    kv_bytes or kv_tokens: the KV pool; where neither is given, KV_SHARE of what the weights leave of the device.
-
-    Raises OSError or ValueError before anything is written.
+    Exit status: 0 every line was planned; 3 some lines cannot run and were left out; 1 the job could not be planned,
+    or a file not be written; 2 wrong usage; 130 interrupted; 143 terminated.
     """
-    files.check(model)
-    config_path = find_config(model)
-    config, device = ModelConfig.from_file(config_path), DEVICES[device_name]
-    if kv_tokens is None:
-        kv_tokens = (kv_bytes or free_bytes(config, device)) // config.kv_bytes_per_token
-    if kv_tokens < PAGE_SIZE:
-        raise ValueError(f"KV memory: expected at least one page ({PAGE_SIZE} tokens), got {kv_tokens} tokens")
-    kv_tokens -= kv_tokens % PAGE_SIZE
-    if why := refusal(config_path):
-        log(f"batchllm run refuses this model: {why}")
-    limits = RequestLimits(config.vocab_size, config.max_model_len, PAGE_SIZE, kv_tokens)
-    log(f"reading {files.input}")
-    with open_source(files.input, chat_max_tokens=chat_max_tokens) as source:
-        job, errors = read_job(source, WeightlessModel(config_path.parent, limits))
-        log_errors(errors, log)
-        if job.num_requests == 0:
-            raise ValueError(f"input {str(files.input)!r}: no line that could run")
-        if files.num_shards > job.num_lines:
-            raise ValueError(
-                f"shards: expected at most {job.num_lines}, the lines that can run, got {files.num_shards}"
-            )
-        given = Assumptions(model_name(model), config, device, kv_tokens, expected_output_tokens, max_batch_tokens)
-        trie = ext.PrefixTrie(job.tokens, job.indptr, drop_last=1)
-        plan, simulations = plan_job(job, trie, len(errors), given, log)
-        if files.shards_directory:
-            outputs = given.output_tokens(job.max_output_tokens)
-            shards = write_shards(
-                source.path,
-                files.shards_directory,
-                files.num_shards,
-                job,
-                trie.order,
-                outputs,
-                config,
-                device,
-                overwrite=files.overwrite,
-            )
-            plan = msgspec.structs.replace(plan, shards=shards)
-    if files.plot:
-        from batchllm.reports.plot import save_plot
+    if kv_memory and kv_cache_tokens:
+        raise typer.BadParameter("give --kv-memory or --kv-cache-tokens, not both")
+    if (shards is None) != (output is None):
+        raise typer.BadParameter("--shards N and --output DIR go together")
+    log = console_of(sys.stderr)
+    with exit_status(log):
+        from batchllm.cli.plan_batch_file import PlanFiles, plan_batch_file
+        from batchllm.jobs.files import is_standard_output
+        from batchllm.reports.plan_text import print_plan
 
-        save_plot(files.plot, plan, simulations, overwrite=files.overwrite)
-    if files.errors:
-        job_id = new_job_id()
-        records = b"".join(error_record(error, job_id) for error in errors)
-        write_file("errors", files.errors, records, overwrite=files.overwrite)
-    if files.json:
-        json = msgspec.json.format(msgspec.json.encode(plan)) + b"\n"
-        write_file("json", files.json, json, overwrite=files.overwrite)
-    return plan
-
-
-def find_config(model: str) -> Path:
-    """config.json of a model: the file itself, or that of its directory or hub id, of which no weights are fetched."""
-    path = Path(model).expanduser()
-    return path if path.is_file() else resolve_model(model, weights=False) / "config.json"
-
-
-def refusal(config_path: Path) -> str | None:
-    """Why `run` would not take this model, which a plan takes all the same: to learn what a job would gain."""
-    try:
-        ModelConfig.from_directory(config_path.parent)
-    except (OSError, ValueError) as error:
-        return str(error)
-    return None
-
-
-def model_name(model: str) -> str:
-    path = Path(model).expanduser().resolve()
-    return path.parent.name if path.is_file() else path.name
-
-
-def free_bytes(model: ModelConfig, device: Device) -> int:
-    free = int(KV_SHARE * (device.memory_bytes - model.weight_bytes))
-    if free <= 0:
-        raise ValueError(
-            f"device {device.name}: its {device.memory_bytes / 2**30:.0f} GiB do not hold the model's weights, "
-            f"{model.weight_bytes / 2**30:.0f} GiB; say how much KV memory there is (--kv-memory)"
+        job_plan = plan_batch_file(
+            PlanFiles(input, errors, plot, json, output, shards or 0, overwrite),
+            model,
+            device.value,
+            kv_bytes=kv_memory,
+            kv_tokens=kv_cache_tokens,
+            chat_max_tokens=max_tokens,
+            expected_output_tokens=expected_output_tokens,
+            max_batch_tokens=max_batch_tokens,
+            log=lambda line: say(log, line),
         )
-    return free
-
-
-def log_errors(errors: list[LineError], log: Callable[[str], None]) -> None:
-    for error in errors[:LISTED_ERRORS]:
-        log(f"line {error.line}: {error}")
-    if len(errors) > LISTED_ERRORS:
-        log(f"... and {len(errors) - LISTED_ERRORS:,} more lines that cannot run")
+    holds_records = any(is_standard_output(path) for path in (errors, plot, json))
+    print_plan(console_of(sys.stderr if holds_records else sys.stdout, piped_width=PIPED_WIDTH), job_plan)
+    if job_plan.failed_lines:
+        raise typer.Exit(EXIT_SOME_LINES_FAILED)

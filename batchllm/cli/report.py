@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from batchllm.cli.commands import Overwrite, app, console_of, exit_status, say
+from batchllm.cli.app import app, exit_status
+from batchllm.cli.console import console_of, say
+from batchllm.cli.option_types import Overwrite
 
 
 @app.command()

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import batchllm
 import batchllm.llm
 from batchllm.cli import app
-from batchllm.cli.commands import Dtype, duration
+from batchllm.cli.option_types import Dtype, duration
 from batchllm.options import DTYPES
 from batchllm.outputs import RequestOutput
 from tests.jobs.batch_lines import chat_line, completion_line, read_records, write_lines

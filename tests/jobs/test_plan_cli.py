@@ -12,8 +12,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from batchllm.cli import app
-from batchllm.cli.commands import memory_size
-from batchllm.cli.plan import KV_SHARE
+from batchllm.cli.option_types import memory_size
+from batchllm.cli.plan_batch_file import KV_SHARE
 from batchllm.estimate.roofline import DEVICES
 from batchllm.models.config import ModelConfig, resolve_model
 from tests.engine import tiny

@@ -1010,7 +1010,7 @@ PYTHON_MUTANTS = [
     ),
     Mutant(
         "the_environment_makes_a_log_a_terminal",
-        "batchllm/cli/commands.py",
+        "batchllm/cli/console.py",
         "force_terminal=is_terminal, ",
         "",
         "tests/jobs/test_cli.py::test_a_log_has_no_control_codes_whatever_the_environment_wishes",

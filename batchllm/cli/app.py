@@ -1,0 +1,80 @@
+"""The command line: what its commands have in common, and how it begins and ends.
+
+Everything heavy is imported inside the commands, so that `batchllm --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from batchllm.cli.console import best_effort, say
+
+EXIT_NOT_RUN, EXIT_SOME_LINES_FAILED, EXIT_OUT_OF_TIME, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 3, 124, 130, 143
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which stops a job as Ctrl-C does."""
+
+
+@contextmanager
+def exit_status(log: Console, when_interrupted: str = "") -> Iterator[None]:
+    """Says in one line what ended a command early, and exits with its status. Import what is slow inside."""
+    try:
+        yield
+    except (OSError, ValueError, MemoryError) as error:
+        say(log, f"batchllm: {str(error) or 'out of memory'}", style="red")
+        raise typer.Exit(EXIT_NOT_RUN) from None
+    except KeyboardInterrupt as stop:
+        from batchllm.jobs.run import OutOfTime
+
+        cause = stop.__cause__ or stop
+        word, status = "interrupted", EXIT_INTERRUPTED
+        if isinstance(cause, Terminated):
+            word, status = "terminated", EXIT_TERMINATED
+        elif isinstance(cause, OutOfTime):
+            word, status = "out of time", EXIT_OUT_OF_TIME
+        say(log, f"batchllm: {word}{f'; {stop}' if stop.args else when_interrupted}")
+        raise typer.Exit(status) from None
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        from batchllm import __version__
+
+        print(f"batchllm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def batchllm(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Offline LLM inference for prompts that share prefixes."""
+
+
+def terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
+def main() -> None:
+    # Where a standard stream is closed, the next file opened would have its number, and hold what is meant for it.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout, sys.stderr = best_effort(sys.stdout), best_effort(sys.stderr)
+    signal.signal(signal.SIGTERM, terminate)
+    app()

@@ -1,0 +1,169 @@
+"""A command that answers every line of a file: the options of each such command, and what it does with them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from batchllm.cli.app import EXIT_SOME_LINES_FAILED, exit_status
+from batchllm.cli.console import console_of, say
+from batchllm.cli.option_types import STANDARD_OUTPUT, Dtype, Levels, MaxBatchTokens, Overwrite, RunDevice, duration
+from batchllm.options import DEFAULTS
+
+Output = Annotated[
+    Path, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Answers: lines, or a table (.parquet).")
+]
+Model = Annotated[str, typer.Option(help="Hugging Face model directory (or hub id).")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """Those of every command that answers lines, as the command line has them."""
+
+    errors: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Lines without an answer.",
+            show_default="OUT.errors.jsonl, or the log if OUT is no file",
+        ),
+    ] = None
+    overwrite: Overwrite = False
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the job that OUT.jsonl belongs to, or begin it.")
+    ] = False
+    ordered: Annotated[
+        bool, typer.Option("--ordered", help="Answers in the order of the lines, once all are there.")
+    ] = False
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N lines.", show_default="all")] = None
+    sample: Annotated[int | None, typer.Option(min=1, help="Only N lines at random.", show_default="all")] = None
+    seed: Annotated[
+        int, typer.Option(help="Seeds --sample and, with its custom_id, each request that names no seed.")
+    ] = 0
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="With --resume: try lines with an error again.")
+    ] = False
+    max_error_rate: Annotated[
+        float | None, typer.Option(min=0, max=1, help="End the job when more than that part of its lines failed.")
+    ] = None
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End the job at the first line that fails.")] = False
+    time_limit: Annotated[
+        float | None,
+        typer.Option(metavar="TIME", parser=duration, help="End the job by then: minutes or [D-]HH:MM:SS."),
+    ] = None
+    levels: Annotated[
+        Levels, typer.Option(help="Depth of prefix sharing: any (auto), a single level (1), none (0).")
+    ] = Levels.auto
+    dtype: Annotated[Dtype, typer.Option(help="auto: bfloat16 where the CPU multiplies it.")] = Dtype.auto
+    device: Annotated[RunDevice, typer.Option(help="auto: the CPU, until the tests have run on a GPU.")] = (
+        RunDevice.auto
+    )
+    kv_cache_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Size of the KV pool.", show_default="what fits in memory")
+    ] = None
+    max_batch_tokens: MaxBatchTokens = DEFAULTS.max_batch_tokens
+    page_size: Annotated[int, typer.Option(min=1, help="Tokens of one KV page.")] = DEFAULTS.page_size
+    num_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="torch's")] = None
+    json_summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the final figures as JSON, too.")] = (
+        None
+    )
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page about the job, as `batchllm report` does.")
+    ] = None
+    metrics: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep figures for Prometheus there while the job runs.")
+    ] = None
+
+    def check(self) -> None:
+        if self.retry_errors and not self.resume:
+            raise typer.BadParameter("--retry-errors goes with --resume")
+        if self.resume and self.overwrite:
+            raise typer.BadParameter("give --resume or --overwrite, not both")
+
+
+def with_job_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with JobOptions beside its own options; it gets them as one, its last parameter."""
+    *own, _ = signature(command, eval_str=True).parameters.values()
+    hints = get_type_hints(JobOptions, include_extras=True)
+    shared = [
+        Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
+        for field in fields(JobOptions)
+    ]
+
+    @wraps(command)
+    def with_options(**given: Any) -> None:
+        options = JobOptions(**{parameter.name: given.pop(parameter.name) for parameter in shared})
+        options.check()
+        command(**given, options=options)
+
+    with_options.__signature__ = signature(command).replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
+    return with_options
+
+
+def answer_lines(input: str, output: Path, model: str, options: JobOptions, **asked: Any) -> None:
+    """Runs the job, shows how it goes, and exits with its status. asked: what else run_job takes."""
+    log = console_of(sys.stderr)
+    with exit_status(log, when_interrupted="; nothing was written"):
+        from batchllm.jobs.files import is_standard_output
+        from batchllm.jobs.job import run_job
+        from batchllm.jobs.run import errors_beside, figures_beside
+        from batchllm.reports.html import ReportFiles, write_report
+        from batchllm.reports.metrics import keep_metrics
+        from batchllm.reports.run_text import show_progress, summary_table, write_summary
+
+        output = Path("/dev/stdout") if output == STANDARD_OUTPUT else output
+        errors = options.errors or errors_beside(output, resume=options.resume)
+        may_replace = options.overwrite or options.resume
+        with (
+            show_progress(log) as show,
+            keep_metrics(options.metrics, show, overwrite=may_replace, log=lambda line: say(log, line)) as on_progress,
+        ):
+            summary = run_job(
+                input,
+                output,
+                model,
+                errors=errors,
+                summary=options.json_summary,
+                report=options.report,
+                metrics=options.metrics,
+                resume=options.resume,
+                overwrite=options.overwrite,
+                ordered=options.ordered,
+                limit=options.limit,
+                sample=options.sample,
+                seed=options.seed,
+                retry_errors=options.retry_errors,
+                max_error_rate=0.0 if options.fail_fast else options.max_error_rate,
+                time_limit_s=options.time_limit,
+                on_progress=on_progress,
+                log=lambda line: say(log, line),
+                dtype=options.dtype.value,
+                device=options.device.value,
+                levels=None if options.levels is Levels.auto else int(options.levels.value),
+                page_size=options.page_size,
+                kv_cache_tokens=options.kv_cache_tokens,
+                max_batch_tokens=options.max_batch_tokens,
+                num_threads=options.num_threads,
+                **asked,
+            )
+    if options.json_summary:
+        try:
+            write_summary(options.json_summary, summary, overwrite=may_replace)
+        except OSError as error:  # the answers are there all the same
+            say(log, f"batchllm: {error}", style="red")
+    if options.report:
+        try:
+            write_report(ReportFiles(output, options.report, None, errors, figures_beside(output), may_replace))
+        except (OSError, ValueError) as error:
+            say(log, f"batchllm: {error}", style="red")
+    holds_records = any(is_standard_output(path) for path in (output, errors, options.json_summary, options.report))
+    (log if holds_records else console_of(sys.stdout)).print(summary_table(summary))
+    if summary.num_failed:
+        raise typer.Exit(EXIT_SOME_LINES_FAILED)
