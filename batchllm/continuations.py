@@ -36,6 +36,13 @@ def continuation_of(prompt_token_ids: Sequence[int], token_ids: list[int]) -> Co
     return Continuation(token_ids, begin)
 
 
+def text_after_first_token(token_ids: list[int]) -> Continuation:
+    """All that is scored of a text by itself: nothing predicts its first token. Raises ValueError for a shorter one."""
+    if len(token_ids) < 2:
+        raise ValueError(f"expected at least two tokens, got {len(token_ids)}")
+    return Continuation(token_ids, 1)
+
+
 def continuations_of(continuations: Sequence[Any], num_prompts: int) -> list[list[Any]]:
     """Those of each prompt, where either all have the same (text or token ids) or each its own list. ValueError for
     another number of lists, or where there is none of either."""
@@ -70,6 +77,14 @@ def scoring_params(begin: int, last_token_ids: list[int]) -> SamplingParams:
         prompt_logprobs=0,
         prompt_logprobs_start=begin,
     )
+
+
+def perplexity(mean_logprob: float) -> float:
+    """exp of the mean negative log-probability of a text's tokens; infinity where a float has no room for it."""
+    try:
+        return math.exp(-mean_logprob)
+    except OverflowError:
+        return math.inf
 
 
 def probabilities(logprobs: Sequence[float]) -> list[float]:

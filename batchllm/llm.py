@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from array import array
 from bisect import bisect_right
@@ -21,8 +20,10 @@ from batchllm.continuations import (
     Continuation,
     continuation_of,
     continuations_of,
+    perplexity,
     probabilities,
     scoring_params,
+    text_after_first_token,
 )
 from batchllm.engine.engine import Engine, EngineRequest, Finished
 from batchllm.engine.recorder import RunRecorder
@@ -212,15 +213,14 @@ class LLM:
         Raises ValueError that names the text, for one of fewer than two tokens or more than the model takes.
         """
         token_ids, _ = self._loaded.parse_prompts(prompt_list(texts))
+        texts_after_first: list[Continuation] = []
         for index, ids in enumerate(token_ids):
-            if len(ids) < 2:
-                raise ValueError(f"prompt {index}: expected at least two tokens, got {len(ids)}")
             try:
-                self._check_continuation(Continuation(ids, 1))
+                texts_after_first.append(text_after_first_token(ids))
+                self._check_continuation(texts_after_first[-1])
             except ValueError as error:
                 raise ValueError(f"prompt {index}: {error}") from None
-        scores = self._scores([Continuation(ids, 1) for ids in token_ids], use_tqdm)
-        return [math.exp(-score.mean_logprob) for score in scores]
+        return [perplexity(score.mean_logprob) for score in self._scores(texts_after_first, use_tqdm)]
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, with the special tokens that the tokenizer adds to a prompt."""

@@ -53,11 +53,12 @@ def run(
 ) -> None:
     """Answer every line of a batch file.
 
-    Lines: POST to /v1/chat/completions, /v1/completions or /v1/score. Answers are written as they complete, in any
-    order; match them by custom_id. Without a limit of its own, a chat answer ends after --max-tokens and a completion
-    after 16 tokens; without a temperature, top_p, top_k, min_p or repetition_penalty it has those of the model's
-    generation_config.json. What a model thinks before it answers is the reasoning_content beside the content. An answer
-    that the model's length ends before its limit has the finish_reason "length" and the stop_reason "max_model_len".
+    Lines: POST to /v1/chat/completions, /v1/completions, /v1/score or /v1/perplexity. Answers are written as they
+    complete, in any order; match them by custom_id. Without a limit of its own, a chat answer ends after --max-tokens
+    and a completion after 16 tokens; without a temperature, top_p, top_k, min_p or repetition_penalty it has those of
+    the model's generation_config.json. What a model thinks before it answers is the reasoning_content beside the
+    content. An answer that the model's length ends before its limit has the finish_reason "length" and the stop_reason
+    "max_model_len".
 
     Whatever ends a job, --resume goes on with it: no line is lost, and none is answered twice. Beside OUT.jsonl,
     OUT.jsonl.manifest.json says which job it is; another one is refused.

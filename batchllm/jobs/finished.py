@@ -59,15 +59,19 @@ def ordered_records(journal: Path, job_id: str) -> Iterator[bytes]:
 
 
 def write_parquet(file: Any, records: Iterable[bytes]) -> None:
-    """A row per record, with the answer's text, its choices and how many tokens it took."""
+    """A row per record: the answer's text and its choices, or what was scored, and how many tokens it took."""
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
     choice = pa.struct(
         {"index": pa.int32(), "text": pa.string(), "finish_reason": pa.string(), "stop_reason": pa.string()}
     )
+    score = pa.struct(
+        {"index": pa.int32(), "logprob": pa.float64(), "probability": pa.float64(), "is_greedy": pa.bool_()}
+    )
     columns = {"line": pa.int64(), "custom_id": pa.string(), "model": pa.string(), "text": pa.string()}
     columns |= {"finish_reason": pa.string(), "choices": pa.list_(choice)}
+    columns |= {"choice": pa.int32(), "scores": pa.list_(score), "perplexity": pa.float64()}
     columns |= dict.fromkeys(("prompt_tokens", "completion_tokens", "cached_tokens"), pa.int64())
     schema = pa.schema(columns)
     records = iter(records)
@@ -86,16 +90,20 @@ def parquet_row(record: bytes) -> dict[str, Any]:
             "finish_reason": choice["finish_reason"],
             "stop_reason": None if choice.get("stop_reason") is None else str(choice["stop_reason"]),
         }
-        for choice in body["choices"]
+        for choice in body.get("choices", ())
     ]
+    first = choices[0] if choices else {}
     usage = body["usage"]
     return {
         "line": int(answer["id"][-16:], 16),
         "custom_id": answer["custom_id"],
         "model": body["model"],
-        "text": choices[0]["text"],
-        "finish_reason": choices[0]["finish_reason"],
-        "choices": choices,
+        "text": first.get("text"),
+        "finish_reason": first.get("finish_reason"),
+        "choices": choices or None,
+        "choice": body.get("choice"),
+        "scores": body.get("scores"),
+        "perplexity": body.get("perplexity"),
         "prompt_tokens": usage["prompt_tokens"],
         "completion_tokens": usage["completion_tokens"],
         "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchllm.jobs.inputs import is_remote
+from batchllm.jobs.line import CHAT, COMPLETION, KINDS
 from batchllm.jobs.run import (
     BatchFiles,
     JobSummary,
@@ -40,6 +41,7 @@ def run_job(
     ordered: bool = False,
     template: str | None = None,
     completion: bool = False,
+    url: str | None = None,
     body: str = "{}",
     limit: int | None = None,
     sample: int | None = None,
@@ -54,15 +56,16 @@ def run_job(
 ) -> JobSummary:
     """Answers every line of `source` into `sink`; every line is answered, or reported, exactly once.
 
-    source: a file in the OpenAI Batch format or, with a template, a table: lines of JSON, .csv, .tsv, Parquet or the
-        directory of a Hugging Face dataset. It may be compressed (.gz, .zst), "-", a pipe or remote (s3://...).
+    source: a file in the OpenAI Batch format or, with a template or a url, a table: lines of JSON, .csv, .tsv, Parquet
+        or the directory of a Hugging Face dataset. It may be compressed (.gz, .zst), "-", a pipe or remote (s3://...).
     sink: lines of JSON in OpenAI's output format, or a table where its name ends in .parquet.
     model: a directory, a hub id or an LLM; engine_options are those of LLM where it is none yet.
     errors: lines without an answer; None is SINK.errors.jsonl, or `log` where the sink is no file.
     summary, report, metrics: files that this call does not write, but none of the others may be.
     resume: goes on with the job that the sink belongs to, or begins it. overwrite: replaces files that are not empty.
     ordered: the sink has the order of the lines, and is there when all answers are.
-    template, completion, body: what to ask of a row, as batchllm.jobs.sources.Ask takes it.
+    template, url, body: what to ask of a row, and where, as batchllm.jobs.sources.Ask takes it: /v1/chat/completions
+        (None), /v1/completions (`completion`, too), /v1/score or /v1/perplexity.
     limit, sample: only the first lines, or so many at random.
     max_tokens: of a chat line, or a row, that names none.
     The others are those of batchllm.jobs.run.RunOptions. log: is told what the command line would print.
@@ -106,8 +109,19 @@ def run_job(
         max_error_rate=max_error_rate,
         time_limit_s=time_limit_s,
         answer_options={name: str(engine[name]) for name in ANSWER_OPTIONS},
-        ask=None if template is None else Ask(template, completion, body),
+        ask=what_to_ask(template, url, body, completion=completion),
         limit=limit,
         sample=sample,
     )
     return run_batch_file(files, load_llm, options, on_progress=on_progress, log=log)
+
+
+def what_to_ask(template: str | None, url: str | None, body: str, *, completion: bool) -> Ask | None:
+    """None: lines say it themselves."""
+    if url is not None and url not in KINDS:
+        raise ValueError(f"url: expected one of {', '.join(KINDS)}, got {url!r}")
+    if url is not None and completion and url != COMPLETION.url:
+        raise ValueError(f"url: expected {COMPLETION.url!r} with completion, got {url!r}")
+    if template is None and url is None:
+        return None
+    return Ask(template, KINDS[url] if url else COMPLETION if completion else CHAT, body)

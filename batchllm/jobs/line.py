@@ -18,14 +18,17 @@ class LineKind(NamedTuple):
     """An endpoint, OpenAI's or ours, as a line names it and its answer shows it."""
 
     url: str
-    prompt_field: str  # of the body
+    prompt_fields: tuple[str, ...]  # of the body, the prompt's own first: what nearly every line has another of
     answer_object: str
     answer_id_prefix: str
+    draws: bool = True  # tokens, or else those that are given are scored
 
 
-CHAT = LineKind("/v1/chat/completions", "messages", "chat.completion", "chatcmpl")
-COMPLETION = LineKind("/v1/completions", "prompt", "text_completion", "cmpl")
-SCORE = LineKind("/v1/score", "prompt", "score", "score")  # ours
+CHAT = LineKind("/v1/chat/completions", ("messages",), "chat.completion", "chatcmpl")
+COMPLETION = LineKind("/v1/completions", ("prompt",), "text_completion", "cmpl")
+SCORE = LineKind("/v1/score", ("prompt", "continuations"), "score", "score", draws=False)  # ours, as the next
+PERPLEXITY = LineKind("/v1/perplexity", ("prompt",), "perplexity", "ppl", draws=False)
+KINDS = {kind.url: kind for kind in (CHAT, COMPLETION, SCORE, PERPLEXITY)}
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,20 @@ class Conversation:
 
 @dataclass(frozen=True)
 class ContinuedPrompt:
-    """One that is only scored."""
+    """One whose continuation is scored."""
 
     prompt: str | list[int]
     continuation: str | list[int]
 
 
-BatchPrompt = str | list[int] | Conversation | ContinuedPrompt
+@dataclass(frozen=True)
+class ScoredText:
+    """One of which all tokens but the first are scored."""
+
+    prompt: str | list[int]
+
+
+BatchPrompt = str | list[int] | Conversation | ContinuedPrompt | ScoredText
 
 
 DUPLICATE_ID = "duplicate_custom_id"

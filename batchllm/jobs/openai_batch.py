@@ -20,6 +20,8 @@ from batchllm.jobs.line import (
     CHAT,
     COMPLETION,
     DUPLICATE_ID,
+    KINDS,
+    PERPLEXITY,
     SCORE,
     BatchPrompt,
     BatchRequest,
@@ -27,6 +29,7 @@ from batchllm.jobs.line import (
     Conversation,
     LineError,
     LineKind,
+    ScoredText,
     brief,
 )
 from batchllm.sampling_params import MAX_INT32, SamplingParams
@@ -43,10 +46,9 @@ OWN_FIELDS = {
         }
     ),
     COMPLETION: frozenset({"prompt", "logprobs"}),
-    SCORE: frozenset({"prompt", "continuations"}),
+    SCORE: frozenset(SCORE.prompt_fields),
+    PERPLEXITY: frozenset(PERPLEXITY.prompt_fields),
 }
-# Of these, what nearly every line has another of.
-PROMPT_FIELDS = {CHAT: {"messages"}, COMPLETION: {"prompt"}, SCORE: {"prompt", "continuations"}}
 # Fields of a body that are SamplingParams' fields of that name. By name, because not every field that both have means
 # the same: see `_logprobs`.
 SAMPLING_FIELDS = frozenset(
@@ -231,9 +233,9 @@ def _endpoint(record: dict[str, Any]) -> tuple[LineKind, dict[str, Any]]:
     method, url, body = (record.get(name) for name in ("method", "url", "body"))
     if method != "POST":
         raise LineError("invalid_method", "method", f'expected "POST", got {brief(method)}')
-    kind = _KINDS.get(url) if isinstance(url, str) else None
+    kind = KINDS.get(url) if isinstance(url, str) else None
     if kind is None:
-        expected = " or ".join(f'"{kind.url}"' for kind in _PROMPTS)
+        expected = " or ".join(f'"{url}"' for url in KINDS)
         raise LineError("invalid_url", "url", f"expected {expected}, got {brief(url)}")
     if not isinstance(body, dict):
         raise LineError("invalid_body", "body", f"expected an object, got {brief(body)}")
@@ -297,14 +299,18 @@ def _continued_prompts(body: dict[str, Any]) -> list[BatchPrompt]:
     return [ContinuedPrompt(prompt, continuation) for continuation in continuations]
 
 
+def _scored_text(body: dict[str, Any]) -> list[BatchPrompt]:
+    return [ScoredText(_convert(body.get("prompt"), str | list[int], "body.prompt"))]
+
+
 # What reads the prompts of each kind of line.
 _PROMPTS: dict[LineKind, Callable[[dict[str, Any]], list[BatchPrompt]]] = {
     CHAT: _conversation,
     COMPLETION: _completion_prompts,
     SCORE: _continued_prompts,
+    PERPLEXITY: _scored_text,
 }
-_KINDS = {kind.url: kind for kind in _PROMPTS}
-_PROMPT_PLACES = {kind: f"body.{kind.prompt_field}" for kind in _PROMPTS}
+_PROMPT_PLACES = {kind: f"body.{kind.prompt_fields[0]}" for kind in _PROMPTS}
 
 
 ParamsAndNames = tuple[SamplingParams, frozenset[str]]  # and which of its fields the line gives
@@ -312,7 +318,7 @@ ParamsAndNames = tuple[SamplingParams, frozenset[str]]  # and which of its field
 
 def _params_of(kind: LineKind, body: dict[str, Any], default_max_tokens: int) -> ParamsAndNames:
     """The same objects for all lines that say the same beside their prompts: most lines of a job do."""
-    rest = {name: value for name, value in body.items() if name not in PROMPT_FIELDS[kind]}
+    rest = {name: value for name, value in body.items() if name not in kind.prompt_fields}
     try:
         return _params_of_json(kind, msgspec.json.encode(rest), default_max_tokens)
     except OverflowError:  # an integer that JSON as msgspec writes it has no room for
@@ -331,10 +337,10 @@ def _params_and_names(rest: dict[str, Any], kind: LineKind, default_max_tokens: 
 
 def _sampling_params(body: dict[str, Any], kind: LineKind, *, default_max_tokens: int) -> SamplingParams:
     """The body's sampling fields; every other field must be harmless or ask for nothing."""
-    of_draws = frozenset() if kind is SCORE else SAMPLING_FIELDS | LIMIT_FIELDS | {"response_format"}
+    of_draws = SAMPLING_FIELDS | LIMIT_FIELDS | {"response_format"} if kind.draws else frozenset()
     for name in sorted(body.keys() - of_draws - HARMLESS_FIELDS - OWN_FIELDS[kind]):
         _check_asks_for_nothing(name, body[name])
-    if kind is SCORE:
+    if not kind.draws:
         return SamplingParams(max_tokens=1)
     body = {name: _integer(value) if name in INTEGER_FIELDS else value for name, value in body.items()}
     limits = {name: _convert(body[name], _TokenLimit, f"body.{name}") for name in sorted(body.keys() & LIMIT_FIELDS)}

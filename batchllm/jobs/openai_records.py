@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from batchllm.continuations import probabilities
+from batchllm.continuations import perplexity, probabilities
 from batchllm.jobs.line import CHAT, SCORE, BatchRequest, LineError
 from batchllm.jobs.openai_logprobs import chat_logprobs, completion_logprobs, continuation_logprobs, prompt_logprobs
 from batchllm.outputs import CompletionOutput, RequestOutput
@@ -38,14 +38,14 @@ def answer_record(request: BatchRequest, outputs: list[RequestOutput], model: st
     completions = [completion for output in outputs for completion in output.outputs]
     prompt_tokens = sum(len(output.prompt_token_ids) for output in outputs)
     completion_tokens = sum(len(completion.token_ids) for completion in completions)
-    if request.kind is SCORE:  # the last token of each continuation is given, too
+    if not request.kind.draws:  # the last token of what is scored is given, too
         prompt_tokens, completion_tokens = prompt_tokens + len(outputs), 0
     body: dict[str, Any] = {
         "id": f"{request.kind.answer_id_prefix}-{unique}",
         "object": request.kind.answer_object,
         "created": int(time.time()),
         "model": model,
-        **(_scores(outputs) if request.kind is SCORE else {"choices": _choices(request, outputs)}),
+        **_answer(request, outputs),
         "usage": {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
@@ -59,12 +59,25 @@ def answer_record(request: BatchRequest, outputs: list[RequestOutput], model: st
     return _record(unique, request.custom_id, response, None)
 
 
+def _answer(request: BatchRequest, outputs: list[RequestOutput]) -> dict[str, Any]:
+    if request.kind.draws:
+        return {"choices": _choices(request, outputs)}
+    return _scores(outputs) if request.kind is SCORE else _perplexity(outputs)
+
+
+def _perplexity(outputs: list[RequestOutput]) -> dict[str, Any]:
+    """Of all tokens but the first; the number of tokens is the usage's."""
+    [score] = map(continuation_logprobs, outputs)
+    return {"perplexity": perplexity(score["logprob"] / len(score["tokens"])), "logprob": score["logprob"]}
+
+
 def _scores(outputs: list[RequestOutput]) -> dict[str, Any]:
-    """Of each continuation, and the probability of each, given that it is one of them."""
+    """Of each continuation, with the probability of each, given that it is one of them, and which is the likeliest."""
     scores = [{"index": index, **continuation_logprobs(output)} for index, output in enumerate(outputs)]
-    for score, probability in zip(scores, probabilities([s["logprob"] for s in scores]), strict=True):
+    logprobs = [score["logprob"] for score in scores]
+    for score, probability in zip(scores, probabilities(logprobs), strict=True):
         score["probability"] = probability
-    return {"scores": scores}
+    return {"choice": logprobs.index(max(logprobs)), "scores": scores}
 
 
 def _choices(request: BatchRequest, outputs: list[RequestOutput]) -> list[dict[str, Any]]:

@@ -21,6 +21,11 @@ class _Choice(msgspec.Struct):
     stop_reason: int | str | None = None
 
 
+class _Score(msgspec.Struct):
+    tokens: list[str] = []
+    probability: float | None = None
+
+
 class _TokenDetails(msgspec.Struct):
     cached_tokens: int | None = None
 
@@ -33,6 +38,8 @@ class _Usage(msgspec.Struct):
 
 class _Body(msgspec.Struct):
     choices: list[_Choice] = []
+    scores: list[_Score] = []
+    perplexity: float | None = None
     usage: _Usage | None = None
     model: str | None = None
 
@@ -55,6 +62,8 @@ class _Record(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Completion:
+    """Or what was scored, with its probability in the place of its reason."""
+
     text: str
     finish_reason: str | None
     stop_reason: int | str | None
@@ -113,6 +122,9 @@ class Answers:
             )
             for choice in body.choices
         ]
+        completions += [Completion("".join(score.tokens), _percent(score.probability), None) for score in body.scores]
+        if body.perplexity is not None:
+            completions.append(Completion(f"perplexity {body.perplexity:,.2f}", None, None))
         self.answers.append(
             Answer(
                 record.custom_id or "",
@@ -123,3 +135,7 @@ class Answers:
                 body.model,
             )
         )
+
+
+def _percent(probability: float | None) -> str | None:
+    return None if probability is None else f"{probability:.1%}"

@@ -6,8 +6,16 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from batchllm.continuations import Continuation, continuation_of, scoring_params
-from batchllm.jobs.line import CHAT, BatchPrompt, BatchRequest, ContinuedPrompt, Conversation, LineError
+from batchllm.continuations import Continuation, continuation_of, scoring_params, text_after_first_token
+from batchllm.jobs.line import (
+    CHAT,
+    BatchPrompt,
+    BatchRequest,
+    ContinuedPrompt,
+    Conversation,
+    LineError,
+    ScoredText,
+)
 from batchllm.sampling.compile_grammar import GrammarError
 from batchllm.sampling_params import SamplingParams
 from batchllm.tokenizer import Message
@@ -62,6 +70,8 @@ def texts_of(prompt: BatchPrompt) -> list[str]:
     if isinstance(prompt, ContinuedPrompt) and isinstance(prompt.prompt, str):
         whole = [prompt.prompt + prompt.continuation] if isinstance(prompt.continuation, str) else []
         return [prompt.prompt, *whole]
+    if isinstance(prompt, ScoredText):
+        return texts_of(prompt.prompt)
     return [prompt] if isinstance(prompt, str) else []
 
 
@@ -85,18 +95,19 @@ def _tokenized(
     token_ids: list[list[int]] = []
     params: list[SamplingParams] = []
     for at, prompt in enumerate(request.prompts):
-        if isinstance(prompt, ContinuedPrompt):
-            try:
+        try:
+            if isinstance(prompt, (ContinuedPrompt, ScoredText)):
                 continuation = _continuation(prompt, reader, texts)
                 *ids, last = continuation.token_ids
                 params.append(scoring_params(continuation.begin, [last]))
-                reader.check_request(ids, params[-1])
-            except ValueError as error:
-                raise ValueError(f"continuation {at}: {error}") from None
-        else:
-            ids = _token_ids(prompt, reader, texts)
-            params.append(request.seeded_params(at, seed))
+            else:
+                ids = _token_ids(prompt, reader, texts)
+                params.append(request.seeded_params(at, seed))
             reader.check_request(ids, params[-1])
+        except ValueError as error:
+            if isinstance(prompt, ContinuedPrompt):
+                raise ValueError(f"continuation {at}: {error}") from None
+            raise
         token_ids.append(ids)
     return TokenizedLine(request, token_ids, params)
 
@@ -115,9 +126,11 @@ def _token_ids(
 
 
 def _continuation(
-    prompt: ContinuedPrompt, reader: PromptReader, texts: dict[str, list[int] | ValueError]
+    prompt: ContinuedPrompt | ScoredText, reader: PromptReader, texts: dict[str, list[int] | ValueError]
 ) -> Continuation:
     before = _token_ids(prompt.prompt, reader, texts)
+    if isinstance(prompt, ScoredText):
+        return text_after_first_token(before)
     if isinstance(prompt.continuation, list):
         return continuation_of(before, [*before, *prompt.continuation])
     if isinstance(prompt.prompt, list):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from batchllm.jobs.inputs import read_lines, rereadable
-from batchllm.jobs.line import BatchRequest, LineError
+from batchllm.jobs.line import CHAT, BatchRequest, LineError, LineKind
 from batchllm.jobs.manifest import Fingerprint, fingerprint_file
 from batchllm.jobs.openai_batch import parse_line
 
@@ -88,17 +88,18 @@ class OpenAIBatch(Source):
 class Ask:
     """What to ask of the rows of a table.
 
-    template: Jinja, of the columns; it runs in Jinja's sandbox.
-    completion: whether the text is the prompt as it is, and no message of a chat.
+    template: Jinja, of the columns, in Jinja's sandbox; makes the prompt, or the user's message of a chat. None: the
+        row has a column for the prompt, of the name that a body has for it.
+    kind: where the request goes. What else its kind has of its own (the continuations of a score) may be a column, too.
     body: fields of the request beside the prompt, as of the OpenAI Batch format, in JSON.
     """
 
-    template: str
-    completion: bool = False
+    template: str | None
+    kind: LineKind = CHAT
     body: str = "{}"
 
     def fingerprint(self) -> Fingerprint:
-        return {"template": self.template, "completion": self.completion, "body": self.body}
+        return {"template": self.template, "url": self.kind.url, "body": self.body}
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import jinja2.sandbox
 import msgspec
 
 from batchllm.jobs.inputs import PARQUET, optional_import, read_lines
-from batchllm.jobs.line import CHAT, COMPLETION, BatchRequest, LineError, brief
+from batchllm.jobs.line import CHAT, BatchRequest, LineError, brief
 from batchllm.jobs.manifest import Fingerprint
 from batchllm.jobs.openai_batch import parse_line
 from batchllm.jobs.sources import NO_LINES, Ask, Source
@@ -37,7 +37,7 @@ class Table(Source):
         self._ask, self._chat_max_tokens = ask, chat_max_tokens
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
         try:
-            self._template = environment.from_string(ask.template)
+            self._template = None if ask.template is None else environment.from_string(ask.template)
         except jinja2.TemplateSyntaxError as error:
             raise ValueError(f"template: line {error.lineno}: {error.message}") from None
         try:
@@ -53,17 +53,17 @@ class Table(Source):
             raise row.at(line, None)
         given = row.get("custom_id")
         custom_id = f"row-{line}" if given is None else str(given)
+        kind = self._ask.kind
+        body: dict[str, Any] = {"max_tokens": self._chat_max_tokens} if kind.draws else {}
+        body |= {name: row[name] for name in kind.prompt_fields if name in row} | self._body
         try:
-            text = self._template.render(row)
-            prompt = {"prompt": text} if self._ask.completion else {"messages": [{"role": "user", "content": text}]}
-            kind, body = (
-                COMPLETION if self._ask.completion else CHAT,
-                {"max_tokens": self._chat_max_tokens} | self._body,
-            )
-            record = {"custom_id": custom_id, "method": "POST", "url": kind.url, "body": body | prompt}
-            data = msgspec.json.encode(record)
+            if self._template is not None:
+                text = self._template.render(row)
+                body[kind.prompt_fields[0]] = [{"role": "user", "content": text}] if kind is CHAT else text
+            data = msgspec.json.encode({"custom_id": custom_id, "method": "POST", "url": kind.url, "body": body})
         except Exception as error:  # a template may do anything with a row
-            raise LineError("invalid_row", "template", f"{type(error).__name__}: {error}").at(line, custom_id) from None
+            where = None if self._template is None else "template"
+            raise LineError("invalid_row", where, f"{type(error).__name__}: {error}").at(line, custom_id) from None
         return parse_line(data, line, line_of, chat_max_tokens=self._chat_max_tokens)
 
     def fingerprint(self) -> Fingerprint:

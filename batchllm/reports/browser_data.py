@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from batchllm.jobs.line import BatchPrompt, BatchRequest, ContinuedPrompt, Conversation
+from batchllm.jobs.line import BatchPrompt, BatchRequest, ContinuedPrompt, Conversation, ScoredText
 from batchllm.jobs.read_answers import Answer, Failure
 from batchllm.reports.prefix_tree import Row, prefix_rows
 
@@ -107,7 +107,7 @@ def prompt_text(prompt: BatchPrompt) -> str:
     """A conversation as a person reads it; token ids as numbers."""
     if isinstance(prompt, Conversation):
         return "\n\n".join(message_text(message) for message in prompt.messages)
-    if isinstance(prompt, ContinuedPrompt):
+    if isinstance(prompt, (ContinuedPrompt, ScoredText)):
         return prompt_text(prompt.prompt)
     return prompt if isinstance(prompt, str) else " ".join(map(str, prompt))
 

@@ -17,6 +17,11 @@ def completion_line(custom_id: str, prompt: Any = "Hello", **body: Any) -> dict[
     return {"custom_id": custom_id, "method": "POST", "url": "/v1/completions", "body": {"prompt": prompt, **body}}
 
 
+def score_line(custom_id: str, prompt: Any, continuations: Any, **body: Any) -> dict[str, Any]:
+    body = {"prompt": prompt, "continuations": continuations, **body}
+    return {"custom_id": custom_id, "method": "POST", "url": "/v1/score", "body": body}
+
+
 def write_lines(path: Path, lines: list[dict[str, Any] | bytes]) -> Path:
     path.write_bytes(
         b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)

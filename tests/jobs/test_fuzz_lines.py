@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from batchllm.jobs.line import BatchRequest, LineError
+from batchllm.jobs.line import SCORE, BatchRequest, LineError
 from batchllm.jobs.sources import Ask, open_source
-from tests.jobs.batch_lines import chat_line, completion_line
+from tests.jobs.batch_lines import chat_line, completion_line, score_line
 
 BOM = b"\xef\xbb\xbf"
 GOOD = [json.dumps(line).encode() for line in (chat_line("good chat"), completion_line("good text"))]
@@ -42,15 +42,22 @@ PATHS = [
         for name in ("stop", "stop_token_ids", "temperature", "top_p", "top_k", "min_tokens", "ignore_eos")
     ),
     *(("body", name) for name in ("tools", "logprobs", "logit_bias", "stream", "metadata", "chat_template_kwargs")),
+    *(("body", name) for name in ("continuations", "response_format", "structured_outputs", "prompt_logprobs")),
     *(("body", "messages", 0), ("body", "messages", 0, "role"), ("body", "messages", 0, "content")),
     *(("body", "messages", 0, "tool_calls"), ("body", "messages", 0, "name"), ("body", "messages", 0, "other")),
+]
+
+
+KINDS_OF_LINE = [
+    *(chat_line("changed"), completion_line("changed"), score_line("changed", "x", ["y", "z"])),
+    completion_line("changed") | {"url": "/v1/perplexity"},
 ]
 
 
 @st.composite
 def wrong_lines(draw: st.DrawFn) -> bytes:
     """A good line with something else in a place or two, and a byte or two of it changed, lost or repeated."""
-    line: Any = draw(st.sampled_from([chat_line("changed"), completion_line("changed")]))
+    line: Any = draw(st.sampled_from(KINDS_OF_LINE))
     line = json.loads(json.dumps(line))
     for path in draw(st.lists(st.sampled_from(PATHS), max_size=2)):
         place = line
@@ -112,6 +119,8 @@ def test_no_line_harms_another(tmp_path: Path, ending: bytes) -> None:
         assert all(str(line) and line.code for line in found if isinstance(line, LineError))
         asked = read(path, ending.join([GOOD[0], *lines, GOOD[1]]), Ask("{{ method }}"))
         assert ids(asked) == ["good chat", "good text"]
+        scored = read(path, ending.join([GOOD[0], *lines, GOOD[1]]), Ask(None, SCORE, '{"continuations": ["x"]}'))
+        assert [line.line for line in scored] == [line.line for line in asked]
 
     check()
     while goes_on():

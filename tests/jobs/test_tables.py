@@ -136,7 +136,7 @@ def test_a_library_that_is_missing_is_named_with_the_way_to_get_it(
 
 def test_a_row_has_the_body_and_its_own_custom_id(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "in.jsonl", [{"custom_id": "a", "x": 1}, {"custom_id": 7, "x": 2}])
-    first, second = requests(path, Ask("{{ x + 1 }}", completion=True, body='{"temperature": 0, "n": 2}'))
+    first, second = requests(path, Ask("{{ x + 1 }}", COMPLETION, body='{"temperature": 0, "n": 2}'))
     assert isinstance(first, BatchRequest)
     assert (first.custom_id, second.custom_id, first.kind, first.prompts) == ("a", "7", COMPLETION, ["2"])
     assert (first.params.temperature, first.params.n, first.params.max_tokens) == (0, 2, 9)
@@ -241,6 +241,9 @@ def test_a_table_of_answers_is_read_by_anyone(tmp_path: Path) -> None:
             {"index": i, "text": f"1 tokens, sample {i}", "finish_reason": "stop", "stop_reason": None}
             for i in range(2)
         ],
+        "choice": None,
+        "scores": None,
+        "perplexity": None,
         "prompt_tokens": 1,
         "completion_tokens": 4,
         "cached_tokens": 0,
