@@ -27,11 +27,12 @@ void check_size(const char* name, Array array, size_t expected, const char* expe
 
 void check_indptr(const char* name, Array indptr, size_t total, const char* total_text) {
     if (indptr[0] != 0) fail(at(name, 0) + ": expected 0, got " + std::to_string(indptr[0]));
-    for (size_t i = 1; i < indptr.size(); ++i) {
-        if (indptr[i] < indptr[i - 1]) {
-            fail(at(name, i) + ": expected at least " + at(name, i - 1) + " = " + std::to_string(indptr[i - 1]) +
-                 ", got " + std::to_string(indptr[i]));
-        }
+    bool descends = false;
+    for (size_t i = 1; i < indptr.size(); ++i) descends |= indptr[i] < indptr[i - 1];
+    if (descends) {
+        const size_t i = std::ranges::is_sorted_until(indptr) - indptr.begin();
+        fail(at(name, i) + ": expected at least " + at(name, i - 1) + " = " + std::to_string(indptr[i - 1]) + ", got " +
+             std::to_string(indptr[i]));
     }
     if (static_cast<size_t>(indptr.back()) != total) {
         fail(at(name, indptr.size() - 1) + ": expected " + total_text + " = " + std::to_string(total) + ", got " +
@@ -40,11 +41,14 @@ void check_indptr(const char* name, Array indptr, size_t total, const char* tota
 }
 
 void check_each(const char* name, Array array, int64_t begin, int64_t end) {
-    for (size_t i = 0; i < array.size(); ++i) {
-        if (array[i] >= begin && array[i] < end) continue;
-        fail(at(name, i) + ": expected a value in [" + std::to_string(begin) + ", " + std::to_string(end) + "), got " +
-             std::to_string(array[i]));
-    }
+    if (array.empty()) return;
+    int32_t least = array[0], most = array[0];
+    for (const int32_t value : array) least = std::min(least, value), most = std::max(most, value);
+    if (least >= begin && most < end) return;
+    const auto is_wrong = [=](int32_t value) { return value < begin || value >= end; };
+    const size_t i = std::ranges::find_if(array, is_wrong) - array.begin();
+    fail(at(name, i) + ": expected a value in [" + std::to_string(begin) + ", " + std::to_string(end) + "), got " +
+         std::to_string(array[i]));
 }
 
 void check_at_least(const char* name, int64_t value, int64_t least) {
@@ -132,27 +136,18 @@ void AttentionBatch::validate(int32_t page_size) const {
     }
 }
 
-AttentionBatch::Range AttentionBatch::link_range(int32_t span, int32_t link) const {
-    const int32_t segment = link_segment[link];
-    const int32_t begin = segment_begin[segment];
-    const int32_t end =
-        link + 1 < link_indptr[span + 1] ? segment_begin[link_segment[link + 1]] : begin + segment_num_tokens[segment];
-    return {begin, end};
-}
-
-BatchCopy::BatchCopy(const AttentionBatch& batch)
-    : span_indptr_(batch.span_indptr.begin(), batch.span_indptr.end()),
-      span_begin_(batch.span_begin.begin(), batch.span_begin.end()),
-      link_indptr_(batch.link_indptr.begin(), batch.link_indptr.end()),
-      link_segment_(batch.link_segment.begin(), batch.link_segment.end()),
-      segment_page_indptr_(batch.segment_page_indptr.begin(), batch.segment_page_indptr.end()),
-      segment_page_ids_(batch.segment_page_ids.begin(), batch.segment_page_ids.end()),
-      segment_begin_(batch.segment_begin.begin(), batch.segment_begin.end()),
-      segment_num_tokens_(batch.segment_num_tokens.begin(), batch.segment_num_tokens.end()) {}
-
-AttentionBatch BatchCopy::view() const {
-    return {span_indptr_,         span_begin_,       link_indptr_,   link_segment_,
-            segment_page_indptr_, segment_page_ids_, segment_begin_, segment_num_tokens_};
+BatchCopy::BatchCopy(const AttentionBatch& batch) : view_(batch) {
+    Array* const arrays[] = {&view_.span_indptr,   &view_.span_begin,          &view_.link_indptr,
+                             &view_.link_segment,  &view_.segment_page_indptr, &view_.segment_page_ids,
+                             &view_.segment_begin, &view_.segment_num_tokens};
+    size_t num_ints = 0;
+    for (const Array* array : arrays) num_ints += array->size();
+    ints_.reserve(num_ints);  // so that none of them moves
+    for (Array* array : arrays) {
+        const size_t begin = ints_.size();
+        ints_.insert(ints_.end(), array->begin(), array->end());
+        *array = std::span(ints_).subspan(begin);
+    }
 }
 
 }  // namespace batchllm

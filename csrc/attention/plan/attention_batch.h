@@ -47,19 +47,26 @@ struct AttentionBatch {
         int32_t begin;
         int32_t end;
     };
-    Range link_range(int32_t span, int32_t link) const;
+    Range link_range(int32_t span, int32_t link) const {
+        const int32_t segment = link_segment[link];
+        const int32_t begin = segment_begin[segment];
+        const bool is_last = link + 1 == link_indptr[span + 1];
+        return {begin, is_last ? begin + segment_num_tokens[segment] : segment_begin[link_segment[link + 1]]};
+    }
 };
 
 // The arrays of a batch, kept.
 class BatchCopy {
  public:
     explicit BatchCopy(const AttentionBatch& batch);
-    AttentionBatch view() const;
+    BatchCopy(const BatchCopy&) = delete;
+    BatchCopy& operator=(const BatchCopy&) = delete;
+
+    const AttentionBatch& view() const { return view_; }
 
  private:
-    using Array = std::vector<int32_t>;
-    Array span_indptr_, span_begin_, link_indptr_, link_segment_;
-    Array segment_page_indptr_, segment_page_ids_, segment_begin_, segment_num_tokens_;
+    std::vector<int32_t> ints_;  // all arrays, one behind the other
+    AttentionBatch view_;
 };
 
 struct AttentionShape {

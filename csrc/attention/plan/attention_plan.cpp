@@ -1,7 +1,6 @@
 #include "attention/plan/attention_plan.h"
 
 #include <algorithm>
-#include <numeric>
 #include <stdexcept>
 
 #include "attention/plan/device_model.h"
@@ -42,14 +41,30 @@ class PlanBuilder {
  private:
     void split_tiles_into_items() {
         plan_.rows_.reserve(draft_.rows.size());
+        plan_.items_.reserve(draft_.tiles.size());
         for (size_t i = 0; i < draft_.tiles.size(); ++i) {
             const WorkItem& tile = draft_.tiles[i];
+            if (draft_.num_splits[i] == 1) {
+                add_whole_tile(tile);
+                continue;
+            }
             const int64_t num_keys = keys_per_split(tile.kv_end - tile.kv_begin, draft_.num_splits[i]);
             for (int64_t begin = tile.kv_begin; begin < tile.kv_end; begin += num_keys) {
                 const int64_t end = std::min<int64_t>(begin + num_keys, tile.kv_end);
                 add_item(tile, static_cast<int32_t>(begin), static_cast<int32_t>(end));
             }
         }
+    }
+
+    void add_whole_tile(const WorkItem& tile) {
+        const int32_t row_begin = static_cast<int32_t>(plan_.rows_.size());
+        const int32_t num_rows = tile.row_end - tile.row_begin;
+        plan_.rows_.insert(plan_.rows_.end(), draft_.rows.begin() + tile.row_begin, draft_.rows.begin() + tile.row_end);
+        WorkItem item = tile;
+        item.row_begin = row_begin;
+        item.row_end = row_begin + num_rows;
+        plan_.items_.push_back(item);
+        plan_.max_item_rows_ = std::max(plan_.max_item_rows_, num_rows);
     }
 
     void add_item(const WorkItem& tile, int32_t kv_begin, int32_t kv_end) {
@@ -66,14 +81,16 @@ class PlanBuilder {
     }
 
     void sort_longest_first() {
-        std::vector<int32_t> order(plan_.items_.size());
-        std::iota(order.begin(), order.end(), 0);
-        std::vector<double> costs;
-        for (const WorkItem& item : plan_.items_) costs.push_back(cost_.task(item));
-        std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return costs[a] > costs[b]; });
+        const auto num_items = static_cast<int32_t>(plan_.items_.size());
+        order_.reserve(num_items);
+        for (int32_t i = 0; i < num_items; ++i) order_.push_back({cost_.task(plan_.items_[i]), i});
+        const auto is_before = [](const Place& a, const Place& b) {
+            return a.cost != b.cost ? a.cost > b.cost : a.index < b.index;
+        };
+        std::ranges::sort(order_, is_before);
         std::vector<WorkItem> sorted;
-        sorted.reserve(order.size());
-        for (int32_t i : order) sorted.push_back(plan_.items_[i]);
+        sorted.reserve(num_items);
+        for (const Place& place : order_) sorted.push_back(plan_.items_[place.index]);
         plan_.items_ = std::move(sorted);
     }
 
@@ -81,13 +98,16 @@ class PlanBuilder {
     void add_tasks() {
         constexpr double kShortTasks = 4.0;  // of them take as long as the longest task
         const int32_t num_items = static_cast<int32_t>(plan_.items_.size());
+        int32_t num_tasks = 0;
+        for (const WorkItem& item : plan_.items_) num_tasks += cost_.tasks_per_item(item);
+        plan_.tasks_.reserve(num_tasks);
         int32_t end = 0;
         for (int32_t begin = 0; begin < num_items; begin = end) {
             end = begin + 1;
             const int32_t num_heads = cost_.heads_per_task(plan_.items_[begin]);
-            double cost = cost_.task(plan_.items_[begin]);
+            double cost = order_[begin].cost;
             while (cost_.is_narrow(plan_.items_[begin]) && end < num_items && cost_.is_narrow(plan_.items_[end])) {
-                cost += cost_.task(plan_.items_[end]);
+                cost += order_[end].cost;
                 if (cost > draft_.max_task_cost / kShortTasks) break;
                 ++end;
             }
@@ -132,11 +152,18 @@ class PlanBuilder {
         }
     }
 
+    // Of an item in the order of the tiles.
+    struct Place {
+        double cost;
+        int32_t index;
+    };
+
     const AttentionBatch& batch_;
     AttentionPlan& plan_;
     const AttentionShape& shape_;
     const CostModel cost_;
     PlanDraft draft_;
+    std::vector<Place> order_;  // longest first
 };
 
 AttentionPlan::AttentionPlan(const AttentionBatch& batch, const AttentionShape& shape, int32_t num_threads,
@@ -153,9 +180,11 @@ AttentionPlan::AttentionPlan(std::shared_ptr<const BatchCopy> batch, const Atten
       shape_(shape),
       gpu_(options.gpu == nullptr ? kDefaultGpu : *options.gpu),
       num_threads_(options.num_threads) {
-    const AttentionBatch view = batch_->view();
+    const AttentionBatch& view = batch_->view();
     num_tokens_ = view.num_tokens();
-    for (int32_t page_id : view.segment_page_ids) max_page_id_ = std::max(max_page_id_, page_id);
+    int32_t max_page_id = -1;
+    for (const int32_t page_id : view.segment_page_ids) max_page_id = std::max(max_page_id, page_id);
+    max_page_id_ = max_page_id;
     PlanBuilder(view, options, *this);
 }
 

@@ -66,16 +66,17 @@ class CostModel {
         : costs_(costs),
           num_kv_heads_(shape.num_kv_heads),
           group_size_(shape.group_size()),
+          max_tile_rows_(std::max(1, costs.max_packed_rows / group_size_)),
+          whole_blocks_(costs.block_rows / std::gcd(costs.block_rows, group_size_)),
           scale_(shape.head_dim / 128.0) {}
 
     // Query tokens of the highest tile; at least one, however many heads share a KV head.
-    int32_t max_tile_rows() const { return std::max(1, costs_.max_packed_rows / group_size_); }
+    int32_t max_tile_rows() const { return max_tile_rows_; }
 
     // The height of the tiles of `num_rows` query tokens: about equal, rounded up to whole blocks of packed rows.
     int32_t tile_rows(int32_t num_rows) const {
         const int64_t num_tiles = std::max<int64_t>(1, ceil_div(num_rows, max_tile_rows()));
-        const int32_t whole_blocks = costs_.block_rows / std::gcd(costs_.block_rows, group_size_);  // fewest tokens
-        const int64_t rows = round_up(ceil_div(num_rows, num_tiles), whole_blocks);
+        const int64_t rows = round_up(ceil_div(num_rows, num_tiles), whole_blocks_);
         return static_cast<int32_t>(std::min<int64_t>(max_tile_rows(), rows));
     }
 
@@ -114,6 +115,8 @@ class CostModel {
     DeviceCosts costs_;
     int32_t num_kv_heads_;
     int32_t group_size_;
+    int32_t max_tile_rows_;
+    int32_t whole_blocks_;  // the fewest query tokens of such
     double scale_;
 };
 

@@ -2,7 +2,7 @@
 
 #include <functional>
 #include <numeric>
-#include <tuple>
+#include <utility>
 
 #include "base/ints.h"
 
@@ -20,6 +20,7 @@ struct KeyRun {
 
 std::vector<KeyRun> key_runs(std::span<const GpuTile> tiles, std::span<const KvPiece> pieces) {
     std::vector<KeyRun> runs;
+    runs.reserve(tiles.size());
     for (const GpuTile& tile : tiles) {
         for (const KvPiece& piece : pieces.subspan(tile.piece_begin, tile.piece_end - tile.piece_begin)) {
             const int32_t begin = std::max(tile.kv_begin, piece.position_begin);
@@ -27,7 +28,8 @@ std::vector<KeyRun> key_runs(std::span<const GpuTile> tiles, std::span<const KvP
             if (begin < end) runs.push_back({piece.first_page, begin, end});
         }
     }
-    std::ranges::sort(runs, {}, [](const KeyRun& run) { return std::tie(run.first_page, run.begin); });
+    const auto place = [](const KeyRun& run) { return std::pair(run.first_page, run.begin); };
+    if (!std::ranges::is_sorted(runs, {}, place)) std::ranges::sort(runs, {}, place);
     return runs;
 }
 
@@ -41,37 +43,64 @@ int32_t multiplied_rows(TileKind kind, int32_t num_rows, int32_t head_dim) {
 }  // namespace
 
 GpuTime::GpuTime(const GpuModel& gpu, const AttentionShape& shape, CallStyle style)
-    : gpu_(gpu), shape_(shape), style_(style) {}
-
-int64_t GpuTime::places(TileKind kind) const {
-    return int64_t{gpu_.num_multiprocessors} * blocks_per_multiprocessor(gpu_, kind, shape_.head_dim);
-}
-
-int32_t GpuTime::heads_per_block(TileKind kind, int64_t num_tiles) const {
-    return kind == TileKind::kNarrow ? narrow_heads_per_block(num_tiles, shape_.num_kv_heads) : 1;
-}
-
-double GpuTime::keys_s(TileKind kind, int32_t num_rows, int64_t num_keys) const {
-    const double load_s = 2.0 * kElementBytes * shape_.head_dim / gpu_.multiprocessor_bytes_per_s;
-    const double flops = 4.0 * shape_.head_dim * multiplied_rows(kind, num_rows, shape_.head_dim);
-    const double multiply_s = flops * gpu_.num_multiprocessors / gpu_.flops_per_s;
-    const int32_t neighbours = blocks_per_multiprocessor(gpu_, kind, shape_.head_dim);
-    return static_cast<double>(num_keys * neighbours) * std::max(load_s, multiply_s);
-}
-
-LaunchTime GpuTime::blocks(TileKind kind, std::span<const double> keys_s, int64_t num_tiles) const {
-    const int32_t heads = heads_per_block(kind, num_tiles);
-    const int64_t blocks_per_tile = ceil_div(shape_.num_kv_heads, heads);
-    const auto num_blocks = static_cast<int64_t>(keys_s.size()) * blocks_per_tile;
-    LaunchTime time;
-    const double keys_sum_s = std::accumulate(keys_s.begin(), keys_s.end(), 0.0);
-    time.share_s = (static_cast<double>(num_blocks) * gpu_.block_s + shape_.num_kv_heads * keys_sum_s) /
-                   static_cast<double>(places(kind));
-    for (int64_t block = 0, round = 1; block < num_blocks; block += places(kind), ++round) {
-        const double block_s = gpu_.block_s + heads * keys_s[block / blocks_per_tile];
-        time.rounds_s = std::max(time.rounds_s, static_cast<double>(round) * block_s);
+    : gpu_(gpu), shape_(shape), style_(style) {
+    const double load_s = 2.0 * kElementBytes * shape.head_dim / gpu.multiprocessor_bytes_per_s;
+    for (const TileKind kind : {TileKind::kNarrow, TileKind::kWide}) {
+        const auto key_s = [&](int32_t num_rows) {
+            const double flops = 4.0 * shape.head_dim * multiplied_rows(kind, num_rows, shape.head_dim);
+            return std::max(load_s, flops * gpu.num_multiprocessors / gpu.flops_per_s);
+        };
+        kernels_[static_cast<int>(kind)] = {.neighbours = blocks_per_multiprocessor(gpu, kind, shape.head_dim),
+                                            .key_s = key_s(64),
+                                            .high_key_s = key_s(65)};
     }
-    return time;
+}
+
+// `keys_of_tile` takes a tile by its place in descending order, once or several times, and never an earlier one.
+template <typename KeysOfTile>
+double GpuTime::rounds_s(TileKind kind, int64_t num_tiles, int32_t heads_per_block,
+                         const KeysOfTile& keys_of_tile) const {
+    const int64_t blocks_per_tile = ceil_div(shape_.num_kv_heads, heads_per_block);
+    const int64_t num_blocks = num_tiles * blocks_per_tile;
+    double seconds = 0.0;
+    for (int64_t block = 0, round = 1; block < num_blocks; block += places(kind), ++round) {
+        const double block_s = gpu_.block_s + heads_per_block * keys_of_tile(block / blocks_per_tile);
+        seconds = std::max(seconds, static_cast<double>(round) * block_s);
+    }
+    return seconds;
+}
+
+LaunchTime GpuTime::blocks(TileKind kind, std::span<const EqualTiles> tiles, int32_t heads_per_block) const {
+    int64_t num_tiles = 0;
+    double keys_sum_s = 0.0;
+    for (const EqualTiles& equal : tiles) {
+        num_tiles += equal.num_tiles;
+        keys_sum_s += static_cast<double>(equal.num_tiles) * equal.keys_s;
+    }
+    size_t equal = 0;
+    int64_t before = 0;  // tiles in front of these
+    const auto keys_of_tile = [&](int64_t tile) {
+        while (tile >= before + tiles[equal].num_tiles) before += tiles[equal++].num_tiles;
+        return tiles[equal].keys_s;
+    };
+    return {.share_s = share_s(kind, num_tiles, keys_sum_s, heads_per_block),
+            .rounds_s = rounds_s(kind, num_tiles, heads_per_block, keys_of_tile)};
+}
+
+LaunchTime GpuTime::blocks(TileKind kind, std::span<double> keys_s, int32_t heads_per_block) const {
+    constexpr int64_t kFewRounds = 8;  // for more it takes less to sort all tiles
+    const auto num_tiles = std::ssize(keys_s);
+    const double keys_sum_s = std::accumulate(keys_s.begin(), keys_s.end(), 0.0);
+    const bool are_few = num_tiles * ceil_div(shape_.num_kv_heads, heads_per_block) <= kFewRounds * places(kind);
+    if (!are_few) std::ranges::sort(keys_s, std::greater<>());
+    auto placed = keys_s.begin();  // so far
+    const auto keys_of_tile = [&](int64_t tile) {
+        const auto at = keys_s.begin() + tile;
+        if (are_few) std::nth_element(placed, at, keys_s.end(), std::greater<>());
+        return *(placed = at);
+    };
+    return {.share_s = share_s(kind, num_tiles, keys_sum_s, heads_per_block),
+            .rounds_s = rounds_s(kind, num_tiles, heads_per_block, keys_of_tile)};
 }
 
 double GpuTime::read_s(TileKind kind, std::span<const GpuTile> tiles, std::span<const KvPiece> pieces) const {
@@ -94,18 +123,21 @@ double GpuTime::read_s(TileKind kind, std::span<const GpuTile> tiles, std::span<
     return num_keys * key_bytes / gpu_.bytes_per_s + rows_s(num_rows, query_bytes());
 }
 
-LaunchTime GpuTime::tiles(TileKind kind, std::span<const GpuTile> tiles, std::span<const KvPiece> pieces) const {
-    std::vector<double> seconds;
+double GpuTime::memory_s(TileKind kind, std::span<const GpuTile> tiles, std::span<const KvPiece> pieces) const {
     double num_results = 0.0, num_partials = 0.0;
     for (const GpuTile& tile : tiles) {
-        seconds.push_back(keys_s(kind, tile.num_rows, tile.num_keys()));
         num_partials += tile.num_partials;
         num_results += tile.num_rows - tile.num_partials;
     }
-    std::ranges::sort(seconds, std::greater<>());
-    LaunchTime time = blocks(kind, seconds, std::ssize(tiles));
-    time.memory_s = read_s(kind, tiles, pieces) + rows_s(num_results, style_.result_bytes) +
-                    rows_s(num_partials, style_.partial_bytes);
+    return read_s(kind, tiles, pieces) + rows_s(num_results, style_.result_bytes) +
+           rows_s(num_partials, style_.partial_bytes);
+}
+
+LaunchTime GpuTime::tiles(TileKind kind, std::span<const GpuTile> tiles, std::span<const KvPiece> pieces) const {
+    std::vector<double> seconds;
+    for (const GpuTile& tile : tiles) seconds.push_back(keys_s(kind, tile.num_rows, tile.num_keys()));
+    LaunchTime time = blocks(kind, seconds, heads_per_block(kind, std::ssize(tiles)));
+    time.memory_s = memory_s(kind, tiles, pieces);
     return time;
 }
 

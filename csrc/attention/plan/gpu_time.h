@@ -18,6 +18,7 @@
 #include "attention/plan/attention_batch.h"
 #include "attention/plan/gpu_model.h"
 #include "attention/plan/work_item.h"
+#include "base/ints.h"
 
 namespace batchllm {
 
@@ -66,6 +67,12 @@ constexpr CallStyle float32_cascade_style(int32_t head_dim) {
     return {.one_launch = true, .result_bytes = 4 * (head_dim + 1), .partial_bytes = 4 * (head_dim + 1)};
 }
 
+// Tiles whose keys take equally long.
+struct EqualTiles {
+    double keys_s;  // of one KV head
+    int64_t num_tiles;
+};
+
 class GpuTime {
  public:
     GpuTime(const GpuModel& gpu, const AttentionShape& shape, CallStyle style);
@@ -74,10 +81,27 @@ class GpuTime {
     const CallStyle& style() const { return style_; }
 
     // The keys of one KV head of a tile.
-    double keys_s(TileKind kind, int32_t num_rows, int64_t num_keys) const;
+    double keys_s(TileKind kind, int32_t num_rows, int64_t num_keys) const {
+        const Kernel& kernel = kernels_[static_cast<int>(kind)];
+        return static_cast<double>(num_keys * kernel.neighbours) * (num_rows <= 64 ? kernel.key_s : kernel.high_key_s);
+    }
 
-    // share_s and rounds_s of tiles whose keys take so long, longest first; of `num_tiles` of their kind in all.
-    LaunchTime blocks(TileKind kind, std::span<const double> keys_s, int64_t num_tiles) const;
+    // Of one of `num_tiles` tiles of this kind.
+    int32_t heads_per_block(TileKind kind, int64_t num_tiles) const {
+        return kind == TileKind::kNarrow ? narrow_heads_per_block(num_tiles, shape_.num_kv_heads) : 1;
+    }
+
+    // Of tiles whose keys take so long in all.
+    double share_s(TileKind kind, int64_t num_tiles, double keys_s, int32_t heads_per_block) const {
+        const int64_t num_blocks = num_tiles * ceil_div(shape_.num_kv_heads, heads_per_block);
+        return (static_cast<double>(num_blocks) * gpu_.block_s + shape_.num_kv_heads * keys_s) /
+               static_cast<double>(places(kind));
+    }
+
+    // share_s and rounds_s of tiles, longest first, whose blocks take so many KV heads.
+    LaunchTime blocks(TileKind kind, std::span<const EqualTiles> tiles, int32_t heads_per_block) const;
+    // The same, in any order: of each what its keys take. They are reordered.
+    LaunchTime blocks(TileKind kind, std::span<double> keys_s, int32_t heads_per_block) const;
 
     // Reading q, K and V.
     double read_s(TileKind kind, std::span<const GpuTile> tiles, std::span<const KvPiece> pieces) const;
@@ -87,19 +111,32 @@ class GpuTime {
         return num_rows * row_bytes * shape_.num_kv_heads / gpu_.bytes_per_s;
     }
 
-    // The tiles of one kind, all that they read and write.
+    // All that tiles of one kind read and write.
+    double memory_s(TileKind kind, std::span<const GpuTile> tiles, std::span<const KvPiece> pieces) const;
+
     LaunchTime tiles(TileKind kind, std::span<const GpuTile> tiles, std::span<const KvPiece> pieces) const;
 
     // Both kinds, then the merge of `num_partials` states to `num_merged` results, if there are any.
     double call_s(const LaunchTime& wide, const LaunchTime& narrow, double num_partials, double num_merged) const;
 
  private:
-    int64_t places(TileKind kind) const;  // for blocks, on all multiprocessors
-    int32_t heads_per_block(TileKind kind, int64_t num_tiles) const;
+    struct Kernel {
+        int32_t neighbours;  // blocks that share a multiprocessor
+        double key_s;        // of a block that has it to itself, of up to 64 rows
+        double high_key_s;   // of more
+    };
+
+    template <typename KeysOfTile>
+    double rounds_s(TileKind kind, int64_t num_tiles, int32_t heads_per_block, const KeysOfTile& keys_of_tile) const;
+
+    int64_t places(TileKind kind) const {  // for blocks, on all multiprocessors
+        return int64_t{gpu_.num_multiprocessors} * kernels_[static_cast<int>(kind)].neighbours;
+    }
 
     GpuModel gpu_;
     AttentionShape shape_;
     CallStyle style_;
+    Kernel kernels_[2];  // by TileKind
 };
 
 }  // namespace batchllm

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <tuple>
 #include <utility>
 
 #include "attention/plan/device_model.h"
@@ -15,7 +14,11 @@ namespace {
 class TileMaker {
  public:
     TileMaker(const AttentionBatch& batch, const AttentionShape& shape, int32_t level, const CostModel& cost)
-        : batch_(batch), shape_(shape), level_(level), cost_(cost) {}
+        : batch_(batch), shape_(shape), level_(level), cost_(cost) {
+        draft_.pieces.reserve(batch.link_segment.size());
+        draft_.rows.reserve(batch.num_tokens());
+        draft_.tiles.reserve(batch.num_spans());
+    }
 
     PlanDraft make(const Readers& readers, SharedRuns runs) && {
         runs_ = std::move(runs);
@@ -39,22 +42,20 @@ class TileMaker {
 
     void add_shared_group(int32_t segment, std::span<const ReaderLink> readers) {
         const int32_t num_links = runs_[segment];
-        group_rows_.clear();
+        const Group group = begin_group();
         for (const auto& [span, link] : readers) {
             add_span_rows(span,
                           {batch_.link_range(span, link - num_links + 1).begin, batch_.link_range(span, link).end});
         }
-        const auto by_keys = [](const WorkRow& a, const WorkRow& b) {
-            return std::tie(a.kv_begin, a.kv_end) < std::tie(b.kv_begin, b.kv_end);
-        };
-        std::ranges::stable_sort(group_rows_, by_keys);
-        const auto piece = static_cast<int32_t>(draft_.pieces.size());
+        const auto keys = [](const WorkRow& row) { return std::pair(row.kv_begin, row.kv_end); };
+        const auto rows = std::span(draft_.rows).subspan(group.row_begin);
+        if (!std::ranges::is_sorted(rows, {}, keys)) std::ranges::stable_sort(rows, {}, keys);
         const auto [span, last] = readers[0];
         for (int32_t link = last - num_links + 1; link <= last; ++link) is_shared_[batch_.link_segment[link]] = true;
         for (int32_t link = last - num_links + 1; link < last; ++link) add_piece(link, batch_.link_range(span, link));
         const int32_t begin = batch_.segment_begin[segment];  // a reader may leave the segment early
         add_piece(last, {begin, begin + batch_.segment_num_tokens[segment]});
-        add_tiles(piece);
+        add_tiles(group);
     }
 
     // The links of a span that are in no shared run, as runs of neighbours.
@@ -73,11 +74,20 @@ class TileMaker {
     }
 
     void add_span_group(int32_t span, int32_t link_begin, int32_t link_end) {
-        const auto piece = static_cast<int32_t>(draft_.pieces.size());
+        const Group group = begin_group();
         for (int32_t link = link_begin; link < link_end; ++link) add_piece(link, batch_.link_range(span, link));
-        group_rows_.clear();
         add_span_rows(span, {batch_.link_range(span, link_begin).begin, batch_.link_range(span, link_end - 1).end});
-        add_tiles(piece);
+        add_tiles(group);
+    }
+
+    // Where the rows and pieces of a group begin.
+    struct Group {
+        int32_t row_begin;
+        int32_t piece_begin;
+    };
+
+    Group begin_group() const {
+        return {static_cast<int32_t>(draft_.rows.size()), static_cast<int32_t>(draft_.pieces.size())};
     }
 
     void add_piece(int32_t link, AttentionBatch::Range range) {
@@ -93,27 +103,24 @@ class TileMaker {
             const int32_t position = batch_.span_begin[span] + row;
             const int32_t begin = std::max(range.begin, shape_.visible_begin(position));
             const int32_t end = std::min(range.end, position + 1);
-            if (begin < end) group_rows_.push_back({batch_.span_indptr[span] + row, begin, end, kWriteThrough});
+            if (begin < end) draft_.rows.push_back({batch_.span_indptr[span] + row, begin, end, kWriteThrough});
         }
     }
 
-    // Cuts the group's rows into tiles. A tile also ends where no row reads the next key, so
+    // Cuts the rows of the group that was added last into tiles. A tile also ends where no row reads the next key, so
     // that every key of an item is visible to one of its rows.
-    void add_tiles(int32_t piece_begin) {
-        const auto num_rows = static_cast<int32_t>(group_rows_.size());
-        const auto piece_end = static_cast<int32_t>(draft_.pieces.size());
-        const int32_t height = cost_.tile_rows(num_rows);
+    void add_tiles(const Group& group) {
+        const auto [row_end, piece_end] = begin_group();
+        const int32_t height = cost_.tile_rows(row_end - group.row_begin);
         int32_t end = 0;
-        for (int32_t begin = 0; begin < num_rows; begin = end) {
-            const int32_t kv_begin = group_rows_[begin].kv_begin;
-            int32_t kv_end = group_rows_[begin].kv_end;
-            for (end = begin + 1; end < num_rows && end - begin < height; ++end) {
-                if (group_rows_[end].kv_begin > kv_end) break;
-                kv_end = std::max(kv_end, group_rows_[end].kv_end);
+        for (int32_t begin = group.row_begin; begin < row_end; begin = end) {
+            const int32_t kv_begin = draft_.rows[begin].kv_begin;
+            int32_t kv_end = draft_.rows[begin].kv_end;
+            for (end = begin + 1; end < row_end && end - begin < height; ++end) {
+                if (draft_.rows[end].kv_begin > kv_end) break;
+                kv_end = std::max(kv_end, draft_.rows[end].kv_end);
             }
-            const auto row = static_cast<int32_t>(draft_.rows.size());
-            draft_.rows.insert(draft_.rows.end(), group_rows_.begin() + begin, group_rows_.begin() + end);
-            draft_.tiles.push_back({row, row + end - begin, piece_begin, piece_end, kv_begin, kv_end});
+            draft_.tiles.push_back({begin, end, group.piece_begin, piece_end, kv_begin, kv_end});
         }
     }
 
@@ -123,7 +130,6 @@ class TileMaker {
     const CostModel& cost_;
     SharedRuns runs_;
     std::vector<bool> is_shared_;  // of each segment: in a run
-    std::vector<WorkRow> group_rows_;
     PlanDraft draft_;
 };
 
@@ -137,6 +143,7 @@ class CpuSplits {
         double total = 0.0;
         for (const WorkItem& tile : draft.tiles) total += cost_.task(tile) * cost_.tasks_per_item(tile);
         draft.max_task_cost = num_threads_ == 1 ? total : total / (kItemsPerThread * num_threads_);
+        draft.num_splits.reserve(draft.tiles.size());
         for (const WorkItem& tile : draft.tiles) draft.num_splits.push_back(num_splits(tile, draft.max_task_cost));
     }
 
@@ -189,6 +196,22 @@ double split_for_gpu(PlanDraft& draft, int32_t num_tokens, int32_t group_size, c
     return splits.call_s;
 }
 
+// What a call takes at least in which every span reads its keys for itself: those of the spans of one row, whatever the
+// others take.
+double alone_at_least_s(const AttentionBatch& batch, const AttentionShape& shape, int32_t level, const GpuTime& time) {
+    int64_t num_keys = 0;
+    for (int32_t span = 0; span < batch.num_spans(); ++span) {
+        const auto [begin, end] = planned_links(batch, span, level);
+        if (begin == end || batch.num_rows(span) != 1) continue;
+        const int32_t position = batch.span_begin[span];
+        const int32_t first = std::max(batch.link_range(span, begin).begin, shape.visible_begin(position));
+        num_keys += std::max(0, std::min(batch.link_range(span, end - 1).end, position + 1) - first);
+    }
+    const TileKind kind = kind_of(shape.group_size());
+    const double keys_s = time.keys_s(kind, shape.group_size(), num_keys);
+    return time.call_s({.share_s = time.share_s(kind, 0, keys_s, 1)}, {}, 0.0, 0.0);
+}
+
 PlanDraft draft_for_gpu(const AttentionBatch& batch, const AttentionShape& shape, const PlanOptions& options) {
     const CostModel cost(shape, gpu_costs(*options.gpu, shape.head_dim));
     const CallStyle style = options.cascade == nullptr ? our_style(shape.head_dim) : *options.cascade;
@@ -202,8 +225,10 @@ PlanDraft draft_for_gpu(const AttentionBatch& batch, const AttentionShape& shape
     const auto consider = [&](PlanDraft draft) {
         if (const double seconds = split(draft); seconds < best_s) best_s = seconds, best = std::move(draft);
     };
-    if (options.sharing != Sharing::kAlways) consider(make().make_alone());
-    if (options.sharing == Sharing::kNever) return best;
+    if (options.sharing == Sharing::kNever) {
+        consider(make().make_alone());
+        return best;
+    }
     const Readers readers(batch, options.level);
     if (options.sharing == Sharing::kAlways) {
         consider(make().make(readers, share_always(batch, readers)));
@@ -216,6 +241,9 @@ PlanDraft draft_for_gpu(const AttentionBatch& batch, const AttentionShape& shape
         consider(make().make(readers, runs));
         before = std::move(runs);
     }
+    if (alone_at_least_s(batch, shape, options.level, time) > best_s) return best;
+    PlanDraft alone = make().make_alone();
+    if (split(alone) <= best_s) return alone;
     return best;
 }
 
