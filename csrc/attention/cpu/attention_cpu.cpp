@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "attention/cpu/kernel.h"
 #include "cpu/isa.h"
@@ -30,6 +31,16 @@ const Kernel& kernel_for(CpuIsa isa) {
     }
 }
 
+std::vector<WorkTask> tasks_of_items(const AttentionPlan& plan) {
+    std::vector<WorkTask> tasks;
+    for (int32_t item = 0; item < std::ssize(plan.items()); ++item) {
+        for (int32_t head = 0; head < plan.shape().num_kv_heads; ++head) {
+            tasks.push_back({item, item + 1, head, head + 1});
+        }
+    }
+    return tasks;
+}
+
 }  // namespace
 
 void run_attention_cpu(const AttentionPlan& plan, const AttentionParams& params, int32_t num_threads) {
@@ -53,7 +64,8 @@ void run_attention_cpu(const AttentionPlan& plan, const AttentionParams& params,
         kernel.scratch_size(plan.max_item_rows() * shape.group_size(), shape.head_dim, shape.num_kv_heads),
         shape.head_dim);
     const std::span<const WorkItem> items = plan.items();
-    const std::span<const WorkTask> tasks = plan.tasks();
+    const std::vector<WorkTask> single_tasks = plan.tasks().empty() ? tasks_of_items(plan) : std::vector<WorkTask>();
+    const std::span<const WorkTask> tasks = plan.tasks().empty() ? single_tasks : plan.tasks();
     const std::span<const MergeRow> merge_rows = plan.merge_rows();
     const int64_t num_tasks = static_cast<int64_t>(tasks.size());
     const int64_t num_merges = static_cast<int64_t>(merge_rows.size());

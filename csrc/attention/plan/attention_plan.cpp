@@ -33,7 +33,7 @@ class PlanBuilder {
         plan_.stats_.num_shared_segments = draft_.num_shared_segments;
         split_tiles_into_items();
         sort_longest_first();
-        add_tasks();
+        if (options.gpu == nullptr) add_tasks();
         assign_slots();
         count_reads();
     }

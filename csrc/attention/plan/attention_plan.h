@@ -54,7 +54,8 @@ class AttentionPlan {
     int32_t max_item_rows() const { return max_item_rows_; }  // query tokens of the widest item
 
     std::span<const WorkItem> items() const { return items_; }  // longest first
-    std::span<const WorkTask> tasks() const { return tasks_; }  // every item for every KV head, in the items' order
+    // Every item for every KV head, in the items' order. A plan for a GPU has none: they are one of each.
+    std::span<const WorkTask> tasks() const { return tasks_; }
     std::span<const WorkRow> rows() const { return rows_; }
     std::span<const KvPiece> pieces() const { return pieces_; }
     std::span<const int32_t> page_ids() const { return batch_->view().segment_page_ids; }
