@@ -20,10 +20,10 @@ def predicted(case: Case, gpu: str) -> dict[str, float]:
 
 def pays_for_float32(tree: str, num_heads: tuple[int, int], gpu: str, *, prefill: bool) -> bool:
     """Where a cascade with states in bfloat16 is ahead: in two levels it has no more launches than ours has kernels,
-    and the states of so many rows take longer than what runs side by side saves."""
-    if prefill:
-        return tree in ("1,10_4096,416", "1,1024_2048,32") and num_heads in ((32, 32), (16, 8))
-    return tree == "1,1024_2048,32" and not GPUS[gpu]["begins_early"]
+    and the states of so many rows, few of each request, take longer than what runs side by side saves."""
+    if tree != "1,1024_2048,32":
+        return False
+    return num_heads in ((32, 32), (16, 8)) if prefill else not GPUS[gpu]["begins_early"]
 
 
 @pytest.mark.parametrize("prefill", [False, True], ids=["decode", "prefill"])
@@ -71,6 +71,17 @@ def test_a_short_segment_is_read_with_those_that_follow_it():
     assert all(begin != 0 or end > 32 for begin, end in spans)
     assert (1056, 1096) in spans
     assert plan.explain()["num_shared_segments"] == 5
+
+
+def test_rows_that_fill_tiles_by_themselves_have_no_partial_states():
+    """Ten prefills of 416 rows on a prefix: of each three tiles of 128 rows read it alone, and the 32 rows that each
+    has left are three tiles of it instead of ten."""
+    plan = plan_of(tree_case("1,10_4096,416", (32, 32), 128, prefill=True), "h100")
+    items, rows = plan.buffers["items"], plan.buffers["rows"]
+    assert sum(item[5] > 4096 and item[4] == 0 for item in items) == 10 * 3
+    assert sum(item[5] == 4096 for item in items) == 3
+    assert plan.num_partial_rows == 2 * 10 * 32
+    assert {int(row[0]) % 416 for row in rows if row[3] >= 0} == set(range(384, 416))
 
 
 def test_rows_that_end_inside_a_run_read_it_for_themselves():

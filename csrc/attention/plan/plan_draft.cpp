@@ -10,6 +10,23 @@
 namespace batchllm {
 namespace {
 
+// What is read once for several spans.
+struct Shared {
+    SharedRuns runs;
+    bool full_alone = false;  // rows that fill a tile by themselves read their whole chain alone: no partial states
+};
+
+// Of a span that reads one of these runs, the first rows: those that fill tiles of a GPU.
+int32_t num_full_rows(const AttentionBatch& batch, int32_t span, int32_t level, const CostModel& cost,
+                      const SharedRuns& runs) {
+    const int32_t num_rows = batch.num_rows(span), height = cost.max_tile_rows();
+    if (num_rows < height || runs.empty()) return 0;
+    const auto [begin, end] = planned_links(batch, span, level);
+    const auto links = batch.link_segment.subspan(begin, end - begin);
+    const bool shares = std::ranges::any_of(links, [&](int32_t segment) { return runs[segment] > 0; });
+    return shares ? num_rows / height * height : 0;
+}
+
 // Groups and row tiles.
 class TileMaker {
  public:
@@ -20,11 +37,11 @@ class TileMaker {
         draft_.tiles.reserve(batch.num_spans());
     }
 
-    PlanDraft make(const Readers& readers, SharedRuns runs) && {
-        runs_ = std::move(runs);
+    PlanDraft make(const Readers& readers, Shared shared) && {
+        shared_ = std::move(shared);
         is_shared_.assign(batch_.num_segments(), false);
         for (int32_t segment = 0; segment < batch_.num_segments(); ++segment) {
-            if (runs_[segment] > 0) add_shared_group(segment, readers.of(segment));
+            if (shared_.runs[segment] > 0) add_shared_group(segment, readers.of(segment));
         }
         draft_.num_shared_segments = static_cast<int32_t>(std::ranges::count(is_shared_, true));
         return std::move(*this).make_alone();
@@ -37,16 +54,27 @@ class TileMaker {
     }
 
  private:
+    using Range = AttentionBatch::Range;
+
     // Of how many links that one is the last which are read once for several spans.
-    int32_t shared_links(int32_t link) const { return runs_.empty() ? 0 : runs_[batch_.link_segment[link]]; }
+    int32_t shared_links(int32_t link) const {
+        return shared_.runs.empty() ? 0 : shared_.runs[batch_.link_segment[link]];
+    }
+
+    // The first rows of a span, which share nothing.
+    int32_t num_rows_alone(int32_t span) const {
+        return shared_.full_alone ? num_full_rows(batch_, span, level_, cost_, shared_.runs) : 0;
+    }
 
     void add_shared_group(int32_t segment, std::span<const ReaderLink> readers) {
-        const int32_t num_links = runs_[segment];
+        const int32_t num_links = shared_.runs[segment];
         const Group group = begin_group();
         for (const auto& [span, link] : readers) {
             add_span_rows(span,
-                          {batch_.link_range(span, link - num_links + 1).begin, batch_.link_range(span, link).end});
+                          {batch_.link_range(span, link - num_links + 1).begin, batch_.link_range(span, link).end},
+                          {num_rows_alone(span), batch_.num_rows(span)});
         }
+        if (shared_.full_alone && group.row_begin == std::ssize(draft_.rows)) return;
         const auto keys = [](const WorkRow& row) { return std::pair(row.kv_begin, row.kv_end); };
         const auto rows = std::span(draft_.rows).subspan(group.row_begin);
         if (!std::ranges::is_sorted(rows, {}, keys)) std::ranges::stable_sort(rows, {}, keys);
@@ -62,21 +90,27 @@ class TileMaker {
     void add_span_groups() {
         for (int32_t span = 0; span < batch_.num_spans(); ++span) {
             auto [link, link_end] = planned_links(batch_, span, level_);
+            const Range rows{num_rows_alone(span), batch_.num_rows(span)};
+            if (rows.begin > 0) {
+                add_span_group(span, {link, link_end}, {0, rows.begin});
+                if (rows.begin == rows.end) continue;
+            }
             while (link < link_end) {
                 int32_t run_end = link;
                 while (run_end < link_end && shared_links(run_end) == 0) ++run_end;
                 const int32_t next = run_end + 1;
                 if (run_end < link_end) run_end -= shared_links(run_end) - 1;
-                if (link < run_end) add_span_group(span, link, run_end);
+                if (link < run_end) add_span_group(span, {link, run_end}, rows);
                 link = next;
             }
         }
     }
 
-    void add_span_group(int32_t span, int32_t link_begin, int32_t link_end) {
+    void add_span_group(int32_t span, Range links, Range rows) {
         const Group group = begin_group();
-        for (int32_t link = link_begin; link < link_end; ++link) add_piece(link, batch_.link_range(span, link));
-        add_span_rows(span, {batch_.link_range(span, link_begin).begin, batch_.link_range(span, link_end - 1).end});
+        for (int32_t link = links.begin; link < links.end; ++link) add_piece(link, batch_.link_range(span, link));
+        add_span_rows(span, {batch_.link_range(span, links.begin).begin, batch_.link_range(span, links.end - 1).end},
+                      rows);
         add_tiles(group);
     }
 
@@ -90,16 +124,16 @@ class TileMaker {
         return {static_cast<int32_t>(draft_.rows.size()), static_cast<int32_t>(draft_.pieces.size())};
     }
 
-    void add_piece(int32_t link, AttentionBatch::Range range) {
+    void add_piece(int32_t link, Range range) {
         if (range.begin == range.end) return;
         const int32_t segment = batch_.link_segment[link];
         draft_.pieces.push_back(
             {batch_.segment_page_indptr[segment], batch_.segment_begin[segment], range.begin, range.end});
     }
 
-    // The rows of a span that see some of the range. Rows of one span are ordered by what they see.
-    void add_span_rows(int32_t span, AttentionBatch::Range range) {
-        for (int32_t row = 0; row < batch_.num_rows(span); ++row) {
+    // Those of these rows of a span that see some of the range. They are ordered by what they see.
+    void add_span_rows(int32_t span, Range range, Range rows) {
+        for (int32_t row = rows.begin; row < rows.end; ++row) {
             const int32_t position = batch_.span_begin[span] + row;
             const int32_t begin = std::max(range.begin, shape_.visible_begin(position));
             const int32_t end = std::min(range.end, position + 1);
@@ -128,7 +162,7 @@ class TileMaker {
     const AttentionShape& shape_;
     int32_t level_;
     const CostModel& cost_;
-    SharedRuns runs_;
+    Shared shared_;
     std::vector<bool> is_shared_;  // of each segment: in a run
     PlanDraft draft_;
 };
@@ -212,6 +246,13 @@ double alone_at_least_s(const AttentionBatch& batch, const AttentionShape& shape
     return time.call_s({.share_s = time.share_s(kind, 0, keys_s, 1)}, {}, 0.0, 0.0);
 }
 
+bool any_full_rows(const AttentionBatch& batch, int32_t level, const CostModel& cost, const SharedRuns& runs) {
+    for (int32_t span = 0; span < batch.num_spans(); ++span) {
+        if (num_full_rows(batch, span, level, cost, runs) > 0) return true;
+    }
+    return false;
+}
+
 PlanDraft draft_for_gpu(const AttentionBatch& batch, const AttentionShape& shape, const PlanOptions& options) {
     const CostModel cost(shape, gpu_costs(*options.gpu, shape.head_dim));
     const CallStyle style = options.cascade == nullptr ? our_style(shape.head_dim) : *options.cascade;
@@ -220,27 +261,36 @@ PlanDraft draft_for_gpu(const AttentionBatch& batch, const AttentionShape& shape
     const auto split = [&](PlanDraft& draft) {
         return split_for_gpu(draft, batch.num_tokens(), shape.group_size(), time);
     };
-    PlanDraft best;
-    double best_s = std::numeric_limits<double>::infinity();
-    const auto consider = [&](PlanDraft draft) {
-        if (const double seconds = split(draft); seconds < best_s) best_s = seconds, best = std::move(draft);
-    };
     if (options.sharing == Sharing::kNever) {
-        consider(make().make_alone());
-        return best;
+        PlanDraft alone = make().make_alone();
+        split(alone);
+        return alone;
     }
     const Readers readers(batch, options.level);
+    PlanDraft best;
+    Shared best_shared;
+    double best_s = std::numeric_limits<double>::infinity();
+    const auto consider = [&](Shared shared) {
+        PlanDraft draft = make().make(readers, shared);
+        const double seconds = split(draft);
+        if (seconds >= best_s) return;
+        best_s = seconds;
+        best = std::move(draft);
+        best_shared = std::move(shared);
+    };
     if (options.sharing == Sharing::kAlways) {
-        consider(make().make(readers, share_always(batch, readers)));
+        consider({share_always(batch, readers)});
         return best;
     }
     SharedRuns before(batch.num_segments(), 0);  // make_alone's
     for (const double state_weight : {1.0, 4.0}) {
         SharedRuns runs = share_runs(batch, readers, cost, state_weight);
         if (runs == before) continue;  // the same tiles
-        consider(make().make(readers, runs));
-        before = std::move(runs);
+        before = runs;
+        consider({std::move(runs)});
     }
+    if (any_full_rows(batch, options.level, cost, best_shared.runs))
+        consider({.runs = best_shared.runs, .full_alone = true});
     if (alone_at_least_s(batch, shape, options.level, time) > best_s) return best;
     PlanDraft alone = make().make_alone();
     if (split(alone) <= best_s) return alone;
@@ -255,9 +305,9 @@ PlanDraft draft_for_cpu(const AttentionBatch& batch, const AttentionShape& shape
         draft = std::move(maker).make_alone();
     } else {
         const Readers readers(batch, options.level);
-        draft = std::move(maker).make(readers, options.sharing == Sharing::kAlways
-                                                   ? share_always(batch, readers)
-                                                   : share_where_it_pays(batch, readers, cost));
+        draft = std::move(maker).make(
+            readers, {options.sharing == Sharing::kAlways ? share_always(batch, readers)
+                                                          : share_where_it_pays(batch, readers, cost)});
     }
     CpuSplits(cost, options.num_threads).choose(draft);
     return draft;
