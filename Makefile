@@ -1,11 +1,11 @@
-# make demo | test | test-full | test-gpu | chaos | gpu-day-dry | sass | check | format | sanitize | fuzz | peers | clean. All of it in .venv, models/, out/ and build/.
+# make demo | test | test-full | test-gpu | chaos | gpu-day-dry | sass | docs | check | format | sanitize | fuzz | peers | clean. All of it in .venv, models/, out/ and build/.
 PYTHON ?= python3
 BIN    := .venv/bin
 MODEL  := models/smollm2-135m-instruct
 JOB    := examples/documents.jsonl
 SOURCES := $(shell find csrc batchllm -type f) setup.py pyproject.toml CMakeLists.txt batchllm_ext.pyi
 
-.PHONY: help demo test test-full test-gpu gpu-day-dry test-cpp test-python sass sanitize fuzz chaos peers check format clean
+.PHONY: help demo test test-full test-gpu gpu-day-dry test-cpp test-python sass sanitize fuzz chaos peers docs check format clean
 
 help:
 	@sed -n 1p Makefile
@@ -100,6 +100,15 @@ sanitize: .venv/installed $(DOCTEST)
 FUZZ_SECONDS ?= 60
 fuzz: test-cpp
 	BATCHLLM_FUZZ_SECONDS=$(FUZZ_SECONDS) build/cpp/tests/test_planner -tc='*as long as one likes*'
+
+# The guide, the design, and the API out of docstrings and the stub, as pages in build/docs.
+.venv/docs-installed: .venv/installed
+	$(BIN)/pip install -q --disable-pip-version-check '.[docs]'
+	@touch $@
+
+docs: .venv/docs-installed
+	mkdir -p build/api && cp batchllm_ext.pyi build/api/batchllm_ext.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 
 # A job that is killed KILLS times, each time resumed: every line is answered once, as in a run that nobody disturbs.
 KILLS ?= 100

@@ -1,6 +1,6 @@
 """BatchLLM's planner and attention kernels. Needs NumPy only; tensors come in and go out by DLPack.
 
-Arrays are taken from anyone: NumPy, torch, array.array, memoryview, whatever has the buffer protocol or __dlpack__.
+Arrays are taken from anyone: NumPy, torch, array.array, memoryview, whatever has the buffer protocol or `__dlpack__`.
 Index arguments are one-dimensional, contiguous int32 arrays on the CPU unless another dtype is named; index results are
 read-only NumPy arrays. Tensors are float32 or bfloat16, with a last dimension of unit stride. What is no array (a list,
 None) or has other elements is a TypeError, any other wrong argument a ValueError; they name the argument, what was
