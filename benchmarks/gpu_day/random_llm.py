@@ -61,7 +61,7 @@ class RandomWeights:
         tensor = torch.empty(shape, dtype=self.dtype, device=self.device)
         return tensor.fill_(1) if len(shape) == 1 else tensor.normal_(0, STANDARD_DEVIATION)
 
-    def drop(self, name: str) -> None:
+    def drop_copy(self, name: str, tensor: torch.Tensor, of: str) -> None:
         pass
 
     def finish(self) -> None:

@@ -238,7 +238,7 @@ def test_a_broken_index_is_named(sharded, text):
     [
         (None, "$"),
         ("pytorch_model.bin", "; found pytorch_model.bin, which must be converted to safetensors$"),
-        ("model-q4.gguf", "; found model-q4.gguf, which must be converted to safetensors$"),
+        ("model-q4.gguf", "; found model-q4.gguf: give that file as the model$"),
     ],
 )
 def test_a_directory_without_safetensors_says_what_it_has(directory, file, hint):
