@@ -43,7 +43,7 @@ SECONDS_BETWEEN_PROGRESS = 0.1
 class LLM:
     """A Hugging Face causal language model that answers whole jobs, computing each shared prefix once.
 
-    model: a directory with config.json and safetensors, or a hub id.
+    model: a directory with config.json and safetensors, a hub id, or a .gguf file.
     rules: of your own, for the logits of every request (batchllm.sampling.rules.LogitsRule).
     options: those of batchllm.options.EngineOptions, which says what each means: dtype, device, levels, page_size,
         kv_cache_tokens, max_batch_tokens, num_threads, seed, allow_special_tokens, generation_config.
@@ -65,6 +65,7 @@ class LLM:
 
     @property
     def directory(self) -> Path:
+        """Of the model, or its .gguf file."""
         return self._loaded.directory
 
     @property

@@ -16,6 +16,8 @@ import tokenizers
 
 from batchllm.chat_template import ChatTemplateRunner, MessagesRefused
 from batchllm.models.config import check_regular, read_json
+from batchllm.models.gguf_file import is_gguf
+from batchllm.models.gguf_tokenizer import has_tokenizer, load_gguf_tokenizer
 from batchllm.reasoning import THINK_TAGS, ReasoningTags
 from batchllm.sampling.growing_text import decoder
 from batchllm.sampling_params import SamplingParams
@@ -43,6 +45,7 @@ class Tokenizer:
     A tokenizer.json is taken as it is, which is how its publisher used it: classes of transformers that build another
     from its parts read some files differently. No Python of the model directory is run.
 
+    directory: of a model, or its GGUF file.
     max_tokens: of the longest prompt that is of use. A text that cannot be one by its length alone is refused before it
         is encoded; None encodes every text.
     allow_special_tokens: whether text in the messages of others than the assistant can be a special token. Otherwise
@@ -62,7 +65,7 @@ class Tokenizer:
         self.max_tokens = max_tokens
         self.allow_special_tokens = allow_special_tokens
         self._reasoning_tags = reasoning_tags
-        self.exists = any(directory.glob("tokenizer*"))
+        self.exists = has_tokenizer(directory) if is_gguf(directory) else any(directory.glob("tokenizer*"))
         self.load_s = 0.0
         self.encode_s = 0.0
         self._hugging_face: Any = None
@@ -244,12 +247,15 @@ class Tokenizer:
             raise ValueError(f"{path}: chat_template: expected text, got {config['chat_template']!r:.80}")
 
     def _load(self) -> Any:
-        self._check_files()
         import transformers
         from transformers.utils import chat_template_utils
 
         if not hasattr(chat_template_utils, "mark_control_tokens"):
             raise ValueError(f"transformers {transformers.__version__} is too old: 5.24 or later is needed")
+        if is_gguf(self.directory):
+            with as_value_error(f"{self.directory}: cannot load a tokenizer"):
+                return load_gguf_tokenizer(self.directory)
+        self._check_files()
         path = self.directory / TOKENIZER_FILE
         plain = None
         if path.exists():

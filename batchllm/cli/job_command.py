@@ -20,7 +20,7 @@ from batchllm.options import DEFAULTS
 Output = Annotated[
     Path, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Answers: lines, or a table (.parquet).")
 ]
-Model = Annotated[str, typer.Option(help="Hugging Face model directory (or hub id).")]
+Model = Annotated[str, typer.Option(help="Hugging Face model directory (or hub id), or a .gguf file.")]
 
 
 @dataclass(frozen=True, kw_only=True)

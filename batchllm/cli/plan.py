@@ -19,7 +19,9 @@ INPUT_HELP = "Requests in the OpenAI Batch format; - is standard input."
 @app.command()
 def plan(
     input: Annotated[Path, typer.Argument(metavar="IN.jsonl", help=INPUT_HELP)],
-    model: Annotated[str, typer.Option(help="Model directory, its config.json, or a hub id. No weights are read.")],
+    model: Annotated[
+        str, typer.Option(help="Model directory, config.json, .gguf file or hub id; weights are not read.")
+    ],
     device: Annotated[DeviceName, typer.Option(help="What the model of time is for.")] = DeviceName.h100,
     kv_memory: Annotated[
         int | None,

@@ -17,7 +17,8 @@ from batchllm.jobs.openai_records import error_record, new_job_id
 from batchllm.jobs.read_job import WeightlessModel, read_job
 from batchllm.jobs.shards import shard_paths, write_shards
 from batchllm.jobs.sources import open_source
-from batchllm.models.config import ModelConfig, model_files, resolve_model
+from batchllm.models.config import ModelConfig, config_file, model_files, resolve_model
+from batchllm.models.gguf_file import is_gguf
 from batchllm.requests import RequestLimits
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
@@ -81,7 +82,7 @@ def plan_batch_file(
     limits = RequestLimits(config.vocab_size, config.max_model_len, PAGE_SIZE, kv_tokens)
     log(f"reading {files.input}")
     with open_source(files.input, chat_max_tokens=chat_max_tokens) as source:
-        job, errors = read_job(source, WeightlessModel(config_path.parent, limits))
+        job, errors = read_job(source, WeightlessModel(model_path(config_path), limits))
         log_errors(errors, log)
         if job.num_requests == 0:
             raise ValueError(f"input {str(files.input)!r}: no line that could run")
@@ -121,15 +122,21 @@ def plan_batch_file(
 
 
 def find_config(model: str) -> Path:
-    """config.json of a model: the file itself, or that of its directory or hub id, of which no weights are fetched."""
+    """config.json of a model: the file itself, or that of its directory or hub id, of which no weights are fetched; or
+    a GGUF file."""
     path = Path(model).expanduser()
-    return path if path.is_file() else resolve_model(model, weights=False) / "config.json"
+    return path if path.is_file() else config_file(resolve_model(model, weights=False))
+
+
+def model_path(config_path: Path) -> Path:
+    """The directory of a config.json, or a GGUF file itself."""
+    return config_path if is_gguf(config_path) else config_path.parent
 
 
 def refusal(config_path: Path) -> str | None:
     """Why `run` would not take this model, which a plan takes all the same: to learn what a job would gain."""
     try:
-        ModelConfig.from_directory(config_path.parent)
+        ModelConfig.from_directory(model_path(config_path))
     except (OSError, ValueError) as error:
         return str(error)
     return None
@@ -137,7 +144,7 @@ def refusal(config_path: Path) -> str | None:
 
 def model_name(model: str) -> str:
     path = Path(model).expanduser().resolve()
-    return path.parent.name if path.is_file() else path.name
+    return model_path(path).name if path.is_file() else path.name
 
 
 def free_bytes(model: ModelConfig, device: Device) -> int:

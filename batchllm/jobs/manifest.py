@@ -15,10 +15,12 @@ import msgspec
 
 from batchllm.jobs.files import replace_file
 from batchllm.models.config import is_hub_id, model_files, resolve_model
+from batchllm.models.gguf_file import is_gguf
 
 Fingerprint = dict[str, str | int | float | bool | None]
 SAMPLES, SAMPLE_BYTES = 64, 4096  # of a file of weights: beside its size and its header, what is read of it
 MAX_HEADER_BYTES = 1 << 27  # of a safetensors file
+GGUF_HEADER_BYTES = 1 << 24  # as many as a large vocabulary takes; the file does not say how long its header is
 SHOWN_CHARACTERS = 60
 
 
@@ -79,7 +81,7 @@ def fingerprint_file(path: Path) -> str:
 
 
 def _digest_of(path: Path) -> str:
-    if path.suffix != ".safetensors":
+    if path.suffix != ".safetensors" and not is_gguf(path):
         return fingerprint_file(path)
     return f"{path.stat().st_size:,} bytes, samples {_hexdigest(_samples(path))}"
 
@@ -103,7 +105,8 @@ def _samples(path: Path) -> Iterator[bytes]:
         size = os.fstat(file.fileno()).st_size
         opening = file.read(8)
         yield opening
-        yield file.read(min(int.from_bytes(opening, "little"), MAX_HEADER_BYTES))
+        num_header_bytes = int.from_bytes(opening, "little")
+        yield file.read(GGUF_HEADER_BYTES if is_gguf(path) else min(num_header_bytes, MAX_HEADER_BYTES))
         for sample in range(SAMPLES):
             file.seek(sample * max(size - SAMPLE_BYTES, 0) // (SAMPLES - 1))
             yield file.read(SAMPLE_BYTES)

@@ -1,4 +1,4 @@
-"""A Hugging Face model directory: where it is, what its config.json says, what we support of it."""
+"""A Hugging Face model directory or a GGUF file: where it is, what its config says, what we support of it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from batchllm.models.families import Family, architecture_of, family_of, unsupported
-from batchllm.models.fields import flag, number, positive_int
+from batchllm.models.fields import flag, naming, number, positive_int
+from batchllm.models.gguf_config import gguf_config
+from batchllm.models.gguf_file import SUFFIX, gguf_files, is_gguf
 from batchllm.models.layer_spec import AttentionSpec, LayerSpec
 from batchllm.models.rope import Rotation, read_rotation
 from batchllm.sampling_params import SamplingParams
@@ -55,16 +56,17 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
 
     @classmethod
-    def from_directory(cls, directory: Path) -> ModelConfig:
-        """Reads the config.json of a model that is to run. The end-of-sequence ids are those of generation_config.json
-        and its own, but none outside the vocabulary.
+    def from_directory(cls, path: Path) -> ModelConfig:
+        """Reads the config.json of a model that is to run, given its directory, or the metadata of a GGUF file. The
+        end-of-sequence ids are those of generation_config.json and its own, but none outside the vocabulary.
 
         Raises ValueError where the file, the architecture or a setting is not supported, naming it.
         """
-        raw, generation = read_json(directory / CONFIG), _read_generation_config(directory)
-        with _naming(directory / GENERATION_CONFIG):
+        file = config_file(path)
+        raw, generation = read_config(file), _read_generation_config(path)
+        with naming(path / GENERATION_CONFIG):
             eos_token_ids = _token_ids(generation)
-        with _naming(directory / CONFIG):
+        with naming(file):
             config, refusals = _parse(raw)
             if refusals:
                 raise ValueError(refusals[0])
@@ -73,15 +75,15 @@ class ModelConfig:
 
     @classmethod
     def from_file(cls, path: Path | str) -> ModelConfig:
-        """Reads a config.json, given it or its directory, for an estimate: also one that `from_directory` refuses,
-        where sizes are all that is known of the family, or a setting changes results and not costs.
+        """Reads a config.json, given it or its directory, or a GGUF file, for an estimate: also one that
+        `from_directory` refuses, where sizes are all that is known of the family, or a setting changes results and not
+        costs.
 
         Raises FileNotFoundError, or ValueError that names the file and what of it is missing, invalid or unsupported.
         """
-        path = Path(path)
-        path = path / CONFIG if path.is_dir() else path
-        raw = read_json(path)
-        with _naming(path):
+        file = config_file(Path(path))
+        raw = read_config(file)
+        with naming(file):
             return _parse(raw)[0]
 
     @property
@@ -126,6 +128,21 @@ class ModelConfig:
         return sum(4 * layer.attention.q_size for layer in self.layers)
 
 
+def config_file(path: Path) -> Path:
+    """The config.json of a directory, or the file that is given itself."""
+    return path / CONFIG if path.is_dir() else path
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The object in a config.json, or what it would be for a GGUF file. Raises FileNotFoundError or ValueError that
+    names the file, and what of it is wrong."""
+    if is_gguf(file):
+        return gguf_config(file)
+    if not file.exists() and (others := sorted(file.parent.glob(f"*{SUFFIX}"))):
+        raise FileNotFoundError(f"{file}: not found, but {others[0].name} is there: give that file as the model")
+    return read_json(file)
+
+
 def sampling_defaults(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What generation_config.json says of sampling: fields of SamplingParams, and settings that we do not have.
 
@@ -133,7 +150,7 @@ def sampling_defaults(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     raw = _read_generation_config(directory)
     given = {ours: raw[name] for name, ours in SAMPLING_SETTINGS.items() if raw.get(name) is not None}
-    with _naming(directory / GENERATION_CONFIG):
+    with naming(directory / GENERATION_CONFIG):
         SamplingParams(**given)
     others = {
         name: raw[name]
@@ -145,15 +162,15 @@ def sampling_defaults(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def resolve_model(model: str | Path, *, weights: bool = True) -> Path:
     """The directory of `model`: a local one, or a Hugging Face hub id fetched (with its weights, or without) into the
-    hub's cache.
+    hub's cache; or a GGUF file itself.
 
     Raises FileNotFoundError that says what was looked for and where.
     """
     path = Path(model).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and is_gguf(path)):
         return path
     if not is_hub_id(model):
-        kind = "is a file, not a model directory" if path.exists() else "no such directory"
+        kind = "is a file, not a model directory or a .gguf file" if path.exists() else "no such directory"
         raise FileNotFoundError(f"model {str(model)!r}: {kind}")
     from huggingface_hub import snapshot_download
 
@@ -176,7 +193,7 @@ def model_files(model: str | Path) -> list[Path]:
     """What is read of a local model, or of its config.json alone; nothing of a hub id."""
     path = Path(model).expanduser()
     if path.is_file():
-        return [path]
+        return gguf_files(path)
     patterns = (*HUB_FILES_BUT_WEIGHTS, "*.safetensors")
     return [file for pattern in patterns for file in path.glob(pattern) if file.exists()]
 
@@ -206,15 +223,6 @@ def check_regular(path: Path) -> None:
     """Raises ValueError for what would be waited for (a FIFO) or cannot be read (a directory)."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path}: not a regular file")
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """A ValueError names the file."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _not_finite(value: Any) -> Iterator[tuple[str, float]]:

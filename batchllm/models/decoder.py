@@ -7,7 +7,6 @@ rotate q and k do it alike.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -140,17 +139,8 @@ def _load_layer(reader: WeightReader, spec: LayerSpec, hidden: int, prefix: str)
 
 
 def inv_freq(rotation: Rotation, head_dim: int, max_model_len: int) -> Tensor:
-    """Rotary frequencies [D / 2] float32, in radians per position; in float32 throughout, as models were trained."""
-    frequencies = 1.0 / rotation.theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
-    scaling = rotation.factors
-    if rotation.rope_type == "linear":
-        frequencies = frequencies / scaling["factor"]
-    elif rotation.rope_type == "llama3":
-        # Wavelengths past the original context are stretched by `factor`, short ones kept, a ramp between.
-        turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        kept = ((turns - low) / (high - low)).clamp(0, 1)
-        frequencies = frequencies * kept + frequencies / scaling["factor"] * (1 - kept)
+    """Rotary frequencies [D / 2] float32, in radians per position; ValueError where an angle is not finite."""
+    frequencies = rotation.frequencies(head_dim)
     if not (frequencies * max_model_len).isfinite().all():
         raise ValueError(f"config.json: rope_theta: the angles of {rotation.theta:g} are not finite in float32")
     return frequencies

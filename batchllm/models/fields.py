@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from batchllm.sampling_params import MAX_INT32
@@ -37,3 +40,12 @@ def number(name: str, value: Any, at_most: float = MAX_NUMBER) -> float:
         limit = "" if at_most == MAX_NUMBER else f" of at most {at_most:g}"
         raise ValueError(f"{name}: expected a positive number{limit} in float32, got {value!r:.80}")
     return float(value)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A ValueError names the file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

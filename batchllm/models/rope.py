@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from batchllm.models.fields import number
 from batchllm.text import printable
@@ -25,6 +29,20 @@ class Rotation:
     theta: float
     rope_type: str = "default"  # how the angles are scaled
     factors: dict[str, float] = field(default_factory=dict, hash=False)  # FACTORS[rope_type]
+
+    def frequencies(self, head_dim: int) -> Tensor:
+        """[head_dim / 2] float32, in radians per position; in float32 throughout, as models were trained."""
+        frequencies = 1.0 / self.theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
+        scaling = self.factors
+        if self.rope_type == "linear":
+            frequencies = frequencies / scaling["factor"]
+        elif self.rope_type == "llama3":
+            # Wavelengths past the original context are stretched by `factor`, short ones kept, a ramp between.
+            turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+            low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+            kept = ((turns - low) / (high - low)).clamp(0, 1)
+            frequencies = frequencies * kept + frequencies / scaling["factor"] * (1 - kept)
+        return frequencies
 
 
 def read_rotation(raw: dict[str, Any], default_theta: float, refuse: Callable[[str], None]) -> Rotation:

@@ -7,6 +7,8 @@ from types import TracebackType
 
 import torch
 
+from batchllm.models.gguf_file import is_gguf
+from batchllm.models.gguf_tensors import GgufTensors
 from batchllm.models.safetensors_files import SafetensorsFiles
 from batchllm.models.tensor_source import TensorSource
 from batchllm.text import printable
@@ -16,7 +18,7 @@ IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 
 
 class WeightReader:
-    """The tensors of a model directory, by the names that transformers gives them.
+    """The tensors of a model directory or a GGUF file, by the names that transformers gives them.
 
     `take` copies a tensor out of its file, so nothing of the file stays mapped or open after the context;
     `finish` raises if the checkpoint holds tensors that nobody took: a bias that the config does not
@@ -77,4 +79,4 @@ class WeightReader:
 
 def open_tensors(path: Path) -> TensorSource:
     """Raises FileNotFoundError, or ValueError for files that are not what they should be."""
-    return SafetensorsFiles(path)
+    return GgufTensors(path) if is_gguf(path) else SafetensorsFiles(path)

@@ -1,0 +1,116 @@
+"""What the config.json of a GGUF file's model would say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from batchllm.models.fields import naming, number, positive_int
+from batchllm.models.gguf_file import GgufFile, read_gguf
+from batchllm.models.rope import Rotation
+from batchllm.text import printable
+
+# By general.architecture, which names Mistral's models "llama", too.
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+}
+EMBEDDING, HEAD, ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
+# What ROPE_FACTORS come of, in all Llamas that have them; a file holds the factors alone.
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+END_TOKENS = ("eos", "eot", "eom")  # of a sequence, a turn, a message
+
+
+def gguf_config(path: Path) -> dict[str, Any]:
+    """Raises FileNotFoundError, or ValueError that names the file and what of it is missing, invalid or not
+    supported."""
+    gguf = read_gguf(path)
+    with naming(path):
+        return _config(gguf)
+
+
+def gguf_architecture(metadata: dict[str, Any]) -> str:
+    """One of ARCHITECTURES; ValueError for another."""
+    name = str(metadata.get("general.architecture"))
+    if name not in ARCHITECTURES:
+        supported = ", ".join(ARCHITECTURES)
+        raise ValueError(f"general.architecture: expected one of {supported}, got {printable(f'{name:.80}')}")
+    return name
+
+
+def _config(gguf: GgufFile) -> dict[str, Any]:
+    metadata, tensors = gguf.metadata, gguf.tensors
+    name = metadata.get("general.architecture")
+    if name not in ARCHITECTURES:
+        shown = printable(f"{name!r:.80}")
+        raise ValueError(
+            f"general.architecture: {shown} is not supported in GGUF; these are: {', '.join(ARCHITECTURES)}"
+        )
+    if EMBEDDING not in tensors:
+        raise ValueError(f"tensor {EMBEDDING} is missing")
+
+    def size(key: str, default: int | None = None) -> int:
+        return positive_int(metadata, f"{name}.{key}", default)
+
+    num_heads, context = size("attention.head_count"), size("context_length")
+    head_dim = size("attention.key_length", size("embedding_length") // num_heads)
+    if (value_dim := size("attention.value_length", head_dim)) != head_dim:
+        raise ValueError(f"{name}.attention.value_length: expected {head_dim}, as the keys have, got {value_dim}")
+    if (window := size("attention.sliding_window", context)) < context:
+        raise ValueError(f"{name}.attention.sliding_window: {window} is less than the context, which is not supported")
+    return {
+        "architectures": [ARCHITECTURES[name]],
+        "vocab_size": tensors[EMBEDDING].shape[0],
+        "hidden_size": size("embedding_length"),
+        "intermediate_size": size("feed_forward_length"),
+        "num_hidden_layers": size("block_count"),
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": size("attention.head_count_kv", num_heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": context,
+        "rms_norm_eps": _shortest(metadata.get(f"{name}.attention.layer_norm_rms_epsilon")),
+        "rope_parameters": _rope_parameters(gguf, name, head_dim),
+        "partial_rotary_factor": size("rope.dimension_count", head_dim) / head_dim,
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_down.bias" in tensors,
+        "tie_word_embeddings": HEAD not in tensors,
+        "num_experts": metadata.get(f"{name}.expert_count", 0),
+        "eos_token_id": [
+            metadata[key] for token in END_TOKENS if (key := f"tokenizer.ggml.{token}_token_id") in metadata
+        ],
+    }
+
+
+def _rope_parameters(gguf: GgufFile, name: str, head_dim: int) -> dict[str, Any]:
+    metadata = gguf.metadata
+    theta = number(f"{name}.rope.freq_base", _shortest(metadata.get(f"{name}.rope.freq_base", 10000.0)))
+    rope_type = metadata.get(f"{name}.rope.scaling.type", "none")
+    parameters: dict[str, Any] = {"rope_theta": theta}
+    if ROPE_FACTORS in gguf.tensors:
+        return parameters | _llama3_parameters(gguf, name, theta, head_dim)
+    if rope_type == "none":
+        return parameters
+    # Of other types than "linear", the name is enough to refuse them.
+    return parameters | {"rope_type": rope_type, "factor": _shortest(metadata.get(f"{name}.rope.scaling.factor"))}
+
+
+def _llama3_parameters(gguf: GgufFile, name: str, theta: float, head_dim: int) -> dict[str, Any]:
+    """Found again from what they do to the frequencies; ValueError where others do that."""
+    tensor, default = gguf.tensors[ROPE_FACTORS], LLAMA3["original_max_position_embeddings"]
+    with tensor.file.open("rb") as file:
+        factors = tensor.rows(file).ravel()
+    original = positive_int(gguf.metadata, f"{name}.rope.scaling.original_context_length", int(default))
+    found = {**LLAMA3, "factor": float(factors.max()), "original_max_position_embeddings": original}
+    expected = Rotation(theta).frequencies(head_dim) / Rotation(theta, "llama3", found).frequencies(head_dim)
+    if factors.shape != expected.shape or not np.allclose(factors, expected.numpy(), rtol=1e-4):
+        raise ValueError(f"tensor {ROPE_FACTORS}: expected factors of rope type 'llama3', got {factors.tolist()!r:.80}")
+    return {"rope_type": "llama3", **found}
+
+
+def _shortest(value: Any) -> Any:
+    """A float32 as it was written before: 1e-5, and not its neighbour 9.999999747378752e-06."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value

@@ -1,0 +1,92 @@
+"""The weights of a GGUF file under the names, and in the order of rows, that transformers has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from batchllm.models.fields import naming, positive_int
+from batchllm.models.gguf_config import ROPE_FACTORS, gguf_architecture
+from batchllm.models.gguf_file import GgufTensor, read_gguf
+
+NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+PAIRED_ROWS = {"llama", "smollm3"}  # architectures that keep the two rows of q and k that turn together side by side
+DEQUANTISED_AT_ONCE = 1 << 20  # elements, in float32
+
+
+class GgufTensors:
+    """A TensorSource of a GGUF file, or of all the files of a model whose first is given."""
+
+    config = "its metadata"
+
+    def __init__(self, path: Path) -> None:
+        """Raises FileNotFoundError, or ValueError that names the file and what of it is invalid or not supported."""
+        gguf = read_gguf(path)
+        self._tensors = {transformers_name(name): tensor for name, tensor in gguf.tensors.items()}
+        self._tensors.pop(ROPE_FACTORS, None)  # the config has them
+        self.files: Mapping[str, Path] = {name: tensor.file for name, tensor in self._tensors.items()}
+        self._num_heads: dict[str, int] = {}  # of the projections whose rows are paired
+        with naming(path):
+            if (architecture := gguf_architecture(gguf.metadata)) in PAIRED_ROWS:
+                num_heads = positive_int(gguf.metadata, f"{architecture}.attention.head_count")
+                num_kv_heads = positive_int(gguf.metadata, f"{architecture}.attention.head_count_kv", num_heads)
+                self._num_heads = {"q_proj": num_heads, "k_proj": num_kv_heads}
+        self._open = ExitStack()
+        self._handles: dict[Path, BinaryIO] = {}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors[name].shape
+
+    def read(self, name: str, into: Tensor) -> None:
+        tensor = self._tensors[name]
+        file, rows = self._handle(tensor), into.view(-1, into.shape[-1])
+        step = max(1, DEQUANTISED_AT_ONCE // into.shape[-1])
+        for begin in range(0, len(rows), step):
+            end = min(begin + step, len(rows))
+            rows[begin:end].copy_(torch.from_numpy(tensor.rows(file, begin, end)))
+        if num_heads := self._num_heads.get(name.split(".")[-2]):
+            into.copy_(halves(into, num_heads))
+
+    def close(self) -> None:
+        self._handles.clear()
+        self._open.close()
+
+    def _handle(self, tensor: GgufTensor) -> BinaryIO:
+        if tensor.file not in self._handles:
+            self._handles[tensor.file] = self._open.enter_context(tensor.file.open("rb"))
+        return self._handles[tensor.file]
+
+
+def transformers_name(name: str) -> str:
+    """blk.7.attn_q.weight -> model.layers.7.self_attn.q_proj.weight; a name that is not known stays."""
+    stem, _, suffix = name.rpartition(".")
+    block, layer = "", stem.split(".")
+    if len(layer) == 3 and layer[0] == "blk":
+        block, stem = f"model.layers.{layer[1]}.", layer[2]
+    return f"{block}{NAMES[stem]}.{suffix}" if stem in NAMES else name
+
+
+def halves(tensor: Tensor, num_heads: int) -> Tensor:
+    """The rows of each head with the two of a pair half of them apart, given them side by side."""
+    pairs = tensor.view(num_heads, len(tensor) // num_heads // 2, 2, -1)
+    return pairs.transpose(1, 2).reshape(tensor.shape)
