@@ -15,6 +15,7 @@ from batchllm.models.fields import flag, naming, number, positive_int
 from batchllm.models.gguf_config import gguf_config
 from batchllm.models.gguf_file import SUFFIX, gguf_files, is_gguf
 from batchllm.models.layer_spec import AttentionSpec, LayerSpec
+from batchllm.models.quantization import read_quantization
 from batchllm.models.rope import Rotation, read_rotation
 from batchllm.sampling_params import SamplingParams
 from batchllm.text import printable
@@ -247,10 +248,7 @@ def _parse(raw: dict[str, Any]) -> tuple[ModelConfig, list[str]]:
     """The description, and why the decoder does not run it, if it does not. ValueError for what is not described."""
     if experts := next((name for name in raw if "experts" in name and raw[name]), None):
         raise ValueError(f"{printable(experts)}: mixture-of-experts models are not supported")
-    if quantization := raw.get("quantization_config"):
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
-        method = printable(str(method))
-        raise ValueError(f"quantization_config ({method}) is not supported; use float32, float16 or bfloat16 weights")
+    read_quantization(raw)
     family, refusals = family_of(raw), []
     if not family.runs or architecture_of(raw) != family.architecture:
         refusals.append(unsupported(raw))

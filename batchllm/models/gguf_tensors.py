@@ -67,6 +67,9 @@ class GgufTensors:
         if num_heads := self._num_heads.get(name.split(".")[-2]):
             into.copy_(halves(into, num_heads))
 
+    def adds_nothing(self, name: str) -> bool:
+        return False
+
     def close(self) -> None:
         self._handles.clear()
         self._open.close()

@@ -13,6 +13,8 @@ from torch import Tensor
 from batchllm.models.config import CONFIG, check_regular, read_json
 from batchllm.text import printable
 
+# Tensors that some exporters write and no decoder needs.
+IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -46,6 +48,9 @@ class SafetensorsFiles:
         if not tensor.is_floating_point() or tensor.element_size() < 2:
             raise ValueError(f"{self.files[name]}: tensor {name}: dtype {tensor.dtype} is not supported")
         into.copy_(tensor)
+
+    def adds_nothing(self, name: str) -> bool:
+        return name.endswith(IGNORED_SUFFIXES)
 
     def close(self) -> None:
         self._handles.clear()

@@ -23,5 +23,8 @@ class TensorSource(Protocol):
     def read(self, name: str, into: Tensor) -> None:
         """Fills `into`, of that shape and any float dtype, on any device; each element is rounded once."""
 
+    def adds_nothing(self, name: str) -> bool:
+        """Whether a model without the tensor is the same one."""
+
     def close(self) -> None:
         """Nothing of the files stays mapped or open."""

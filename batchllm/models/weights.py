@@ -7,14 +7,15 @@ from types import TracebackType
 
 import torch
 
+from batchllm.models.config import CONFIG, read_json
+from batchllm.models.fields import naming
 from batchllm.models.gguf_file import is_gguf
 from batchllm.models.gguf_tensors import GgufTensors
+from batchllm.models.quantization import read_quantization
+from batchllm.models.quantized_tensors import QuantizedTensors
 from batchllm.models.safetensors_files import SafetensorsFiles
 from batchllm.models.tensor_source import TensorSource
 from batchllm.text import printable
-
-# Tensors that some exporters write and no decoder needs.
-IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 
 
 class WeightReader:
@@ -60,7 +61,7 @@ class WeightReader:
             )
 
     def finish(self) -> None:
-        unused = sorted(name for name in self._left if not name.endswith(IGNORED_SUFFIXES))
+        unused = sorted(name for name in self._left if not self._source.adds_nothing(name))
         if unused:
             more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
             raise ValueError(
@@ -79,4 +80,10 @@ class WeightReader:
 
 def open_tensors(path: Path) -> TensorSource:
     """Raises FileNotFoundError, or ValueError for files that are not what they should be."""
-    return GgufTensors(path) if is_gguf(path) else SafetensorsFiles(path)
+    if is_gguf(path):
+        return GgufTensors(path)
+    raw = read_json(path / CONFIG)
+    with naming(path / CONFIG):
+        quantization = read_quantization(raw)
+    stored = SafetensorsFiles(path)
+    return stored if quantization is None else QuantizedTensors(stored, quantization)

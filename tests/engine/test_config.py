@@ -154,8 +154,11 @@ REFUSED = [
     ({"architectures": ["GPT2LMHeadModel"]}, "architecture GPT2LMHeadModel is not supported; supported: Llama"),
     ({"architectures": []}, r"architecture \(none\) is not supported"),
     ({"architectures": None}, r"architecture \(none\) is not supported"),
-    ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantization_config \(gptq\) is not supported"),
-    ({"quantization_config": "fp8"}, "quantization_config .*is not supported"),
+    (
+        {"quantization_config": {"quant_method": "gptq", "bits": 5}},
+        "quantization_config.bits: expected 2 or 4 or 8, got 5",
+    ),
+    ({"quantization_config": "fp8"}, "quantization_config: expected an object, got 'fp8'"),
     ({"hidden_act": "gelu"}, "hidden_act: expected silu, got gelu"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: expected 1.0, got 0.5"),
     (

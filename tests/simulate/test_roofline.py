@@ -91,7 +91,7 @@ def test_smollm2_is_read_from_its_directory_or_file(smollm2):
         ({"hidden_size": None}, "hidden_size: expected a positive integer, got None"),
         ({"model_type": "mamba"}, "model_type mamba is not supported; supported: Llama.*; in plans alone: Phi3"),
         ({"model_type": "mixtral", "num_local_experts": 8}, "num_local_experts: mixture-of-experts"),
-        ({"quantization_config": {"quant_method": "awq"}}, r"quantization_config \(awq\) is not supported"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config.bits: expected 4, got None"),
         ({"torch_dtype": "int8"}, "dtype: expected one of bfloat16, .*, got 'int8'"),
         ({"num_key_value_heads": 5}, r"num_attention_heads \(32\) is not a multiple of num_key_value_heads \(5\)"),
     ],
