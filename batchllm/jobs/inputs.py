@@ -105,7 +105,7 @@ def optional_import(module: str, why: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ValueError(f"{why}, which needs {module}: pip install 'batchllm[data]'") from None
+        raise ValueError(f"{why}, which needs {module}: pip install 'batchllm-ext[data]'") from None
 
 
 def without_bom(line: bytes) -> bytes:
