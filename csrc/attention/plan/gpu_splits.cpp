@@ -23,22 +23,25 @@ class KindOfTiles {
     KindOfTiles(TileKind kind, std::span<const GpuTile> tiles, std::span<const KvPiece> pieces, const GpuTime& time)
         : kind_(kind), time_(time) {
         std::vector<GpuTile> own;
-        std::vector<Tile> all;
-        for (int32_t i = 0; i < std::ssize(tiles); ++i) {
-            if (kind_of(tiles[i].num_rows) != kind) continue;
-            own.push_back(tiles[i]);
-            all.push_back({i, time.keys_s(kind, tiles[i].num_rows, tiles[i].num_keys())});
-            keys_sum_s_ += all.back().keys_s;
-            num_partials_ += tiles[i].num_partials;
+        own.reserve(tiles.size());
+        const auto keys_s = [&](const GpuTile& tile) { return time.keys_s(kind, tile.num_rows, tile.num_keys()); };
+        for (const GpuTile& tile : tiles) {
+            if (kind_of(tile.num_rows) != kind) continue;
+            own.push_back(tile);
+            keys_sum_s_ += keys_s(tile);
+            num_partials_ += tile.num_partials;
         }
         memory_s_ = time.memory_s(kind, own, pieces);
         heads_per_block_ = time.heads_per_block(kind, std::ssize(own));
         const double share_s = time.share_s(kind, std::ssize(own), keys_sum_s_, heads_per_block_);
-        for (const Tile& tile : all) {
-            if (tile.keys_s > share_s / kRounds) {
-                longest_.push_back(tile);
+        short_s_.reserve(own.size());
+        for (int32_t i = 0; i < std::ssize(tiles); ++i) {
+            if (kind_of(tiles[i].num_rows) != kind) continue;
+            const double seconds = keys_s(tiles[i]);
+            if (seconds > share_s / kRounds) {
+                longest_.push_back({i, seconds});
             } else {
-                short_s_.push_back(tile.keys_s);
+                short_s_.push_back(seconds);
             }
         }
         group_longest(tiles);
@@ -116,8 +119,7 @@ class KindOfTiles {
     };
 
     void group_longest(std::span<const GpuTile> tiles) {
-        const auto by_length = [&](const Tile& tile) { return std::pair(-tile.keys_s, tiles[tile.index].num_keys()); };
-        std::ranges::sort(longest_, {}, by_length);
+        std::ranges::sort(longest_, std::greater<>(), &Tile::keys_s);
         for (Tile& tile : longest_) {
             const GpuTile& load = tiles[tile.index];
             const bool is_new = lengths_.empty() || lengths_.back().keys_s != tile.keys_s ||

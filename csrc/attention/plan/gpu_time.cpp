@@ -21,15 +21,21 @@ struct KeyRun {
 std::vector<KeyRun> key_runs(std::span<const GpuTile> tiles, std::span<const KvPiece> pieces) {
     std::vector<KeyRun> runs;
     runs.reserve(tiles.size());
+    bool is_sorted = true;
+    int64_t last = 0;
+    const auto place = [](const KeyRun& run) { return int64_t{run.first_page} << 32 | run.begin; };
     for (const GpuTile& tile : tiles) {
-        for (const KvPiece& piece : pieces.subspan(tile.piece_begin, tile.piece_end - tile.piece_begin)) {
-            const int32_t begin = std::max(tile.kv_begin, piece.position_begin);
-            const int32_t end = std::min(tile.kv_end, piece.position_end);
-            if (begin < end) runs.push_back({piece.first_page, begin, end});
+        for (int32_t i = tile.piece_begin; i < tile.piece_end; ++i) {
+            const KvPiece& piece = pieces[i];
+            const KeyRun run{piece.first_page, std::max(tile.kv_begin, piece.position_begin),
+                             std::min(tile.kv_end, piece.position_end)};
+            if (run.begin >= run.end) continue;
+            runs.push_back(run);
+            is_sorted &= last <= place(run);
+            last = place(run);
         }
     }
-    const auto place = [](const KeyRun& run) { return std::pair(run.first_page, run.begin); };
-    if (!std::ranges::is_sorted(runs, {}, place)) std::ranges::sort(runs, {}, place);
+    if (!is_sorted) std::ranges::sort(runs, {}, place);
     return runs;
 }
 

@@ -212,6 +212,7 @@ double split_for_gpu(PlanDraft& draft, int32_t num_tokens, int32_t group_size, c
     std::vector<int32_t> num_tiles(num_tokens, 0);
     for (const WorkRow& row : draft.rows) ++num_tiles[row.token];
     std::vector<GpuTile> tiles;
+    tiles.reserve(draft.tiles.size());
     for (const WorkItem& item : draft.tiles) {
         GpuTile tile{.num_rows = (item.row_end - item.row_begin) * group_size,
                      .num_partials = 0,

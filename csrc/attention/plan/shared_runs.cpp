@@ -133,9 +133,10 @@ Readers::Readers(const AttentionBatch& batch, int32_t level) : indptr_(batch.num
     for_each_link(batch, level, [&](int32_t /*span*/, int32_t link) { ++indptr_[batch.link_segment[link] + 1]; });
     std::partial_sum(indptr_.begin(), indptr_.end(), indptr_.begin());
     links_.resize(indptr_.back());
-    std::vector<int32_t> next(indptr_.begin(), indptr_.end() - 1);
     for_each_link(batch, level,
-                  [&](int32_t span, int32_t link) { links_[next[batch.link_segment[link]]++] = {span, link}; });
+                  [&](int32_t span, int32_t link) { links_[indptr_[batch.link_segment[link]]++] = {span, link}; });
+    std::shift_right(indptr_.begin(), indptr_.end(), 1);  // each has become the end of its own, the next one's begin
+    indptr_[0] = 0;
 }
 
 SharedRuns share_always(const AttentionBatch& batch, const Readers& readers) {
