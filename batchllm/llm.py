@@ -241,6 +241,10 @@ class LLM:
         """Raises ValueError, with the numbers, if this request could never run."""
         self._loaded.check_request(prompt_token_ids, params)
 
+    def check_requests(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> None:
+        """`check_request` for each of them, at little cost where all are good; its error names the prompt's index."""
+        self._loaded.check_requests(prompts, params)
+
     def generate_as_completed(
         self,
         prompts: Sequence[Sequence[int]],

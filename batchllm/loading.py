@@ -35,6 +35,7 @@ from batchllm.sampling_params import SamplingParams
 from batchllm.text import printable
 from batchllm.tokenizer import Tokenizer
 
+NO_SEED = (0,)  # of a single completion, which draws nothing
 CHECKED_AT_ONCE = 4096  # prompts whose tokens are looked at together
 
 
@@ -135,8 +136,11 @@ class LoadedModel:
         if params.stop_strings or params.bad_words:
             self.tokenizer.backend()  # what is wrong with it is no request's fault
         prompt = np.asarray(token_ids, np.int32)
-        seed = stream if params.seed is None else str(params.seed)
-        seeds = tuple(0 if params.greedy else stream_seed(seed, sample, prompt) for sample in range(params.n))
+        if params.greedy:
+            seeds: Sequence[int] = NO_SEED if params.n == 1 else [0] * params.n
+        else:
+            seed = stream if params.seed is None else params.seed
+            seeds = [stream_seed(seed, sample, prompt) for sample in range(params.n)]
         return EngineRequest(prompt, params, seeds, self.limits.max_output_tokens(len(prompt), params))
 
     def parse_prompts(self, prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[str | None]]:

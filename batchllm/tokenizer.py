@@ -19,7 +19,7 @@ from batchllm.models.config import check_regular, read_json
 from batchllm.models.gguf_file import is_gguf
 from batchllm.models.gguf_tokenizer import has_tokenizer, load_gguf_tokenizer
 from batchllm.reasoning import THINK_TAGS, ReasoningTags
-from batchllm.sampling.growing_text import decoder
+from batchllm.sampling.growing_text import Decode, decoder
 from batchllm.sampling_params import SamplingParams
 from batchllm.text import as_value_error, printable
 
@@ -70,6 +70,8 @@ class Tokenizer:
         self.encode_s = 0.0
         self._hugging_face: Any = None
         self._longest_token = 0
+        self._file_is_taken_as_it_is = False
+        self._decoders: dict[bool, Decode] = {}  # by skip_special_tokens
         self._token_texts: dict[int, str | None] = {}
         self.templates = ChatTemplateRunner()
 
@@ -141,14 +143,25 @@ class Tokenizer:
         tokenizer = self.hugging_face()
         start = time.perf_counter()
         with as_value_error("the tokenizer fails on the text"):
-            token_ids: list[list[int]] = tokenizer(
-                list(texts),
-                add_special_tokens=add_special_tokens,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-            )["input_ids"]
+            if self._file_is_taken_as_it_is:
+                token_ids = self._encode_batch(list(texts), add_special_tokens)
+            else:
+                token_ids = tokenizer(
+                    list(texts),
+                    add_special_tokens=add_special_tokens,
+                    return_attention_mask=False,
+                    return_token_type_ids=False,
+                )["input_ids"]
         self.encode_s += time.perf_counter() - start
         return token_ids
+
+    def _encode_batch(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
+        """What transformers makes of them, without its objects for each text and without places in the texts."""
+        backend = self.backend()
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = self.hugging_face().split_special_tokens
+        return [text.ids for text in backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
 
     def encode_chat(
         self,
@@ -209,7 +222,11 @@ class Tokenizer:
 
     def decode(self, token_ids: list[int], params: SamplingParams) -> str:
         """Text of the tokens; empty where the model directory has no tokenizer. Raises ValueError if that fails."""
-        return decoder(self.backend(), params)(token_ids) if self.exists else ""
+        if not self.exists:
+            return ""
+        if (decode := self._decoders.get(params.skip_special_tokens)) is None:
+            decode = self._decoders[params.skip_special_tokens] = decoder(self.backend(), params)
+        return decode(token_ids)
 
     def token_text(self, token_id: int) -> str | None:
         """What the token adds to a text, be it special or not: what a second one adds to the first, because a tokenizer
@@ -266,6 +283,7 @@ class Tokenizer:
             loaded = loader.from_pretrained(self.directory, trust_remote_code=False, local_files_only=True)
             if plain is not None:
                 _check_same(plain, loaded)
+                self._file_is_taken_as_it_is = True
         return loaded
 
 

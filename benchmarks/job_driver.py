@@ -22,18 +22,19 @@ from typing import Any
 import torch
 
 from batchllm import LLM, run_job
+from batchllm.engine.runner import CpuRunner
 from tests.engine import tiny
 
 
-class ZerosForward:
+class ZerosForward(CpuRunner):
     """A runner whose forward pass computes nothing."""
 
-    def __init__(self, runner: Any, hidden_size: int) -> None:
-        self.ops, self.plan_options = runner.ops, runner.plan_options
-        self._hidden_size = hidden_size
+    def __init__(self, llm: LLM) -> None:
+        super().__init__(llm.engine.model, num_threads=1)
+        self._hidden_size = llm.config.hidden_size
 
-    def forward(self, batch: Any, plan: Any, output_plan: Any, kv_cache: Any) -> torch.Tensor:
-        return torch.zeros(len(batch.logit_rows), self._hidden_size)
+    def forward(self, batch: Any, plans: Any, logit_plans: Any, kv_cache: Any) -> torch.Tensor:
+        return torch.zeros(len(batch.output_rows), self._hidden_size)
 
 
 def write_job(path: Path, num_requests: int, *, is_chat: bool) -> None:
@@ -53,7 +54,7 @@ def measure(folder: Path, num_requests: int, *, is_chat: bool) -> dict[str, Any]
     tiny.save_tokenizer(folder / "model")
     write_job(folder / "in.jsonl", num_requests, is_chat=is_chat)
     llm = LLM(folder / "model", dtype="float32", num_threads=1, max_batch_tokens=8192, kv_cache_tokens=1 << 18)
-    llm.engine.runner = ZerosForward(llm.engine.runner, llm.config.hidden_size)  # type: ignore[assignment]
+    llm.engine.runner = ZerosForward(llm)
     llm.apply_chat_template([{"role": "user", "content": "Hello"}])  # what is loaded on first use is loaded
     llm.generate([[5]], use_tqdm=False)
     before_bytes, start_s = peak_bytes(), time.process_time()

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
@@ -94,10 +94,10 @@ class BatchRequest:
         """Whether the line names a model, by itself or after a directory or an organisation, other than that."""
         return self.model is not None and self.model.rstrip("/").rpartition("/")[2] != model_name
 
-    def with_defaults(self, defaults: Mapping[str, Any]) -> BatchRequest:
-        """Fields of the parameters that the line does not give; its limit is the command's or OpenAI's."""
+    def params_with(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """With fields that the line does not give; its limit is the command's or OpenAI's."""
         absent = {k: v for k, v in defaults.items() if k not in self.named_fields and k != "max_tokens"}
-        return replace(self, params=msgspec.structs.replace(self.params, **absent)) if absent else self
+        return msgspec.structs.replace(self.params, **absent) if absent else self.params
 
     def seeded_params(self, prompt_index: int, job_seed: int) -> SamplingParams:
         """The line's own seed, or one made from its custom_id: the order of the file never changes an answer. A greedy

@@ -41,6 +41,10 @@ class WeightlessModel:
         if params.structured_outputs is not None:
             self.grammars.compile(params.structured_outputs)
 
+    def check_requests(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> None:
+        for ids, p in zip(prompts, params, strict=True):
+            self.check_request(ids, p)
+
 
 def read_job(source: Source, model: WeightlessModel) -> tuple[TokenizedJob, list[LineError]]:
     """The lines that `run` would answer, and the errors of the others, by line.

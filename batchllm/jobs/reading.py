@@ -30,6 +30,7 @@ class PromptReader(Protocol):
     def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]: ...
     def check_chat_template(self) -> None: ...
     def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None: ...
+    def check_requests(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> None: ...
 
 
 class TokenizedLine(NamedTuple):
@@ -53,16 +54,45 @@ def tokenized(
             reader.check_chat_template()
             is_template_checked = True
         texts = encoded([text for request in requests for p in request.prompts for text in texts_of(p)], reader)
-        for line in some:
-            if isinstance(line, LineError):
-                yield line
-                continue
-            try:
-                yield _tokenized(line, reader, texts, seed)
-            except GrammarError as error:
-                yield LineError("invalid_body", "body", str(error)).at(line.line, line.custom_id)
-            except ValueError as error:
-                yield LineError("invalid_prompt", line.prompt_place, str(error)).at(line.line, line.custom_id)
+        made = [line if isinstance(line, LineError) else _tokenized(line, reader, texts, seed) for line in some]
+        yield from made if _are_taken(made, reader) else (_checked(line, reader) for line in made)
+
+
+def _are_taken(lines: Sequence[TokenizedLine | LineError], reader: PromptReader) -> bool:
+    """Whether each request could run; looks at all at once."""
+    good = [line for line in lines if not isinstance(line, LineError)]
+    try:
+        reader.check_requests(
+            [ids for line in good for ids in line.token_ids], [p for line in good for p in line.params]
+        )
+    except ValueError:
+        return False
+    return True
+
+
+def _checked(line: TokenizedLine | LineError, reader: PromptReader) -> TokenizedLine | LineError:
+    if isinstance(line, LineError):
+        return line
+    for at, (ids, params) in enumerate(zip(line.token_ids, line.params, strict=True)):
+        try:
+            reader.check_request(ids, params)
+        except ValueError as error:
+            return _line_error(line.request, at, error)
+    return line
+
+
+def _line_error(request: BatchRequest, at: int, error: ValueError) -> LineError:
+    """What is wrong with its prompt number `at`."""
+    if isinstance(error, GrammarError):
+        code, where, reason = "invalid_body", "body", str(error)
+    else:
+        is_continued = isinstance(request.prompts[at], ContinuedPrompt)
+        code, where, reason = (
+            "invalid_prompt",
+            request.prompt_place,
+            f"continuation {at}: {error}" if is_continued else str(error),
+        )
+    return LineError(code, where, reason).at(request.line, request.custom_id)
 
 
 def texts_of(prompt: BatchPrompt) -> list[str]:
@@ -91,7 +121,7 @@ def encoded(texts: list[str], reader: PromptReader) -> dict[str, list[int] | Val
 
 def _tokenized(
     request: BatchRequest, reader: PromptReader, texts: dict[str, list[int] | ValueError], seed: int
-) -> TokenizedLine:
+) -> TokenizedLine | LineError:
     token_ids: list[list[int]] = []
     params: list[SamplingParams] = []
     for at, prompt in enumerate(request.prompts):
@@ -103,11 +133,8 @@ def _tokenized(
             else:
                 ids = _token_ids(prompt, reader, texts)
                 params.append(request.seeded_params(at, seed))
-            reader.check_request(ids, params[-1])
         except ValueError as error:
-            if isinstance(prompt, ContinuedPrompt):
-                raise ValueError(f"continuation {at}: {error}") from None
-            raise
+            return _line_error(request, at, error)
         token_ids.append(ids)
     return TokenizedLine(request, token_ids, params)
 

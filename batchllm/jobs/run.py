@@ -9,7 +9,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,7 @@ from batchllm.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from batchllm.llm import LLM
 
+KNOWN_PARAMS = 1024  # that lines may share
 OnProgress = Callable[[JobProgress], None]
 
 
@@ -313,11 +314,7 @@ def read_prompts(
     prompts: list[JobPrompt] = []
     token_ids = PromptSpool()
     errors: list[LineError] = []
-    defaults = llm.sampling_defaults
-    lines = (
-        line.with_defaults(defaults) if isinstance(line, BatchRequest) else line
-        for line in source.requests(earlier.done())
-    )
+    lines = with_defaults(source.requests(earlier.done()), llm.sampling_defaults)
     for line in tokenized(lines, llm, seed=options.seed):
         check_time()
         if isinstance(line, LineError):
@@ -330,6 +327,21 @@ def read_prompts(
                 prompts.append(JobPrompt(line.request, at, params))
                 token_ids.append(ids)
     return prompts, token_ids, errors
+
+
+def with_defaults(
+    lines: Iterable[BatchRequest | LineError], defaults: Mapping[str, Any]
+) -> Iterator[BatchRequest | LineError]:
+    """Lines that share their parameters share what is made of them."""
+    known: dict[int, tuple[SamplingParams, SamplingParams]] = {}  # by id of the parameters, which are kept
+    for line in lines:
+        if isinstance(line, BatchRequest):
+            if len(known) >= KNOWN_PARAMS:
+                known.clear()
+            given, params = known.get(id(line.params)) or (line.params, line.params_with(defaults))
+            known[id(given)] = given, params
+            line.params = params
+        yield line
 
 
 class RunningJob:

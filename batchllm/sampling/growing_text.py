@@ -87,9 +87,12 @@ class GrowingText:
 def decoder(tokenizer: tokenizers.Tokenizer, params: SamplingParams) -> Decode:
     """Raises ValueError for whatever the tokenizer raises."""
 
+    failing = as_value_error("the tokenizer fails on the tokens")
+    skip_special_tokens = params.skip_special_tokens
+
     def decode(token_ids: list[int]) -> str:
-        with as_value_error("the tokenizer fails on the tokens"):
-            text: str = tokenizer.decode(token_ids, skip_special_tokens=params.skip_special_tokens)
+        with failing:
+            text: str = tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
 
     return decode

@@ -170,42 +170,60 @@ class PanicException(BaseException):
     """As pyo3's, which is no Exception."""
 
 
+class FailingBackend:
+    """A tokenizer's, which fails on texts with "bad" in them."""
+
+    def __init__(self, backend, error):
+        self.backend, self.error = backend, error
+
+    def __getattr__(self, name):
+        return getattr(self.backend, name)
+
+    def encode_batch_fast(self, texts, **options):
+        if any("bad" in text for text in texts):
+            raise self.error("index out of bounds\x1b")
+        return self.backend.encode_batch_fast(texts, **options)
+
+
 @pytest.mark.parametrize("error", [PanicException, OverflowError, ValueError])
 def test_whatever_the_tokenizer_raises_is_the_texts_error(directory, monkeypatch, error):
     tokenizer = Tokenizer(directory)
-    loaded = tokenizer.hugging_face()
-
-    def fail(*_, **__):
-        raise error("index out of bounds\x1b")
-
-    monkeypatch.setattr(type(loaded), "__call__", fail)
+    failing = FailingBackend(tokenizer.backend(), error)
+    monkeypatch.setattr(tokenizer, "backend", lambda: failing)
     with pytest.raises(ValueError, match=r"^the tokenizer fails on the text: .*index out of bounds\\x1b$"):
-        tokenizer.encode(["a"])
+        tokenizer.encode(["bad"])
     with pytest.raises(ValueError, match=r"^the tokenizer fails on the text: "):
-        tokenizer.encode_chat([{"role": "user", "content": "a"}])
+        tokenizer.encode_chat([{"role": "user", "content": "bad"}])
 
 
 def test_a_text_that_cannot_be_encoded_is_refused_by_its_index(tiny_dir, monkeypatch):
     llm = LLM(tiny_dir, dtype="float32")
-    kind = type(llm.get_tokenizer())
-    encode = kind.__call__
-
-    def fail(self, texts, **options):
-        if "bad" in texts:
-            raise PanicException("no")
-        return encode(self, texts, **options)
-
-    monkeypatch.setattr(kind, "__call__", fail)
-    with pytest.raises(ValueError, match=r"^prompt 2: the tokenizer fails on the text: PanicException: no$"):
+    backend = llm.get_tokenizer().backend_tokenizer
+    monkeypatch.setattr(Tokenizer, "backend", lambda self: FailingBackend(backend, PanicException))
+    with pytest.raises(ValueError, match=r"^prompt 2: the tokenizer fails on the text: PanicException: index out"):
         llm.generate(["good", [5], "bad", "good"], use_tqdm=False)
 
 
 def test_an_interruption_is_no_error_of_a_text(directory, monkeypatch):
     tokenizer = Tokenizer(directory)
-
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(type(tokenizer.hugging_face()), "__call__", interrupt)
+    interrupted = FailingBackend(tokenizer.backend(), KeyboardInterrupt)
+    monkeypatch.setattr(tokenizer, "backend", lambda: interrupted)
     with pytest.raises(KeyboardInterrupt):
-        tokenizer.encode(["a"])
+        tokenizer.encode(["bad"])
+
+
+def test_what_a_file_says_of_cutting_and_padding_is_no_prompts(directory):
+    """transformers leaves both out, too, and the tokens are its tokens."""
+    path = directory / "tokenizer.json"
+    file = json.loads(path.read_text())
+    file["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    file["padding"] = {"strategy": {"Fixed": 40}, "direction": "Right", "pad_to_multiple_of": None} | {
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "x",
+    }
+    path.write_text(json.dumps(file))
+    tokenizer = Tokenizer(directory)
+    texts = ["a", "a longer text <bos>", ""]
+    assert tokenizer.encode(texts) == [tokenizer.hugging_face()(text)["input_ids"] for text in texts]
+    assert len(tokenizer.encode(["a longer text"])[0]) > 3

@@ -37,6 +37,10 @@ class FakeLLM:
         if bad := [token for token in prompt_token_ids if not 0 <= token < 256]:
             raise ValueError(f"token {bad[0]}, but the vocabulary has 256 tokens")
 
+    def check_requests(self, prompts: list[list[int]], params: list[SamplingParams]) -> None:
+        for ids, p in zip(prompts, params, strict=True):
+            self.check_request(ids, p)
+
     def generate_as_completed(
         self,
         prompts: list[list[int]],
@@ -45,8 +49,7 @@ class FakeLLM:
         on_progress: Callable[[JobProgress], None] | None = None,
         recorder: Any = None,
     ) -> Iterator[tuple[int, RequestOutput]]:
-        for ids, p in zip(prompts, params, strict=True):
-            self.check_request(ids, p)
+        self.check_requests(prompts, params)
         self.params = params
         num_requests = sum(p.n for p in params)
         prompt_tokens = sum(len(ids) * p.n for ids, p in zip(prompts, params, strict=True))

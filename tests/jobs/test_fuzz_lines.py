@@ -147,6 +147,11 @@ def test_no_line_harms_another(tmp_path: Path, ending: bytes) -> None:
             "duplicate_key",
             "2",
         ),
+        (  # as many quotation marks as without the second key
+            b'{"custom_id": "\\u0022\\u0022", "method": "POST", "url": "/v1/completions", "body": {"n": 1, "n": 1}}',
+            "duplicate_key",
+            "2",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_line_is_said_and_the_next_one_is_read(
