@@ -12,6 +12,7 @@ import numpy as np
 
 from batchllm.engine.recorder import GroupFigures, RunRecorder, TimelineFigures
 from batchllm.jobs.files import write_file
+from batchllm.jobs.job_prompts import JobPrompts
 from batchllm.outputs import JobProgress
 from batchllm.sharing import LevelFigures
 
@@ -39,7 +40,7 @@ class JobFigures(msgspec.Struct, frozen=True):
 def leave_figures(
     path: Path,
     recorder: RunRecorder,
-    prompts: list[tuple[int, int, int]],
+    prompts: JobPrompts,
     stats: dict[str, Any],
     model: str,
     input: Path | str,
@@ -48,16 +49,16 @@ def leave_figures(
 ) -> None:
     """Writes what was recorded, if anything ran; `log` is told where that fails, which ends no job.
 
-    prompts: the line, the place in it and the number of completions of each, in the order in which they were added.
+    prompts: in the order in which they were added to the engine.
     stats: LLM.stats, empty where the job was stopped.
     """
     if recorder.progress is None:
         return
-    first_request = np.cumsum([0, *(n for _, _, n in prompts)])
+    first_request = np.cumsum([0, *(params.n for params in prompts.params)])
 
     def line_group(group: GroupFigures) -> LineGroup:
-        line, place, _ = prompts[int(np.searchsorted(first_request, group.request, side="right")) - 1]
-        return LineGroup(line, place, group.requests, group.prefix_tokens, group.seconds)
+        line, place = prompts.place_of(int(np.searchsorted(first_request, group.request, side="right")) - 1)
+        return LineGroup(prompts.line_number(line), place, group.requests, group.prefix_tokens, group.seconds)
 
     figures = JobFigures(
         model=model,

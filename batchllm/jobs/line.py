@@ -85,10 +85,6 @@ class BatchRequest:
     params: SamplingParams
     named_fields: frozenset[str] = frozenset()  # of the parameters, those that the line gives
     prompt_place: str = ""  # where the prompt stands in the line, as errors name it
-    num_prompts: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.num_prompts = len(self.prompts)
 
     def names_another(self, model_name: str) -> bool:
         """Whether the line names a model, by itself or after a directory or an organisation, other than that."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from batchllm import __version__
 from batchllm.engine.recorder import RunRecorder
@@ -21,6 +21,7 @@ from batchllm.jobs.earlier import EarlierRuns, read_earlier_runs, whole_records
 from batchllm.jobs.figures import leave_figures
 from batchllm.jobs.files import check_files
 from batchllm.jobs.finished import check_library
+from batchllm.jobs.job_prompts import JobPrompts
 from batchllm.jobs.line import DUPLICATE_ID, BatchRequest, LineError
 from batchllm.jobs.manifest import (
     Fingerprint,
@@ -34,7 +35,6 @@ from batchllm.jobs.openai_records import new_job_id
 from batchllm.jobs.reading import tokenized
 from batchllm.jobs.sinks import RecordFiles, Sink, is_file
 from batchllm.jobs.sources import Ask, Source, open_source
-from batchllm.jobs.spool import PromptSpool
 from batchllm.models.config import model_files
 from batchllm.outputs import JobProgress, RequestOutput
 from batchllm.sampling_params import SamplingParams
@@ -204,7 +204,7 @@ def run_batch_file(
                     sink.finish()
                 return JobSummary(len(earlier.answered), len(earlier.failed), {}, num_earlier=earlier.num_lines)
         llm = load_llm()
-        prompts, token_ids, errors = read_prompts(source, llm, earlier, options, check_time)
+        prompts, errors = read_prompts(source, llm, earlier, options, check_time)
         if manifest is None:
             manifest = new_manifest(prompts, errors, fingerprint(source, files, options))
         job = RunningJob(manifest, earlier, options)
@@ -219,7 +219,7 @@ def run_batch_file(
                 on_progress(progress)
 
         recorder = RunRecorder()
-        results = answers(llm, prompts, token_ids, on_step, recorder)
+        results = answers(llm, prompts, on_step, recorder)
         first = list(itertools.islice(results, 1))  # with it the engine stands; until then nothing is replaced
         so_far = f"the answers so far are in {files.output}"
         if files.records.is_resumable:
@@ -235,10 +235,9 @@ def run_batch_file(
             raise ValueError(f"{error}; {so_far}") from error
         finally:
             if files.figures:
-                counts = [(prompt.request.line, prompt.at, prompt.params.n) for prompt in prompts]
                 may_replace = files.overwrite or files.resume
                 leave_figures(
-                    files.figures, recorder, counts, llm.stats, options.model_name, files.input, may_replace, log
+                    files.figures, recorder, prompts, llm.stats, options.model_name, files.input, may_replace, log
                 )
     return job.summary(llm.stats)
 
@@ -261,10 +260,9 @@ def fingerprint(source: Source, files: BatchFiles, options: RunOptions) -> Finge
     return here | (fingerprint_model(files.model) if files.model else {})
 
 
-def new_manifest(prompts: list[JobPrompt], errors: list[LineError], fingerprint: Fingerprint) -> Manifest:
-    num_lines = len({prompt.request.line for prompt in prompts}) + len(errors)
+def new_manifest(prompts: JobPrompts, errors: list[LineError], fingerprint: Fingerprint) -> Manifest:
     num_duplicates = sum(error.code == DUPLICATE_ID for error in errors)
-    return Manifest(new_job_id(), fingerprint, num_lines, num_duplicates)
+    return Manifest(new_job_id(), fingerprint, prompts.num_lines + len(errors), num_duplicates)
 
 
 def is_begun(files: BatchFiles) -> bool:
@@ -301,18 +299,11 @@ def find_manifest(files: BatchFiles, here: Fingerprint) -> Manifest:
     return manifest
 
 
-class JobPrompt(NamedTuple):
-    request: BatchRequest
-    at: int  # its place among the request's prompts
-    params: SamplingParams
-
-
 def read_prompts(
     source: Source, llm: LLM, earlier: EarlierRuns, options: RunOptions, check_time: Callable[[], None]
-) -> tuple[list[JobPrompt], PromptSpool, list[LineError]]:
-    """Every line that is not done, as prompts and their token ids, or as an error."""
-    prompts: list[JobPrompt] = []
-    token_ids = PromptSpool()
+) -> tuple[JobPrompts, list[LineError]]:
+    """Every line that is not done, as prompts or as an error."""
+    prompts = JobPrompts()
     errors: list[LineError] = []
     lines = with_defaults(source.requests(earlier.done()), llm.sampling_defaults)
     for line in tokenized(lines, llm, seed=options.seed):
@@ -322,11 +313,8 @@ def read_prompts(
             if options.max_error_rate == 0:
                 break
         else:
-            line.request.prompts = ()  # their text is not needed any more
-            for at, (ids, params) in enumerate(zip(line.token_ids, line.params, strict=True)):
-                prompts.append(JobPrompt(line.request, at, params))
-                token_ids.append(ids)
-    return prompts, token_ids, errors
+            prompts.add(line)
+    return prompts, errors
 
 
 def with_defaults(
@@ -395,17 +383,17 @@ class RunningJob:
 
 
 def answers(
-    llm: LLM, prompts: list[JobPrompt], token_ids: PromptSpool, on_step: OnProgress, recorder: RunRecorder
+    llm: LLM, prompts: JobPrompts, on_step: OnProgress, recorder: RunRecorder
 ) -> Iterator[tuple[BatchRequest, list[RequestOutput]]]:
     """Each request as its last prompt is answered, with the outputs of its prompts in their order."""
-    if not prompts:
+    if not len(prompts):
         return
     unfinished: dict[int, dict[int, RequestOutput]] = {}  # line -> place -> output
-    params = [prompt.params for prompt in prompts]
-    for index, output in llm.generate_as_completed(token_ids, params, on_progress=on_step, recorder=recorder):
-        request, at = prompts[index].request, prompts[index].at
-        outputs = unfinished.setdefault(request.line, {})
+    results = llm.generate_as_completed(prompts.token_ids, prompts.params, on_progress=on_step, recorder=recorder)
+    for index, output in results:
+        line, at = prompts.place_of(index)
+        outputs = unfinished.setdefault(line, {})
         outputs[at] = output
-        if len(outputs) == request.num_prompts:
-            del unfinished[request.line]
-            yield request, [outputs[i] for i in range(len(outputs))]
+        if len(outputs) == prompts.num_prompts(line):
+            del unfinished[line]
+            yield prompts.request(line), [outputs[i] for i in range(len(outputs))]

@@ -9,8 +9,12 @@ import pytest
 import batchllm_ext as ext
 from batchllm.engine.recorder import RunRecorder
 from batchllm.jobs.figures import leave_figures, read_figures
+from batchllm.jobs.job_prompts import JobPrompts
+from batchllm.jobs.line import COMPLETION, BatchRequest
+from batchllm.jobs.reading import TokenizedLine
 from batchllm.jobs.run import figures_beside
 from batchllm.outputs import JobProgress
+from batchllm.sampling_params import SamplingParams
 
 
 @pytest.fixture
@@ -24,7 +28,10 @@ def recorder() -> RunRecorder:
 
 
 def leave(path: Path, recorder: RunRecorder, stats: dict[str, Any], log: Any = pytest.fail, **options: Any) -> None:
-    prompts = [(1, 0, 2), (4, 0, 1), (4, 1, 2), (9, 0, 1)]  # six completions of four prompts of three lines
+    prompts = JobPrompts()  # six completions of four prompts of three lines
+    for line, counts in ((1, [2]), (4, [1, 2]), (9, [1])):
+        request = BatchRequest(line, "id", COMPLETION, None, (), SamplingParams())
+        prompts.add(TokenizedLine(request, [[5]] * len(counts), [SamplingParams(n=n) for n in counts]))
     options = {"model": "m", "input": Path("-"), "overwrite": False, **options}
     leave_figures(path, recorder, prompts, stats, log=log, **options)
 
