@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -142,21 +141,22 @@ class Engine:
         prompts = np.concatenate([request.prompt_token_ids for request in requests])
         with self._clock("plan"):
             first = self._add_to_planner(self._planner, requests, prompts)
-        indptr = np.cumsum([0, *(len(request.prompt_token_ids) for request in requests)]).tolist()
-        prompt_of = [prompts[begin:end] for begin, end in pairwise(indptr)]
-        begins = np.cumsum([first, *(len(request.seeds) for request in requests)]).tolist()
-        all_ids = [range(begin, end) for begin, end in pairwise(begins)]
-        self._next_id = begins[-1]
+        self._next_id = first + sum(len(request.seeds) for request in requests)
         refused = dict(self._planner.refused)
         rules_of: dict[int, tuple[int, ...]] = {}  # by id of the parameters
+        all_ids: list[range] = []
+        next_id, end = first, 0
         try:
-            for place, (request, ids) in enumerate(zip(requests, all_ids, strict=True)):
+            for place, request in enumerate(requests):
+                begin, end = end, end + len(request.prompt_token_ids)
+                all_ids.append(ids := range(next_id, next_id + len(request.seeds)))
+                next_id = ids.stop
                 if refused and (why := next((refused[i] for i in ids if i in refused), None)):
                     raise ValueError(f"request {place}: {why}")
                 if id(request.params) not in rules_of:
                     rules_of[id(request.params)] = self._rules.concerning(request.params)
                 try:
-                    self._add_to_table(request, prompt_of[place], ids, rules_of[id(request.params)])
+                    self._add_to_table(request, prompts[begin:end], ids, rules_of[id(request.params)])
                 except ValueError as error:
                     raise ValueError(f"request {place}: {error}") from error
         except BaseException:

@@ -144,17 +144,17 @@ class RecordFile:
 
     def write(self, record: bytes) -> None:
         """Hands the whole record to the operating system, or raises with none of it in the file."""
-        rest = memoryview(record)
         try:
-            with self._named(f"; the {self._num_records:,} lines before are whole" if self._num_records else ""):
-                while rest:
-                    rest = rest[os.write(self._file, rest) :]
-            self._size += len(record)
-            self._num_records += 1
-        except BaseException:
+            written = os.write(self._file, record)
+            while written < len(record):
+                written += os.write(self._file, memoryview(record)[written:])
+        except BaseException as error:
             if self._is_regular:
                 os.ftruncate(self._file, self._size)
-            raise
+            with self._named(f"; the {self._num_records:,} lines before are whole" if self._num_records else ""):
+                raise error
+        self._size += len(record)
+        self._num_records += 1
         self.sync_if_due()
 
     def sync_if_due(self) -> None:

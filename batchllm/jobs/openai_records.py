@@ -35,9 +35,12 @@ def record_opening(job_id: str) -> bytes:
 def answer_record(request: BatchRequest, outputs: list[RequestOutput], model: str, job_id: str) -> bytes:
     """The output line of a request: outputs[i] answers its prompt i. model: the name of the one that ran."""
     unique = f"{job_id}{request.line:016x}"
-    completions = [completion for output in outputs for completion in output.outputs]
-    prompt_tokens = sum(len(output.prompt_token_ids) for output in outputs)
-    completion_tokens = sum(len(completion.token_ids) for completion in completions)
+    prompt_tokens = completion_tokens = cached_tokens = 0
+    for output in outputs:
+        prompt_tokens += len(output.prompt_token_ids)
+        cached_tokens += output.num_cached_tokens
+        for completion in output.outputs:
+            completion_tokens += len(completion.token_ids)
     if not request.kind.draws:  # the last token of what is scored is given, too
         prompt_tokens, completion_tokens = prompt_tokens + len(outputs), 0
     body: dict[str, Any] = {
@@ -50,7 +53,7 @@ def answer_record(request: BatchRequest, outputs: list[RequestOutput], model: st
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": sum(output.num_cached_tokens for output in outputs)},
+            "prompt_tokens_details": {"cached_tokens": cached_tokens},
         },
     }
     if request.kind is CHAT and outputs[0].prompt_logprobs is not None:

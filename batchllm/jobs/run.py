@@ -362,16 +362,19 @@ class RunningJob:
 
     def take(self, request: BatchRequest, outputs: list[RequestOutput]) -> None:
         """Writes the answer, or what is wrong with it."""
-        completions = [completion for output in outputs for completion in output.outputs]
-        if failed := next((c for c in completions if c.finish_reason == "error"), None):
-            error = LineError("invalid_output", None, str(failed.stop_reason)).at(request.line, request.custom_id)
-            self._fail(error)
-            self.check_error_rate()
-            return
+        is_cut = False
+        for output in outputs:
+            for completion in output.outputs:
+                if completion.finish_reason == "error":
+                    reason = str(completion.stop_reason)
+                    self._fail(LineError("invalid_output", None, reason).at(request.line, request.custom_id))
+                    self.check_error_rate()
+                    return
+                is_cut = is_cut or completion.is_cut
         self._sink.answer(request, outputs)
         self._num_answered += 1
         self._num_other_model += request.names_another(self._options.model_name)
-        self._num_cut += any(completion.is_cut for completion in completions)
+        self._num_cut += is_cut
 
     def _fail(self, error: LineError) -> None:
         self._sink.error(error)

@@ -41,7 +41,7 @@ class PromptSpool(Sequence[Any]):
     def __getitem__(self, index: int | slice) -> np.ndarray | Sequence[np.ndarray]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
+        if not 0 <= index < len(self._indptr) - 1:
             raise IndexError(index)
         if self._tokens is None:
             self._tokens = self._whole()
