@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from array import array
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -313,9 +314,10 @@ class LLM:
         next_progress_s = 0.0
         try:
             self.engine.recorder = recorder or self.engine.recorder
-            for of_request in self.engine.add(list(requests)):
-                begins.append(of_request.start)
-                num_left += len(of_request)
+            with _never_collected():
+                for of_request in self.engine.add(list(requests)):
+                    begins.append(of_request.start)
+                    num_left += len(of_request)
             if begins:
                 ids = range(begins[0], begins[0] + num_left)
                 self._waiting[ids] = ended
@@ -336,6 +338,7 @@ class LLM:
                 self.engine.abort(ids)
             if recorder and self.engine.recorder is recorder:
                 self.engine.recorder = None
+            gc.unfreeze()
 
     def _continued(
         self, prompt_token_ids: list[int], text: str | None, continuations: list[str | list[int]]
@@ -409,6 +412,20 @@ class LLM:
             answers.close()  # type: ignore[attr-defined]
             bar.close()
         return [output for output in results if output is not None]
+
+
+@contextmanager
+def _never_collected() -> Iterator[None]:
+    """What is made here stays: Python does not look for cycles in it, again and again as it becomes more, until
+    gc.unfreeze."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
 
 
 def _progress_bar(name: str, total: int, use_tqdm: bool | Callable[..., Any]) -> Any:
