@@ -659,6 +659,53 @@ def silu_and_mul(gate_up: Any, *, out: Any, num_threads: int = 0, stream: int = 
     both float16.
     """
 
+def quantize_rows(x: Any, *, out: Any, scales: Any, num_threads: int = 0) -> None:
+    """Rows in 8 bits, of which an element stands for scales[row] * (out - 128): a row's scale is its largest magnitude
+    / 127 (NaN where an element is), and elements are rounded to nearest.
+
+    x [num_rows, size] float32 or bfloat16; written: out uint8 [num_rows, size], scales float32 [num_rows].
+    """
+
+def dequantize_rows(x: Any, scales: Any, *, out: Any, bias: Any | None = None, num_threads: int = 0) -> None:
+    """out = scales[row] * x + bias, rounded once; out may be x.
+
+    x float32 [num_rows, size], products of quantized rows; scales float32 [num_rows]; bias float32 [size]; out
+    [num_rows, size] float32 or bfloat16.
+    """
+
+def norm_quantize(
+    x: Any,
+    *,
+    eps: float,
+    out: Any,
+    scales: Any,
+    delta: Any | None = None,
+    delta_scales: Any | None = None,
+    delta_bias: Any | None = None,
+    num_threads: int = 0,
+) -> None:
+    """x / sqrt(mean(x^2) + eps) as quantize_rows. With delta, x += delta_scales[row] * delta + delta_bias before.
+
+    x, delta [num_rows, size], delta_scales [num_rows], delta_bias [size], all float32; out and scales as there.
+    """
+
+def silu_mul_quantize(
+    gate_up: Any,
+    gate_up_scales: Any,
+    *,
+    out: Any,
+    scales: Any,
+    bias: Any | None = None,
+    num_segments: int = 1,
+    num_threads: int = 0,
+) -> None:
+    """H(gate / (1 + exp(-gate)) * up) as quantize_rows, of gate_up = gate_up_scales[row] * gate_up + bias. H is the
+    orthogonal Hadamard transform over num_segments (a power of two that divides size) equal segments of a row.
+
+    gate_up float32 [num_rows, 2 size]: gate, then up; gate_up_scales float32 [num_rows]; bias float32 [2 size]; out
+    and scales as there.
+    """
+
 def argmax_and_lse(logits: Any, *, token_ids: Any, lse: Any, num_threads: int = 0) -> None:
     """Of every row the index of the largest logit (the first of equals) and log(sum(exp(logits))).
 

@@ -142,6 +142,7 @@ def discard(function: Callable[..., Any], **options: Any) -> Callable[..., None]
 
 STATE = {"out_a": floats(3, 2, 8), "lse_a": floats(3, 2), "out_b": floats(3, 2, 8), "lse_b": floats(3, 2)}
 ROWS = floats(3, 8)
+QUANTIZED = {"out": np.zeros((3, 8), np.uint8), "scales": floats(3)}
 
 CALLS = {
     "PrefixTrie.__init__": Call(trie, {**JOB, "prompt_of_request": EACH_ITS_OWN}),
@@ -206,6 +207,20 @@ CALLS = {
         takes_cuda=True,
     ),
     "silu_and_mul": Call(discard(ext.silu_and_mul), {"gate_up": floats(3, 16), "out": ROWS}, ("out",), takes_cuda=True),
+    "quantize_rows": Call(discard(ext.quantize_rows), {"x": ROWS, **QUANTIZED}, ("out", "scales")),
+    "dequantize_rows": Call(
+        discard(ext.dequantize_rows), {"x": ROWS, "scales": floats(3), "bias": floats(8), "out": floats(3, 8)}, ("out",)
+    ),
+    "norm_quantize": Call(
+        discard(ext.norm_quantize, eps=1e-6),
+        {"x": ROWS, "delta": floats(3, 8), "delta_scales": floats(3), "delta_bias": floats(8), **QUANTIZED},
+        ("x", "out", "scales"),
+    ),
+    "silu_mul_quantize": Call(
+        discard(ext.silu_mul_quantize),
+        {"gate_up": floats(3, 16), "gate_up_scales": floats(3), "bias": floats(16), **QUANTIZED},
+        ("out", "scales"),
+    ),
     "sample": Call(
         discard(ext.sample),
         {

@@ -375,7 +375,7 @@ class Fuzzer:
         large = self.choice([1, 1, 1, 4000])  # enough for threads
         x, delta = self.floats(2, large * num_rows, num_heads, size)
         threads = {"num_threads": self.choice([0, 1, 2, 3, 1024])}
-        kind = self.between(0, 5)
+        kind = self.between(0, 6)
         if kind == 0:
             more = {"delta": delta} if self.rng.random() < 0.5 else {}
             self.call("rms_norm", ext.rms_norm, x, self.floats(size), eps=1e-5, out=delta.copy(), **more, **threads)
@@ -406,12 +406,26 @@ class Fuzzer:
             k_pages, v_pages = self.floats(2, 4, 3, num_heads, size)
             slots = self.rng.integers(0, 12, len(x))
             self.call("append_kv", ext.append_kv, x, delta, slots, k_pages, v_pages, **threads)
+        elif kind == 5:
+            self.quantize(len(x), size, threads)
         else:
             lse = self.floats(2, len(x), num_heads)
             base = {"lse_base": self.choice(["e", "2"])}
             self.call("merge_state", ext.merge_state, x, lse[0], delta, lse[1], **base)
             states = self.floats(len(x), 3, num_heads, size)
             self.call("merge_states", ext.merge_states, states, self.floats(len(x), 3, num_heads), **base)
+
+    def quantize(self, num_rows: int, size: int, threads: dict[str, int]) -> None:
+        x, delta, both = *self.floats(2, num_rows, size), self.floats(num_rows, 2 * size)
+        scales, bias = self.floats(num_rows), self.floats(2 * size)
+        to = {"out": np.zeros((num_rows, size), np.uint8), "scales": np.zeros(num_rows, np.float32)}
+        self.call("quantize_rows", ext.quantize_rows, x, **to, **threads)
+        self.call("dequantize_rows", ext.dequantize_rows, both, scales, out=both, bias=bias, **threads)
+        deltas = {"delta": delta, "delta_scales": scales, "delta_bias": bias[:size]}
+        more = deltas if self.rng.random() < 0.5 else {}
+        self.call("norm_quantize", ext.norm_quantize, x, eps=1e-5, **to, **more, **threads)
+        segments = {"num_segments": self.choice([1, 2, 16, 64])}
+        self.call("silu_mul_quantize", ext.silu_mul_quantize, both, scales, bias=bias, **to, **segments, **threads)
 
     def ask(self) -> None:
         for name in ("gpu_peaks", "gpu_models", "has_cuda", "gpu_head_dims", "cpu_isa", "cpu_isas"):

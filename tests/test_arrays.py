@@ -125,7 +125,9 @@ def test_other_elements_are_a_type_error_whoever_has_them(call: str, name: str):
             continue
         other = arrays[name].astype(element)
         got = text or f"format '{memoryview(other).format}'"
-        expected = rf"^{name}: expected (float64|float32|bfloat16|int32|int64|bool)( or \w+)*, got {re.escape(got)}$"
+        expected = (
+            rf"^{name}: expected (float64|float32|bfloat16|uint8|int32|int64|bool)( or \w+)*, got {re.escape(got)}$"
+        )
         kinds = [lambda values: values, *(KINDS.values() if text else ())]
         for made in kinds:
             with pytest.raises(TypeError, match=expected):

@@ -25,6 +25,7 @@ ElementType element_type(dlpack::DLDataType type) {
     if (is(dlpack::kBFloat, 16)) return ElementType::kBFloat16;
     if (is(dlpack::kFloat, 16)) return ElementType::kFloat16;
     if (is(dlpack::kUInt, 16)) return ElementType::kUInt16;
+    if (is(dlpack::kUInt, 8)) return ElementType::kUInt8;
     if (is(dlpack::kInt, 32)) return ElementType::kInt32;
     if (is(dlpack::kInt, 64)) return ElementType::kInt64;
     if (is(dlpack::kBool, 8)) return ElementType::kBool;
@@ -120,6 +121,8 @@ const char* element_type_name(ElementType type) {
             return "float16";
         case ElementType::kUInt16:
             return "uint16";
+        case ElementType::kUInt8:
+            return "uint8";
         case ElementType::kInt32:
             return "int32";
         case ElementType::kInt64:

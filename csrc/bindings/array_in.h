@@ -17,7 +17,18 @@
 
 namespace batchllm {
 
-enum class ElementType : uint8_t { kFloat64, kFloat32, kBFloat16, kFloat16, kUInt16, kInt32, kInt64, kBool, kOther };
+enum class ElementType : uint8_t {
+    kFloat64,
+    kFloat32,
+    kBFloat16,
+    kFloat16,
+    kUInt16,
+    kUInt8,
+    kInt32,
+    kInt64,
+    kBool,
+    kOther
+};
 
 const char* element_type_name(ElementType type);
 

@@ -24,5 +24,6 @@ void bind_attention_plan(pybind11::module_& module);
 void bind_attention(pybind11::module_& module);
 void bind_states(pybind11::module_& module);
 void bind_ops(pybind11::module_& module);
+void bind_quantized_rows(pybind11::module_& module);
 
 }  // namespace batchllm

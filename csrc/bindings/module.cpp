@@ -44,5 +44,6 @@ PYBIND11_MODULE(batchllm_ext, module) {
     batchllm::bind_attention(module);
     batchllm::bind_states(module);
     batchllm::bind_ops(module);
+    batchllm::bind_quantized_rows(module);
     batchllm::refuse_uninitialised_objects(module);
 }

@@ -13,6 +13,10 @@ struct RowKernels {
     void (*silu_and_mul)(const SiluAndMulParams& params, int64_t begin, int64_t end);
     void (*argmax_and_lse)(const ArgmaxAndLseParams& params, int64_t begin, int64_t end);
     void (*sample)(const SampleParams& params, int64_t begin, int64_t end);
+    void (*quantize_rows)(const QuantizeParams& params, int64_t begin, int64_t end);
+    void (*dequantize_rows)(const DequantizeParams& params, int64_t begin, int64_t end);
+    void (*norm_quantize)(const NormQuantizeParams& params, int64_t begin, int64_t end);
+    void (*silu_mul_quantize)(const SiluMulQuantizeParams& params, int64_t begin, int64_t end);
 };
 
 extern const RowKernels kBaseRowKernels;

@@ -60,4 +60,20 @@ void sample(const SampleParams& params, int64_t num_rows, int32_t num_threads) {
     run(&RowKernels::sample, params, num_rows, params.vocab_size, num_threads);
 }
 
+void quantize_rows(const QuantizeParams& params, int64_t num_rows, int32_t num_threads) {
+    run(&RowKernels::quantize_rows, params, num_rows, params.size, num_threads);
+}
+
+void dequantize_rows(const DequantizeParams& params, int64_t num_rows, int32_t num_threads) {
+    run(&RowKernels::dequantize_rows, params, num_rows, params.size, num_threads);
+}
+
+void norm_quantize(const NormQuantizeParams& params, int64_t num_rows, int32_t num_threads) {
+    run(&RowKernels::norm_quantize, params, num_rows, params.size, num_threads);
+}
+
+void silu_mul_quantize(const SiluMulQuantizeParams& params, int64_t num_rows, int32_t num_threads) {
+    run(&RowKernels::silu_mul_quantize, params, num_rows, params.size, num_threads);
+}
+
 }  // namespace batchllm

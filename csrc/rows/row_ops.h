@@ -13,5 +13,9 @@ void rotate(const RotateParams& params, int64_t num_rows, int32_t num_threads);
 void silu_and_mul(const SiluAndMulParams& params, int64_t num_rows, int32_t num_threads);
 void argmax_and_lse(const ArgmaxAndLseParams& params, int64_t num_rows, int32_t num_threads);
 void sample(const SampleParams& params, int64_t num_rows, int32_t num_threads);
+void quantize_rows(const QuantizeParams& params, int64_t num_rows, int32_t num_threads);
+void dequantize_rows(const DequantizeParams& params, int64_t num_rows, int32_t num_threads);
+void norm_quantize(const NormQuantizeParams& params, int64_t num_rows, int32_t num_threads);
+void silu_mul_quantize(const SiluMulQuantizeParams& params, int64_t num_rows, int32_t num_threads);
 
 }  // namespace batchllm

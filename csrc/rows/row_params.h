@@ -127,4 +127,56 @@ struct SampleParams {
     float* lse;                   // [num_rows], of `logits`, natural log
 };
 
+// Rows in 8 bits: an element stands for scales[row] * (data - 128). A row's scale is its largest magnitude / 127 (NaN
+// where an element is), and elements are rounded to nearest, ties to even.
+struct QuantizedRows {
+    uint8_t* data;  // [num_rows, size]
+    int64_t row_stride;
+    float* scales;  // [num_rows]
+};
+constexpr float kInt8Max = 127.0f;
+
+// Products of quantized rows, which stand for scales[row] * data + bias.
+struct ScaledRows {
+    const float* data;  // [num_rows, size]; null where there are none
+    int64_t row_stride;
+    const float* scales;  // [num_rows]
+    const float* bias;    // [size]; may be null
+};
+
+struct QuantizeParams {
+    DType dtype;    // of x
+    const void* x;  // [num_rows, size]
+    int64_t x_stride;
+    QuantizedRows out;
+    int64_t size;
+};
+
+struct DequantizeParams {
+    DType dtype;  // of out
+    ScaledRows x;
+    void* out;  // [num_rows, size]; may be x
+    int64_t out_stride;
+    int64_t size;
+};
+
+// x += delta (where there is a delta); out = x / sqrt(mean(x^2) + eps)
+struct NormQuantizeParams {
+    float* x;  // [num_rows, size]
+    int64_t x_stride;
+    ScaledRows delta;
+    QuantizedRows out;
+    int64_t size;
+    float eps;
+};
+
+// out = H(gate / (1 + exp(-gate)) * up), where H is the orthogonal Hadamard transform over num_segments equal segments
+// of a row: it mixes elements that are a multiple of size / num_segments apart, and with one segment changes nothing.
+struct SiluMulQuantizeParams {
+    ScaledRows gate_up;  // [num_rows, 2 size]: gate, then up
+    QuantizedRows out;
+    int64_t size;
+    int64_t num_segments;  // a power of two that divides size
+};
+
 }  // namespace batchllm
