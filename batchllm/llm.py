@@ -46,8 +46,8 @@ class LLM:
 
     model: a directory with config.json and safetensors, a hub id, or a .gguf file.
     rules: of your own, for the logits of every request (batchllm.sampling.rules.LogitsRule).
-    options: those of batchllm.options.EngineOptions, which says what each means: dtype, device, levels, page_size,
-        kv_cache_tokens, max_batch_tokens, num_threads, seed, allow_special_tokens, generation_config.
+    options: those of batchllm.options.EngineOptions, which says what each means: dtype, quantize, device, levels,
+        page_size, kv_cache_tokens, max_batch_tokens, num_threads, seed, allow_special_tokens, generation_config.
 
     Raises FileNotFoundError or ValueError that names the file, the field, the tensor or the option at fault.
     """

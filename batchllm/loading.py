@@ -18,6 +18,8 @@ from batchllm.engine.engine import Engine, EngineRequest
 from batchllm.engine.runner import CpuRunner, Gpu, GpuRunner, Runner
 from batchllm.models.config import GENERATION_CONFIG, ModelConfig, resolve_model, sampling_defaults
 from batchllm.models.decoder import Model
+from batchllm.models.forward_pass import ForwardPass
+from batchllm.models.int8_decoder import Int8Model
 from batchllm.models.weights import WeightReader
 from batchllm.options import DTYPES, EngineOptions
 from batchllm.requests import Prompt, RequestLimits, parse_prompt
@@ -45,8 +47,8 @@ class LoadedModel:
     def __init__(self, model: str | Path, options: EngineOptions, rules: Sequence[LogitsRule] = ()) -> None:
         """`rules` come before those of the sampling parameters."""
         start = time.perf_counter()
-        choice = choose_device(options.device, options.dtype)
-        dtype = _torch_dtype(options.dtype, choice.device)
+        choice = choose_device(options.device, options.dtype, options.quantize)
+        dtype = _torch_dtype(options, choice.device)
         if options.num_threads is not None:
             torch.set_num_threads(options.num_threads)
         self.options = options
@@ -73,10 +75,9 @@ class LoadedModel:
             if options.device == "cuda":
                 raise ValueError(f"{self.directory}: {refusals[0]}")
             choice = DeviceChoice(CPU, refusals[0])
-            dtype = _torch_dtype(options.dtype, choice.device)
+            dtype = _torch_dtype(options, choice.device)
         self.device_choice = choice
-        with WeightReader(self.directory, dtype, choice.device) as reader:
-            loaded = Model(self.config, reader)
+        loaded = self._load_weights(dtype)
         loaded.pack_weights()
         kv_cache_tokens = options.kv_cache_tokens
         if kv_cache_tokens is None:
@@ -107,6 +108,13 @@ class LoadedModel:
             max_batch_tokens=options.max_batch_tokens,
         )
         self.load_s = time.perf_counter() - start
+
+    def _load_weights(self, dtype: torch.dtype) -> Model | Int8Model:
+        if self.options.quantize is None:
+            with WeightReader(self.directory, dtype, self.device_choice.device) as reader:
+                return Model(self.config, reader)
+        with WeightReader(self.directory, torch.float32) as reader:
+            return Int8Model(self.config, reader, dtype)
 
     def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         """Raises ValueError if this request could never run."""
@@ -168,19 +176,20 @@ class LoadedModel:
             raise
 
 
-def _runner(model: Model) -> Runner:
+def _runner(model: ForwardPass) -> Runner:
     if model.device.type == "cuda":
         return GpuRunner(model, Gpu(), GpuOps())
     return CpuRunner(model, torch.get_num_threads())
 
 
-def _torch_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+def _torch_dtype(options: EngineOptions, device: torch.device) -> torch.dtype:
+    dtype = options.dtype
     if device.type == "cuda":
         if dtype not in GPU_DTYPES:
             raise ValueError(f"dtype: expected 'auto' or 'bfloat16' on a GPU, got {dtype!r}")
         return torch.bfloat16
     if dtype == "auto":
-        return torch.bfloat16 if _cpu_has_bf16_dot() else torch.float32
+        return torch.bfloat16 if options.quantize or _cpu_has_bf16_dot() else torch.float32
     for name in DTYPES:
         torch_dtype: torch.dtype = getattr(torch, name)
         if dtype in (name, torch_dtype):

@@ -11,12 +11,15 @@ from batchllm.sampling_params import MAX_INT32
 READER_COST_TOKENS = 2.0
 DEFAULT_MAX_BATCH_TOKENS = 1024
 DTYPES = ("float32", "bfloat16")  # of weights and KV, where a model runs
+QUANTIZATIONS = ("int8",)  # of weights and activations
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """dtype: "float32", "bfloat16" (or torch's), or "auto": bfloat16 where the CPU has bf16 dot products, else float32.
-        A GPU takes bfloat16 only.
+    """dtype: "float32", "bfloat16" (or torch's), or "auto": bfloat16 with `quantize` and where the CPU has bf16 dot
+        products, else float32. A GPU takes bfloat16 only.
+    quantize: "int8" multiplies weights and activations of 8 bits, on a CPU, and dtype is that of KV and logits; None
+        multiplies those of the dtype.
     device: "cpu"; "cuda", torch's current GPU, for models of head_dim 64, 96, 128 or 256; or "auto": the GPU, if one
         is there that takes the model and the dtype and the tests have run on one (not yet), else the CPU.
         `LLM.device_choice` says what was taken and why.
@@ -41,6 +44,7 @@ class EngineOptions:
     """
 
     dtype: Any = "auto"
+    quantize: str | None = None
     device: str = "auto"
     levels: int | None = None
     page_size: int = 16
@@ -69,6 +73,8 @@ class EngineOptions:
             )
         if type(self.seed) is not int:
             raise ValueError(f"seed: expected an integer, got {self.seed!r}")
+        if self.quantize is not None and self.quantize not in QUANTIZATIONS:
+            raise ValueError(f"quantize: expected None or {', '.join(map(repr, QUANTIZATIONS))}, got {self.quantize!r}")
         if self.generation_config not in ("auto", "vllm"):
             raise ValueError(f"generation_config: expected 'auto' or 'vllm', got {self.generation_config!r}")
         tags = self.reasoning_tags

@@ -24,6 +24,7 @@ from batchllm import LLM, SamplingParams
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
+from batchllm.options import QUANTIZATIONS
 from benchmarks.contestant import WARM_UP, Contestant, Outputs, Request, read_requests, run_job, serve
 
 
@@ -42,12 +43,13 @@ class BatchLLM(Contestant):
         self.llm = LLM(
             self.options.model,
             dtype=self.options.dtype,
+            quantize=self.options.quantize,
             levels=None if self.levels == "any" else int(self.levels),
             kv_cache_tokens=kv_tokens,
             max_batch_tokens=self.options.max_batch_tokens,
             num_threads=self.options.num_threads,
         )
-        self.dtype = str(self.llm.dtype).removeprefix("torch.")
+        self.dtype = self.options.quantize or str(self.llm.dtype).removeprefix("torch.")
         self.prepare(WARM_UP)()
 
     def prepare(self, requests: list[Request]) -> Callable[[], tuple[Outputs, dict[str, Any]]]:
@@ -72,6 +74,7 @@ def main() -> None:
     job.add_argument("--serve", action="store_true", help="be a contestant; takes one of --levels")
     parser.add_argument("--model", required=True)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quantize", choices=QUANTIZATIONS)
     parser.add_argument("--kv-cache-tokens", type=int)
     parser.add_argument("--max-batch-tokens", type=int)
     parser.add_argument("--num-threads", type=int)

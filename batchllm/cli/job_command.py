@@ -14,7 +14,16 @@ import typer
 
 from batchllm.cli.app import EXIT_SOME_LINES_FAILED, exit_status
 from batchllm.cli.console import console_of, say
-from batchllm.cli.option_types import STANDARD_OUTPUT, Dtype, Levels, MaxBatchTokens, Overwrite, RunDevice, duration
+from batchllm.cli.option_types import (
+    STANDARD_OUTPUT,
+    Dtype,
+    Levels,
+    MaxBatchTokens,
+    Overwrite,
+    Quantization,
+    RunDevice,
+    duration,
+)
 from batchllm.options import DEFAULTS
 
 Output = Annotated[
@@ -61,7 +70,13 @@ class JobOptions:
     levels: Annotated[
         Levels, typer.Option(help="Depth of prefix sharing: any (auto), a single level (1), none (0).")
     ] = Levels.auto
-    dtype: Annotated[Dtype, typer.Option(help="auto: bfloat16 where the CPU multiplies it.")] = Dtype.auto
+    dtype: Annotated[Dtype, typer.Option(help="auto: bfloat16 with --quantize and where the CPU multiplies it.")] = (
+        Dtype.auto
+    )
+    quantize: Annotated[
+        Quantization | None,
+        typer.Option(help="Weights and activations of 8 bits, on a CPU.", show_default="those of the dtype"),
+    ] = None
     device: Annotated[RunDevice, typer.Option(help="auto: the CPU, until the tests have run on a GPU.")] = (
         RunDevice.auto
     )
@@ -145,6 +160,7 @@ def answer_lines(input: str, output: Path, model: str, options: JobOptions, **as
                 on_progress=on_progress,
                 log=lambda line: say(log, line),
                 dtype=options.dtype.value,
+                quantize=options.quantize.value if options.quantize else None,
                 device=options.device.value,
                 levels=None if options.levels is Levels.auto else int(options.levels.value),
                 page_size=options.page_size,

@@ -24,6 +24,10 @@ class Dtype(str, Enum):
     bfloat16 = "bfloat16"
 
 
+class Quantization(str, Enum):
+    int8 = "int8"
+
+
 class RunDevice(str, Enum):
     auto = "auto"
     cpu = "cpu"

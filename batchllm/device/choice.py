@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 import batchllm_ext as ext
+from batchllm.device.int8 import can_multiply_int8
 
 # Whether the tests have run on a GPU: docs/results/gpu.md, which an installed package has not, is what came of it.
 TESTED_ON_GPU = False
@@ -25,13 +26,20 @@ class DeviceChoice:
         return f"{self.device}: {self.why}"
 
 
-def choose_device(wanted: str, dtype: Any) -> DeviceChoice:
-    """`wanted`: "auto", "cpu" or "cuda"; `dtype` as EngineOptions takes it. Raises ValueError for "cuda" where there is
-    no GPU that the kernels can run on."""
+def choose_device(wanted: str, dtype: Any, quantize: str | None = None) -> DeviceChoice:
+    """`wanted`: "auto", "cpu" or "cuda"; `dtype` and `quantize` as EngineOptions takes them. Raises ValueError for
+    "cuda" where there is no GPU that the kernels can run on, and for "int8" where nothing multiplies it."""
     if wanted not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device: expected 'auto', 'cpu' or 'cuda', got {wanted!r}")
+    if quantize is not None:
+        if wanted == "cuda":
+            raise ValueError(f"quantize: {quantize!r} is for a CPU, and device is 'cuda'")
+        if not can_multiply_int8():
+            raise ValueError(f"quantize: {quantize!r} needs oneDNN, which torch {torch.__version__} is without here")
     if wanted == "cpu":
         return DeviceChoice(CPU, "asked for")
+    if quantize is not None:
+        return DeviceChoice(CPU, f"quantize is {quantize!r}, which is for one")
     if lacks := _lacks():
         if wanted == "cuda":
             raise ValueError(f"device: 'cuda' needs {lacks}")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from batchllm.llm import LLM
 
 # Of an engine's options, those that answers depend on.
-ANSWER_OPTIONS = ("dtype", "generation_config", "allow_special_tokens", "reasoning_tags")
+ANSWER_OPTIONS = ("dtype", "quantize", "generation_config", "allow_special_tokens", "reasoning_tags")
 
 
 def run_job(

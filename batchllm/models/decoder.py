@@ -47,7 +47,7 @@ class Model(ForwardPass):
         self.kind_of_layer = tuple(self.attention_kinds.index(spec.attention) for spec in config.layers)
         hidden = config.hidden_size
         self.embedding = reader.take("model.embed_tokens.weight", config.vocab_size, hidden)
-        self.layers = [_load_layer(reader, spec, hidden, f"model.layers.{i}.") for i, spec in enumerate(config.layers)]
+        self.layers = [load_layer(reader, spec, hidden, f"model.layers.{i}.") for i, spec in enumerate(config.layers)]
         self.norm = reader.take("model.norm.weight", hidden)
         if config.tie_word_embeddings:
             reader.drop_copy("lm_head.weight", self.embedding, of="model.embed_tokens.weight")
@@ -56,11 +56,7 @@ class Model(ForwardPass):
             self.lm_head = Linear(reader.take("lm_head.weight", config.vocab_size, hidden))
         reader.finish()
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
-        rotation = next((spec.rotation for spec in config.layers if spec.rotation is not None), None)
-        self.inv_freq = None  # [D / 2] float32
-        if rotation is not None:
-            head_dim = config.layers[0].attention.head_dim
-            self.inv_freq = inv_freq(rotation, head_dim, config.max_model_len).to(self.device)
+        self.inv_freq = rotation_frequencies(config, self.device)
 
     def pack_weights(self) -> None:
         """The embedding stays as it is, also where it is the lm_head."""
@@ -77,7 +73,7 @@ class Model(ForwardPass):
         plans = step.plans
         x = F.embedding(step.token_ids, self.embedding)  # [T, hidden_size]
         delta = None  # [T, hidden_size], what the last block adds to x; the next norm adds it
-        angles = self._rotation(step.positions)
+        angles = rotation_angles(self.inv_freq, step.positions)
         normed = torch.empty_like(x)
         attended = x.new_empty(len(x), num_q, dim)  # [T, Hq, D]
         activated = x.new_empty(len(x), config.layers[0].intermediate_size)
@@ -105,15 +101,9 @@ class Model(ForwardPass):
     def logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)
 
-    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
-        """cos and sin of the rotary angles, each [T, D / 2] float32; None where no layer rotates."""
-        if self.inv_freq is None:
-            return None
-        angles = torch.outer(positions.float(), self.inv_freq)
-        return angles.cos(), angles.sin()
 
-
-def _load_layer(reader: WeightReader, spec: LayerSpec, hidden: int, prefix: str) -> Layer:
+def load_layer(reader: WeightReader, spec: LayerSpec, hidden: int, prefix: str) -> Layer:
+    """The layer whose tensors' names begin with `prefix`."""
     inter, dim = spec.intermediate_size, spec.attention.head_dim
     q_size, kv_size = spec.attention.q_size, spec.attention.kv_size
 
@@ -136,6 +126,22 @@ def _load_layer(reader: WeightReader, spec: LayerSpec, hidden: int, prefix: str)
         gate_up=linear(("mlp.gate_proj", "mlp.up_proj"), (inter, inter), hidden, spec.mlp_bias),
         down=linear(("mlp.down_proj",), (hidden,), inter, spec.mlp_bias),
     )
+
+
+def rotation_frequencies(config: ModelConfig, device: torch.device) -> Tensor | None:
+    """Those of all layers that rotate, [D / 2] float32; None where no layer does."""
+    rotation = next((spec.rotation for spec in config.layers if spec.rotation is not None), None)
+    if rotation is None:
+        return None
+    return inv_freq(rotation, config.layers[0].attention.head_dim, config.max_model_len).to(device)
+
+
+def rotation_angles(frequencies: Tensor | None, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+    """cos and sin of the rotary angles, each [T, D / 2] float32; None where no layer rotates."""
+    if frequencies is None:
+        return None
+    angles = torch.outer(positions.float(), frequencies)
+    return angles.cos(), angles.sin()
 
 
 def inv_freq(rotation: Rotation, head_dim: int, max_model_len: int) -> Tensor:

@@ -43,6 +43,8 @@ def refused(llm: LLM, prompts, message: str, params=ONE_TOKEN) -> None:
     ("options", "message"),
     [
         ({"dtype": "float16"}, "dtype: expected 'auto', 'float32', 'bfloat16', got 'float16'"),
+        ({"quantize": "int4"}, "quantize: expected None or 'int8', got 'int4'"),
+        ({"quantize": "int8", "device": "cuda"}, "quantize: 'int8' is for a CPU, and device is 'cuda'"),
         ({"device": "gpu"}, "device: expected 'auto', 'cpu' or 'cuda', got 'gpu'"),
         ({"levels": 2}, "levels: expected None, 0 or 1, got 2"),
         ({"levels": -1}, "levels: expected None, 0 or 1, got -1"),
@@ -86,6 +88,12 @@ def test_a_gpu_that_is_not_there_is_refused(tiny_dir, monkeypatch):
         LLM(tiny_dir, device="cuda")
 
 
+def test_int8_without_onednn_is_refused(tiny_dir, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"^quantize: 'int8' needs oneDNN, which torch .* is without here$"):
+        LLM(tiny_dir, quantize="int8")
+
+
 def test_auto_says_which_device_it_takes_and_why(tiny_dir, monkeypatch):
     def taken(**options) -> str:
         return LLM(tiny_dir, **options).device_choice
@@ -102,6 +110,7 @@ def test_auto_says_which_device_it_takes_and_why(tiny_dir, monkeypatch):
     monkeypatch.setattr(choice, "TESTED_ON_GPU", False)
     assert taken() == "cpu: there is a GPU, but the tests have not run on one yet; device='cuda' takes it"
     monkeypatch.setattr(choice, "TESTED_ON_GPU", True)
+    assert taken(quantize="int8") == "cpu: quantize is 'int8', which is for one"
     assert taken(dtype="float32") == "cpu: there is a GPU, but it takes bfloat16 only, and dtype is 'float32'"
     assert taken().startswith("cpu: head_dim is 8, and attention on a GPU is compiled for 64, 96,")
     assert str(choice.choose_device("auto", "auto")) == "cuda:0: there is a GPU, and the tests have run on one"

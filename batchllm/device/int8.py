@@ -1,0 +1,167 @@
+"""Matrix products in 8 bits on a CPU, and what stands between them.
+
+A row of activations is its largest magnitude / 127 in float32 (its scale) and a byte per element. A weight has a scale
+per output, and its bytes are bounded in pairs, so that all sums of a product are exact, with VNNI as without: a row's
+bits do not depend on the rows beside it, and one set of weights serves every CPU.
+
+oneDNN's product without VNNI adds the products of two neighbouring columns in 16 bits, and saturates. 255 times the sum
+of two weights fits while that is at most 128, which costs little of their 8 bits; where a CPU pairs other columns
+(`pairs_are_exact`), weights have half the range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import batchllm_ext as ext
+
+INT8_MAX = 127
+ZERO_POINT = 128  # the byte of 0
+# Larger results would be new memory in every call: glibc gives back at once what is 32 MiB or more.
+MAX_PRODUCT_BYTES = 24 << 20
+
+
+@dataclass(frozen=True)
+class Int8Rows:
+    """T rows; an element stands for scales[row] * (values - 128)."""
+
+    values: Tensor  # uint8 [T, size]
+    scales: Tensor  # float32 [T]
+
+    @classmethod
+    def empty(cls, num_rows: int, size: int) -> Int8Rows:
+        return cls(torch.empty(num_rows, size, dtype=torch.uint8), torch.empty(num_rows))
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows: slice) -> Int8Rows:
+        return Int8Rows(self.values[rows], self.scales[rows])
+
+
+@dataclass(frozen=True)
+class Products:
+    """What stands for scales[row] * values + bias."""
+
+    values: Tensor  # float32 [T, size]
+    scales: Tensor  # float32 [T]
+    bias: Tensor | None  # float32 [size]
+
+
+class Int8Linear:
+    """y = x weight^T + bias, with a weight of 8 bits."""
+
+    def __init__(self, weight: Tensor | Iterable[Tensor], bias: Tensor | None = None) -> None:
+        """weight: [out_features, in_features], whole or as blocks of its rows, which are made one after the other."""
+        blocks = [weight] if isinstance(weight, Tensor) else weight
+        quantized = [quantize_weight(block) for block in blocks]
+        values = torch.cat([values for values, _ in quantized])
+        self.out_features, self.in_features = values.shape
+        self._scales = torch.cat([scales for _, scales in quantized])
+        # In the bias's place: with a zero point of its own, oneDNN would sum up the weight in every call.
+        self._zero = -ZERO_POINT * values.sum(dim=1, dtype=torch.int64) * self._scales
+        self._weight_zero_points = torch.zeros(self.out_features, dtype=torch.int64)
+        self._packed = torch.ops.onednn.qlinear_prepack.default(values, None)
+        self.bias = None if bias is None else bias.float()
+
+    def products(self, rows: Int8Rows) -> Products:
+        # Of any other type than float32 the result takes oneDNN's reference loop without AVX-512: seconds.
+        values: Tensor = torch.ops.onednn.qlinear_pointwise.default(
+            *(rows.values, 1.0, 0, self._packed, self._scales, self._weight_zero_points, self._zero),
+            *(1.0, 0, torch.float32, "none", [], ""),
+        )
+        return Products(values, rows.scales, self.bias)
+
+    def products_in_parts(self, rows: Int8Rows) -> Iterator[tuple[slice, Products]]:
+        """Some rows at a time, where there would be too much memory for all."""
+        rows_at_once = max(1, MAX_PRODUCT_BYTES // (4 * self.out_features))
+        for begin in range(0, len(rows), rows_at_once):
+            part = slice(begin, begin + rows_at_once)
+            yield part, self.products(rows[part])
+
+    def __call__(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """[T, in_features] float32 or bfloat16 -> [T, out_features] of `dtype`, or of x's."""
+        rows = Int8Rows.empty(*x.shape)
+        quantize(x, out=rows)
+        y = x.new_empty(len(x), self.out_features, dtype=dtype)
+        for part, products in self.products_in_parts(rows):
+            dequantize(products, out=y[part])
+        return y
+
+
+def quantize(x: Tensor, *, out: Int8Rows) -> None:
+    """Of x [T, size], float32 or bfloat16."""
+    ext.quantize_rows(x, out=out.values, scales=out.scales, num_threads=torch.get_num_threads())
+
+
+def norm_quantize(x: Tensor, *, eps: float, out: Int8Rows, delta: Products | None = None) -> None:
+    """Of x / sqrt(mean(x^2) + eps), x float32 [T, size]. With delta, x += delta before."""
+    deltas: dict[str, Any] = {}
+    if delta is not None:
+        deltas = {"delta": delta.values, "delta_scales": delta.scales, "delta_bias": delta.bias}
+    ext.norm_quantize(x, eps=eps, out=out.values, scales=out.scales, **deltas, num_threads=torch.get_num_threads())
+
+
+def silu_mul_quantize(gate_up: Products, *, out: Int8Rows, num_segments: int) -> None:
+    """Of H(silu(gate) * up), gate_up [T, 2 size]; H is the Hadamard transform over so many segments of a row."""
+    ext.silu_mul_quantize(
+        gate_up.values,
+        gate_up.scales,
+        bias=gate_up.bias,
+        out=out.values,
+        scales=out.scales,
+        num_segments=num_segments,
+        num_threads=torch.get_num_threads(),
+    )
+
+
+def dequantize(products: Products, *, out: Tensor) -> None:
+    """Into [T, size], float32 or bfloat16; may be products.values."""
+    num_threads = torch.get_num_threads()
+    ext.dequantize_rows(products.values, products.scales, out=out, bias=products.bias, num_threads=num_threads)
+
+
+def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 [out_features, in_features] and float32 [out_features], of a weight that is finite."""
+    weight = weight.float()
+    largest = weight.abs().amax(dim=1)
+    if pairs_are_exact():
+        seconds = weight[:, 1::2]
+        pairs = weight[:, 0::2][:, : seconds.shape[1]] + seconds
+        largest = largest.maximum(F.pad(pairs, (0, 1)).abs().amax(dim=1))  # of one column there are none
+        scales = largest / INT8_MAX
+    else:
+        scales = largest / (INT8_MAX // 2)
+    scales = scales.clamp(min=1e-30)  # of outputs that are 0
+    return (weight / scales[:, None]).round_().to(torch.int8), scales
+
+
+@cache
+def pairs_are_exact() -> bool:
+    """Whether products are exact where two neighbouring weights add up to no more than 128."""
+    weight = torch.tensor([[127, 1], [1, 127], [-127, -1], [64, 64]], dtype=torch.int8).repeat(1, 64)
+    packed = torch.ops.onednn.qlinear_prepack.default(weight, None)
+    ones, zeros = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int64)
+    for num_rows in (1, 64):
+        x = torch.full((num_rows, weight.shape[1]), 255, dtype=torch.uint8)
+        product = torch.ops.onednn.qlinear_pointwise.default(
+            x, 1.0, 0, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        exact = 255.0 * weight.sum(dim=1, dtype=torch.int64)
+        if not torch.equal(product, exact.expand(num_rows, -1)):
+            return False
+    return True
+
+
+def can_multiply_int8() -> bool:
+    """Whether torch has oneDNN's products of 8 bits (private operators, so their absence is no error)."""
+    operators: Any = torch.ops.onednn
+    names = ("qlinear_prepack", "qlinear_pointwise")
+    return torch.backends.mkldnn.is_available() and all(hasattr(operators, name) for name in names)

@@ -1,0 +1,140 @@
+"""The decoder with weights and activations of 8 bits.
+
+What is large in a few elements costs all others their digits. So weights are changed at load, in float32, such that the
+model stays the same and no element stands out: norm weights go into the matrices behind them, the residual stream and
+the values of every head are rotated by orthogonal matrices, which are folded into the matrices on both sides. The only
+one that takes time when the model runs is a Hadamard transform of what `down` reads, in the kernel that makes it.
+
+T, Hq, Hkv, D as in decoder.py. The residual stream is float32; q, k, v, the embedding and the logits have the model's
+dtype. A product's scale of each row is taken up by what reads it, and its bias after that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from batchllm.device.int8 import Int8Linear, Int8Rows, Products, dequantize, norm_quantize, quantize, silu_mul_quantize
+from batchllm.device.kv_cache import PagedKVCache
+from batchllm.device.ops import Ops
+from batchllm.device.step import Step
+from batchllm.models.config import ModelConfig
+from batchllm.models.decoder import Layer, load_layer, rotation_angles, rotation_frequencies
+from batchllm.models.forward_pass import ForwardPass
+from batchllm.models.layer_spec import LayerSpec
+from batchllm.models.rotation import hadamard, power_of_two_in, rotated, rotated_rows
+from batchllm.models.weights import WeightReader
+
+MAX_SEGMENTS = 64  # of the Hadamard transform in front of `down`
+VOCAB_AT_ONCE = 8192  # rows of the embedding that are float32 together
+
+
+@dataclass
+class Int8Layer:
+    qkv: Int8Linear  # hidden_size -> (Hq + 2 Hkv) D, in the order q, k, v
+    q_norm: Tensor | None  # [D]
+    k_norm: Tensor | None  # [D]
+    o: Int8Linear  # Hq D -> hidden_size
+    gate_up: Int8Linear  # hidden_size -> 2 intermediate_size
+    down: Int8Linear  # intermediate_size, transformed over num_segments -> hidden_size
+    num_segments: int
+
+
+class Int8Model(ForwardPass):
+    """Weights and the forward pass over a Step, on a CPU."""
+
+    def __init__(self, config: ModelConfig, reader: WeightReader, dtype: torch.dtype) -> None:
+        """Takes every tensor of `reader`, which reads float32, a layer at a time; raises ValueError as Model does."""
+        self.config = config
+        self.attention_kinds = config.attention_kinds
+        self.kind_of_layer = tuple(self.attention_kinds.index(spec.attention) for spec in config.layers)
+        self.dtype, self.device = dtype, torch.device("cpu")
+        hidden = config.hidden_size
+        self.layers = [
+            folded(load_layer(reader, spec, hidden, f"model.layers.{i}."), spec, dtype)
+            for i, spec in enumerate(config.layers)
+        ]
+        embedding = reader.take("model.embed_tokens.weight", config.vocab_size, hidden)
+        norm = reader.take("model.norm.weight", hidden)
+        if config.tie_word_embeddings:
+            reader.drop_copy("lm_head.weight", embedding, of="model.embed_tokens.weight")
+            head = embedding
+        else:
+            head = reader.take("lm_head.weight", config.vocab_size, hidden)
+        reader.finish()
+        self.lm_head = Int8Linear(rotated(rows * norm) for rows in head.split(VOCAB_AT_ONCE))
+        self.embedding = torch.cat([rotated(rows).to(dtype) for rows in embedding.split(VOCAB_AT_ONCE)])
+        self.inv_freq = rotation_frequencies(config, self.device)
+        self._ones = torch.ones(hidden)
+
+    def pack_weights(self) -> None:
+        """They are, since they are 8 bits."""
+
+    def forward(self, step: Step, kv_cache: PagedKVCache, ops: Ops) -> Tensor:
+        """As Model's; hidden states are float32, and rotated."""
+        config, heads = self.config, self.attention_kinds[0]
+        num_q, num_kv, dim = heads.num_qo_heads, heads.num_kv_heads, heads.head_dim
+        eps, plans = config.rms_norm_eps, step.plans
+        x = F.embedding(step.token_ids, self.embedding).float()  # [T, hidden_size]
+        delta: Products | None = None  # what the last block adds to x; the next norm adds it
+        angles = rotation_angles(self.inv_freq, step.positions)
+        normed = Int8Rows.empty(*x.shape)
+        qkv = x.new_empty(len(x), num_q + 2 * num_kv, dim, dtype=self.dtype)
+        attended = x.new_empty(len(x), num_q, dim, dtype=self.dtype)  # [T, Hq, D]
+        mixed = Int8Rows.empty(len(x), num_q * dim)
+        activated = Int8Rows.empty(len(x), config.layers[0].intermediate_size)
+        for layer, spec, kind, k_pages, v_pages in zip(
+            self.layers, config.layers, self.kind_of_layer, kv_cache.k_pages, kv_cache.v_pages, strict=True
+        ):
+            norm_quantize(x, eps=eps, out=normed, delta=delta)
+            for part, products in layer.qkv.products_in_parts(normed):
+                dequantize(products, out=qkv[part].flatten(1))
+            norms = None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm)
+            turned_by = angles if spec.rotation is not None else None
+            ops.norm_rotate_append(qkv, norms, turned_by, step.slots, k_pages, v_pages, eps=eps)
+            q = qkv[:, :num_q]  # [T, Hq, D]
+            if layer is self.layers[-1] and step.logit_rows is not None:
+                rows, plans = step.logit_rows, step.logit_plans
+                x, q = x[rows], q[rows]
+                those = slice(len(rows))
+                normed, attended, mixed, activated = normed[those], attended[those], mixed[those], activated[those]
+            ops.attention(plans[kind], q, k_pages, v_pages, out=attended, softmax_scale=spec.attention.softmax_scale)
+            quantize(attended.flatten(1), out=mixed)
+            norm_quantize(x, eps=eps, out=normed, delta=layer.o.products(mixed))
+            for part, products in layer.gate_up.products_in_parts(normed):
+                silu_mul_quantize(products, out=activated[part], num_segments=layer.num_segments)
+            delta = layer.down.products(activated)
+        assert delta is not None  # there is a layer
+        dequantize(delta, out=delta.values)
+        ops.rms_norm(x, self._ones, eps=eps, out=x, delta=delta.values)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.lm_head(hidden, self.dtype)
+
+
+def folded(layer: Layer, spec: LayerSpec, dtype: torch.dtype) -> Int8Layer:
+    """Of a layer in float32. q_norm and k_norm stay as they are, in `dtype`."""
+    attention = spec.attention
+    num_segments = min(power_of_two_in(spec.intermediate_size), MAX_SEGMENTS)
+    dim, kv_size = attention.head_dim, attention.kv_size
+    qk, v = rotated(layer.qkv.weight * layer.input_norm).tensor_split((-kv_size,))
+    qkv, qkv_bias = torch.cat((qk, rotated_rows(v.unflatten(0, (-1, dim))).flatten(0, 1))), layer.qkv.bias
+    if qkv_bias is not None:
+        qk_bias, v_bias = qkv_bias.tensor_split((-kv_size,))
+        qkv_bias = torch.cat((qk_bias, rotated(v_bias.unflatten(0, (-1, dim))).flatten()))
+    o = rotated(layer.o.weight.unflatten(1, (-1, dim))).flatten(1)
+    segments = layer.down.weight.unflatten(1, (num_segments, -1))
+    down = (hadamard(num_segments) @ segments).flatten(1)
+    return Int8Layer(
+        qkv=Int8Linear(qkv, qkv_bias),
+        q_norm=None if layer.q_norm is None else layer.q_norm.to(dtype),
+        k_norm=None if layer.k_norm is None else layer.k_norm.to(dtype),
+        o=Int8Linear(rotated_rows(o), None if layer.o.bias is None else rotated(layer.o.bias)),
+        gate_up=Int8Linear(rotated(layer.gate_up.weight * layer.post_norm), layer.gate_up.bias),
+        down=Int8Linear(rotated_rows(down), None if layer.down.bias is None else rotated(layer.down.bias)),
+        num_segments=num_segments,
+    )

@@ -1,0 +1,87 @@
+"""What precision costs: perplexity of texts in every precision, beside float32's.
+
+    python -m benchmarks.perplexity --model DIR [--texts FILE ...] [--json FILE]
+
+Of each text the first 1,024 tokens are scored, all but the first; shorter texts are left out. A precision's loss is
+what its perplexity over all tokens exceeds float32's by, with the standard error over the texts. "int8, not rotated" is
+every matrix of the decoder in 8 bits as it is, which is all that can be done to a model whose modules nothing can be
+folded into.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from batchllm import LLM
+from batchllm.device.int8 import Int8Linear
+from batchllm.models.decoder import Model
+from batchllm.models.weights import WeightReader
+from benchmarks.machine import describe
+
+DOCUMENTS = Path(__file__).resolve().parent.parent / "examples" / "documents"
+NUM_TOKENS = 1024
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "float32": {"dtype": "float32"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"quantize": "int8", "dtype": "float32"},
+    "int8, keys and values bfloat16": {"quantize": "int8", "dtype": "bfloat16"},
+    "int8, not rotated": {"dtype": "float32"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--texts", type=Path, nargs="+", help="the example documents by default")
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    args = parser.parse_args()
+    paths = args.texts or [path for path in sorted(DOCUMENTS.glob("*.txt")) if "questions" not in path.name]
+    losses = {name: negative_logprobs(args.model, name, paths) for name in PRECISIONS}
+    figures = {name: compared(of_texts, losses["float32"]) for name, of_texts in losses.items()}
+    print(f"{describe()}; {len(losses['float32'])} texts of {NUM_TOKENS} tokens")
+    for name, of_precision in figures.items():
+        print("{:32} {perplexity:8.3f}   {percent:+6.2f} % (standard error {error:.2f})".format(name, **of_precision))
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def negative_logprobs(model: Path, precision: str, paths: list[Path]) -> list[float]:
+    """Of each text that is long enough, the mean over its tokens."""
+    llm = LLM(model, **PRECISIONS[precision], kv_cache_tokens=8 * NUM_TOKENS)
+    if precision == "int8, not rotated":
+        quantize_in_place(llm)
+    texts = [ids for ids in llm.tokenize([path.read_text() for path in paths]) if len(ids) >= NUM_TOKENS]
+    return [math.log(perplexity) for perplexity in llm.perplexity([ids[:NUM_TOKENS] for ids in texts])]
+
+
+def quantize_in_place(llm: LLM) -> None:
+    """Every matrix product of a model that was loaded in float32."""
+    model: Any = llm.engine.model
+    with WeightReader(llm.directory, torch.float32) as reader:
+        plain = Model(llm.config, reader)  # whose weights are not packed
+    for layer, of_layer in zip(model.layers, plain.layers, strict=True):
+        for name in ("qkv", "o", "gate_up", "down"):
+            linear = getattr(of_layer, name)
+            setattr(layer, name, Int8Linear(linear.weight, linear.bias))
+    model.lm_head = Int8Linear(plain.lm_head.weight)
+
+
+def compared(of_texts: list[float], of_float32: list[float]) -> dict[str, float]:
+    more = [100 * (mine - theirs) for mine, theirs in zip(of_texts, of_float32, strict=True)]
+    mean = statistics.fmean(more)
+    return {
+        "perplexity": math.exp(statistics.fmean(of_texts)),
+        "percent": 100 * math.expm1(mean / 100),
+        "error": statistics.stdev(more) / math.sqrt(len(more)),
+    }
+
+
+if __name__ == "__main__":
+    main()
