@@ -10,7 +10,7 @@ import typer
 
 from batchllm.cli.app import EXIT_SOME_LINES_FAILED, app, exit_status
 from batchllm.cli.console import PIPED_WIDTH, console_of, say
-from batchllm.cli.option_types import DeviceName, MaxBatchTokens, MaxTokens, Overwrite, memory_size
+from batchllm.cli.option_types import DeviceName, MaxBatchTokens, MaxTokens, Overwrite, Quantization, memory_size
 from batchllm.options import DEFAULTS
 
 INPUT_HELP = "Requests in the OpenAI Batch format; - is standard input."
@@ -34,6 +34,10 @@ def plan(
     ] = None,
     kv_cache_tokens: Annotated[
         int | None, typer.Option(min=1, help="KV memory in tokens instead.", show_default=False)
+    ] = None,
+    quantize: Annotated[
+        Quantization | None,
+        typer.Option(help="Weights and activations of 8 bits, on a CPU.", show_default="those of the checkpoint"),
     ] = None,
     max_tokens: MaxTokens = 256,
     expected_output_tokens: Annotated[
@@ -66,13 +70,14 @@ def plan(
     log = console_of(sys.stderr)
     with exit_status(log):
         from batchllm.cli.plan_batch_file import PlanFiles, plan_batch_file
+        from batchllm.estimate.roofline import device_by_name
         from batchllm.jobs.files import is_standard_output
         from batchllm.reports.plan_text import print_plan
 
         job_plan = plan_batch_file(
             PlanFiles(input, errors, plot, json, output, shards or 0, overwrite),
             model,
-            device.value,
+            device_by_name(device.value, quantize.value if quantize else None),
             kv_bytes=kv_memory,
             kv_tokens=kv_cache_tokens,
             chat_max_tokens=max_tokens,

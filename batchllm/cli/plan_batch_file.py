@@ -10,7 +10,7 @@ import msgspec
 
 import batchllm_ext as ext
 from batchllm.estimate.job_plan import PAGE_SIZE, Assumptions, JobPlan, plan_job
-from batchllm.estimate.roofline import DEVICES, Device
+from batchllm.estimate.roofline import Device, weight_bytes
 from batchllm.jobs.files import check_files, check_writable, write_file
 from batchllm.jobs.line import LineError
 from batchllm.jobs.openai_records import error_record, new_job_id
@@ -54,7 +54,7 @@ class PlanFiles:
 def plan_batch_file(
     files: PlanFiles,
     model: str,
-    device_name: str,
+    device: Device,
     *,
     kv_bytes: int | None,
     kv_tokens: int | None,
@@ -71,7 +71,7 @@ def plan_batch_file(
     """
     files.check(model)
     config_path = find_config(model)
-    config, device = ModelConfig.from_file(config_path), DEVICES[device_name]
+    config = ModelConfig.from_file(config_path)
     if kv_tokens is None:
         kv_tokens = (kv_bytes or free_bytes(config, device)) // config.kv_bytes_per_token
     if kv_tokens < PAGE_SIZE:
@@ -148,11 +148,12 @@ def model_name(model: str) -> str:
 
 
 def free_bytes(model: ModelConfig, device: Device) -> int:
-    free = int(KV_SHARE * (device.memory_bytes - model.weight_bytes))
+    weights = weight_bytes(model, device)
+    free = int(KV_SHARE * (device.memory_bytes - weights))
     if free <= 0:
         raise ValueError(
             f"device {device.name}: its {device.memory_bytes / 2**30:.0f} GiB do not hold the model's weights, "
-            f"{model.weight_bytes / 2**30:.0f} GiB; say how much KV memory there is (--kv-memory)"
+            f"{weights / 2**30:.0f} GiB; say how much KV memory there is (--kv-memory)"
         )
     return free
 

@@ -186,6 +186,18 @@ def test_kv_memory_is_what_was_said_or_what_the_weights_leave(config: Path, in_j
         assert default["kv_tokens"] == int(KV_SHARE * (device.memory_bytes - model.weight_bytes)) // per_page * 16
 
 
+def test_8_bits_leave_more_memory_and_take_less_time(config: Path, in_jsonl: Path, tmp_path: Path) -> None:
+    options = (in_jsonl, "--model", config, "--device", "cpu")
+    plain = planned(*options, folder=tmp_path)
+    quantized = planned(*options, "--quantize", "int8", folder=tmp_path)
+    assert quantized["device"] != plain["device"]
+    assert quantized["kv_tokens"] > plain["kv_tokens"]
+    assert quantized["policies"][0]["predicted_s"] < plain["policies"][0]["predicted_s"]
+    result = call(in_jsonl, "--model", config, "--quantize", "int8")
+    assert result.exit_code == 1
+    assert "quantize: 'int8' is for a CPU, and device is 'h100'" in result.stderr
+
+
 def test_a_config_without_a_length_is_named(in_jsonl: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "model", max_position_embeddings=None)
     result = call(in_jsonl, "--model", config)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from batchllm.estimate.roofline import DEVICES, Device, step_seconds
+from batchllm.estimate.roofline import DEVICES, INT8_CPU, Device, step_seconds, weight_bytes
 from batchllm.estimate.simulate import Policy, SimulatedJob, simulate
 from batchllm.models.config import ModelConfig
 from tests.planner.replay import ragged
@@ -83,6 +83,15 @@ def test_smollm2_is_read_from_its_directory_or_file(smollm2):
     assert config.num_parameters == 134_515_008
     assert config.weight_bytes == 2 * 134_515_008
     assert config.kv_bytes_per_token == 2 * 30 * 3 * 64 * 2
+
+
+def test_in_8_bits_the_output_layer_is_not_the_embedding(smollm2, tmp_path):
+    tied, apart = ModelConfig.from_file(smollm2), config_of(tmp_path, LLAMA_3_1_8B)
+    for config in (tied, apart):
+        multiplied, embedding = config.num_linear_parameters + config.num_logit_parameters, config.num_logit_parameters
+        norms = (2 * len(config.layers) + 1) * config.hidden_size
+        assert weight_bytes(config, INT8_CPU) == multiplied + 2 * (embedding + norms)
+        assert weight_bytes(config, DEVICES["cpu"]) == config.weight_bytes
 
 
 @pytest.mark.parametrize(
