@@ -59,7 +59,7 @@ class BatchLLM(Contestant):
         def job() -> tuple[Outputs, dict[str, Any]]:
             results = self.llm.generate(prompts, params, use_tqdm=False)
             stats = self.llm.stats
-            names = ("computed_prompt_tokens", "steps", "preemptions", "peak_kv_tokens")
+            names = ("computed_prompt_tokens", "steps", "preemptions", "peak_kv_tokens", "products")
             seconds = {phase: round(seconds, 3) for phase, seconds in stats["seconds"].items()}
             outputs = [result.outputs[0].token_ids for result in results]
             return outputs, {name: stats[name] for name in names} | {"seconds": seconds}

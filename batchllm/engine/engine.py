@@ -426,6 +426,7 @@ class Engine:
             **{name: counts[name] for name in names.split()},
             peak_kv_tokens=counts["peak_pages"] * self.page_size,
             captures=self.runner.num_captures - self._num_captures,
+            products=self.model.products,
             seconds=self._clock.seconds,
         )
 

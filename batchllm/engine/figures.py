@@ -28,6 +28,7 @@ class RunFigures:
     captures: int = 0  # of CUDA graphs
     # By phase: of the host plan, schedule, wait (for the tokens of a device that runs behind it); of the device, which
     # runs meanwhile where it is a GPU, forward and sample.
+    products: dict[str, str] = field(default_factory=dict)  # by shape and type of a matrix, how it is multiplied
     seconds: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:

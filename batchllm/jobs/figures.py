@@ -35,6 +35,7 @@ class JobFigures(msgspec.Struct, frozen=True):
     timeline: TimelineFigures
     levels: list[LevelFigures]
     groups: list[LineGroup]  # the slowest first
+    products: dict[str, str] = {}  # by shape and type of a matrix, how it was multiplied
 
 
 def leave_figures(
@@ -68,6 +69,7 @@ def leave_figures(
         timeline=recorder.timeline.figures,
         levels=recorder.levels,
         groups=[line_group(group) for group in recorder.groups],
+        products=stats.get("products", {}),
     )
     try:
         write_file("figures", path, msgspec.json.encode(figures) + b"\n", overwrite=overwrite)

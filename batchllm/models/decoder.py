@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from batchllm.device.kv_cache import PagedKVCache
-from batchllm.device.linear import Linear
+from batchllm.device.linear import Linear, ways_of
 from batchllm.device.ops import Ops
 from batchllm.device.step import Step
 from batchllm.models.config import ModelConfig
@@ -60,10 +60,16 @@ class Model(ForwardPass):
 
     def pack_weights(self) -> None:
         """The embedding stays as it is, also where it is the lm_head."""
-        for layer in self.layers:
-            for linear in (layer.qkv, layer.o, layer.gate_up, layer.down):
-                linear.pack()
-        self.lm_head.pack()
+        for linear in self._linears_of_layers():
+            linear.pack()
+        self.lm_head.pack(keep_plain=self.config.tie_word_embeddings)
+
+    @property
+    def products(self) -> dict[str, str]:
+        return ways_of([*self._linears_of_layers(), self.lm_head])
+
+    def _linears_of_layers(self) -> list[Linear]:
+        return [linear for layer in self.layers for linear in (layer.qkv, layer.o, layer.gate_up, layer.down)]
 
     def forward(self, step: Step, kv_cache: PagedKVCache, ops: Ops) -> Tensor:
         """Nobody reads the rows without logits of the last layer but their K and V, so they end there."""

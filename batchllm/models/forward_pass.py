@@ -24,6 +24,12 @@ class ForwardPass(Protocol):
     """Of weights, hidden states, keys and values."""
     device: torch.device
 
+    @property
+    def products(self) -> dict[str, str]:
+        """By shape and type of a matrix, "3072x576 float32", how products with it are made, for the figures; nothing
+        where there is no choice."""
+        return {}
+
     def pack_weights(self) -> None:
         """Prepares the weights for many passes; called once, before the first."""
 

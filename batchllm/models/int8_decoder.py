@@ -70,6 +70,12 @@ class Int8Model(ForwardPass):
         self.inv_freq = rotation_frequencies(config, self.device)
         self._ones = torch.ones(hidden)
 
+    @property
+    def products(self) -> dict[str, str]:
+        of_layers = (linear for layer in self.layers for linear in (layer.qkv, layer.o, layer.gate_up, layer.down))
+        shapes = dict.fromkeys((linear.out_features, linear.in_features) for linear in (*of_layers, self.lm_head))
+        return {f"{outputs}x{inputs} int8": "packed" for outputs, inputs in shapes}
+
     def pack_weights(self) -> None:
         """They are, since they are 8 bits."""
 

@@ -147,6 +147,8 @@ def summary_rows(summary: JobSummary) -> Iterator[tuple[str, str]]:
     yield "wall time of the job", f"{total_s:.2f} s"
     for phase, phase_s in seconds.items():
         yield f"  {phase}", f"{phase_s:.2f} s"
+    for matrix, way in stats["products"].items():
+        yield f"product with {matrix}", way
 
 
 def percent(part: int, whole: int) -> str:

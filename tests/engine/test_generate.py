@@ -25,7 +25,7 @@ NUM_OUTPUT = 8
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_OUTPUT, ignore_eos=True)
 STATS = {
     *("num_requests", "prompt_tokens", "computed_prompt_tokens", "recomputed_tokens"),
-    *("output_tokens", "steps", "preemptions", "peak_kv_tokens", "captures", "seconds"),
+    *("output_tokens", "steps", "preemptions", "peak_kv_tokens", "captures", "products", "seconds"),
 }
 PHASES = {"load", "tokenize", "plan", "schedule", "forward", "sample", "detokenize", "total"}
 

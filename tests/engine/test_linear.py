@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 
 import batchllm.device.linear
-from batchllm.device.linear import Linear, can_pack, packing_pays
+from batchllm import LLM, SamplingParams
+from batchllm.device import product_times
+from batchllm.device.linear import Linear, ways_of
+from batchllm.device.packed import can_pack
 
 
 def random_linear(dtype: torch.dtype, bias: bool) -> Linear:
@@ -21,7 +24,8 @@ def packing_is(monkeypatch):
     """packing_is(faster=...) says what the measurement shall find."""
 
     def patch(*, faster: bool) -> None:
-        monkeypatch.setattr(batchllm.device.linear, "packing_pays", lambda *shape: faster)
+        gain = 2.0 if faster else 0.5
+        monkeypatch.setattr(batchllm.device.linear, "gains_of_packing", lambda *shape: {1: gain, 16: gain, 256: gain})
 
     return patch
 
@@ -66,15 +70,96 @@ def test_the_way_that_took_longer_loses(monkeypatch, slower):
         run()
         return 2.0 if (next(runs) % 2 == 0) == (slower == "plain") else 1.0
 
-    monkeypatch.setattr(batchllm.device.linear, "seconds", timed)
-    assert packing_pays.__wrapped__(48, 40, torch.float32, 2) == (slower == "plain")
+    monkeypatch.setattr(product_times, "seconds", timed)
+    gains = product_times.measure_gains(48, 40, torch.float32)
+    assert set(gains.values()) == {2.0 if slower == "plain" else 0.5}
 
 
-def test_a_shape_is_measured_once():
-    packing_pays.cache_clear()
-    for _ in range(3):
-        random_linear(torch.float32, bias=False).pack()
-    assert packing_pays.cache_info().misses == 1
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """What is measured from now on, with an empty cache."""
+    shapes: list[tuple] = []
+
+    def measure(*shape):
+        shapes.append(shape)
+        return dict.fromkeys(product_times.MEASURED_ROWS, 2.0)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(product_times, "measure_gains", measure)
+    product_times.gains_of_packing.cache_clear()
+    yield shapes
+    product_times.gains_of_packing.cache_clear()
+
+
+def test_a_shape_is_measured_once_whichever_process_does_it(measured):
+    for _ in range(2):
+        for _ in range(2):
+            random_linear(torch.float32, bias=False).pack()
+        assert measured == [(48, 40, torch.float32)]
+        product_times.gains_of_packing.cache_clear()  # as in a process of its own
+    product_times.gains_of_packing(48, 40, torch.float32, 7)
+    product_times.gains_of_packing(48, 40, torch.bfloat16, 7)
+    assert len(measured) == 3
+    assert list(product_times.cache_file().parent.iterdir()) == [product_times.cache_file()]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"a": 1}', b'{"a": {"1": 0}}', b'{"a": {"1": "x"}}'])
+def test_a_file_that_is_not_ours_is_measured_anew(measured, content):
+    gains = product_times.gains_of_packing(48, 40, torch.float32, 2)
+    product_times.cache_file().write_bytes(content)
+    product_times.gains_of_packing.cache_clear()
+    assert product_times.gains_of_packing(48, 40, torch.float32, 2) == gains
+    assert len(measured) == 2
+
+
+def test_the_newest_measurements_are_kept(measured, monkeypatch):
+    monkeypatch.setattr(product_times, "MAX_KEPT", 2)
+    for out_features in (1, 2, 3):
+        product_times.gains_of_packing(out_features, 40, torch.float32, 2)
+    product_times.gains_of_packing.cache_clear()
+    product_times.gains_of_packing(3, 40, torch.float32, 2)
+    assert len(measured) == 3
+    product_times.gains_of_packing(1, 40, torch.float32, 2)
+    assert len(measured) == 4
+
+
+def test_where_no_file_can_be_written_it_is_measured(measured, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    assert product_times.gains_of_packing(48, 40, torch.float32, 2)[1] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("gains", "way", "plain_rows"),
+    [
+        ({1: 2, 16: 2, 256: 2}, "packed", []),
+        ({1: 0.5, 16: 0.5, 256: 0.5}, "as it is", []),
+        ({1: 0.5, 16: 2, 256: 2}, "packed; as it is for 0 to 15 rows", [0, 1, 15]),
+        ({1: 2, 16: 2, 256: 0.9}, "packed; as it is for 256 or more rows", [256, 1000]),
+        ({1: 0.5, 16: 0.5, 256: 2}, "packed; as it is for 0 to 255 rows", [0, 1, 15, 16, 255]),
+        ({1: 0.5, 16: 2, 256: 0.5}, "packed; as it is for 0 to 15, 256 or more rows", [0, 1, 15, 256, 1000]),
+    ],
+    ids=str,
+)
+def test_a_weight_that_is_kept_takes_the_faster_way_for_each_number_of_rows(monkeypatch, gains, way, plain_rows):
+    monkeypatch.setattr(batchllm.device.linear, "gains_of_packing", lambda *shape: gains)
+    monkeypatch.setattr(batchllm.device.linear, "packed_linear", lambda x, *_: x.new_ones(len(x), 48))
+    linear = random_linear(torch.float32, bias=True)
+    linear.pack(keep_plain=True)
+    assert linear.way == way
+    assert ways_of([linear]) == {"48x40 float32": way}
+    if linear.is_packed:
+        for num_rows in (0, 1, 15, 16, 255, 256, 1000):
+            expected = linear.bias.expand(num_rows, 48) if num_rows in plain_rows else torch.ones(num_rows, 48)
+            assert torch.equal(linear(torch.zeros(num_rows, 40)), expected)
+
+
+def test_a_run_tells_how_its_matrices_are_multiplied(tiny_dir, packing_is):
+    packing_is(faster=True)
+    shapes = ("64x32", "32x32", "96x32", "32x48", "260x32")
+    for options, element in (({"dtype": "float32"}, "float32"), ({"quantize": "int8"}, "int8")):
+        llm = LLM(tiny_dir, **options)
+        llm.generate([[5, 6]], SamplingParams(max_tokens=1), use_tqdm=False)
+        assert llm.stats["products"] == {f"{shape} {element}": "packed" for shape in shapes}
 
 
 def test_without_torchs_private_operators_nothing_is_packed(monkeypatch):

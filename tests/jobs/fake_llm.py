@@ -73,5 +73,6 @@ class FakeLLM:
             "steps": 7,
             "preemptions": 0,
             "peak_kv_tokens": 4096,
+            "products": {"64x32 float32": "packed"},
             "seconds": {"plan": 0.1, "forward": 1.5, "total": 2.0},
         }
