@@ -8,7 +8,7 @@ from array import array
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -312,9 +312,10 @@ class LLM:
         num_left = 0
         ended: deque[Finished] = deque()
         next_progress_s = 0.0
+        freezes = gc.get_freeze_count() == 0  # else what a caller has frozen would thaw with ours
         try:
             self.engine.recorder = recorder or self.engine.recorder
-            with _never_collected():
+            with _never_collected() if freezes else nullcontext():
                 for of_request in self.engine.add(list(requests)):
                     begins.append(of_request.start)
                     num_left += len(of_request)
@@ -338,7 +339,8 @@ class LLM:
                 self.engine.abort(ids)
             if recorder and self.engine.recorder is recorder:
                 self.engine.recorder = None
-            gc.unfreeze()
+            if freezes:
+                gc.unfreeze()
 
     def _continued(
         self, prompt_token_ids: list[int], text: str | None, continuations: list[str | list[int]]
