@@ -29,7 +29,7 @@ from batchllm.continuations import (
 from batchllm.engine.engine import Engine, EngineRequest, Finished
 from batchllm.engine.recorder import RunRecorder
 from batchllm.loading import LoadedModel
-from batchllm.models.config import ModelConfig
+from batchllm.models.description import ModelDescription
 from batchllm.options import EngineOptions
 from batchllm.outputs import Choice, ContinuationScore, JobProgress, RequestOutput
 from batchllm.requests import Prompt, params_list, prompt_list
@@ -46,8 +46,9 @@ class LLM:
 
     model: a directory with config.json and safetensors, a hub id, or a .gguf file.
     rules: of your own, for the logits of every request (batchllm.sampling.rules.LogitsRule).
-    options: those of batchllm.options.EngineOptions, which says what each means: dtype, quantize, device, levels,
-        page_size, kv_cache_tokens, max_batch_tokens, num_threads, seed, allow_special_tokens, generation_config.
+    options: those of batchllm.options.EngineOptions, which says what each means: dtype, quantize, device, backend,
+        levels, page_size, kv_cache_tokens, max_batch_tokens, num_threads, seed, allow_special_tokens,
+        generation_config.
 
     Raises FileNotFoundError or ValueError that names the file, the field, the tensor or the option at fault.
     """
@@ -70,7 +71,7 @@ class LLM:
         return self._loaded.directory
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> ModelDescription:
         return self._loaded.config
 
     @property
@@ -96,6 +97,11 @@ class LLM:
     def device_choice(self) -> str:
         """The device that the model is on, and why: "cpu: asked for"."""
         return str(self._loaded.device_choice)
+
+    @property
+    def backend(self) -> str:
+        """What runs the model: "native" or "transformers"."""
+        return self.config.backend
 
     def get_tokenizer(self) -> Any:
         """The model's Hugging Face tokenizer. Raises ValueError if it cannot be loaded."""

@@ -16,11 +16,9 @@ from batchllm.device.kv_cache import affordable_kv_tokens
 from batchllm.device.ops import GpuOps
 from batchllm.engine.engine import Engine, EngineRequest
 from batchllm.engine.runner import CpuRunner, Gpu, GpuRunner, Runner
-from batchllm.models.config import GENERATION_CONFIG, ModelConfig, resolve_model, sampling_defaults
-from batchllm.models.decoder import Model
+from batchllm.models.backend import describe_model, load_model
+from batchllm.models.config import GENERATION_CONFIG, resolve_model, sampling_defaults
 from batchllm.models.forward_pass import ForwardPass
-from batchllm.models.int8_decoder import Int8Model
-from batchllm.models.weights import WeightReader
 from batchllm.options import DTYPES, EngineOptions
 from batchllm.requests import Prompt, RequestLimits, parse_prompt
 from batchllm.sampling.allowed_tokens import AllowedTokens
@@ -53,7 +51,7 @@ class LoadedModel:
             torch.set_num_threads(options.num_threads)
         self.options = options
         self.directory = resolve_model(model)
-        self.config = ModelConfig.from_directory(self.directory)
+        self.config = describe_model(self.directory, options.backend)
         self.sampling_defaults: dict[str, Any] = {}  # fields of SamplingParams
         if options.generation_config == "auto":
             self.sampling_defaults, others = sampling_defaults(self.directory)
@@ -71,13 +69,15 @@ class LoadedModel:
         known = [token for token in self.tokenizer.eos_token_ids if token < self.config.vocab_size]
         self.eos_token_ids = tuple(dict.fromkeys((*self.config.eos_token_ids, *known)))
         refusals = [why for kind in self.config.attention_kinds if (why := refusal_of_head_dim(kind.head_dim))]
+        if self.config.backend != "native":
+            refusals.insert(0, f"{self.config.architecture} runs by backend {self.config.backend!r}, on a CPU alone")
         if choice.device.type == "cuda" and refusals:
             if options.device == "cuda":
                 raise ValueError(f"{self.directory}: {refusals[0]}")
             choice = DeviceChoice(CPU, refusals[0])
             dtype = _torch_dtype(options, choice.device)
         self.device_choice = choice
-        loaded = self._load_weights(dtype)
+        loaded = load_model(self.config, self.directory, dtype, choice.device, options.quantize)
         loaded.pack_weights()
         kv_cache_tokens = options.kv_cache_tokens
         if kv_cache_tokens is None:
@@ -108,13 +108,6 @@ class LoadedModel:
             max_batch_tokens=options.max_batch_tokens,
         )
         self.load_s = time.perf_counter() - start
-
-    def _load_weights(self, dtype: torch.dtype) -> Model | Int8Model:
-        if self.options.quantize is None:
-            with WeightReader(self.directory, dtype, self.device_choice.device) as reader:
-                return Model(self.config, reader)
-        with WeightReader(self.directory, torch.float32) as reader:
-            return Int8Model(self.config, reader, dtype)
 
     def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         """Raises ValueError if this request could never run."""

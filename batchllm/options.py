@@ -12,6 +12,7 @@ READER_COST_TOKENS = 2.0
 DEFAULT_MAX_BATCH_TOKENS = 1024
 DTYPES = ("float32", "bfloat16")  # of weights and KV, where a model runs
 QUANTIZATIONS = ("int8",)  # of weights and activations
+BACKENDS = ("auto", "native", "transformers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,9 @@ class EngineOptions:
     device: "cpu"; "cuda", torch's current GPU, for models of head_dim 64, 96, 128 or 256; or "auto": the GPU, if one
         is there that takes the model and the dtype and the tests have run on one (not yet), else the CPU.
         `LLM.device_choice` says what was taken and why.
+    backend: what runs the model: "native", our own decoder; "transformers", the modules of the transformers package
+        with our attention, KV pages and matrix products, on a CPU; or "auto": the latter where the former does not run
+        the model.
     levels: depth of prefix sharing: None any, 1 a single level, 0 none.
     page_size: tokens of a KV page.
     kv_cache_tokens: size of the KV pool; None takes three quarters of the memory available. On a CPU a pool takes
@@ -46,6 +50,7 @@ class EngineOptions:
     dtype: Any = "auto"
     quantize: str | None = None
     device: str = "auto"
+    backend: str = "auto"
     levels: int | None = None
     page_size: int = 16
     kv_cache_tokens: int | None = None
@@ -59,6 +64,8 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.max_batch_tokens is None:
             object.__setattr__(self, "max_batch_tokens", DEFAULT_MAX_BATCH_TOKENS)
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend: expected {', '.join(map(repr, BACKENDS))}, got {self.backend!r}")
         if not (self.levels is None or (type(self.levels) is int and self.levels in (0, 1))):
             raise ValueError(f"levels: expected None, 0 or 1, got {self.levels!r}")
         for name in ("page_size", "max_batch_tokens", "num_threads", "kv_cache_tokens"):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import batchllm_ext as ext
-from batchllm.models.config import ModelConfig
+from batchllm.models.description import ModelDescription
 from benchmarks.contestant import Request
 
 FLOP_PER_WEIGHT = 2  # a multiplication and an addition
@@ -45,12 +45,12 @@ class Work:
             attention_pairs=pairs(trie.token_begin, trie.token_end) + pairs(own_begin, context_end),
         )
 
-    def flop(self, model: ModelConfig) -> int:
+    def flop(self, model: ModelDescription) -> int:
         rows = self.distinct_prompt_tokens + self.decode_tokens
         linear = rows * model.num_linear_parameters + self.output_tokens * model.num_logit_parameters
         return FLOP_PER_WEIGHT * linear + self.attention_pairs * model.num_attention_flops
 
-    def bound_s(self, model: ModelConfig, gflop_per_s: float) -> float:
+    def bound_s(self, model: ModelDescription, gflop_per_s: float) -> float:
         return self.flop(model) / (gflop_per_s * 1e9)
 
 

@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="a directory with config.json")
     options = parser.parse_args()
-    print(json.dumps(measure(ModelConfig.from_file(options.model))))
+    print(json.dumps(measure(ModelConfig.from_directory(options.model))))
 
 
 if __name__ == "__main__":

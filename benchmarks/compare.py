@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchllm.models.config import ModelConfig
+from batchllm.models.backend import describe_model
+from batchllm.models.description import ModelDescription
 from benchmarks import compare_report
 from benchmarks.bound import Work
 from benchmarks.contestant import read_requests
@@ -148,7 +149,7 @@ def main() -> None:
                 options.contestants, python=sys.executable, model=options.model, peers=options.peers
             )
             jobs = [make_job(workload, Path(directory)) for workload in options.workloads]
-            model = ModelConfig.from_file(options.model)
+            model = describe_model(Path(options.model))
         except (ValueError, FileNotFoundError) as error:
             parser.error(str(error))
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that stopped contestants are ended first
@@ -158,7 +159,7 @@ def main() -> None:
     sys.exit(1 if contest.failures else 0)
 
 
-def report_job(contest: Contest, job: Job, model: ModelConfig, options: argparse.Namespace) -> None:
+def report_job(contest: Contest, job: Job, model: ModelDescription, options: argparse.Namespace) -> None:
     runs = contest.run(job, options.rounds, lambda: measure_ceilings(options.model))
     if not runs:
         return

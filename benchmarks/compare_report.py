@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from batchllm.models.config import ModelConfig
+from batchllm.models.description import ModelDescription
 from benchmarks.bound import Work
 from benchmarks.machine import QUIET_SHARE
 from benchmarks.paper.report import read_csv, write_csv
@@ -26,7 +26,7 @@ COLUMNS = (
 TEMPLATE = Path(__file__).parent / "engines.template.md"
 
 
-def finished(rows: list[Row], first: str, work: Work, model: ModelConfig, machine: str) -> list[Row]:
+def finished(rows: list[Row], first: str, work: Work, model: ModelDescription, machine: str) -> list[Row]:
     """The rows with what the job and the other runs tell of them, and without the tokens themselves."""
     expected = {row["round"]: row["first_tokens"] for row in rows if row["contestant"] == first}
     for row in rows:

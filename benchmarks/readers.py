@@ -167,7 +167,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
-    rows = measure(ModelConfig.from_file(options.model), options.threads, options.seconds)
+    rows = measure(ModelConfig.from_directory(options.model), options.threads, options.seconds)
     if options.output:
         with (options.output / "readers.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0], lineterminator="\n")

@@ -16,6 +16,8 @@ from batchllm.cli.app import EXIT_SOME_LINES_FAILED, exit_status
 from batchllm.cli.console import console_of, say
 from batchllm.cli.option_types import (
     STANDARD_OUTPUT,
+    Backend,
+    BackendOption,
     Dtype,
     Levels,
     MaxBatchTokens,
@@ -80,6 +82,7 @@ class JobOptions:
     device: Annotated[RunDevice, typer.Option(help="auto: the CPU, until the tests have run on a GPU.")] = (
         RunDevice.auto
     )
+    backend: BackendOption = Backend.auto
     kv_cache_tokens: Annotated[
         int | None, typer.Option(min=1, help="Size of the KV pool.", show_default="what fits in memory")
     ] = None
@@ -162,6 +165,7 @@ def answer_lines(input: str, output: Path, model: str, options: JobOptions, **as
                 dtype=options.dtype.value,
                 quantize=options.quantize.value if options.quantize else None,
                 device=options.device.value,
+                backend=options.backend.value,
                 levels=None if options.levels is Levels.auto else int(options.levels.value),
                 page_size=options.page_size,
                 kv_cache_tokens=options.kv_cache_tokens,

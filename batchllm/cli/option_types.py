@@ -34,6 +34,12 @@ class RunDevice(str, Enum):
     cuda = "cuda"
 
 
+class Backend(str, Enum):
+    auto = "auto"
+    native = "native"
+    transformers = "transformers"
+
+
 class Levels(str, Enum):
     auto = "auto"
     none = "0"
@@ -50,6 +56,11 @@ class DeviceName(str, Enum):
     h100 = "h100"
     h200 = "h200"
     cpu = "cpu"
+
+
+BackendOption = Annotated[
+    Backend, typer.Option("--backend", help="What runs the model; auto: transformers' modules where ours do not.")
+]
 
 
 def memory_size(text: str) -> int:

@@ -10,7 +10,16 @@ import typer
 
 from batchllm.cli.app import EXIT_SOME_LINES_FAILED, app, exit_status
 from batchllm.cli.console import PIPED_WIDTH, console_of, say
-from batchllm.cli.option_types import DeviceName, MaxBatchTokens, MaxTokens, Overwrite, Quantization, memory_size
+from batchllm.cli.option_types import (
+    Backend,
+    BackendOption,
+    DeviceName,
+    MaxBatchTokens,
+    MaxTokens,
+    Overwrite,
+    Quantization,
+    memory_size,
+)
 from batchllm.options import DEFAULTS
 
 INPUT_HELP = "Requests in the OpenAI Batch format; - is standard input."
@@ -23,6 +32,7 @@ def plan(
         str, typer.Option(help="Model directory, config.json, .gguf file or hub id; weights are not read.")
     ],
     device: Annotated[DeviceName, typer.Option(help="What the model of time is for.")] = DeviceName.h100,
+    backend: BackendOption = Backend.auto,
     kv_memory: Annotated[
         int | None,
         typer.Option(
@@ -57,8 +67,7 @@ def plan(
     """Tell what a job would gain, before a device is rented.
 
     The job is simulated under several policies; nothing is run, and times are those of a roofline model. Prompts of
-    text need the model's tokenizer; prompts of token ids need only its config.json. A model that `run` refuses is
-    planned where its sizes are known, and that is said.
+    text need the model's tokenizer; prompts of token ids need only its config.json.
 
     Exit status: 0 every line was planned; 3 some lines cannot run and were left out; 1 the job could not be planned,
     or a file not be written; 2 wrong usage; 130 interrupted; 143 terminated.
@@ -78,6 +87,7 @@ def plan(
             PlanFiles(input, errors, plot, json, output, shards or 0, overwrite),
             model,
             device_by_name(device.value, quantize.value if quantize else None),
+            backend=backend.value,
             kv_bytes=kv_memory,
             kv_tokens=kv_cache_tokens,
             chat_max_tokens=max_tokens,

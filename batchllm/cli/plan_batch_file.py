@@ -17,7 +17,9 @@ from batchllm.jobs.openai_records import error_record, new_job_id
 from batchllm.jobs.read_job import WeightlessModel, read_job
 from batchllm.jobs.shards import shard_paths, write_shards
 from batchllm.jobs.sources import open_source
-from batchllm.models.config import ModelConfig, config_file, model_files, resolve_model
+from batchllm.models.backend import describe_model
+from batchllm.models.config import config_file, model_files, resolve_model
+from batchllm.models.description import ModelDescription
 from batchllm.models.gguf_file import is_gguf
 from batchllm.requests import RequestLimits
 
@@ -56,6 +58,7 @@ def plan_batch_file(
     model: str,
     device: Device,
     *,
+    backend: str,
     kv_bytes: int | None,
     kv_tokens: int | None,
     chat_max_tokens: int,
@@ -71,14 +74,14 @@ def plan_batch_file(
     """
     files.check(model)
     config_path = find_config(model)
-    config = ModelConfig.from_file(config_path)
+    config = describe_model(config_path, backend)
     if kv_tokens is None:
         kv_tokens = (kv_bytes or free_bytes(config, device)) // config.kv_bytes_per_token
     if kv_tokens < PAGE_SIZE:
         raise ValueError(f"KV memory: expected at least one page ({PAGE_SIZE} tokens), got {kv_tokens} tokens")
     kv_tokens -= kv_tokens % PAGE_SIZE
-    if why := refusal(config_path):
-        log(f"batchllm run refuses this model: {why}")
+    if config.backend != "native":
+        log(f"{config.architecture} runs by backend {config.backend}, on a CPU alone")
     limits = RequestLimits(config.vocab_size, config.max_model_len, PAGE_SIZE, kv_tokens)
     log(f"reading {files.input}")
     with open_source(files.input, chat_max_tokens=chat_max_tokens) as source:
@@ -133,21 +136,12 @@ def model_path(config_path: Path) -> Path:
     return config_path if is_gguf(config_path) else config_path.parent
 
 
-def refusal(config_path: Path) -> str | None:
-    """Why `run` would not take this model, which a plan takes all the same: to learn what a job would gain."""
-    try:
-        ModelConfig.from_directory(model_path(config_path))
-    except (OSError, ValueError) as error:
-        return str(error)
-    return None
-
-
 def model_name(model: str) -> str:
     path = Path(model).expanduser().resolve()
     return model_path(path).name if path.is_file() else path.name
 
 
-def free_bytes(model: ModelConfig, device: Device) -> int:
+def free_bytes(model: ModelDescription, device: Device) -> int:
     weights = weight_bytes(model, device)
     free = int(KV_SHARE * (device.memory_bytes - weights))
     if free <= 0:

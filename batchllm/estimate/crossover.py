@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from batchllm.models.config import ModelConfig
+from batchllm.models.description import ModelDescription
 
 CLOSE = 1.01  # a policy that computes at most so many times our prompt tokens does as well
 PRECISION = 1.05  # of the memory that is searched for
@@ -33,7 +33,7 @@ def smallest_close_kv_tokens(
     return enough
 
 
-def shortest_shared_read(model: ModelConfig, num_readers: int) -> int | None:
+def shortest_shared_read(model: ModelDescription, num_readers: int) -> int | None:
     """The shortest prefix, in tokens, that a decode step reads in less bytes once than once a reader.
 
     Counted are bytes of memory: num_readers - 1 reads of the prefix's K and V saved, against one more partial state a
@@ -42,7 +42,7 @@ def shortest_shared_read(model: ModelConfig, num_readers: int) -> int | None:
     """
     if num_readers < 2:
         return None
-    num_elements = sum(layer.attention.q_size + layer.attention.num_qo_heads for layer in model.layers)
+    num_elements = sum(attention.q_size + attention.num_qo_heads for attention in model.attention_of_layers)
     state_bytes = num_elements * STATE_ELEMENT_BYTES
     merge_bytes = num_readers * 2 * state_bytes
     saved_bytes_per_token = (num_readers - 1) * model.kv_bytes_per_token

@@ -19,7 +19,7 @@ from batchllm.estimate.partition import ShardFigures
 from batchllm.estimate.roofline import Device, step_seconds
 from batchllm.estimate.simulate import Policy, SimulatedJob, Simulation, simulate
 from batchllm.estimate.tokenized_job import TokenizedJob
-from batchllm.models.config import ModelConfig
+from batchllm.models.description import ModelDescription
 from batchllm.options import DEFAULTS, READER_COST_TOKENS
 from batchllm.sharing import LevelFigures, level_figures, segment_depths
 
@@ -69,6 +69,7 @@ class JobPlan(msgspec.Struct, frozen=True):
     expected_output_tokens: int | None  # the mean that was assumed; None: every request generates its limit
     device: str
     model: str
+    backend: str  # what runs the model
     kv_tokens: int
     kv_bytes_per_token: int
     page_size: int
@@ -88,7 +89,7 @@ class Assumptions:
     """What a plan takes for given."""
 
     model_name: str
-    model: ModelConfig
+    model: ModelDescription
     device: Device
     kv_tokens: int  # size of the KV pool
     expected_output_tokens: int | None  # of every request, within its limit; None: the limit
@@ -132,6 +133,7 @@ def plan_job(
         expected_output_tokens=given.expected_output_tokens,
         device=given.device.name,
         model=given.model_name,
+        backend=given.model.backend,
         kv_tokens=given.kv_tokens,
         kv_bytes_per_token=given.model.kv_bytes_per_token,
         page_size=PAGE_SIZE,
@@ -188,7 +190,7 @@ def cache_crossover(
     return CacheCrossover(policy, kv_tokens, largest, least_computed)
 
 
-def read_crossover(segments: ext.Segments, model: ModelConfig) -> ReadCrossover:
+def read_crossover(segments: ext.Segments, model: ModelDescription) -> ReadCrossover:
     """For the readers that the deepest segment of a request has, at the median over requests that share."""
     deepest = segments.request_segment[segments.request_segment >= 0]
     median_readers = int(np.median(segments.num_readers[deepest])) if len(deepest) else 1

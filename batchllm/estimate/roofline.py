@@ -3,7 +3,7 @@
 A step is its linear layers, then its attention, then a fixed overhead. Either part takes the longer of its arithmetic
 and its memory traffic, at the rates that a device sustains.
 
-    model = ModelConfig.from_file("config.json")
+    model = describe_model(Path("config.json"))
     step_seconds(simulation, model, DEVICES["h100"]).sum()
 """
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import batchllm_ext as ext
 from batchllm.estimate.simulate import Simulation
-from batchllm.models.config import DTYPE_BYTES, ModelConfig
+from batchllm.models.description import DTYPE_BYTES, ModelDescription
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def device_by_name(name: str, quantize: str | None) -> Device:
     return INT8_CPU
 
 
-def weight_bytes(model: ModelConfig, device: Device) -> int:
+def weight_bytes(model: ModelDescription, device: Device) -> int:
     """What the weights take on the device. In 8 bits, the output layer is not the embedding, whatever they share."""
     if device.linear_element_bytes is None:
         return model.weight_bytes
@@ -102,7 +102,7 @@ def weight_bytes(model: ModelConfig, device: Device) -> int:
     return multiplied * device.linear_element_bytes + others * DTYPE_BYTES[model.dtype]
 
 
-def step_seconds(simulation: Simulation, model: ModelConfig, device: Device) -> NDArray[np.float64]:
+def step_seconds(simulation: Simulation, model: ModelDescription, device: Device) -> NDArray[np.float64]:
     """float64 [num_steps]; a model, not a measurement. Every row is taken to attend to all of its context, whatever the
     windows of its layers."""
     num_tokens = simulation.num_decode_tokens.astype(np.float64) + simulation.num_prefill_tokens

@@ -86,6 +86,7 @@ def run_job(
         log(f"loading {model}")
         loaded = LLM(str(model), **engine_options)
         log(f"device {loaded.device_choice}")
+        log(f"backend {loaded.backend}")
         return loaded
 
     files = BatchFiles(

@@ -17,7 +17,7 @@ from batchllm.estimate.roofline import Device
 from batchllm.estimate.tokenized_job import TokenizedJob
 from batchllm.jobs.files import RecordFile, lock
 from batchllm.jobs.inputs import without_bom
-from batchllm.models.config import ModelConfig
+from batchllm.models.description import ModelDescription
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -34,7 +34,7 @@ def write_shards(
     job: TokenizedJob,
     order: NDArray[np.int32],
     output_tokens: NDArray[np.int32],
-    model: ModelConfig,
+    model: ModelDescription,
     device: Device,
     *,
     overwrite: bool = False,
@@ -125,7 +125,7 @@ class RequestCosts:
 
 
 def request_costs(
-    job: TokenizedJob, lines: LineSequence, output_tokens: NDArray[np.int32], model: ModelConfig, device: Device
+    job: TokenizedJob, lines: LineSequence, output_tokens: NDArray[np.int32], model: ModelDescription, device: Device
 ) -> RequestCosts:
     """A model of the seconds each request adds to a job on the device, which is kept busy.
 

@@ -1,4 +1,5 @@
-"""A Hugging Face model directory or a GGUF file: where it is, what its config says, what we support of it."""
+"""A Hugging Face model directory or a GGUF file: where it is, what its config says, what the native decoder
+supports of it."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from batchllm.models.description import DTYPE_BYTES, ModelDescription
 from batchllm.models.families import Family, architecture_of, family_of, unsupported
-from batchllm.models.fields import flag, naming, number, positive_int
+from batchllm.models.fields import Unsupported, flag, naming, number, positive_int
 from batchllm.models.gguf_config import gguf_config
 from batchllm.models.gguf_file import SUFFIX, gguf_files, is_gguf
 from batchllm.models.layer_spec import AttentionSpec, LayerSpec
@@ -20,8 +22,6 @@ from batchllm.models.rope import Rotation, read_rotation
 from batchllm.sampling_params import SamplingParams
 from batchllm.text import printable
 
-# Bytes of an element, by the dtypes that config.json may name.
-DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 MAX_LAYERS = 10_000  # a stranger's number that memory is taken for
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 # Settings of generation_config.json that change what is sampled: ours by their names here, and the others with the
@@ -42,91 +42,43 @@ OTHER_SETTINGS: dict[str, tuple[Any, ...]] = {
 HUB_FILES_BUT_WEIGHTS = ["*.json", "*.jinja", "tokenizer*", "*.model"]
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """A decoder as its config.json describes it, for who runs it and for estimates. Sizes are in elements."""
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(ModelDescription):
+    """A model that the native decoder runs."""
 
-    architecture: str
-    vocab_size: int
-    hidden_size: int
+    backend = "native"
+
     layers: tuple[LayerSpec, ...]
-    max_model_len: int
     rms_norm_eps: float
     tie_word_embeddings: bool
-    dtype: str = "bfloat16"  # of the checkpoint; in DTYPE_BYTES
-    eos_token_ids: tuple[int, ...] = ()
 
     @classmethod
     def from_directory(cls, path: Path) -> ModelConfig:
-        """Reads the config.json of a model that is to run, given its directory, or the metadata of a GGUF file. The
-        end-of-sequence ids are those of generation_config.json and its own, but none outside the vocabulary.
+        """Reads a config.json, given it or its directory, or the metadata of a GGUF file. The end-of-sequence ids are
+        those of generation_config.json and its own, but none outside the vocabulary.
 
-        Raises ValueError where the file, the architecture or a setting is not supported, naming it.
+        Raises FileNotFoundError, Unsupported for an architecture or a setting that the decoder does not run, and
+        ValueError for what is none; each names the file and the field.
         """
         file = config_file(path)
-        raw, generation = read_config(file), _read_generation_config(path)
-        with naming(path / GENERATION_CONFIG):
-            eos_token_ids = _token_ids(generation)
-        with naming(file):
-            config, refusals = _parse(raw)
-            if refusals:
-                raise ValueError(refusals[0])
-        known = (token for token in (*eos_token_ids, *config.eos_token_ids) if 0 <= token < config.vocab_size)
-        return replace(config, eos_token_ids=tuple(dict.fromkeys(known)))
-
-    @classmethod
-    def from_file(cls, path: Path | str) -> ModelConfig:
-        """Reads a config.json, given it or its directory, or a GGUF file, for an estimate: also one that
-        `from_directory` refuses, where sizes are all that is known of the family, or a setting changes results and not
-        costs.
-
-        Raises FileNotFoundError, or ValueError that names the file and what of it is missing, invalid or unsupported.
-        """
-        file = config_file(Path(path))
         raw = read_config(file)
         with naming(file):
-            return _parse(raw)[0]
+            config = _parse(raw)
+        return replace(config, eos_token_ids=eos_token_ids(path, raw, config.vocab_size))
 
     @property
-    def attention_kinds(self) -> tuple[AttentionSpec, ...]:
-        """The distinct kinds of attention of the layers."""
-        return tuple(dict.fromkeys(layer.attention for layer in self.layers))
-
-    @property
-    def kv_elements_per_token(self) -> int:
-        """Of K and V, in all layers."""
-        return sum(2 * layer.attention.kv_size for layer in self.layers)
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """In the checkpoint's dtype."""
-        return self.kv_elements_per_token * DTYPE_BYTES[self.dtype]
+    def attention_of_layers(self) -> tuple[AttentionSpec, ...]:
+        return tuple(layer.attention for layer in self.layers)
 
     @property
     def num_linear_parameters(self) -> int:
-        """Weights that every token is multiplied with."""
         return sum(layer.num_linear_parameters(self.hidden_size) for layer in self.layers)
 
     @property
-    def num_logit_parameters(self) -> int:
-        """Weights that every sampled row is multiplied with."""
-        return self.vocab_size * self.hidden_size
-
-    @property
     def num_parameters(self) -> int:
-        """All of them, embeddings once where they are tied."""
         in_layers = sum(layer.num_parameters(self.hidden_size) for layer in self.layers)
         embeddings = self.num_logit_parameters * (1 if self.tie_word_embeddings else 2)
         return in_layers + self.hidden_size + embeddings
-
-    @property
-    def weight_bytes(self) -> int:
-        return self.num_parameters * DTYPE_BYTES[self.dtype]
-
-    @property
-    def num_attention_flops(self) -> int:
-        """Of a row and a position that it sees, in all layers: a product for the score, one for the value."""
-        return sum(4 * layer.attention.q_size for layer in self.layers)
 
 
 def config_file(path: Path) -> Path:
@@ -142,6 +94,25 @@ def read_config(file: Path) -> dict[str, Any]:
     if not file.exists() and (others := sorted(file.parent.glob(f"*{SUFFIX}"))):
         raise FileNotFoundError(f"{file}: not found, but {others[0].name} is there: give that file as the model")
     return read_json(file)
+
+
+def eos_token_ids(path: Path, raw: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
+    """Those that the generation_config.json of a directory and then its config.json, `raw`, name, but none outside the
+    vocabulary; ValueError that names the file."""
+    generation = _read_generation_config(path)
+    with naming(path / GENERATION_CONFIG):
+        ids = list(_token_ids(generation))
+    with naming(config_file(path)):
+        ids += _token_ids(raw)
+    return tuple(dict.fromkeys(token for token in ids if 0 <= token < vocab_size))
+
+
+def dtype_of(raw: dict[str, Any]) -> str:
+    """That of the checkpoint, one of DTYPE_BYTES; ValueError for another."""
+    dtype = raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPE_BYTES)}, got {dtype!r:.80}")
+    return dtype
 
 
 def sampling_defaults(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -244,37 +215,35 @@ def _read_generation_config(directory: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def _parse(raw: dict[str, Any]) -> tuple[ModelConfig, list[str]]:
-    """The description, and why the decoder does not run it, if it does not. ValueError for what is not described."""
+def _parse(raw: dict[str, Any]) -> ModelConfig:
+    """Raises Unsupported for what the decoder does not run, once all else is known to be right; ValueError for what is
+    not."""
     if experts := next((name for name in raw if "experts" in name and raw[name]), None):
-        raise ValueError(f"{printable(experts)}: mixture-of-experts models are not supported")
+        raise Unsupported(f"{printable(experts)}: mixture-of-experts models are not supported")
     read_quantization(raw)
     family, refusals = family_of(raw), []
-    if not family.runs or architecture_of(raw) != family.architecture:
+    if architecture_of(raw) != family.architecture:
         refusals.append(unsupported(raw))
-    activation = printable(str(raw.get("hidden_act") or raw.get("hidden_activation") or family.activation))
+    activation = printable(str(raw.get("hidden_act") or raw.get("hidden_activation") or "silu"))
     activation = "silu" if activation == "swish" else activation  # one function
     if activation != "silu":
         refusals.append(f"hidden_act: expected silu, got {activation}")
-    dtype = raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"
-    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise ValueError(f"dtype: expected one of {', '.join(DTYPE_BYTES)}, got {dtype!r:.80}")
     config = ModelConfig(
         architecture=family.architecture,
         vocab_size=positive_int(raw, "vocab_size"),
         hidden_size=positive_int(raw, "hidden_size"),
-        layers=_layers(raw, family, read_rotation(raw, family.rope_theta, refusals.append), activation),
+        layers=_layers(raw, family, read_rotation(raw, family.rope_theta, refusals.append)),
         max_model_len=positive_int(raw, "max_position_embeddings"),
         rms_norm_eps=number("rms_norm_eps", raw.get("rms_norm_eps", 1e-6), at_most=1.0),
         tie_word_embeddings=flag(raw, "tie_word_embeddings", family.tie_word_embeddings),
-        dtype=dtype,
-        eos_token_ids=_token_ids(raw),
+        dtype=dtype_of(raw),
     )
-    return config, refusals
+    if refusals:
+        raise Unsupported(refusals[0])
+    return config
 
 
-def _layers(raw: dict[str, Any], family: Family, rotation: Rotation, activation: str) -> tuple[LayerSpec, ...]:
-    """A window is none where no context is longer."""
+def _layers(raw: dict[str, Any], family: Family, rotation: Rotation) -> tuple[LayerSpec, ...]:
     num_qo_heads = positive_int(raw, "num_attention_heads")
     num_kv_heads = positive_int(raw, "num_key_value_heads", num_qo_heads)
     if num_qo_heads % num_kv_heads:
@@ -293,15 +262,13 @@ def _layers(raw: dict[str, Any], family: Family, rotation: Rotation, activation:
         o_bias=attention_bias,
         mlp_bias=family.reads_mlp_bias and flag(raw, "mlp_bias"),
         qk_norm=family.qk_norm,
-        activation=activation,
-        num_norms=family.num_norms,
     )
     num_layers = positive_int(raw, "num_hidden_layers", at_most=MAX_LAYERS)
     longest = positive_int(raw, "max_position_embeddings")
     return tuple(
         replace(
             layer,
-            attention=layer.attention if window is None or window >= longest else layer.attention.sliding(window),
+            attention=layer.attention.sliding(window, longest),
             rotation=rotation if is_rotated else None,
         )
         for window, is_rotated in zip(family.windows(raw, num_layers), family.rotated(raw, num_layers), strict=True)

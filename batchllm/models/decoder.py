@@ -43,8 +43,7 @@ class Model(ForwardPass):
     def __init__(self, config: ModelConfig, reader: WeightReader) -> None:
         """Takes every tensor of `reader`; raises ValueError for a missing, misshapen or unknown one."""
         self.config = config
-        self.attention_kinds = config.attention_kinds
-        self.kind_of_layer = tuple(self.attention_kinds.index(spec.attention) for spec in config.layers)
+        self.attention_kinds, self.kind_of_layer = config.attention_kinds, config.kind_of_layer
         hidden = config.hidden_size
         self.embedding = reader.take("model.embed_tokens.weight", config.vocab_size, hidden)
         self.layers = [load_layer(reader, spec, hidden, f"model.layers.{i}.") for i, spec in enumerate(config.layers)]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from batchllm.models.fields import flag, positive_int
+from batchllm.models.fields import Unsupported, flag, positive_int
 from batchllm.text import printable
 
 # transformers' values where config.json has no such key; a null is none.
@@ -73,30 +73,18 @@ class Family:
 
     architecture: str
     model_type: str
-    runs: bool = True  # else only sizes, biases and norms are described: what estimates need
     reads_attention_bias: bool = False  # of q, k, v and o
     reads_mlp_bias: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
-    num_norms: int = 2  # of a layer, as LayerSpec's
     windows: Windows = no_windows
     rotated: Rotated = all_rotated
     # Where config.json does not say.
     head_dim: int | None = None  # None: hidden_size / num_attention_heads
-    activation: str = "silu"
     tie_word_embeddings: bool = False
     rope_theta: float = 10000.0
 
 
-_GEMMA = Family(
-    "GemmaForCausalLM",
-    "gemma",
-    runs=False,
-    reads_attention_bias=True,
-    head_dim=256,
-    activation="gelu_pytorch_tanh",
-    tie_word_embeddings=True,
-)
 FAMILIES = (
     Family("LlamaForCausalLM", "llama", reads_attention_bias=True, reads_mlp_bias=True),
     Family("MistralForCausalLM", "mistral", windows=one_window),
@@ -112,15 +100,11 @@ FAMILIES = (
         tie_word_embeddings=True,
         rope_theta=2e6,
     ),
-    Family("Phi3ForCausalLM", "phi3", runs=False),
-    _GEMMA,
-    replace(_GEMMA, architecture="Gemma2ForCausalLM", model_type="gemma2", num_norms=4),
-    replace(_GEMMA, architecture="Gemma3ForCausalLM", model_type="gemma3_text", num_norms=4, qk_norm=True),
 )
 
 
 def family_of(raw: dict[str, Any]) -> Family:
-    """By `architectures`, or else by `model_type`; ValueError that says which there are."""
+    """By `architectures`, or else by `model_type`; Unsupported that says which there are."""
     architecture = architecture_of(raw)
     for family in FAMILIES:
         if architecture == family.architecture:
@@ -128,7 +112,7 @@ def family_of(raw: dict[str, Any]) -> Family:
     for family in FAMILIES:
         if raw.get("model_type") == family.model_type:
             return family
-    raise ValueError(unsupported(raw))
+    raise Unsupported(unsupported(raw))
 
 
 def architecture_of(raw: dict[str, Any]) -> str | None:
@@ -140,13 +124,17 @@ def architecture_of(raw: dict[str, Any]) -> str | None:
 
 
 def unsupported(raw: dict[str, Any]) -> str:
-    """Why a model does not run whose family is unknown, or known to estimates alone."""
+    """Why a model does not run whose family is unknown."""
+    supported = ", ".join(family.architecture for family in FAMILIES)
+    return f"{named(raw)} is not supported; supported: {supported}"
+
+
+def named(raw: dict[str, Any]) -> str:
+    """What a model is called: by its architecture, or else by its model_type."""
     name, model_type = architecture_of(raw), raw.get("model_type")
-    what = f"architecture {printable(name or '(none)')}"
     if name is None and model_type is not None:
-        what = f"model_type {printable(str(model_type))}"
-    run, planned = ([family.architecture for family in FAMILIES if family.runs is runs] for runs in (True, False))
-    return f"{what} is not supported; supported: {', '.join(run)}; in plans alone: {', '.join(planned)}"
+        return f"model_type {printable(str(model_type))}"
+    return f"architecture {printable(name or '(none)')}"
 
 
 def _windows_by_type(raw: dict[str, Any], num_layers: int, window: int | None) -> list[int | None]:

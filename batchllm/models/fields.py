@@ -12,6 +12,10 @@ from batchllm.sampling_params import MAX_INT32
 MIN_NUMBER, MAX_NUMBER = 1.2e-38, 3.4e38  # normal numbers of float32
 
 
+class Unsupported(ValueError):
+    """A model that there may be, and that what was asked does not run."""
+
+
 def positive_int(raw: dict[str, Any], name: str, default: int | None = None, at_most: int = MAX_INT32) -> int:
     """raw[name], or the default where that is missing or null; ValueError that names the field."""
     value = raw.get(name)
@@ -44,8 +48,9 @@ def number(name: str, value: Any, at_most: float = MAX_NUMBER) -> float:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """A ValueError names the file."""
+    """A ValueError, or Unsupported, names the file."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        kind = Unsupported if isinstance(error, Unsupported) else ValueError
+        raise kind(f"{path}: {error}") from None

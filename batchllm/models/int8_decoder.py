@@ -49,8 +49,7 @@ class Int8Model(ForwardPass):
     def __init__(self, config: ModelConfig, reader: WeightReader, dtype: torch.dtype) -> None:
         """Takes every tensor of `reader`, which reads float32, a layer at a time; raises ValueError as Model does."""
         self.config = config
-        self.attention_kinds = config.attention_kinds
-        self.kind_of_layer = tuple(self.attention_kinds.index(spec.attention) for spec in config.layers)
+        self.attention_kinds, self.kind_of_layer = config.attention_kinds, config.kind_of_layer
         self.dtype, self.device = dtype, torch.device("cpu")
         hidden = config.hidden_size
         self.layers = [

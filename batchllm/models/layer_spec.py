@@ -29,9 +29,10 @@ class AttentionSpec:
         """Elements per row of K, and of V."""
         return self.num_kv_heads * self.head_dim
 
-    def sliding(self, window: int) -> AttentionSpec:
-        """The same over the last `window` positions that a row sees, its own included."""
-        return replace(self, window_left=window - 1)
+    def sliding(self, window: int | None, max_model_len: int) -> AttentionSpec:
+        """The same over the last `window` positions that a row sees, its own included; over all where there is none, or
+        no context is longer."""
+        return self if window is None or window >= max_model_len else replace(self, window_left=window - 1)
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,10 @@ class LayerSpec:
     attention: AttentionSpec
     rotation: Rotation | None  # of q and k; None: positions are not encoded
     intermediate_size: int
-    activation: str = "silu"  # of the gate
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False  # every head of q, and of k, is normed before the rotation
-    num_norms: int = 2  # over hidden_size; 4: what attention and MLP add is normed, too
 
     def num_linear_parameters(self, hidden_size: int) -> int:
         """Weights that every row is multiplied with."""
@@ -55,7 +54,7 @@ class LayerSpec:
 
     def num_parameters(self, hidden_size: int) -> int:
         q_size, kv_size = self.attention.q_size, self.attention.kv_size
-        norms = self.num_norms * hidden_size + 2 * self.attention.head_dim * self.qk_norm
+        norms = 2 * hidden_size + 2 * self.attention.head_dim * self.qk_norm
         biases = (q_size + 2 * kv_size) * self.qkv_bias + hidden_size * self.o_bias
         biases += (2 * self.intermediate_size + hidden_size) * self.mlp_bias
         return self.num_linear_parameters(hidden_size) + norms + biases

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -60,8 +62,13 @@ class WeightReader:
                 "(tie_word_embeddings) says it is"
             )
 
-    def finish(self) -> None:
-        unused = sorted(name for name in self._left if not self._source.adds_nothing(name))
+    def finish(self, ignored: Iterable[str] = ()) -> None:
+        """`ignored`: expressions that are found in the names of more tensors that nobody needs."""
+        unused = sorted(
+            name
+            for name in self._left
+            if not self._source.adds_nothing(name) and not any(re.search(expression, name) for expression in ignored)
+        )
         if unused:
             more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
             raise ValueError(

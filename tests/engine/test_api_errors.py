@@ -46,6 +46,7 @@ def refused(llm: LLM, prompts, message: str, params=ONE_TOKEN) -> None:
         ({"quantize": "int4"}, "quantize: expected None or 'int8', got 'int4'"),
         ({"quantize": "int8", "device": "cuda"}, "quantize: 'int8' is for a CPU, and device is 'cuda'"),
         ({"device": "gpu"}, "device: expected 'auto', 'cpu' or 'cuda', got 'gpu'"),
+        ({"backend": "vllm"}, "backend: expected 'auto', 'native', 'transformers', got 'vllm'"),
         ({"levels": 2}, "levels: expected None, 0 or 1, got 2"),
         ({"levels": -1}, "levels: expected None, 0 or 1, got -1"),
         ({"page_size": 0}, "page_size: expected an integer from 1 to 2147483647, got 0"),
@@ -113,6 +114,7 @@ def test_auto_says_which_device_it_takes_and_why(tiny_dir, monkeypatch):
     assert taken(quantize="int8") == "cpu: quantize is 'int8', which is for one"
     assert taken(dtype="float32") == "cpu: there is a GPU, but it takes bfloat16 only, and dtype is 'float32'"
     assert taken().startswith("cpu: head_dim is 8, and attention on a GPU is compiled for 64, 96,")
+    assert taken(backend="transformers") == "cpu: LlamaForCausalLM runs by backend 'transformers', on a CPU alone"
     assert str(choice.choose_device("auto", "auto")) == "cuda:0: there is a GPU, and the tests have run on one"
     assert str(choice.choose_device("cuda", "auto")) == "cuda:0: asked for"
 

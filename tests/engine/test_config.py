@@ -183,7 +183,7 @@ REFUSED = [
     ({"num_local_experts": 8}, "num_local_experts: mixture-of-experts models are not supported"),
     (
         {"architectures": ["Gemma2ForCausalLM"]},
-        "architecture Gemma2ForCausalLM is not supported; supported: Llama.*; in plans alone: .*Gemma2ForCausalLM",
+        "architecture Gemma2ForCausalLM is not supported; supported: LlamaForCausalLM, Mistral",
     ),
     ({"architectures": ["LlamaModel"], "model_type": "llama"}, "architecture LlamaModel is not supported"),
     ({"architectures": None, "model_type": "llama"}, "model_type llama is not supported"),

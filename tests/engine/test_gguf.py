@@ -65,7 +65,7 @@ def test_the_metadata_say_what_config_json_would(tmp_path):
     config = ModelConfig.from_directory(tmp_path / "tiny.gguf")
     of_directory = ModelConfig.from_directory(tiny.save(model, tmp_path / "model"))
     assert config == dataclasses.replace(of_directory, dtype="bfloat16")
-    assert config == ModelConfig.from_file(tmp_path / "tiny.gguf")
+    assert config == ModelConfig.from_directory(tmp_path / "tiny.gguf")
 
 
 def test_all_ends_of_a_turn_end_an_answer(tmp_path):

@@ -210,4 +210,4 @@ def test_a_quantization_that_is_not_supported_names_the_field(tmp_path, settings
     with pytest.raises(ValueError, match=f"^{directory}/config.json: quantization_config{message}"):
         load(directory)
     with pytest.raises(ValueError, match=f"^{directory}/config.json: quantization_config{message}"):
-        ModelConfig.from_file(directory)
+        ModelConfig.from_directory(directory)

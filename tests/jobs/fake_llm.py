@@ -12,6 +12,7 @@ class FakeLLM:
 
     max_model_len = 500
     device_choice = "cpu: asked for"
+    backend = "native"
 
     def __init__(self, model: str = "fake", **options: Any) -> None:
         self.model, self.options = model, options

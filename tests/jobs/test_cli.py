@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 import batchllm
 import batchllm.llm
 from batchllm.cli import app
-from batchllm.cli.option_types import Dtype, Quantization, duration
-from batchllm.options import DTYPES, QUANTIZATIONS
+from batchllm.cli.option_types import Backend, Dtype, Quantization, duration
+from batchllm.options import BACKENDS, DTYPES, QUANTIZATIONS
 from batchllm.outputs import RequestOutput
 from tests.jobs.batch_lines import chat_line, completion_line, read_records, write_lines
 from tests.jobs.fake_llm import FakeLLM
@@ -55,7 +55,7 @@ def test_run_answers_and_shows_a_summary(made: list[FakeLLM], in_jsonl: Path) ->
     assert "lines answered" in result.stdout
     assert "forward" in result.stdout
     assert "loading some/dir/" in result.stderr
-    assert "device cpu: asked for\n" in result.stderr
+    assert "device cpu: asked for\nbackend native\n" in result.stderr
     assert "requests" in result.stderr  # progress
 
 
@@ -69,13 +69,14 @@ def test_some_failed_lines_are_exit_status_3(made: list[FakeLLM], tmp_path: Path
 
 def test_options_reach_the_model_and_the_requests(made: list[FakeLLM], in_jsonl: Path) -> None:
     options = "--levels 1 --dtype bfloat16 --kv-cache-tokens 512 --max-batch-tokens 64 --page-size 4 --num-threads 2"
-    options += " --quantize int8 --device cuda --generation-config vllm --allow-special-tokens"
+    options += " --quantize int8 --device cuda --backend native --generation-config vllm --allow-special-tokens"
     call("run", in_jsonl, "-o", in_jsonl.with_name("o"), "--model", "m", *options.split(), "--max-tokens", 9)
     assert made[0].options == {
         "levels": 1,
         "dtype": "bfloat16",
         "quantize": "int8",
         "device": "cuda",
+        "backend": "native",
         "kv_cache_tokens": 512,
         "max_batch_tokens": 64,
         "page_size": 4,
@@ -94,6 +95,7 @@ def test_silent_options_leave_the_choice_to_the_model(made: list[FakeLLM], in_js
         "page_size": 16,
         "quantize": None,
         "device": "auto",
+        "backend": "auto",
         "generation_config": "auto",
         "allow_special_tokens": False,
         "reasoning_tags": "auto",
@@ -101,9 +103,10 @@ def test_silent_options_leave_the_choice_to_the_model(made: list[FakeLLM], in_js
     assert [params.max_tokens for params in made[0].params] == [256, 3]
 
 
-def test_every_dtype_of_a_run_is_an_option() -> None:
+def test_every_dtype_and_backend_of_a_run_is_an_option() -> None:
     assert [dtype.value for dtype in Dtype] == ["auto", *DTYPES]
     assert [quantization.value for quantization in Quantization] == [*QUANTIZATIONS]
+    assert [backend.value for backend in Backend] == list(BACKENDS)
 
 
 def test_seed_moves_the_seeds_of_requests(made: list[FakeLLM], in_jsonl: Path) -> None:

@@ -27,7 +27,7 @@ from tests.jobs.plan_jobs import tokenized, two_documents, write_config
 
 @pytest.fixture
 def given_(tmp_path: Path) -> Assumptions:
-    model = ModelConfig.from_file(write_config(tmp_path))
+    model = ModelConfig.from_directory(write_config(tmp_path))
     return Assumptions("tiny", model, DEVICES["h100"], 4096, expected_output_tokens=None, max_batch_tokens=2048)
 
 

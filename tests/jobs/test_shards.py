@@ -25,7 +25,7 @@ DEVICE = DEVICES["h100"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
-    return ModelConfig.from_file(write_config(tmp_path_factory.mktemp("model")))
+    return ModelConfig.from_directory(write_config(tmp_path_factory.mktemp("model")))
 
 
 def shard(path: Path, job: TokenizedJob, num_shards: int, model: ModelConfig) -> list[ShardFigures]:

@@ -273,6 +273,7 @@ IN_WINDOWS = "tests/engine/test_windows.py::"
 IN_RESUME = "tests/jobs/test_resume.py::"
 IN_RECORDER = "tests/engine/test_recorder.py::"
 IN_HTML = "tests/jobs/test_html.py::"
+IN_TRANSFORMERS = "tests/engine/test_transformers.py::"
 IN_AHEAD = "tests/engine/test_running_ahead.py::"
 
 PYTHON_MUTANTS = [
@@ -965,12 +966,41 @@ PYTHON_MUTANTS = [
         "return any(layout.has_room_for(plan)",
         "tests/engine/test_runner.py::test_a_layout_has_room_where_every_plan_has",
     ),
+    # Models by transformers' modules.
     Mutant(
-        "what_only_a_plan_knows_runs",
-        "batchllm/models/config.py",
-        "if not family.runs or ",
-        "if ",
-        "tests/engine/test_config.py::test_what_is_not_supported_is_refused_by_file_and_field",
+        "a_rotation_depends_on_the_longest_of_its_batch",
+        "batchllm/models/transformers_config.py",
+        "length = min(length, rotation",
+        "length = max(length, rotation",
+        IN_TRANSFORMERS + "test_rotations_equal_transformers_to_the_longest_context",
+    ),
+    Mutant(
+        "a_window_is_what_the_module_says",
+        "batchllm/models/transformers_attention.py",
+        "attention_mask, scaling, sliding_window, softcap,",
+        'attention_mask, scaling, getattr(module, "sliding_window", None), softcap,',
+        IN_TRANSFORMERS + "test_every_kind_of_layer_is_described",
+    ),
+    Mutant(
+        "packed_sequences_are_not_compared",
+        "batchllm/models/transformers_check.py",
+        "if not error <= TOLERANCES[model.dtype]:",
+        "if error < 0:",
+        IN_TRANSFORMERS + "test_a_module_that_looks_at_the_row_before_is_refused",
+    ),
+    Mutant(
+        "a_config_names_code",
+        "batchllm/models/transformers_config.py",
+        'if name.removeprefix("_") not in CODE_FIELDS',
+        "if name",
+        IN_TRANSFORMERS + "test_code_that_a_config_names_is_neither_fetched_nor_run",
+    ),
+    Mutant(
+        "all_experts_are_multiplied_with",
+        "batchllm/models/transformers_config.py",
+        "total * chosen // num_experts",
+        "total",
+        IN_TRANSFORMERS + "test_weights_of_experts_are_counted_by_how_many_a_row_goes_to",
     ),
     # What is seen of a job.
     Mutant(

@@ -1,0 +1,63 @@
+"""What runs a model: the native decoder, or transformers' own modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batchllm.models.config import ModelConfig
+from batchllm.models.description import ModelDescription
+from batchllm.models.fields import Unsupported
+
+if TYPE_CHECKING:
+    import torch
+
+    from batchllm.models.forward_pass import ForwardPass
+
+
+def describe_model(path: Path, backend: str = "auto") -> ModelDescription:
+    """Reads the config.json of a model, given it or its directory, for who runs it and for estimates.
+
+    backend: "native", "transformers", or "auto", which takes the latter where the former does not run the model.
+
+    Raises FileNotFoundError, or ValueError that names the file and what of it is missing, invalid or unsupported.
+    """
+    if backend != "transformers":
+        try:
+            return ModelConfig.from_directory(path)
+        except Unsupported:
+            if backend == "native":
+                raise
+    from batchllm.models.transformers_config import TransformersConfig
+
+    return TransformersConfig.from_directory(path)
+
+
+def load_model(
+    config: ModelDescription, path: Path, dtype: torch.dtype, device: torch.device, quantize: str | None
+) -> ForwardPass:
+    """The model of a directory or a GGUF file. Raises ValueError for weights that are not those of `config`, and for
+    `quantize` where the native decoder does not run it."""
+    import torch
+
+    from batchllm.models.weights import WeightReader
+
+    if isinstance(config, ModelConfig) and quantize is None:
+        from batchllm.models.decoder import Model
+
+        with WeightReader(path, dtype, device) as reader:
+            return Model(config, reader)
+    if isinstance(config, ModelConfig):
+        from batchllm.models.int8_decoder import Int8Model
+
+        with WeightReader(path, torch.float32) as reader:
+            return Int8Model(config, reader, dtype)
+    from batchllm.models.transformers_config import TransformersConfig
+    from batchllm.models.transformers_model import TransformersModel
+
+    assert isinstance(config, TransformersConfig)
+    if quantize is not None:
+        why = f"{config.architecture} runs by backend {config.backend!r}, which has no {quantize!r}"
+        raise ValueError(f"quantize: {why}")
+    with WeightReader(path, dtype, device) as reader:
+        return TransformersModel(config, reader)

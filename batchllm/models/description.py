@@ -1,0 +1,76 @@
+"""What is known of a model, whatever runs it: what engines, KV pools and estimates read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from batchllm.models.layer_spec import AttentionSpec
+
+# Bytes of an element, by the dtypes that config.json may name.
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription(ABC):
+    """A decoder as its config.json describes it. Sizes are in elements."""
+
+    backend: ClassVar[str]
+    """What runs it: one of batchllm.options.BACKENDS but "auto"."""
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    max_model_len: int
+    dtype: str = "bfloat16"  # of the checkpoint; in DTYPE_BYTES
+    eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    @abstractmethod
+    def attention_of_layers(self) -> tuple[AttentionSpec, ...]:
+        """Of each layer that has keys and values."""
+
+    @property
+    @abstractmethod
+    def num_linear_parameters(self) -> int:
+        """Weights that every token is multiplied with, in the layers."""
+
+    @property
+    @abstractmethod
+    def num_parameters(self) -> int:
+        """All of them, embeddings once where they are tied."""
+
+    @property
+    def attention_kinds(self) -> tuple[AttentionSpec, ...]:
+        """The distinct kinds of attention of the layers."""
+        return tuple(dict.fromkeys(self.attention_of_layers))
+
+    @property
+    def kind_of_layer(self) -> tuple[int, ...]:
+        """[num_layers] into attention_kinds."""
+        kinds = self.attention_kinds
+        return tuple(kinds.index(attention) for attention in self.attention_of_layers)
+
+    @property
+    def kv_elements_per_token(self) -> int:
+        """Of K and V, in all layers."""
+        return sum(2 * attention.kv_size for attention in self.attention_of_layers)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """In the checkpoint's dtype."""
+        return self.kv_elements_per_token * DTYPE_BYTES[self.dtype]
+
+    @property
+    def num_logit_parameters(self) -> int:
+        """Weights that every sampled row is multiplied with."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.num_parameters * DTYPE_BYTES[self.dtype]
+
+    @property
+    def num_attention_flops(self) -> int:
+        """Of a row and a position that it sees, in all layers: a product for the score, one for the value."""
+        return sum(4 * attention.q_size for attention in self.attention_of_layers)

@@ -1,0 +1,90 @@
+"""Whether rows that are packed into one sequence get what each prompt gets alone, by transformers' own attention.
+
+Modules may look past attention: a recurrence over the tokens of a sequence, a mask of its own, positions that count.
+Two prompts that share their beginning, prefilled in parts and decoded together, tell.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import batchllm_ext as ext
+from batchllm.device.kv_cache import PagedKVCache
+from batchllm.device.ops import CpuOps
+from batchllm.device.step import cpu_step
+from batchllm.models.fields import Unsupported
+from batchllm.models.forward_pass import ForwardPass
+
+SHARED_TOKENS, OWN_TOKENS, OUTPUT_TOKENS = 5, (3, 4), 2
+PAGE_SIZE, NUM_PAGES, MAX_BATCH_TOKENS = 4, 16, 6
+STRIDE = 7919  # of the token ids, a prime
+# Root mean square of the error, by that of the logits. What is wrong in kind is near 1; in bfloat16 a row may go to
+# another expert.
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+
+
+class PackedCheck:
+    """Made while the model attends as transformers does."""
+
+    def __init__(self, model: PreTrainedModel, vocab_size: int) -> None:
+        ids = (1 + STRIDE * np.arange(sum(OWN_TOKENS) + SHARED_TOKENS + 2 * OUTPUT_TOKENS)) % vocab_size
+        shared, *rest = np.split(ids.astype(np.int32), np.cumsum([SHARED_TOKENS, *OWN_TOKENS, OUTPUT_TOKENS]))
+        self.prompts = [np.concatenate([shared, own]) for own in rest[: len(OWN_TOKENS)]]
+        self.outputs = np.stack(rest[len(OWN_TOKENS) :])  # [2, OUTPUT_TOKENS]
+        self.expected = []  # of each prompt [OUTPUT_TOKENS, vocab_size]
+        for prompt, output in zip(self.prompts, self.outputs, strict=True):
+            token_ids = torch.tensor(np.concatenate([prompt, output[:-1]]))[None].long()
+            self.expected.append(model(input_ids=token_ids, use_cache=False).logits[0, len(prompt) - 1 :].float())
+
+    def compare(self, model: ForwardPass) -> None:
+        """Raises Unsupported where the model, as engines run it, gives other logits."""
+        expected = torch.stack(self.expected)
+        error = (self._logits(model) - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+        if not error <= TOLERANCES[model.dtype]:
+            raise Unsupported(
+                f"sequences that are packed get other logits than each alone: the error is {error:.2g} of their size"
+            )
+
+    def _logits(self, model: ForwardPass) -> Tensor:
+        """float32 [2, OUTPUT_TOKENS, vocab_size]"""
+        tokens, indptr = np.concatenate(self.prompts), np.cumsum([0, *map(len, self.prompts)])
+        planner = ext.BatchPlanner(
+            tokens,
+            indptr,
+            ext.choose_segments(ext.PrefixTrie(tokens, indptr, drop_last=1)),
+            max_output_tokens=np.full(len(indptr) - 1, OUTPUT_TOKENS, np.int32),
+            num_pages=NUM_PAGES,
+            page_size=PAGE_SIZE,
+            max_batch_tokens=MAX_BATCH_TOKENS,
+        )
+        layers = [model.attention_kinds[kind] for kind in model.kind_of_layer]
+        kv_cache = PagedKVCache.allocate(layers, NUM_PAGES, PAGE_SIZE, model.dtype, model.device)
+        num_threads = torch.get_num_threads()
+
+        def plans(batch: ext.TokenBatch) -> tuple[ext.AttentionPlan, ...]:
+            return tuple(
+                ext.plan_attention(
+                    batch,
+                    num_qo_heads=kind.num_qo_heads,
+                    num_kv_heads=kind.num_kv_heads,
+                    head_dim=kind.head_dim,
+                    window_left=kind.window_left,
+                    page_size=PAGE_SIZE,
+                    num_threads=num_threads,
+                )
+                for kind in model.attention_kinds
+            )
+
+        logits: list[list[Tensor]] = [[] for _ in self.prompts]
+        while (batch := planner.next_batch()) is not None:
+            has_all = len(batch.output_rows) == batch.num_tokens
+            step = cpu_step(batch, plans(batch), () if has_all else plans(batch.logit_batch()))
+            hidden = model.forward(step, kv_cache, CpuOps(num_threads))
+            ids = batch.logit_request_ids
+            for request, row in zip(ids.tolist(), model.logits(hidden).float(), strict=True):
+                logits[request].append(row)
+            planner.commit(np.array([self.outputs[i, len(logits[i]) - 1] for i in ids.tolist()], np.int32))
+        return torch.stack([torch.stack(rows) for rows in logits])

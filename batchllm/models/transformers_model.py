@@ -1,0 +1,119 @@
+"""A model by transformers' own modules: one pass over the rows of a step, which are to them one sequence.
+
+T = rows of the step. The modules see [1, T] tokens at their positions and no cache; what makes requests of them is
+attention, which reads and writes our pages by our plans.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from batchllm.device.kv_cache import PagedKVCache
+from batchllm.device.ops import Ops
+from batchllm.device.step import Step
+from batchllm.models.fields import Unsupported
+from batchllm.models.forward_pass import ForwardPass
+from batchllm.models.transformers_attention import AttentionCall, hand_attention_to
+from batchllm.models.transformers_check import PackedCheck
+from batchllm.models.transformers_config import TransformersConfig
+from batchllm.models.transformers_modules import Pass, replace_modules
+from batchllm.models.transformers_weights import load_weights
+from batchllm.models.weights import WeightReader
+
+
+class TransformersModel(ForwardPass):
+    """Weights and the forward pass over a Step."""
+
+    @torch.inference_mode()
+    def __init__(self, config: TransformersConfig, reader: WeightReader) -> None:
+        """Takes every tensor of `reader`; raises ValueError for a missing, misshapen or unknown one, and where the
+        modules do not give packed sequences what they give each alone."""
+        self.attention_kinds, self.kind_of_layer = config.attention_kinds, config.kind_of_layer
+        self.dtype, self.device = reader.dtype, torch.device(reader.device)
+        self._model = load_weights(config, reader)
+        self._layers: dict[nn.Module, int] = {}  # in the order of their calls
+        self._sinks: dict[int, Tensor] = {}  # float32 [num_qo_heads], by layer
+        check = PackedCheck(self._model, config.vocab_size)
+        self._pass = Pass()
+        self._linears = replace_modules(self._model, self._pass)
+        hand_attention_to(self._attend, self._model)
+        self._base, self._given = self._model.base_model, GivenHidden()
+        setattr(self._model, self._model.base_model_prefix, self._given)
+        try:
+            check.compare(self)
+        except Unsupported as error:
+            raise Unsupported(f"{reader.path}: architecture {config.architecture}: {error}") from None
+
+    def pack_weights(self) -> None:
+        for linear in self._linears:
+            linear.pack()
+
+    def forward(self, step: Step, kv_cache: PagedKVCache, ops: Ops) -> Tensor:
+        self._step, self._kv_cache = step, kv_cache
+        self._pass.ops, self._pass.rows = ops, step.logit_rows
+        token_ids, positions = step.token_ids[None].long(), step.positions[None].long()
+        hidden = self._base(input_ids=token_ids, position_ids=positions, use_cache=False)[0][0]
+        return hidden if step.logit_rows is None else hidden[step.logit_rows]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """By transformers' own module, which may scale or cap them."""
+        self._given.hidden = hidden[None]
+        logits: Tensor = self._model(
+            input_ids=hidden.new_zeros(1, len(hidden), dtype=torch.int64), use_cache=False
+        ).logits[0]
+        return logits
+
+    def _attend(self, call: AttentionCall) -> Tensor:
+        """Rows without logits end in the last layer, once it has their K and V: they are 0 from there on."""
+        step, ops = self._step, self._pass.ops
+        layer = self._layers.setdefault(call.module, len(self._layers))
+        kind = self.kind_of_layer[layer]
+        spec = self.attention_kinds[kind]
+        q, k, v = (states[0].transpose(0, 1) for states in (call.query, call.key, call.value))  # [T, H, D]
+        k_pages, v_pages = self._kv_cache.k_pages[layer], self._kv_cache.v_pages[layer]
+        ops.append_kv(k, v, step.slots, k_pages, v_pages)
+        if call.sinks is not None and layer not in self._sinks:
+            self._sinks[layer] = call.sinks.detach().float().contiguous()
+
+        def attended(plan: Any, q: Tensor) -> Tensor:
+            out = q.new_empty(q.shape)
+            scale, cap, sinks = spec.softmax_scale, spec.soft_cap, self._sinks.get(layer)
+            ops.attention(plan, q, k_pages, v_pages, out=out, softmax_scale=scale, soft_cap=cap, sinks=sinks)
+            return out
+
+        if layer + 1 < len(self.kind_of_layer) or step.logit_rows is None:
+            return attended(step.plans[kind], q)[None]
+        out = q.new_zeros(q.shape)
+        out[step.logit_rows] = attended(step.logit_plans[kind], q[step.logit_rows])
+        return out[None]
+
+
+class GivenHidden(nn.Module):
+    """Stands in the place of a model's layers, where what comes after them is to run alone."""
+
+    hidden: Tensor  # [1, R, hidden_size]
+
+    @property
+    def decoder(self) -> GivenHidden:
+        """By which some models reach their layers."""
+        return self
+
+    def forward(self, *_: Any, **__: Any) -> GivenOutput:
+        return GivenOutput(last_hidden_state=self.hidden)
+
+
+@dataclass
+class GivenOutput(ModelOutput):
+    """With a field for whatever some model passes on."""
+
+    last_hidden_state: Tensor | None = None
+    cache: None = None
+    hidden_states: None = None
+    attentions: None = None
+    cross_attentions: None = None
+    router_logits: None = None
