@@ -50,7 +50,6 @@ class ModelConfig(ModelDescription):
 
     layers: tuple[LayerSpec, ...]
     rms_norm_eps: float
-    tie_word_embeddings: bool
 
     @classmethod
     def from_directory(cls, path: Path) -> ModelConfig:

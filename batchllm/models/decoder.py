@@ -55,7 +55,7 @@ class Model(ForwardPass):
             self.lm_head = Linear(reader.take("lm_head.weight", config.vocab_size, hidden))
         reader.finish()
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
-        self.inv_freq = rotation_frequencies(config, self.device)
+        self.inv_freq, self.rotation_scale = rotation_frequencies(config, self.device), rotation_scale(config)
 
     def pack_weights(self) -> None:
         """The embedding stays as it is, also where it is the lm_head."""
@@ -78,7 +78,7 @@ class Model(ForwardPass):
         plans = step.plans
         x = F.embedding(step.token_ids, self.embedding)  # [T, hidden_size]
         delta = None  # [T, hidden_size], what the last block adds to x; the next norm adds it
-        angles = rotation_angles(self.inv_freq, step.positions)
+        angles = rotation_angles(self.inv_freq, step.positions, self.rotation_scale)
         normed = torch.empty_like(x)
         attended = x.new_empty(len(x), num_q, dim)  # [T, Hq, D]
         activated = x.new_empty(len(x), config.layers[0].intermediate_size)
@@ -141,12 +141,17 @@ def rotation_frequencies(config: ModelConfig, device: torch.device) -> Tensor | 
     return inv_freq(rotation, config.layers[0].attention.head_dim, config.max_model_len).to(device)
 
 
-def rotation_angles(frequencies: Tensor | None, positions: Tensor) -> tuple[Tensor, Tensor] | None:
-    """cos and sin of the rotary angles, each [T, D / 2] float32; None where no layer rotates."""
+def rotation_scale(config: ModelConfig) -> float:
+    """Of cos and sin, in all layers that rotate."""
+    return next((spec.rotation.scale for spec in config.layers if spec.rotation is not None), 1.0)
+
+
+def rotation_angles(frequencies: Tensor | None, positions: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
+    """cos and sin of the rotary angles, each [T, D / 2] float32, times `scale`; None where no layer rotates."""
     if frequencies is None:
         return None
     angles = torch.outer(positions.float(), frequencies)
-    return angles.cos(), angles.sin()
+    return angles.cos() * scale, angles.sin() * scale
 
 
 def inv_freq(rotation: Rotation, head_dim: int, max_model_len: int) -> Tensor:

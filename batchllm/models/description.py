@@ -22,6 +22,7 @@ class ModelDescription(ABC):
     vocab_size: int
     hidden_size: int
     max_model_len: int
+    tie_word_embeddings: bool
     dtype: str = "bfloat16"  # of the checkpoint; in DTYPE_BYTES
     eos_token_ids: tuple[int, ...] = ()
 

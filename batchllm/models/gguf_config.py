@@ -94,8 +94,14 @@ def _rope_parameters(gguf: GgufFile, name: str, head_dim: int) -> dict[str, Any]
         return parameters | _llama3_parameters(gguf, name, theta, head_dim)
     if rope_type == "none":
         return parameters
-    # Of other types than "linear", the name is enough to refuse them.
-    return parameters | {"rope_type": rope_type, "factor": _shortest(metadata.get(f"{name}.rope.scaling.factor"))}
+    # Of types that the decoder does not run, the name is enough to refuse them.
+    parameters |= {"rope_type": rope_type, "factor": _shortest(metadata.get(f"{name}.rope.scaling.factor"))}
+    if rope_type == "yarn":
+        if unread := sorted(key for key in metadata if key.startswith(f"{name}.rope.scaling.yarn_")):
+            raise ValueError(f"{unread[0]} is not supported")
+        original = f"{name}.rope.scaling.original_context_length"
+        parameters["original_max_position_embeddings"] = positive_int(metadata, original)
+    return parameters
 
 
 def _llama3_parameters(gguf: GgufFile, name: str, theta: float, head_dim: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from batchllm.device.kv_cache import PagedKVCache
 from batchllm.device.ops import Ops
 from batchllm.device.step import Step
 from batchllm.models.config import ModelConfig
-from batchllm.models.decoder import Layer, load_layer, rotation_angles, rotation_frequencies
+from batchllm.models.decoder import Layer, load_layer, rotation_angles, rotation_frequencies, rotation_scale
 from batchllm.models.forward_pass import ForwardPass
 from batchllm.models.layer_spec import LayerSpec
 from batchllm.models.rotation import hadamard, power_of_two_in, rotated, rotated_rows
@@ -66,7 +66,7 @@ class Int8Model(ForwardPass):
         reader.finish()
         self.lm_head = Int8Linear(rotated(rows * norm) for rows in head.split(VOCAB_AT_ONCE))
         self.embedding = torch.cat([rotated(rows).to(dtype) for rows in embedding.split(VOCAB_AT_ONCE)])
-        self.inv_freq = rotation_frequencies(config, self.device)
+        self.inv_freq, self.rotation_scale = rotation_frequencies(config, self.device), rotation_scale(config)
         self._ones = torch.ones(hidden)
 
     @property
@@ -85,7 +85,7 @@ class Int8Model(ForwardPass):
         eps, plans = config.rms_norm_eps, step.plans
         x = F.embedding(step.token_ids, self.embedding).float()  # [T, hidden_size]
         delta: Products | None = None  # what the last block adds to x; the next norm adds it
-        angles = rotation_angles(self.inv_freq, step.positions)
+        angles = rotation_angles(self.inv_freq, step.positions, self.rotation_scale)
         normed = Int8Rows.empty(*x.shape)
         qkv = x.new_empty(len(x), num_q + 2 * num_kv, dim, dtype=self.dtype)
         attended = x.new_empty(len(x), num_q, dim, dtype=self.dtype)  # [T, Hq, D]

@@ -17,6 +17,10 @@ FACTORS: dict[str, tuple[str, ...]] = {  # by the types of rotation that are sup
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings"),
+}
+OPTIONAL_FACTORS: dict[str, tuple[str, ...]] = {
+    "yarn": ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
 }
 # What may stand beside the factors: read elsewhere, or without effect on these types.
 OTHER_KEYS = {"rope_theta", "rope_type", "type", "partial_rotary_factor", "original_max_position_embeddings"}
@@ -28,7 +32,19 @@ class Rotation:
 
     theta: float
     rope_type: str = "default"  # how the angles are scaled
-    factors: dict[str, float] = field(default_factory=dict, hash=False)  # FACTORS[rope_type]
+    factors: dict[str, float] = field(default_factory=dict, hash=False)  # FACTORS[rope_type], and optional ones given
+
+    @property
+    def scale(self) -> float:
+        """Of what is turned: cos and sin are multiplied by it."""
+        if self.rope_type != "yarn":
+            return 1.0
+        if "attention_factor" in self.factors:
+            return self.factors["attention_factor"]
+        growth = 0.1 * math.log(max(self.factors["factor"], 1.0))
+        if "mscale" in self.factors and "mscale_all_dim" in self.factors:
+            return (growth * self.factors["mscale"] + 1.0) / (growth * self.factors["mscale_all_dim"] + 1.0)
+        return growth + 1.0
 
     def frequencies(self, head_dim: int) -> Tensor:
         """[head_dim / 2] float32, in radians per position; in float32 throughout, as models were trained."""
@@ -42,7 +58,24 @@ class Rotation:
             low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
             kept = ((turns - low) / (high - low)).clamp(0, 1)
             frequencies = frequencies * kept + frequencies / scaling["factor"] * (1 - kept)
+        elif self.rope_type == "yarn":
+            stretched = self._stretched_by_yarn(head_dim)
+            frequencies = frequencies * (1 - stretched) + frequencies / scaling["factor"] * stretched
         return frequencies
+
+    def _stretched_by_yarn(self, head_dim: int) -> Tensor:
+        """Of each frequency how much of it is stretched: none of those that turn more than beta_fast times in the
+        original context, all of those that turn less than beta_slow times, a ramp over what is between."""
+        scaling = self.factors
+
+        def index(turns: float) -> float:
+            wavelength = scaling["original_max_position_embeddings"] / turns
+            return head_dim * math.log(wavelength / (2 * math.pi)) / (2 * math.log(self.theta))
+
+        begin = max(math.floor(index(scaling.get("beta_fast", 32.0))), 0)
+        end = min(math.ceil(index(scaling.get("beta_slow", 1.0))), head_dim - 1)
+        width = end - begin or 0.001
+        return ((torch.arange(head_dim // 2) - begin) / width).clamp(0, 1)
 
 
 def read_rotation(raw: dict[str, Any], default_theta: float, refuse: Callable[[str], None]) -> Rotation:
@@ -65,14 +98,17 @@ def read_rotation(raw: dict[str, Any], default_theta: float, refuse: Callable[[s
     needed = FACTORS[rope_type]
     if missing := [name for name in needed if name not in settings]:
         raise ValueError(f"rope type {rope_type!r} needs {', '.join(missing)}")
-    if unread := sorted(settings.keys() - {*needed, *OTHER_KEYS}):
+    optional = [name for name in OPTIONAL_FACTORS.get(rope_type, ()) if settings.get(name) is not None]
+    if unread := sorted(settings.keys() - {*needed, *OPTIONAL_FACTORS.get(rope_type, ()), *OTHER_KEYS}):
         refuse(f"rope type {rope_type!r} has no {printable(unread[0])}")
-    factors = {name: number(name, settings[name]) for name in needed}
+    factors = {name: number(name, settings[name]) for name in (*needed, *optional)}
     if rope_type == "llama3" and factors["high_freq_factor"] <= factors["low_freq_factor"]:
         raise ValueError(
             f"high_freq_factor: expected more than low_freq_factor ({factors['low_freq_factor']:g}), "
             f"got {factors['high_freq_factor']:g}"
         )
+    if rope_type == "yarn" and theta <= 1:
+        raise ValueError(f"rope_theta: expected more than 1 with rope type 'yarn', got {theta:g}")
     return Rotation(theta, rope_type, factors)
 
 

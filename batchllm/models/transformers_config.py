@@ -107,6 +107,7 @@ def _describe(raw: dict[str, Any]) -> TransformersConfig:
             hidden_size=model.get_output_embeddings().weight.shape[1],
             layers=tuple(_attention(call, max_model_len) for call in probe.calls.values()),
             max_model_len=max_model_len,
+            tie_word_embeddings=bool(model.all_tied_weights_keys),
             dtype=dtype,
             linear_parameters=probe.num_linear_parameters,
             parameters=sum(parameter.numel() for parameter in model.parameters()),

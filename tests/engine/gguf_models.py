@@ -103,9 +103,9 @@ def _metadata(architecture: str, config: Any) -> dict[str, Any]:
     }
     if (head_dim := getattr(config, "head_dim", None)) is not None:
         of_model |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
-    if (rope := config.rope_parameters)["rope_type"] == "linear":
-        of_model |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope["factor"]}
-    if rope["rope_type"] == "llama3":
+    if (rope := config.rope_parameters)["rope_type"] in ("linear", "yarn"):
+        of_model |= {"rope.scaling.type": rope["rope_type"], "rope.scaling.factor": rope["factor"]}
+    if rope["rope_type"] in ("llama3", "yarn"):
         of_model["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
     return {f"{architecture}.{key}": value for key, value in of_model.items()}
 

@@ -38,6 +38,7 @@ PARSED_LLAMA = ModelConfig(
     eos_token_ids=(2,),
 )
 LINEAR = {"rope_type": "linear", "factor": 2.0}
+YARN = {key: value for key, value in tiny.YARN.items() if key != "rope_theta"}
 LLAMA3_SCALING = {key: value for key, value in tiny.LLAMA3_ROPE.items() if key != "rope_theta"}
 LLAMA3_FACTORS = {key: value for key, value in LLAMA3_SCALING.items() if key != "rope_type"}
 MISTRAL, QWEN2 = {"architectures": ["MistralForCausalLM"]}, {"architectures": ["Qwen2ForCausalLM"]}
@@ -147,6 +148,11 @@ PARSED = [
         {"rope_parameters": LINEAR | {"original_max_position_embeddings": 32}},
         rotated(1e4, "linear", factor=2.0),
     ),
+    ({"rope_scaling": YARN}, rotated(1e4, "yarn", factor=4.0, original_max_position_embeddings=64.0)),
+    (
+        {"rope_scaling": YARN | {"beta_fast": 8, "mscale": None}},
+        rotated(1e4, "yarn", factor=4.0, original_max_position_embeddings=64.0, beta_fast=8.0),
+    ),
     ({"eos_token_id": [2, 260, 2**70, -1]}, {"eos_token_ids": (2,)}),
 ]
 
@@ -229,7 +235,11 @@ REFUSED = [
     ({"hidden_size": 2**31}, "hidden_size: expected at most 2147483647, got 2147483648"),
     ({"eos_token_id": [True]}, "eos_token_id: expected a token id or a list of them"),
     ({"eos_token_id": {"a": 2}}, "eos_token_id: expected a token id or a list of them"),
-    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type 'yarn' is not supported; supported: default"),
+    ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope type 'dynamic' is not supported; supported: default"),
+    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type 'yarn' needs original_max_position_embeddings"),
+    ({"rope_scaling": YARN | {"truncate": False}}, "rope type 'yarn' has no truncate"),
+    ({"rope_scaling": YARN | {"beta_fast": 0}}, "beta_fast: expected a positive number"),
+    ({"rope_scaling": YARN, "rope_theta": 1}, "rope_theta: expected more than 1 with rope type 'yarn', got 1"),
     ({"rope_parameters": {"rope_type": "longrope"}}, "rope type 'longrope' is not supported"),
     ({"rope_scaling": {"type": "linear"}}, "rope type 'linear' needs factor"),
     ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope type 'llama3' needs low_freq_factor, high_freq"),
@@ -362,3 +372,19 @@ def test_a_hub_id_that_cannot_be_fetched_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"model 'nobody/nothing': .*fetching it from the .* hub failed: \w+"):
         resolve_model("nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("factors", "scale"),
+    [
+        ({}, 0.1 * math.log(4) + 1),
+        ({"factor": 0.5}, 1.0),
+        ({"attention_factor": 1.3}, 1.3),
+        ({"mscale": 2.0}, 0.1 * math.log(4) + 1),
+        ({"mscale": 2.0, "mscale_all_dim": 0.5}, (0.2 * math.log(4) + 1) / (0.05 * math.log(4) + 1)),
+    ],
+    ids=str,
+)
+def test_yarn_scales_what_it_turns(factors, scale):
+    assert Rotation(1e4, "yarn", {"factor": 4.0} | factors).scale == pytest.approx(scale, rel=1e-12)
+    assert Rotation(1e4).scale == 1.0

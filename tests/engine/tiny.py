@@ -49,6 +49,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 PADDED = {"pad_token_id": 0}  # where the default is outside the vocabulary
 WINDOW = 16
 SLIDING = {"use_sliding_window": True, "sliding_window": WINDOW}
@@ -75,6 +76,10 @@ FAMILIES = {
     "llama-llama3-rope": Family("Llama", {"rope_parameters": LLAMA3_ROPE}),
     "llama-linear-rope": Family(
         "Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}}
+    ),
+    "llama-yarn": Family("Llama", {"rope_parameters": YARN, "head_dim": 16}),
+    "llama-yarn-scaled": Family(
+        "Llama", {"rope_parameters": YARN | {"attention_factor": 1.3, "beta_fast": 8.0, "beta_slow": 2.0}}
     ),
     "llama-mha-wide-heads": Family("Llama", {"num_key_value_heads": 4, "head_dim": 16}),
     "mistral": Family("Mistral", {"sliding_window": None, "head_dim": 8}),
