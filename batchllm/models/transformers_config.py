@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from batchllm.models.config import MAX_LAYERS, config_file, dtype_of, eos_token_ids, read_config
 from batchllm.models.description import ModelDescription
 from batchllm.models.families import architecture_of, named
-from batchllm.models.fields import Unsupported, naming, positive_int
+from batchllm.models.fields import Unsupported, naming
 from batchllm.models.layer_spec import AttentionSpec
 from batchllm.models.quantization import read_quantization
 from batchllm.models.transformers_attention import NAME, AttentionCall, hand_attention_to
@@ -81,7 +81,6 @@ def on_meta(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The model without memory for its weights."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME, dtype=dtype, trust_remote_code=False)
-    model.config.pad_token_id = None  # it is looked for among the tokens of every pass
     return model.eval()
 
 
@@ -93,9 +92,8 @@ def _describe(raw: dict[str, Any]) -> TransformersConfig:
         _check_layer_types(config.to_dict())
         if config.is_encoder_decoder or config.get_text_config() is not config:
             raise Unsupported("it is no decoder of text alone")
-        num_layers = positive_int(
-            {"num_hidden_layers": config.num_hidden_layers}, "num_hidden_layers", None, MAX_LAYERS
-        )
+        if (num_layers := config.num_hidden_layers) > MAX_LAYERS:
+            raise Unsupported(f"num_hidden_layers: expected at most {MAX_LAYERS}, got {num_layers}")
         probe = _Probe(config)
         model = probe.model
         if len(probe.calls) != num_layers:
@@ -132,6 +130,7 @@ def _hugging_face_config(raw: dict[str, Any]) -> PretrainedConfig:
         raise Unsupported(f"of {model_type} models the package has {known}")
     settings = {name: value for name, value in raw.items() if name.removeprefix("_") not in CODE_FIELDS}
     config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(settings)
+    config.pad_token_id = None  # some models look for it among the tokens of every pass
     return config
 
 
@@ -173,6 +172,8 @@ class _Probe:
         token_ids = torch.zeros(1, PROBED_TOKENS, dtype=torch.int64, device="meta")
         try:
             self.model = on_meta(config, torch.float32)
+            if self.model.base_model is self.model:
+                raise Unsupported("it has no base model apart from its output layer")
             hand_attention_to(self._attend, self.model)
             for module in self.model.base_model.modules():
                 self._count(module)

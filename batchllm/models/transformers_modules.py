@@ -87,8 +87,8 @@ class FusedRmsNorm(nn.Module):
         self.weight, self.eps, self.current = nn.Parameter(weight, requires_grad=False), eps, current
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [rows, size], or [1, rows, size], or [1, rows, heads, size]"""
-        rows = x if x.dim() == 2 else x[0]
+        """x [..., size]"""
+        rows = x.flatten(0, -2 if x.dim() < 4 else -3)  # [rows, size] or [rows, heads, size]
         out = rows.new_empty(rows.shape)
         self.current.ops.rms_norm(rows, self.weight, eps=self.eps, out=out)
         return out.view(x.shape)
