@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from batchllm.models.config import ModelConfig
 from batchllm.models.description import ModelDescription
 from batchllm.models.fields import Unsupported
+from batchllm.models.gguf_file import is_gguf
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def describe_model(path: Path, backend: str = "auto") -> ModelDescription:
-    """Reads the config.json of a model, given it or its directory, for who runs it and for estimates.
+    """Reads the config.json of a model, given it or its directory, or a GGUF file, for who runs it and for estimates.
 
     backend: "native", "transformers", or "auto", which takes the latter where the former does not run the model.
 
@@ -26,7 +27,7 @@ def describe_model(path: Path, backend: str = "auto") -> ModelDescription:
         try:
             return ModelConfig.from_directory(path)
         except Unsupported:
-            if backend == "native":
+            if backend == "native" or is_gguf(path):
                 raise
     from batchllm.models.transformers_config import TransformersConfig
 

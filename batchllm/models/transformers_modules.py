@@ -49,6 +49,8 @@ class PackedLinear(nn.Module):
 
 
 class JoinedProduct:
+    """Of the last input it keeps the product until its last columns have been taken."""
+
     def __init__(self, linear: Linear) -> None:
         self.linear = linear
         self._x: Tensor | None = None

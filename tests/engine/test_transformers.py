@@ -13,6 +13,8 @@ from batchllm import LLM, SamplingParams
 from batchllm.models.backend import describe_model
 from tests.engine import tiny
 from tests.engine.architectures import NUM_LAYERS, TESTED, TESTED_IN_FULL, WINDOW, of_architecture, tiny_config
+from tests.engine.gguf_models import write_gguf
+from tests.engine.quantized_models import gptq, save_quantized
 from tests.engine.teacher import (
     assert_greedy_agrees,
     assert_logits_agree,
@@ -296,3 +298,39 @@ def test_every_kind_of_layer_is_described(tmp_path, model_type, windows, fields)
     assert len(config.attention_kinds) == len(set(windows))
     for kind in config.attention_kinds:
         assert {name: getattr(kind, name) for name in fields} == fields
+
+
+def test_quantised_checkpoints_are_read(tmp_path, prompts, continuations):
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 16, "desc_act": False, "sym": False}
+    model = save_quantized(tmp_path, of_architecture("gemma2"), settings, gptq(4, 16))
+    theirs = transformers_logits(model, prompts, continuations)
+    assert_logits_agree(our_logits(LLM(tmp_path, **OPTIONS), prompts, continuations), theirs, TOLERANCE)
+
+
+def test_a_gguf_file_is_run_by_the_native_decoder_alone(tmp_path):
+    write_gguf(path := tmp_path / "tiny.gguf", tiny.FAMILIES["llama"].model())
+    assert describe_model(path).backend == "native"
+    with pytest.raises(ValueError, match=f"^{path}: a GGUF file is run by the native decoder alone$"):
+        describe_model(path, "transformers")
+
+
+def test_prompts_are_scored_by_either_backend_alike(tiny_model, prompts):
+    directory = tiny_model("llama")
+    params = SamplingParams(temperature=0, max_tokens=2, prompt_logprobs=0, ignore_eos=True)
+    native, theirs = (
+        [
+            [next(iter(scores.values())).logprob for scores in output.prompt_logprobs[1:]]
+            for output in LLM(directory, backend=backend, **OPTIONS).generate(prompts, params, use_tqdm=False)
+        ]
+        for backend in ("native", "transformers")
+    )
+    for mine, other in zip(native, theirs, strict=True):
+        assert mine == pytest.approx(other, abs=1e-3)
+
+
+def test_weights_that_are_not_finite_end_the_first_job(tmp_path):
+    model = of_architecture("gemma2")
+    model.model.norm.weight.data[3] = float("nan")
+    llm = LLM(tiny.save(model, tmp_path / "model"), **OPTIONS)
+    with pytest.raises(ValueError, match="the logits are not finite since step 1 of the job"):
+        llm.generate([[5, 6]], use_tqdm=False)
