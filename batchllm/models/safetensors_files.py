@@ -13,9 +13,9 @@ from torch import Tensor
 from batchllm.models.config import CONFIG, check_regular, read_json
 from batchllm.text import printable
 
+MAPPED_BYTES = 1 << 27
 # Tensors that some exporters write and no decoder needs.
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class SafetensorsFiles:
@@ -28,6 +28,7 @@ class SafetensorsFiles:
         self.files: Mapping[str, Path] = {name: directory / file for name, file in _tensor_files(directory).items()}
         self._open = ExitStack()
         self._handles: dict[Path, safe_open] = {}
+        self._mapped_bytes = 0  # of the tensors that were read since the files were opened
 
     def shape(self, name: str) -> tuple[int, ...]:
         try:
@@ -36,11 +37,14 @@ class SafetensorsFiles:
             raise self._unreadable(name, error) from None
 
     def tensor(self, name: str) -> Tensor:
-        """As it is stored, mapped from the file: until `close`."""
+        """As it is stored, mapped from the file."""
+        if self._mapped_bytes > MAPPED_BYTES:
+            self.close()  # what was read of the files leaves memory
         try:
             tensor: Tensor = self._handle(name).get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise self._unreadable(name, error) from None
+        self._mapped_bytes += tensor.nbytes
         return tensor
 
     def read(self, name: str, into: Tensor) -> None:
@@ -55,6 +59,7 @@ class SafetensorsFiles:
     def close(self) -> None:
         self._handles.clear()
         self._open.close()
+        self._mapped_bytes = 0
 
     def _handle(self, name: str) -> safe_open:
         file = self.files[name]
@@ -69,7 +74,7 @@ class SafetensorsFiles:
 
 def _tensor_files(directory: Path) -> dict[str, str]:
     """Tensor name -> file name. As in transformers, an index beside a whole file is not read."""
-    single, index = directory / SINGLE, directory / INDEX
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.exists():
         check_regular(single)
         try:
@@ -87,7 +92,7 @@ def _tensor_files(directory: Path) -> dict[str, str]:
         hint = f"; found {others[0]}: give that file as the model"
     elif others := sorted(path.name for path in directory.glob("*.bin")):
         hint = f"; found {', '.join(others[:3])}, which must be converted to safetensors"
-    raise FileNotFoundError(f"{directory}: no {SINGLE} and no {INDEX}{hint}")
+    raise FileNotFoundError(f"{directory}: no model.safetensors and no model.safetensors.index.json{hint}")
 
 
 def _weight_map(index: dict[str, Any]) -> dict[str, str]:

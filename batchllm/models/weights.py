@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
-from batchllm.models.config import CONFIG, read_json
+from batchllm.models.config import CONFIG, read_config
 from batchllm.models.fields import naming
 from batchllm.models.gguf_file import is_gguf
 from batchllm.models.gguf_tensors import GgufTensors
@@ -40,18 +40,14 @@ class WeightReader:
 
     def take(self, name: str, *shape: int) -> torch.Tensor:
         """Tensor `name`, [*shape], in `self.dtype` on `self.device`."""
-        source = self._source
-        if name not in self:
-            raise ValueError(f"{self.path}: tensor {name} is missing")
-        if (stored := source.shape(name)) != shape:
-            raise ValueError(
-                f"{source.files[name]}: tensor {name}: expected shape {list(shape)} from {source.config}, "
-                f"got {list(stored)}"
-            )
-        tensor = torch.empty(shape, dtype=self.dtype, device=self.device)
-        source.read(name, tensor)
-        self._left.discard(name)
-        return tensor
+        return self.take_stacked({name: shape[0]}, *shape[1:])
+
+    def take_stacked(self, num_rows: Mapping[str, int], *row: int) -> torch.Tensor:
+        """The tensors of these names, [num_rows[name], *row] each, one below the other; none is held twice."""
+        stacked = torch.empty((sum(num_rows.values()), *row), dtype=self.dtype, device=self.device)
+        for name, part in zip(num_rows, stacked.split(list(num_rows.values())), strict=True):
+            self._read(name, part)
+        return stacked
 
     def drop_copy(self, name: str, tensor: torch.Tensor, of: str) -> None:
         """Drops tensor `name`, if it is stored at all, as a copy of `tensor`, which is called `of`; ValueError where it
@@ -76,6 +72,18 @@ class WeightReader:
                 f"{printable(', '.join(unused[:3]))}{more}"
             )
 
+    def _read(self, name: str, into: torch.Tensor) -> None:
+        source, shape = self._source, tuple(into.shape)
+        if name not in self:
+            raise ValueError(f"{self.path}: tensor {name} is missing")
+        if (stored := source.shape(name)) != shape:
+            raise ValueError(
+                f"{source.files[name]}: tensor {name}: expected shape {list(shape)} from {source.config}, "
+                f"got {list(stored)}"
+            )
+        source.read(name, into)
+        self._left.discard(name)
+
     def __enter__(self) -> WeightReader:
         return self
 
@@ -89,7 +97,7 @@ def open_tensors(path: Path) -> TensorSource:
     """Raises FileNotFoundError, or ValueError for files that are not what they should be."""
     if is_gguf(path):
         return GgufTensors(path)
-    raw = read_json(path / CONFIG)
+    raw = read_config(path / CONFIG)
     with naming(path / CONFIG):
         quantization = read_quantization(raw)
     stored = SafetensorsFiles(path)

@@ -4,7 +4,7 @@ with random ones that are made where they are needed. All that the kit knows of 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -60,6 +60,9 @@ class RandomWeights:
     def take(self, name: str, *shape: int) -> torch.Tensor:
         tensor = torch.empty(shape, dtype=self.dtype, device=self.device)
         return tensor.fill_(1) if len(shape) == 1 else tensor.normal_(0, STANDARD_DEVIATION)
+
+    def take_stacked(self, num_rows: Mapping[str, int], *row: int) -> torch.Tensor:
+        return self.take("", sum(num_rows.values()), *row)
 
     def drop_copy(self, name: str, tensor: torch.Tensor, of: str) -> None:
         pass

