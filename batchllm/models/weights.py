@@ -44,9 +44,12 @@ class WeightReader:
 
     def take_stacked(self, num_rows: Mapping[str, int], *row: int) -> torch.Tensor:
         """The tensors of these names, [num_rows[name], *row] each, one below the other; none is held twice."""
+        for name, count in num_rows.items():
+            self._check(name, (count, *row))
         stacked = torch.empty((sum(num_rows.values()), *row), dtype=self.dtype, device=self.device)
         for name, part in zip(num_rows, stacked.split(list(num_rows.values())), strict=True):
-            self._read(name, part)
+            self._source.read(name, part)
+            self._left.discard(name)
         return stacked
 
     def drop_copy(self, name: str, tensor: torch.Tensor, of: str) -> None:
@@ -72,8 +75,8 @@ class WeightReader:
                 f"{printable(', '.join(unused[:3]))}{more}"
             )
 
-    def _read(self, name: str, into: torch.Tensor) -> None:
-        source, shape = self._source, tuple(into.shape)
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
+        source = self._source
         if name not in self:
             raise ValueError(f"{self.path}: tensor {name} is missing")
         if (stored := source.shape(name)) != shape:
@@ -81,8 +84,6 @@ class WeightReader:
                 f"{source.files[name]}: tensor {name}: expected shape {list(shape)} from {source.config}, "
                 f"got {list(stored)}"
             )
-        source.read(name, into)
-        self._left.discard(name)
 
     def __enter__(self) -> WeightReader:
         return self

@@ -118,6 +118,14 @@ def test_a_tensor_that_does_not_fit_the_config_is_named(directory, changes, mess
         load(directory)
 
 
+def test_no_memory_is_taken_for_a_shape_that_is_not_the_files(directory):
+    with (
+        WeightReader(directory, torch.float32) as reader,
+        pytest.raises(ValueError, match=r"expected shape \[32, 1125899906842624\] from config.json, got \[32, 32\]"),
+    ):
+        reader.take_stacked({Q_PROJ: 32}, 1 << 50)
+
+
 @pytest.mark.parametrize("missing", ["q_proj.bias", "v_proj.bias", "o_proj.bias", "mlp.down_proj.bias"])
 def test_a_bias_that_the_config_announces_must_be_there(tiny_model, tmp_path, missing):
     directory = Path(shutil.copytree(tiny_model("llama-bias"), tmp_path / "model"))
