@@ -1,3 +1,5 @@
+#include <immintrin.h>
+
 #define KERNEL_NAMESPACE avx2
 #define KERNEL_OBJECT kAvx2RowKernels
 #define KERNEL_VECTOR_BYTES 32
