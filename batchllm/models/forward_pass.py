@@ -21,7 +21,7 @@ class ForwardPass(Protocol):
     kind_of_layer: tuple[int, ...]
     """[num_layers] into attention_kinds. Layer i has kv_cache.k_pages[i] and v_pages[i]."""
     dtype: torch.dtype
-    """Of weights, hidden states, keys and values."""
+    """Of keys, values and logits, and but for a model in 8 bits of weights and hidden states."""
     device: torch.device
 
     @property

@@ -25,7 +25,8 @@ def test_other_instruction_sets_pass_the_same_tests(isa: str):
     named = run_python(isa, "-c", "import batchllm_ext; print(batchllm_ext.cpu_isa())")
     assert named.stdout.strip() == isa
     here = Path(__file__).parent
-    tests = [str(here / "test_attention.py"), str(here.parent / "rows" / "test_row_ops.py")]
+    of_rows = [str(here.parent / "rows" / name) for name in ("test_row_ops.py", "test_quantized_rows.py")]
+    tests = [str(here / "test_attention.py"), *of_rows]
     result = run_python(isa, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests)
     assert result.returncode == 0, result.stdout[-4000:]
 
