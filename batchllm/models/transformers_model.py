@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from batchllm.device.kv_cache import PagedKVCache
+from batchllm.device.linear import ways_of
 from batchllm.device.ops import Ops
 from batchllm.device.step import Step
 from batchllm.models.fields import Unsupported
@@ -42,7 +43,8 @@ class TransformersModel(ForwardPass):
         self._pass = Pass()
         self._linears = replace_modules(self._model, self._pass)
         hand_attention_to(self._attend, self._model)
-        self._base, self._given = self._model.base_model, GivenHidden()
+        self._base: Any = self._model.base_model
+        self._given = GivenHidden()
         setattr(self._model, self._model.base_model_prefix, self._given)
         try:
             check.compare(self)
@@ -50,8 +52,14 @@ class TransformersModel(ForwardPass):
             raise Unsupported(f"{reader.path}: architecture {config.architecture}: {error}") from None
 
     def pack_weights(self) -> None:
+        """The embedding stays as it is, also where it is the output layer."""
+        embedding = self._base.get_input_embeddings().weight
         for linear in self._linears:
-            linear.pack()
+            linear.pack(keep_plain=linear.weight.data_ptr() == embedding.data_ptr())
+
+    @property
+    def products(self) -> dict[str, str]:
+        return ways_of(self._linears)
 
     def forward(self, step: Step, kv_cache: PagedKVCache, ops: Ops) -> Tensor:
         self._step, self._kv_cache = step, kv_cache

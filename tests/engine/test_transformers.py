@@ -334,3 +334,15 @@ def test_weights_that_are_not_finite_end_the_first_job(tmp_path):
     llm = LLM(tiny.save(model, tmp_path / "model"), **OPTIONS)
     with pytest.raises(ValueError, match="the logits are not finite since step 1 of the job"):
         llm.generate([[5, 6]], use_tqdm=False)
+
+
+def test_8_bits_are_of_the_native_decoder_alone(tmp_path):
+    directory = tiny.save(of_architecture("gemma2"), tmp_path / "model")
+    with pytest.raises(ValueError, match=r"^quantize: Gemma2ForCausalLM runs by backend 'transformers', which has no"):
+        LLM(directory, quantize="int8", **OPTIONS)
+
+
+def test_what_multiplies_is_told(tmp_path):
+    llm = LLM(tiny.save(of_architecture("gemma2"), tmp_path / "model"), **OPTIONS)
+    llm.generate([[5, 6]], SamplingParams(max_tokens=1), use_tqdm=False)
+    assert {"64x32 float32", "32x32 float32", "32x48 float32", "260x32 float32"} <= llm.stats["products"].keys()
