@@ -15,7 +15,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 
-from batchllm import LLM
+from batchllm import LLM, SamplingParams
 from batchllm.models.config import ModelConfig, model_files, resolve_model, sampling_defaults
 from batchllm.models.decoder import Model
 from batchllm.models.gguf_file import SUPPORTED_TYPES
@@ -69,6 +69,15 @@ def test_the_metadata_say_what_config_json_would(tmp_path):
     config = ModelConfig.from_directory(tmp_path / "tiny.gguf")
     of_directory = ModelConfig.from_directory(tiny.save(model, tmp_path / "model"))
     assert config == dataclasses.replace(of_directory, dtype="bfloat16")
+
+
+def test_8_bits_are_made_of_a_gguf_file_as_of_a_directory(path, tmp_path):
+    prompts, _ = job()
+    directory = tiny.save(tiny.FAMILIES["llama"].model(), tmp_path / "model")
+    params = SamplingParams(temperature=0, max_tokens=8)
+    answers = [LLM(model, quantize="int8").generate(prompts, params, use_tqdm=False) for model in (path, directory)]
+    ours, theirs = ([output.outputs[0].token_ids for output in outputs] for outputs in answers)
+    assert ours == theirs
 
 
 def test_all_ends_of_a_turn_end_an_answer(tmp_path):
