@@ -72,8 +72,9 @@ test-cpp: .venv/installed $(DOCTEST)
 	$(BIN)/cmake --build build/cpp
 	$(BIN)/ctest --test-dir build/cpp --output-on-failure
 
+# The files side by side, a thread each: most of the time is Python's.
 test-python: .venv/installed $(MODEL)/config.json
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
 # What nvcc makes of the kernels, compared with tests/sass/bars.json; needs nvcc, no GPU.
 .venv/sass-installed: .venv/installed
