@@ -735,8 +735,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "a_line_that_is_scored_may_ask_for_draws",
         BATCH,
-        "of_draws = frozenset() if kind is SCORE else",
-        "of_draws =",
+        " if kind.draws else frozenset()\n",
+        "\n",
         "tests/jobs/test_scores.py::test_what_cannot_be_scored_is_refused_by_place",
     ),
     # Many callers.
@@ -793,8 +793,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "old_answers_go_before_there_is_a_new_one",
         RUN,
-        "        results = answers(llm, prompts, token_ids, on_step, recorder)\n",
-        "        job.begin(errors)\n        results = answers(llm, prompts, token_ids, on_step, recorder)\n",
+        "        results = answers(llm, prompts, on_step, recorder)\n",
+        "        job.begin(sink, errors)\n        results = answers(llm, prompts, on_step, recorder)\n",
         IN_RUNNER + "test_old_answers_stay_until_there_is_a_new_one",
     ),
     Mutant(
@@ -807,8 +807,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "an_interrupted_write_leaves_half_a_line",
         FILES,
-        "        except BaseException:\n            if self._is_regular:\n                os.ftruncate",
-        "        except OSError:\n            if self._is_regular:\n                os.ftruncate",
+        "        except BaseException as error:\n            if self._is_regular:\n                os.ftruncate",
+        "        except OSError as error:\n            if self._is_regular:\n                os.ftruncate",
         IN_FILES + "test_an_interrupted_write_leaves_whole_records",
     ),
     Mutant(
@@ -884,7 +884,7 @@ PYTHON_MUTANTS = [
     Mutant(
         "a_key_may_stand_twice",
         BATCH,
-        "        _check_keys(data)\n",
+        "        _check_keys(data, record)\n",
         "",
         IN_BATCH + "test_a_key_that_stands_twice_is_refused",
     ),
