@@ -329,7 +329,7 @@ def _params_of(kind: LineKind, body: dict[str, Any], default_max_tokens: int) ->
     rest = {name: value for name, value in body.items() if name not in kind.prompt_fields}
     try:
         return _params_of_json(kind, msgspec.json.encode(rest), default_max_tokens)
-    except OverflowError:  # an integer that JSON as msgspec writes it has no room for
+    except (OverflowError, RecursionError):  # an integer, or a depth, that JSON as msgspec has it has no room for
         return _params_and_names(rest, kind, default_max_tokens)
 
 

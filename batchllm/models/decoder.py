@@ -20,6 +20,7 @@ from batchllm.device.ops import Ops
 from batchllm.device.step import Step
 from batchllm.models.config import ModelConfig
 from batchllm.models.forward_pass import ForwardPass
+from batchllm.models.frequencies import frequencies
 from batchllm.models.layer_spec import LayerSpec
 from batchllm.models.rope import Rotation
 from batchllm.models.weights import WeightReader
@@ -156,7 +157,7 @@ def rotation_angles(frequencies: Tensor | None, positions: Tensor, scale: float)
 
 def inv_freq(rotation: Rotation, head_dim: int, max_model_len: int) -> Tensor:
     """Rotary frequencies [D / 2] float32, in radians per position; ValueError where an angle is not finite."""
-    frequencies = rotation.frequencies(head_dim)
-    if not (frequencies * max_model_len).isfinite().all():
+    result = frequencies(rotation, head_dim)
+    if not (result * max_model_len).isfinite().all():
         raise ValueError(f"config.json: rope_theta: the angles of {rotation.theta:g} are not finite in float32")
-    return frequencies
+    return result

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from batchllm.models.fields import naming, number, positive_int
+from batchllm.models.frequencies import frequencies
 from batchllm.models.gguf_file import GgufFile, read_gguf
 from batchllm.models.rope import Rotation
 from batchllm.text import printable
@@ -110,7 +111,7 @@ def _llama3_scaling(gguf: GgufFile, name: str, theta: float, head_dim: int) -> d
         factors = tensor.rows(file).ravel()
     original = positive_int(gguf.metadata, f"{name}.rope.scaling.original_context_length", int(default))
     found = {**LLAMA3, "factor": float(factors.max()), "original_max_position_embeddings": original}
-    expected = Rotation(theta).frequencies(head_dim) / Rotation(theta, "llama3", found).frequencies(head_dim)
+    expected = frequencies(Rotation(theta), head_dim) / frequencies(Rotation(theta, "llama3", found), head_dim)
     if factors.shape != expected.shape or not np.allclose(factors, expected.numpy(), rtol=1e-4):
         raise ValueError(f"tensor {ROPE_FACTORS}: expected factors of rope type 'llama3', got {factors.tolist()!r:.80}")
     return {"rope_type": "llama3", **found}

@@ -7,9 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from batchllm.models.fields import number
 from batchllm.text import printable
 
@@ -45,37 +42,6 @@ class Rotation:
         if "mscale" in self.factors and "mscale_all_dim" in self.factors:
             return (growth * self.factors["mscale"] + 1.0) / (growth * self.factors["mscale_all_dim"] + 1.0)
         return growth + 1.0
-
-    def frequencies(self, head_dim: int) -> Tensor:
-        """[head_dim / 2] float32, in radians per position; in float32 throughout, as models were trained."""
-        frequencies = 1.0 / self.theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
-        scaling = self.factors
-        if self.rope_type == "linear":
-            frequencies = frequencies / scaling["factor"]
-        elif self.rope_type == "llama3":
-            # Wavelengths past the original context are stretched by `factor`, short ones kept, a ramp between.
-            turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-            low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-            kept = ((turns - low) / (high - low)).clamp(0, 1)
-            frequencies = frequencies * kept + frequencies / scaling["factor"] * (1 - kept)
-        elif self.rope_type == "yarn":
-            stretched = self._stretched_by_yarn(head_dim)
-            frequencies = frequencies * (1 - stretched) + frequencies / scaling["factor"] * stretched
-        return frequencies
-
-    def _stretched_by_yarn(self, head_dim: int) -> Tensor:
-        """Of each frequency how much of it is stretched: none of those that turn more than beta_fast times in the
-        original context, all of those that turn less than beta_slow times, a ramp over what is between."""
-        scaling = self.factors
-
-        def index(turns: float) -> float:
-            wavelength = scaling["original_max_position_embeddings"] / turns
-            return head_dim * math.log(wavelength / (2 * math.pi)) / (2 * math.log(self.theta))
-
-        begin = max(math.floor(index(scaling.get("beta_fast", 32.0))), 0)
-        end = min(math.ceil(index(scaling.get("beta_slow", 1.0))), head_dim - 1)
-        width = end - begin or 0.001
-        return ((torch.arange(head_dim // 2) - begin) / width).clamp(0, 1)
 
 
 def read_rotation(raw: dict[str, Any], default_theta: float, refuse: Callable[[str], None]) -> Rotation:

@@ -130,7 +130,7 @@ def test_a_library_that_is_missing_is_named_with_the_way_to_get_it(
     paths["zstandard"] = tmp_path / "rows.zst"
     (tmp_path / "rows.zst").write_bytes(zstandard.compress(b"{}"))
     monkeypatch.setitem(__import__("sys").modules, module, None)
-    with pytest.raises(ValueError, match=rf"which needs {module}: pip install 'batchllm\[data\]'"):
+    with pytest.raises(ValueError, match=rf"which needs {module}: pip install 'batchllm-ext\[data\]'"):
         requests(paths[module])
 
 
