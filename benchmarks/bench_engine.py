@@ -16,11 +16,10 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from batchllm import LLM, SamplingParams
+from batchllm import LLM, SamplingParams, __version__
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
@@ -30,7 +29,7 @@ from benchmarks.contestant import WARM_UP, Contestant, Outputs, Request, read_re
 
 class BatchLLM(Contestant):
     engine = "batchllm"
-    version = version("batchllm")
+    version = __version__
 
     def __init__(self, options: argparse.Namespace, levels: str) -> None:
         self.options = options

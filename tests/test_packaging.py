@@ -13,6 +13,8 @@ import batchllm
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "batchllm-ext"  # of the distribution; "batchllm" is somebody else's
+TEXTS = (".py", ".md", ".sh", ".yml", ".h")
+STRANGERS = r"\bbatchllm\[\w|version\(['\"]batchllm['\"]|install '?\"?batchllm(?!-ext|_)\b"
 GROUND_FLOOR = ["numpy"]  # all that batchllm_ext needs
 
 
@@ -26,12 +28,10 @@ def test_the_version_stands_in_one_place() -> None:
 def test_nobody_is_told_to_install_a_strangers_package() -> None:
     paths = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml", "mkdocs.yml")]
     for folder in ("batchllm", "docs", "examples", "benchmarks", "csrc", ".github"):
-        paths += [
-            path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".sh", ".yml", ".pyi", ".h")
-        ]
+        paths += [path for path in (ROOT / folder).rglob("*") if path.suffix in TEXTS]
     for path in paths:
         text = path.read_text(encoding="utf-8")
-        assert not re.search(r"\bbatchllm\[\w|install '?\"?batchllm(?!-ext|_)\b", text), path
+        assert not re.search(STRANGERS, text), path
 
 
 def test_extras_of_the_package_name_it() -> None:
