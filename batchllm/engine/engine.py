@@ -22,6 +22,7 @@ from batchllm.engine.in_flight import StepInFlight
 from batchllm.engine.recorder import RunRecorder
 from batchllm.engine.runner import Runner
 from batchllm.models.forward_pass import ForwardPass
+from batchllm.models.layer_spec import attention_plans
 from batchllm.options import READER_COST_TOKENS
 from batchllm.outputs import JobProgress, Logprob
 from batchllm.request_table import End, RequestTable
@@ -311,19 +312,7 @@ class Engine:
         return StepOutput(rows.request_ids, tokens, finished)
 
     def _plan_attention(self, batch: ext.TokenBatch) -> tuple[ext.AttentionPlan, ...]:
-        """One plan for each kind of layer."""
-        return tuple(
-            ext.plan_attention(
-                batch,
-                num_qo_heads=kind.num_qo_heads,
-                num_kv_heads=kind.num_kv_heads,
-                head_dim=kind.head_dim,
-                window_left=kind.window_left,
-                page_size=self.page_size,
-                **self.runner.plan_options,
-            )
-            for kind in self.model.attention_kinds
-        )
+        return attention_plans(batch, self.model.attention_kinds, self.page_size, **self.runner.plan_options)
 
     def _sample(
         self, hidden: torch.Tensor, outputs: ext.TokenBatch, rows: Rows

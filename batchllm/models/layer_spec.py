@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import batchllm_ext as ext
 from batchllm.models.rope import Rotation
 
 
@@ -58,3 +61,21 @@ class LayerSpec:
         biases = (q_size + 2 * kv_size) * self.qkv_bias + hidden_size * self.o_bias
         biases += (2 * self.intermediate_size + hidden_size) * self.mlp_bias
         return self.num_linear_parameters(hidden_size) + norms + biases
+
+
+def attention_plans(
+    batch: ext.TokenBatch, kinds: Sequence[AttentionSpec], page_size: int, **options: Any
+) -> tuple[ext.AttentionPlan, ...]:
+    """One plan for each kind of layer; options are others of ext.plan_attention, for the device."""
+    return tuple(
+        ext.plan_attention(
+            batch,
+            num_qo_heads=kind.num_qo_heads,
+            num_kv_heads=kind.num_kv_heads,
+            head_dim=kind.head_dim,
+            window_left=kind.window_left,
+            page_size=page_size,
+            **options,
+        )
+        for kind in kinds
+    )

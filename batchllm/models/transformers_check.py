@@ -17,6 +17,7 @@ from batchllm.device.ops import CpuOps
 from batchllm.device.step import cpu_step
 from batchllm.models.fields import Unsupported
 from batchllm.models.forward_pass import ForwardPass
+from batchllm.models.layer_spec import attention_plans
 
 SHARED_TOKENS, OWN_TOKENS, OUTPUT_TOKENS = 5, (3, 4), 2
 PAGE_SIZE, NUM_PAGES, MAX_BATCH_TOKENS = 4, 16, 6
@@ -68,18 +69,7 @@ class PackedCheck:
         num_threads = torch.get_num_threads()
 
         def plans(batch: ext.TokenBatch) -> tuple[ext.AttentionPlan, ...]:
-            return tuple(
-                ext.plan_attention(
-                    batch,
-                    num_qo_heads=kind.num_qo_heads,
-                    num_kv_heads=kind.num_kv_heads,
-                    head_dim=kind.head_dim,
-                    window_left=kind.window_left,
-                    page_size=PAGE_SIZE,
-                    num_threads=num_threads,
-                )
-                for kind in model.attention_kinds
-            )
+            return attention_plans(batch, model.attention_kinds, PAGE_SIZE, num_threads=num_threads)
 
         logits: list[list[Tensor]] = [[] for _ in self.prompts]
         while (batch := planner.next_batch()) is not None:
