@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 MODEL  := models/smollm2-135m-instruct
 JOB    := examples/documents.jsonl
-SOURCES := $(shell find csrc batchllm -type f) setup.py pyproject.toml CMakeLists.txt batchllm_ext.pyi
+SOURCES := $(shell find csrc batchllm -type f -not -name '*.pyc') setup.py pyproject.toml CMakeLists.txt batchllm_ext.pyi
 
 .PHONY: help demo test test-full test-gpu gpu-day-dry test-cpp test-python sass sanitize fuzz chaos peers docs check format clean
 
