@@ -940,9 +940,9 @@ PYTHON_MUTANTS = [
     ),
     Mutant(
         "every_plan_is_of_the_first_kind",
-        ENGINE,
+        "batchllm/models/layer_spec.py",
         "window_left=kind.window_left,",
-        "window_left=self.model.attention_kinds[0].window_left,",
+        "window_left=kinds[0].window_left,",
         IN_WINDOWS + "test_preempted_requests_see_their_windows",
     ),
     Mutant(
