@@ -36,12 +36,6 @@ class Sampler:
         self._min_p.values[request.slot] = params.min_p
         self._seed.values[request.slot] = request.seed
 
-    def sample(self, logits: Tensor, rows: Rows, ops: Ops) -> tuple[np.ndarray, np.ndarray]:
-        """What is drawn from logits, as `draw` says, on the host."""
-        tokens, logprobs = self.draw(logits, rows, self.params_of(rows, logits.device), ops)
-        both = torch.stack((tokens, logprobs.view(torch.int32))).cpu().numpy()
-        return both[0], both[1].view(np.float32)
-
     def params_of(self, rows: Rows, device: torch.device) -> DrawParams:
         """How the tokens of these rows are to be drawn, on the device, without waiting for it. The rows are those of
         the step before more often than not: then only the randomness is new, and there is none where all are greedy."""

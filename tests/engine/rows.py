@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
 
 from batchllm import SamplingParams
+from batchllm.device.ops import Ops
 from batchllm.request_table import End, RequestTable
 from batchllm.sampling.draw import stream_seed
 from batchllm.sampling.rule_book import RuleBook
@@ -41,6 +43,11 @@ class Requests:
     def rows(self, request_ids: Sequence[int], num_output_tokens: Sequence[int]) -> Rows:
         ids = np.array(request_ids, np.int32)
         return Rows(self.table, ids, self.table.slots(ids), np.array(num_output_tokens, np.int32))
+
+    def sample(self, logits: Tensor, rows: Rows, ops: Ops) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens int32 [R] and log-probabilities float32 [R], drawn from logits [R, vocab_size]."""
+        tokens, logprobs = self.sampler.draw(logits, rows, self.sampler.params_of(rows, logits.device), ops)
+        return tokens.numpy(), logprobs.numpy()
 
     def ends(
         self, request_ids: Sequence[int], num_output_tokens: Sequence[int], tokens: Sequence[int]

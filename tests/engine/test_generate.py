@@ -119,7 +119,7 @@ def test_tokens_are_drawn_from_transformers_logits_by_seed_prompt_and_position(t
     for index, [_, second] in enumerate(tokens(generate(tiny_llm, prompts, params))):
         (logits,) = transformers_logits(model, [prompts[index]], [second])
         one = Requests([params[index]], [], seeds=[stream_seed(str(index), 1, prompts[index])])
-        drawn = [one.sampler.sample(logits[i : i + 1], one.rows([0], [i]), CpuOps())[0] for i in range(6)]
+        drawn = [one.sample(logits[i : i + 1], one.rows([0], [i]), CpuOps())[0] for i in range(6)]
         assert np.concatenate(drawn).tolist() == second
 
 

@@ -58,7 +58,7 @@ class Follower:
     def logits(self, logits: torch.Tensor, running: list[int]) -> torch.Tensor:
         """As the rules leave those of the running requests; each then draws its next token."""
         places = [self.places[request] for request in running]
-        self.requests.sampler.sample(logits, self.requests.rows(running, places), CpuOps())
+        self.requests.sample(logits, self.requests.rows(running, places), CpuOps())
         self.requests.ends(running, places, [self.outputs[request][self.places[request]] for request in running])
         for request in running:
             self.places[request] += 1
@@ -135,7 +135,7 @@ def test_small_penalties_of_large_logits_are_not_rounded_away():
     requests = Requests([SamplingParams(temperature=0, frequency_penalty=0.1)], [Penalties()])
     tokens = []
     for place in range(4):
-        (token,), _ = requests.sampler.sample(logits, requests.rows([0], [place]), CpuOps())
+        (token,), _ = requests.sample(logits, requests.rows([0], [place]), CpuOps())
         requests.ends([0], [place], [int(token)])
         tokens.append(int(token))
     assert tokens == [0, 1, 0, 1]
@@ -159,7 +159,7 @@ def test_what_rules_prepare_is_shared_by_the_completions_of_a_prompt_and_goes_wi
     held = (allowed._allowed, bad_words._banned, bias._biases, penalties._prompt)
     assert [len(part) for part in held] == [0] * 4, "what waits takes nothing"
     logits = torch.zeros(40, VOCAB_SIZE)
-    requests.sampler.sample(logits, requests.rows(range(40), [0] * 40), CpuOps())
+    requests.sample(logits, requests.rows(range(40), [0] * 40), CpuOps())
     requests.ends(range(40), [0] * 40, [0] * 40)
     assert [len(part) for part in held] == [1] * 4
     assert len(penalties._output) == 40

@@ -63,7 +63,7 @@ def sample(params: list[SamplingParams], logits: torch.Tensor, positions=None) -
     requests = requests_of(params)
     positions = [0] * len(params) if positions is None else positions
     before = logits.clone()
-    sampled = requests.sampler.sample(logits, requests.rows(range(len(params)), positions), CpuOps())
+    sampled = requests.sample(logits, requests.rows(range(len(params)), positions), CpuOps())
     assert torch.equal(logits, before), "logits are not changed"
     return sampled
 
@@ -183,7 +183,7 @@ def test_sampling_a_part_of_the_requests_is_sampling_those():
     logits, part = random_logits(30), np.array([29, 4, 11], np.int32)
     whole, _ = sample(params, logits)
     requests = requests_of(params)
-    tokens, _ = requests.sampler.sample(logits[part], requests.rows(part.tolist(), [0] * 3), CpuOps())
+    tokens, _ = requests.sample(logits[part], requests.rows(part.tolist(), [0] * 3), CpuOps())
     assert tokens.tolist() == whole[part].tolist()
 
 
@@ -291,9 +291,9 @@ def test_rules_that_concern_different_rows_each_change_their_own(temperature):
     params = [SamplingParams(temperature=temperature, seed=i) for i in range(4)]
     requests, logits = Requests(params, [Only(2, 11), Only(0, 12)]), random_logits(4)
     rows = requests.rows([3, 2, 1, 0], [0] * 4)
-    (third, second, first, zeroth), _ = requests.sampler.sample(logits, rows, CpuOps())
+    (third, second, first, zeroth), _ = requests.sample(logits, rows, CpuOps())
     assert (second, zeroth) == (11, 12)
-    free, _ = Requests(params, []).sampler.sample(logits, rows, CpuOps())
+    free, _ = Requests(params, []).sample(logits, rows, CpuOps())
     assert (third, first) == (free[0], free[2])
 
 
