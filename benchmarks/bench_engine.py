@@ -23,7 +23,7 @@ from batchllm import LLM, SamplingParams, __version__
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from batchllm.options import QUANTIZATIONS
+from batchllm.options import BACKENDS, QUANTIZATIONS
 from benchmarks.contestant import WARM_UP, Contestant, Outputs, Request, read_requests, run_job, serve
 
 
@@ -43,6 +43,7 @@ class BatchLLM(Contestant):
             self.options.model,
             dtype=self.options.dtype,
             quantize=self.options.quantize,
+            backend=self.options.backend,
             levels=None if self.levels == "any" else int(self.levels),
             kv_cache_tokens=kv_tokens,
             max_batch_tokens=self.options.max_batch_tokens,
@@ -74,6 +75,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--quantize", choices=QUANTIZATIONS)
+    parser.add_argument("--backend", default="auto", choices=BACKENDS)
     parser.add_argument("--kv-cache-tokens", type=int)
     parser.add_argument("--max-batch-tokens", type=int)
     parser.add_argument("--num-threads", type=int)
