@@ -1,11 +1,11 @@
-# make demo | test | test-full | test-gpu | chaos | gpu-day-dry | sass | docs | check | format | sanitize | fuzz | peers | clean. All of it in .venv, models/, out/ and build/.
+# make demo | test | test-integrations | test-full | test-gpu | chaos | gpu-day-dry | sass | docs | check | format | sanitize | fuzz | peers | clean. All of it in .venv, models/, out/ and build/.
 PYTHON ?= python3
 BIN    := .venv/bin
 MODEL  := models/smollm2-135m-instruct
 JOB    := examples/documents.jsonl
 SOURCES := $(shell find csrc batchllm -type f -not -name '*.pyc') setup.py pyproject.toml CMakeLists.txt batchllm_ext.pyi
 
-.PHONY: help demo test test-full test-gpu gpu-day-dry test-cpp test-python sass sanitize fuzz chaos peers docs check format clean
+.PHONY: help demo test test-integrations test-full test-gpu gpu-day-dry test-cpp test-python sass sanitize fuzz chaos peers docs check format clean
 
 help:
 	@sed -n 1p Makefile
@@ -75,6 +75,22 @@ test-cpp: .venv/installed $(DOCTEST)
 # The files side by side, a thread each: most of the time is Python's.
 test-python: .venv/installed $(MODEL)/config.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
+
+# With the packages themselves: a folder with a requirements.txt has an environment of its own under build/integrations,
+# which sees .venv's packages behind its own. `make test-integrations/ray` runs one.
+APART := $(patsubst tests/integrations/%/requirements.txt,%,$(wildcard tests/integrations/*/requirements.txt))
+
+build/integrations/%/installed: tests/integrations/%/requirements.txt .venv/installed
+	$(BIN)/python -m venv $(@D)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(echo $(@D)/lib/python*/site-packages)/shared.pth
+	$(@D)/bin/pip install -q --disable-pip-version-check -r $<
+	@touch $@
+
+test-integrations/%: build/integrations/%/installed $(MODEL)/config.json
+	OMP_NUM_THREADS=1 build/integrations/$*/bin/python -m pytest tests/integrations/$*
+
+test-integrations: $(MODEL)/config.json $(APART:%=test-integrations/%)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integrations
 
 # What nvcc makes of the kernels, compared with tests/sass/bars.json; needs nvcc, no GPU.
 .venv/sass-installed: .venv/installed
