@@ -1,6 +1,6 @@
 """The command line: a file per command."""
 
-from batchllm.cli import plan, report, run, score  # noqa: F401  (the commands)
+from batchllm.cli import merge, plan, report, run, score  # noqa: F401  (the commands)
 from batchllm.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -50,7 +50,7 @@ class PlanFiles:
                 raise NotADirectoryError(f"shards {str(directory)!r}: is a file, not a directory")
             else:
                 check_writable("shards", directory)
-        check_files(self.input, outputs, overwrite=self.overwrite, model_files=model_files(model))
+        check_files(self.input, outputs, overwrite=self.overwrite, others={"model": model_files(model)})
 
 
 def plan_batch_file(

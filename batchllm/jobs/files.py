@@ -27,12 +27,13 @@ def check_files(
     outputs: Mapping[str, Path | None],
     *,
     overwrite: bool,
-    model_files: Iterable[Path] = (),
+    others: Mapping[str, Iterable[Path]] | None = None,
     replaced: Mapping[str, Path | None] | None = None,
 ) -> None:
     """Raises OSError or ValueError where the input is missing, an output cannot be written, holds something that may
     not be replaced or is another job's, or two are one file. Changes nothing, and opens no pipe.
 
+    others: files that are read beside the input, by what they are; some of a kind may be one.
     replaced: outputs of which whoever writes them checks what they hold.
     """
     names: dict[FileId, str] = {}
@@ -41,9 +42,10 @@ def check_files(
         if input != STANDARD_INPUT and not input.exists():
             raise FileNotFoundError(f"input {str(input)!r}: no such file")
         claim(names, "input", STDIN if input == STANDARD_INPUT else input)
-    for model_file in model_files:  # of which some may be one, in a cache
-        if file_id := identify(model_file):
-            names.setdefault(file_id, "model")
+    for name, paths in (others or {}).items():
+        for file_id in map(identify, paths):
+            if file_id:
+                names.setdefault(file_id, name)
     for name, path in outputs.items():
         if path is not None:
             check_writable(name, path)

@@ -83,7 +83,7 @@ class BatchFiles:
                 self.input,
                 outputs,
                 overwrite=self.overwrite or self.resume,
-                model_files=inputs,
+                others={"model": inputs},
                 replaced={"metrics": self.metrics},
             )
         except FileExistsError as error:

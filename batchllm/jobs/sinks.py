@@ -87,6 +87,12 @@ class Sink:
     def answer(self, request: BatchRequest, outputs: list[RequestOutput]) -> None:
         self._output.write(answer_record(request, outputs, self._model_name, self._job_id))
 
+    def copy(self, record: bytes, *, is_error: bool) -> None:
+        """A record of this job that was made elsewhere; an error needs a file for errors."""
+        file = self._errors if is_error else self._output
+        assert file
+        file.write(record)
+
     def finish(self) -> None:
         """Every line has an answer or an error."""
         if self._files.journal != self._files.output:

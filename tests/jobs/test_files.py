@@ -144,7 +144,7 @@ def test_no_output_is_a_file_of_the_model(tmp_path: Path) -> None:
 
     def check(output: str) -> None:
         files = model_files(tmp_path / "model")
-        check_files(tmp_path / "in.jsonl", {"output": tmp_path / output}, overwrite=True, model_files=files)
+        check_files(tmp_path / "in.jsonl", {"output": tmp_path / output}, overwrite=True, others={"model": files})
 
     for output in ("model/config.json", "other"):
         with pytest.raises(ValueError, match=r"output '.*': is the model file"):

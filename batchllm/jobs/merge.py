@@ -1,0 +1,180 @@
+"""The answers of a job's shards, made those of the job: what `run` would have left, had it run the whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from batchllm.jobs.earlier import LINE_DIGITS, EarlierRuns, whole_records
+from batchllm.jobs.files import check_files, lock
+from batchllm.jobs.finished import check_library
+from batchllm.jobs.line import DUPLICATE_ID, BatchRequest, LineError
+from batchllm.jobs.manifest import Fingerprint, Manifest, differences, manifest_path, read_manifest
+from batchllm.jobs.openai_records import ID_PREFIX, new_job_id, record_opening
+from batchllm.jobs.sinks import RecordFiles, Sink
+from batchllm.jobs.sources import Source, open_source
+
+OF_A_TABLE = "template"  # in its fingerprint
+
+
+@dataclass(frozen=True)
+class MergedJob:
+    """How many lines of the job have what; one that is open is in no shard's files, and no error is known of it."""
+
+    num_answered: int
+    num_failed: int
+    num_open: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A job of its own, of some lines of the whole."""
+
+    output: Path
+    errors: Path
+    manifest: Manifest
+
+    @property
+    def common(self) -> Fingerprint:
+        """What it says of the whole job: all but its own lines."""
+        own = ("limit", "sample")
+        return {
+            name: value
+            for name, value in self.manifest.fingerprint.items()
+            if name != "input" and not name.startswith("input ") and name not in own
+        }
+
+
+@dataclass
+class JobLines:
+    """The lines of the whole job: by custom_id those that can be answered, and what is wrong with the others."""
+
+    line_of: dict[str, int] = field(default_factory=dict)
+    errors: list[LineError] = field(default_factory=list)
+    failed_ids: set[str | None] = field(default_factory=lambda: {None})
+
+    @classmethod
+    def of(cls, source: Source) -> JobLines:
+        lines = cls()
+        for line in source.requests():
+            if isinstance(line, BatchRequest):
+                lines.line_of[line.custom_id] = line.line
+            else:
+                lines.errors.append(line)
+                lines.failed_ids.add(line.custom_id)
+        return lines
+
+
+class _Answer(msgspec.Struct):
+    custom_id: str
+
+
+def merge(input: Path, shards: Sequence[Path], files: RecordFiles, *, overwrite: bool) -> MergedJob:
+    """Writes files.output and files.errors, and a manifest by which `run` knows the job again, as its own.
+
+    input: the whole job, in the OpenAI Batch format. shards: outputs of `run` for parts of its lines, cut in any way;
+    errors are beside them. What is open stays so: `run` with resume answers it. Where files.output is a table or
+    ordered, it is made when no line is open.
+
+    Raises OSError or ValueError, before anything is written, for shards that are still being written, that are of
+    different jobs, or that answer a line twice or one that is not in the input; and OSError where a file fails.
+    """
+    assert files.errors is not None
+    outputs = {"output": files.output, "errors": files.errors}
+    if files.journal != files.output:
+        outputs["journal"] = files.journal
+    check_library(files.output)
+    check_files(input, outputs, overwrite=overwrite, others={"shard": shards})
+    with ExitStack() as stack:
+        found = [stack.enter_context(open_shard(path)) for path in shards]
+        common = agreed(found)
+        max_tokens = common.get("max_tokens")
+        source = stack.enter_context(
+            open_source(input, chat_max_tokens=max_tokens if isinstance(max_tokens, int) else 1)
+        )
+        lines = JobLines.of(source)
+        manifest = Manifest(
+            new_job_id(),
+            common | source.fingerprint(),
+            len(lines.line_of) + len(lines.errors),
+            sum(error.code == DUPLICATE_ID for error in lines.errors),
+        )
+        for _ in merged_records(found, lines, manifest.job_id):  # that all of them can be
+            pass
+        sink = stack.enter_context(Sink(files, "", log=print, replaces=overwrite))
+        sink.begin(manifest, EarlierRuns())
+        for error in lines.errors:
+            sink.error(error)
+        sink.sync()
+        num_answered, num_failed = 0, len(lines.errors)
+        for is_error, record in merged_records(found, lines, manifest.job_id):
+            sink.copy(record, is_error=is_error)
+            num_answered, num_failed = num_answered + (not is_error), num_failed + is_error
+        job = MergedJob(num_answered, num_failed, manifest.num_lines - num_answered - num_failed)
+        if not job.num_open:
+            sink.finish()
+        return job
+
+
+@contextmanager
+def open_shard(output: Path) -> Iterator[Shard]:
+    """Nobody writes it meanwhile. Raises OSError or ValueError for a file that is no shard's output."""
+    descriptor = os.open(output, os.O_RDONLY)
+    try:
+        lock(descriptor, f"shard {str(output)!r}")
+        manifest = read_manifest(output)
+        if manifest is None:
+            raise ValueError(f"shard {str(output)!r}: there is no {manifest_path(output).name!r} beside it")
+        if OF_A_TABLE in manifest.fingerprint:
+            raise ValueError(f"shard {str(output)!r}: answers rows of a table; only lines of a batch file are merged")
+        yield Shard(output, output.with_suffix(".errors.jsonl"), manifest)
+    finally:
+        os.close(descriptor)
+
+
+def agreed(shards: Sequence[Shard]) -> Fingerprint:
+    """What all of them say of the whole job. Raises ValueError where they differ."""
+    first, *others = shards
+    for other in others:
+        if found := differences(first.common, other.common):
+            names = f"shards {str(first.output)!r} and {str(other.output)!r}"
+            there_and_here = "; ".join(found)
+            raise ValueError(f"{names}: are of two jobs: {there_and_here}")
+    return first.common
+
+
+def merged_records(shards: Sequence[Shard], lines: JobLines, job_id: str) -> Iterator[tuple[bool, bytes]]:
+    """Of every shard its errors and answers, each as a record of the whole job, and whether it is an error. Errors that
+    the lines themselves show are left out."""
+    file_of: dict[int, Path] = {}
+
+    def claim(custom_id: str, path: Path) -> str:
+        """What makes the record's ids unique."""
+        line = lines.line_of.get(custom_id)
+        if line is None:
+            raise ValueError(f"shard {str(path)!r}: custom_id {custom_id!r} is none of the input's")
+        if line in file_of:
+            both = f"{str(file_of[line])!r} and {str(path)!r}"
+            raise ValueError(f"shards {both}: have line {line} of the input, custom_id {custom_id!r}, both")
+        file_of[line] = path
+        return f"{job_id}{line:0{LINE_DIGITS}x}"
+
+    for shard in shards:
+        for _, record in whole_records("errors", shard.errors, shard.manifest.job_id):
+            failed: dict[str, Any] = msgspec.json.decode(record)
+            custom_id, error = failed["custom_id"], failed["error"]
+            if custom_id in lines.failed_ids or error["code"] == DUPLICATE_ID:
+                continue
+            failed["id"] = ID_PREFIX + claim(custom_id, shard.errors)
+            error["line"] = lines.line_of[custom_id]
+            yield True, msgspec.json.encode(failed) + b"\n"
+        end = len(record_opening(shard.manifest.job_id)) + LINE_DIGITS
+        for _, record in whole_records("shard", shard.output, shard.manifest.job_id):
+            unique = claim(msgspec.json.decode(record, type=_Answer).custom_id, shard.output)
+            yield False, record.replace(record[end - len(unique) : end], unique.encode())
