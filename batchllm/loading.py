@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from batchllm.device.choice import CPU, GPU_DTYPES, DeviceChoice, choose_device, refusal_of_head_dim
+from batchllm.device.cpu_share import default_num_threads
 from batchllm.device.kv_cache import affordable_kv_tokens
 from batchllm.device.ops import GpuOps
 from batchllm.engine.engine import Engine, EngineRequest
@@ -47,8 +48,7 @@ class LoadedModel:
         start = time.perf_counter()
         choice = choose_device(options.device, options.dtype, options.quantize)
         dtype = _torch_dtype(options, choice.device)
-        if options.num_threads is not None:
-            torch.set_num_threads(options.num_threads)
+        torch.set_num_threads(options.num_threads or default_num_threads(torch.get_num_threads()))
         self.options = options
         self.directory = resolve_model(model)
         self.config = describe_model(self.directory, options.backend)

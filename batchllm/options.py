@@ -32,7 +32,8 @@ class EngineOptions:
     kv_cache_tokens: size of the KV pool; None takes three quarters of the memory available. On a CPU a pool takes
         memory as it fills.
     max_batch_tokens: tokens of one forward pass that prefill may fill up to; None is the default.
-    num_threads: threads of torch and of the kernels (torch's setting is process-wide); None keeps torch's.
+    num_threads: threads of torch and of the kernels (torch's setting is process-wide); None keeps torch's, which is
+        the CPUs that the process may run on, or as many as the quota of its control group lets run all the time.
     seed: with the job's number and the prompt's index, seeds the requests that name no seed.
     allow_special_tokens: whether special tokens in the messages of a chat are taken as such; otherwise, but for the
         assistant's own turns, they are text.

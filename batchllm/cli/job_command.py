@@ -88,7 +88,9 @@ class JobOptions:
     ] = None
     max_batch_tokens: MaxBatchTokens = DEFAULTS.max_batch_tokens
     page_size: Annotated[int, typer.Option(min=1, help="Tokens of one KV page.")] = DEFAULTS.page_size
-    num_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="torch's")] = None
+    num_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="the CPUs it may use")] = (
+        None
+    )
     json_summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the final figures as JSON, too.")] = (
         None
     )

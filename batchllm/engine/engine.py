@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 import batchllm_ext as ext
+from batchllm.device.cpu_share import CpuTime
 from batchllm.device.kv_cache import PagedKVCache
 from batchllm.device.transfer import to_device
 from batchllm.engine.figures import PhaseClock, RunFigures
@@ -116,6 +117,7 @@ class Engine:
         self._num_steps = 0
         self._num_captures = self.runner.num_captures  # before
         self._clock = PhaseClock(self.runner.new_event)
+        self._cpu_before = CpuTime.now()
 
     @property
     def num_live(self) -> int:
@@ -410,11 +412,15 @@ class Engine:
         if self._planner is None:
             return RunFigures()
         counts = self._planner.stats
+        cpu = CpuTime.now().since(self._cpu_before)
         names = "num_requests prompt_tokens computed_prompt_tokens recomputed_tokens output_tokens steps preemptions"
         return RunFigures(
             **{name: counts[name] for name in names.split()},
             peak_kv_tokens=counts["peak_pages"] * self.page_size,
             captures=self.runner.num_captures - self._num_captures,
+            num_threads=torch.get_num_threads(),
+            cpu_s=cpu.ran_s,
+            cpu_wait_s=cpu.waited_s,
             products=self.model.products,
             seconds=self._clock.seconds,
         )

@@ -26,6 +26,9 @@ class RunFigures:
     preemptions: int = 0
     peak_kv_tokens: int = 0  # in the pages that were in use at a time
     captures: int = 0  # of CUDA graphs
+    num_threads: int = 0  # of the CPU
+    cpu_s: float = 0.0  # CPU time of all threads of the process
+    cpu_wait_s: float = 0.0  # what they waited for a CPU that others had
     # By phase: of the host plan, schedule, wait (for the tokens of a device that runs behind it); of the device, which
     # runs meanwhile where it is a GPU, forward and sample.
     products: dict[str, str] = field(default_factory=dict)  # by shape and type of a matrix, how it is multiplied

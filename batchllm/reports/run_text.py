@@ -147,6 +147,9 @@ def summary_rows(summary: JobSummary) -> Iterator[tuple[str, str]]:
     yield "wall time of the job", f"{total_s:.2f} s"
     for phase, phase_s in seconds.items():
         yield f"  {phase}", f"{phase_s:.2f} s"
+    yield "threads", f"{stats['num_threads']:,}"
+    yield "  their CPU time", f"{stats['cpu_s']:.2f} s"
+    yield "  their waits for a CPU that others had", f"{stats['cpu_wait_s']:.2f} s"
     for matrix, way in stats["products"].items():
         yield f"product with {matrix}", way
 

@@ -26,6 +26,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=NUM_OUTPUT, ignore_eos=True)
 STATS = {
     *("num_requests", "prompt_tokens", "computed_prompt_tokens", "recomputed_tokens"),
     *("output_tokens", "steps", "preemptions", "peak_kv_tokens", "captures", "products", "seconds"),
+    *("num_threads", "cpu_s", "cpu_wait_s"),
 }
 PHASES = {"load", "tokenize", "plan", "schedule", "forward", "sample", "detokenize", "total"}
 
@@ -489,6 +490,8 @@ def test_stats_describe_the_last_job(tiny_llm, prompts, params):
     seconds = stats["seconds"]
     phases = sum(seconds[phase] for phase in PHASES - {"load", "total"})
     assert 0 < phases <= seconds["total"]
+    assert stats["num_threads"] == 1
+    assert 0 < stats["cpu_s"] <= seconds["total"]
     generate(tiny_llm, [[5]], SamplingParams(max_tokens=1))
     assert (tiny_llm.stats["num_requests"], tiny_llm.stats["output_tokens"], tiny_llm.stats["steps"]) == (1, 1, 1)
 

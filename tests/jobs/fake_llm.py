@@ -74,6 +74,9 @@ class FakeLLM:
             "steps": 7,
             "preemptions": 0,
             "peak_kv_tokens": 4096,
+            "num_threads": 2,
+            "cpu_s": 1.5,
+            "cpu_wait_s": 0.25,
             "products": {"64x32 float32": "packed"},
             "seconds": {"plan": 0.1, "forward": 1.5, "total": 2.0},
         }

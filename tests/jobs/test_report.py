@@ -26,6 +26,9 @@ STATS = {
     "steps": 12,
     "preemptions": 1,
     "peak_kv_tokens": 4096,
+    "num_threads": 2,
+    "cpu_s": 1.5,
+    "cpu_wait_s": 0.25,
     "products": {"64x32 float32": "packed"},
     "seconds": {"load": 1.0, "forward": 3.5, "total": 4.0, "a phase of tomorrow": 0.25},
 }
@@ -113,6 +116,9 @@ def test_summary_has_every_figure_and_every_phase() -> None:
         "wall time of the job": "4.00 s",
         "forward": "3.50 s",
         "a phase of tomorrow": "0.25 s",
+        "threads": "2",
+        "their CPU time": "1.50 s",
+        "their waits for a CPU that others had": "0.25 s",
         "product with 64x32 float32": "packed",
     }
 
