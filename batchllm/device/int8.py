@@ -71,6 +71,16 @@ class Int8Linear:
         self._packed = torch.ops.onednn.qlinear_prepack.default(values, None)
         self.bias = None if bias is None else bias.float()
 
+    @property
+    def name(self) -> str:
+        """Its shape and its type."""
+        return f"{self.out_features}x{self.in_features} int8"
+
+    @property
+    def way(self) -> str:
+        """How it multiplies, in words."""
+        return "packed"
+
     def products(self, rows: Int8Rows) -> Products:
         # Of any other type than float32 the result takes oneDNN's reference loop without AVX-512: seconds.
         values: Tensor = torch.ops.onednn.qlinear_pointwise.default(

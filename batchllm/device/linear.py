@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from batchllm.device.int8 import Int8Linear
 from batchllm.device.packed import can_pack, packed, packed_linear
 from batchllm.device.product_times import gains_of_packing, mean_gain
 
@@ -58,6 +59,11 @@ class Linear:
         return packed_linear(x, self.weight, self.bias)
 
     @property
+    def name(self) -> str:
+        """Its shape and its type."""
+        return f"{'x'.join(map(str, self.weight.shape))} {str(self.weight.dtype).removeprefix('torch.')}"
+
+    @property
     def way(self) -> str:
         """How it multiplies, in words."""
         if not self.is_packed:
@@ -83,10 +89,6 @@ def runs_below_one(gains: dict[int, float]) -> list[range]:
     return runs
 
 
-def ways_of(linears: Iterable[Linear]) -> dict[str, str]:
-    """By shape and dtype, "3072x576 float32", how such products are made."""
-    ways = {}
-    for linear in linears:
-        shape = "x".join(map(str, linear.weight.shape))
-        ways[f"{shape} {str(linear.weight.dtype).removeprefix('torch.')}"] = linear.way
-    return ways
+def ways_of(linears: Iterable[Linear | Int8Linear]) -> dict[str, str]:
+    """By shape and type, "3072x576 float32", how such products are made."""
+    return {linear.name: linear.way for linear in linears}

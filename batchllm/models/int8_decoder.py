@@ -19,6 +19,7 @@ from torch import Tensor
 
 from batchllm.device.int8 import Int8Linear, Int8Rows, Products, dequantize, norm_quantize, quantize, silu_mul_quantize
 from batchllm.device.kv_cache import PagedKVCache
+from batchllm.device.linear import ways_of
 from batchllm.device.ops import Ops
 from batchllm.device.step import Step
 from batchllm.models.config import ModelConfig
@@ -71,9 +72,8 @@ class Int8Model(ForwardPass):
 
     @property
     def products(self) -> dict[str, str]:
-        of_layers = (linear for layer in self.layers for linear in (layer.qkv, layer.o, layer.gate_up, layer.down))
-        shapes = dict.fromkeys((linear.out_features, linear.in_features) for linear in (*of_layers, self.lm_head))
-        return {f"{outputs}x{inputs} int8": "packed" for outputs, inputs in shapes}
+        of_layers = [linear for layer in self.layers for linear in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+        return ways_of([*of_layers, self.lm_head])
 
     def pack_weights(self) -> None:
         """They are, since they are 8 bits."""
