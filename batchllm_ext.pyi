@@ -659,9 +659,10 @@ def silu_and_mul(gate_up: Any, *, out: Any, num_threads: int = 0, stream: int = 
     both float16.
     """
 
-def quantize_rows(x: Any, *, out: Any, scales: Any, num_threads: int = 0) -> None:
+def quantize_rows(x: Any, *, out: Any, scales: Any, num_segments: int = 1, num_threads: int = 0) -> None:
     """Rows in 8 bits, of which an element stands for scales[row] * (out - 128): a row's scale is its largest magnitude
-    / 127 (NaN where an element is), and elements are rounded to nearest.
+    / 127 (NaN where an element is), and elements are rounded to nearest. With more than one segment, of H(x): the
+    orthogonal Hadamard transform over num_segments (a power of two that divides size) equal segments of a row.
 
     x [num_rows, size] float32 or bfloat16; written: out uint8 [num_rows, size], scales float32 [num_rows].
     """
@@ -699,8 +700,8 @@ def silu_mul_quantize(
     num_segments: int = 1,
     num_threads: int = 0,
 ) -> None:
-    """H(gate / (1 + exp(-gate)) * up) as quantize_rows, of gate_up = gate_up_scales[row] * gate_up + bias. H is the
-    orthogonal Hadamard transform over num_segments (a power of two that divides size) equal segments of a row.
+    """H(gate / (1 + exp(-gate)) * up) as quantize_rows, of gate_up = gate_up_scales[row] * gate_up + bias; with H as
+    there.
 
     gate_up float32 [num_rows, 2 size]: gate, then up; gate_up_scales float32 [num_rows]; bias float32 [2 size]; out
     and scales as there.

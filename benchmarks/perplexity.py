@@ -3,9 +3,7 @@
     python -m benchmarks.perplexity --model DIR [--texts FILE ...] [--json FILE]
 
 Of each text the first 1,024 tokens are scored, all but the first; shorter texts are left out. A precision's loss is
-what its perplexity over all tokens exceeds float32's by, with the standard error over the texts. "int8, not rotated" is
-every matrix of the decoder in 8 bits as it is, which is all that can be done to a model whose modules nothing can be
-folded into.
+what its perplexity over all tokens exceeds float32's by, with the standard error over the texts.
 """
 
 from __future__ import annotations
@@ -17,12 +15,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from batchllm import LLM
-from batchllm.device.int8 import Int8Linear
-from batchllm.models.decoder import Model
-from batchllm.models.weights import WeightReader
 from benchmarks.machine import describe
 
 DOCUMENTS = Path(__file__).resolve().parent.parent / "examples" / "documents"
@@ -32,7 +25,7 @@ PRECISIONS: dict[str, dict[str, Any]] = {
     "bfloat16": {"dtype": "bfloat16"},
     "int8": {"quantize": "int8", "dtype": "float32"},
     "int8, keys and values bfloat16": {"quantize": "int8", "dtype": "bfloat16"},
-    "int8, not rotated": {"dtype": "float32"},
+    "int8, transformers' modules": {"quantize": "int8", "dtype": "float32", "backend": "transformers"},
 }
 
 
@@ -55,22 +48,8 @@ def main() -> None:
 def negative_logprobs(model: Path, precision: str, paths: list[Path]) -> list[float]:
     """Of each text that is long enough, the mean over its tokens."""
     llm = LLM(model, **PRECISIONS[precision], kv_cache_tokens=8 * NUM_TOKENS)
-    if precision == "int8, not rotated":
-        quantize_in_place(llm)
     texts = [ids for ids in llm.tokenize([path.read_text() for path in paths]) if len(ids) >= NUM_TOKENS]
     return [math.log(perplexity) for perplexity in llm.perplexity([ids[:NUM_TOKENS] for ids in texts])]
-
-
-def quantize_in_place(llm: LLM) -> None:
-    """Every matrix product of a model that was loaded in float32."""
-    model: Any = llm.engine.model
-    with WeightReader(llm.directory, torch.float32) as reader:
-        plain = Model(llm.config, reader)  # whose weights are not packed
-    for layer, of_layer in zip(model.layers, plain.layers, strict=True):
-        for name in ("qkv", "o", "gate_up", "down"):
-            linear = getattr(of_layer, name)
-            setattr(layer, name, Int8Linear(linear.weight, linear.bias))
-    model.lm_head = Int8Linear(plain.lm_head.weight)
 
 
 def compared(of_texts: list[float], of_float32: list[float]) -> dict[str, float]:

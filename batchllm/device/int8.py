@@ -21,11 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import batchllm_ext as ext
+from batchllm.device.rotation import hadamard, power_of_two_in
 
 INT8_MAX = 127
 ZERO_POINT = 128  # the byte of 0
 # Larger results would be new memory in every call: glibc gives back at once what is 32 MiB or more.
 MAX_PRODUCT_BYTES = 24 << 20
+MAX_SEGMENTS = 64  # of a Hadamard transform while the model runs; more gain nothing
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,13 @@ class Products:
 class Int8Linear:
     """y = x weight^T + bias, with a weight of 8 bits."""
 
-    def __init__(self, weight: Tensor | Iterable[Tensor], bias: Tensor | None = None) -> None:
-        """weight: [out_features, in_features], whole or as blocks of its rows, which are made one after the other."""
+    def __init__(self, weight: Tensor | Iterable[Tensor], bias: Tensor | None = None, *, num_segments: int = 1) -> None:
+        """weight: [out_features, in_features], whole or as blocks of its rows, which are made one after the other.
+        num_segments: it is multiplied with rows that went through a Hadamard transform over so many segments, and goes
+        through one itself; what is large in a few elements of a row costs all others their digits."""
         blocks = [weight] if isinstance(weight, Tensor) else weight
-        quantized = [quantize_weight(block) for block in blocks]
+        self.num_segments = num_segments
+        quantized = [quantize_weight(mixed(block, num_segments)) for block in blocks]
         values = torch.cat([values for values, _ in quantized])
         self.out_features, self.in_features = values.shape
         self._scales = torch.cat([scales for _, scales in quantized])
@@ -99,16 +104,17 @@ class Int8Linear:
     def __call__(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """[T, in_features] float32 or bfloat16 -> [T, out_features] of `dtype`, or of x's."""
         rows = Int8Rows.empty(*x.shape)
-        quantize(x, out=rows)
+        quantize(x, out=rows, num_segments=self.num_segments)
         y = x.new_empty(len(x), self.out_features, dtype=dtype)
         for part, products in self.products_in_parts(rows):
             dequantize(products, out=y[part])
         return y
 
 
-def quantize(x: Tensor, *, out: Int8Rows) -> None:
-    """Of x [T, size], float32 or bfloat16."""
-    ext.quantize_rows(x, out=out.values, scales=out.scales, num_threads=torch.get_num_threads())
+def quantize(x: Tensor, *, out: Int8Rows, num_segments: int = 1) -> None:
+    """Of H(x), x [T, size] float32 or bfloat16; H is the Hadamard transform over so many segments of a row."""
+    num_threads = torch.get_num_threads()
+    ext.quantize_rows(x, out=out.values, scales=out.scales, num_segments=num_segments, num_threads=num_threads)
 
 
 def norm_quantize(x: Tensor, *, eps: float, out: Int8Rows, delta: Products | None = None) -> None:
@@ -136,6 +142,18 @@ def dequantize(products: Products, *, out: Tensor) -> None:
     """Into [T, size], float32 or bfloat16; may be products.values."""
     num_threads = torch.get_num_threads()
     ext.dequantize_rows(products.values, products.scales, out=out, bias=products.bias, num_threads=num_threads)
+
+
+def segments_of(size: int) -> int:
+    """Over how many segments a row of that size is transformed."""
+    return min(power_of_two_in(size), MAX_SEGMENTS)
+
+
+def mixed(weight: Tensor, num_segments: int) -> Tensor:
+    """Each row through the Hadamard transform, in float32."""
+    if num_segments == 1:
+        return weight
+    return (hadamard(num_segments) @ weight.float().unflatten(1, (num_segments, -1))).flatten(1)
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:

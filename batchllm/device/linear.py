@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from batchllm.device.int8 import Int8Linear
+from batchllm.device.int8 import Int8Linear, segments_of
 from batchllm.device.packed import can_pack, packed, packed_linear
 from batchllm.device.product_times import gains_of_packing, mean_gain
 
 ANY_NUMBER = 1 << 62  # of rows
+OUTPUTS_AT_ONCE = 8192  # that are float32 together while a weight is quantized
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Linear:
     bias: Tensor | None = None  # [out_features]
     plain: Tensor | None = None  # beside a packed weight the weight as it is, for the rows of `plain_rows`
     plain_rows: list[range] = field(default_factory=list)  # numbers of rows that are faster so
+    int8: Int8Linear | None = None  # in its place, once quantized
 
     @property
     def is_packed(self) -> bool:
@@ -51,7 +53,15 @@ class Linear:
             return
         self.weight = packed(self.weight)
 
+    def quantize(self) -> None:
+        """Gives up the weight of a CPU for one of 8 bits, to be multiplied with rows of 8 bits."""
+        size = self.weight.shape[1]
+        self.int8 = Int8Linear(self.weight.split(OUTPUTS_AT_ONCE), self.bias, num_segments=segments_of(size))
+        self.weight = self.weight.new_empty(0, size)
+
     def __call__(self, x: Tensor) -> Tensor:
+        if self.int8 is not None:
+            return self.int8(x)
         if not self.is_packed:
             return F.linear(x, self.weight, self.bias)
         if self.plain is not None and any(len(x) in rows for rows in self.plain_rows):
@@ -61,11 +71,15 @@ class Linear:
     @property
     def name(self) -> str:
         """Its shape and its type."""
+        if self.int8 is not None:
+            return self.int8.name
         return f"{'x'.join(map(str, self.weight.shape))} {str(self.weight.dtype).removeprefix('torch.')}"
 
     @property
     def way(self) -> str:
         """How it multiplies, in words."""
+        if self.int8 is not None:
+            return self.int8.way
         if not self.is_packed:
             return "as it is"
         if not self.plain_rows:

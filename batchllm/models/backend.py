@@ -37,8 +37,7 @@ def describe_model(path: Path, backend: str = "auto") -> ModelDescription:
 def load_model(
     config: ModelDescription, path: Path, dtype: torch.dtype, device: torch.device, quantize: str | None
 ) -> ForwardPass:
-    """The model of a directory or a GGUF file. Raises ValueError for weights that are not those of `config`, and for
-    `quantize` where the native decoder does not run it."""
+    """The model of a directory or a GGUF file. Raises ValueError for weights that are not those of `config`."""
     import torch
 
     from batchllm.models.weights import WeightReader
@@ -57,8 +56,5 @@ def load_model(
     from batchllm.models.transformers_model import TransformersModel
 
     assert isinstance(config, TransformersConfig)
-    if quantize is not None:
-        why = f"{config.architecture} runs by backend {config.backend!r}, which has no {quantize!r}"
-        raise ValueError(f"quantize: {why}")
     with WeightReader(path, dtype, device) as reader:
-        return TransformersModel(config, reader)
+        return TransformersModel(config, reader, in_8_bits=quantize is not None)

@@ -17,19 +17,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from batchllm.device.int8 import Int8Linear, Int8Rows, Products, dequantize, norm_quantize, quantize, silu_mul_quantize
+from batchllm.device.int8 import (
+    Int8Linear,
+    Int8Rows,
+    Products,
+    dequantize,
+    norm_quantize,
+    quantize,
+    segments_of,
+    silu_mul_quantize,
+)
 from batchllm.device.kv_cache import PagedKVCache
 from batchllm.device.linear import ways_of
 from batchllm.device.ops import Ops
+from batchllm.device.rotation import rotated, rotated_rows
 from batchllm.device.step import Step
 from batchllm.models.config import ModelConfig
 from batchllm.models.decoder import Layer, load_layer, rotation_angles, rotation_frequencies, rotation_scale
 from batchllm.models.forward_pass import ForwardPass
 from batchllm.models.layer_spec import LayerSpec
-from batchllm.models.rotation import hadamard, power_of_two_in, rotated, rotated_rows
 from batchllm.models.weights import WeightReader
 
-MAX_SEGMENTS = 64  # of the Hadamard transform in front of `down`
 VOCAB_AT_ONCE = 8192  # rows of the embedding that are float32 together
 
 
@@ -40,8 +48,7 @@ class Int8Layer:
     k_norm: Tensor | None  # [D]
     o: Int8Linear  # Hq D -> hidden_size
     gate_up: Int8Linear  # hidden_size -> 2 intermediate_size
-    down: Int8Linear  # intermediate_size, transformed over num_segments -> hidden_size
-    num_segments: int
+    down: Int8Linear  # intermediate_size, transformed over its num_segments -> hidden_size
 
 
 class Int8Model(ForwardPass):
@@ -110,7 +117,7 @@ class Int8Model(ForwardPass):
             quantize(attended.flatten(1), out=mixed)
             norm_quantize(x, eps=eps, out=normed, delta=layer.o.products(mixed))
             for part, products in layer.gate_up.products_in_parts(normed):
-                silu_mul_quantize(products, out=activated[part], num_segments=layer.num_segments)
+                silu_mul_quantize(products, out=activated[part], num_segments=layer.down.num_segments)
             delta = layer.down.products(activated)
         assert delta is not None  # there is a layer
         dequantize(delta, out=delta.values)
@@ -124,7 +131,6 @@ class Int8Model(ForwardPass):
 def folded(layer: Layer, spec: LayerSpec, dtype: torch.dtype) -> Int8Layer:
     """Of a layer in float32. q_norm and k_norm stay as they are, in `dtype`."""
     attention = spec.attention
-    num_segments = min(power_of_two_in(spec.intermediate_size), MAX_SEGMENTS)
     dim, kv_size = attention.head_dim, attention.kv_size
     qk, v = rotated(layer.qkv.weight * layer.input_norm).tensor_split((-kv_size,))
     qkv, qkv_bias = torch.cat((qk, rotated_rows(v.unflatten(0, (-1, dim))).flatten(0, 1))), layer.qkv.bias
@@ -132,14 +138,15 @@ def folded(layer: Layer, spec: LayerSpec, dtype: torch.dtype) -> Int8Layer:
         qk_bias, v_bias = qkv_bias.tensor_split((-kv_size,))
         qkv_bias = torch.cat((qk_bias, rotated(v_bias.unflatten(0, (-1, dim))).flatten()))
     o = rotated(layer.o.weight.unflatten(1, (-1, dim))).flatten(1)
-    segments = layer.down.weight.unflatten(1, (num_segments, -1))
-    down = (hadamard(num_segments) @ segments).flatten(1)
     return Int8Layer(
         qkv=Int8Linear(qkv, qkv_bias),
         q_norm=None if layer.q_norm is None else layer.q_norm.to(dtype),
         k_norm=None if layer.k_norm is None else layer.k_norm.to(dtype),
         o=Int8Linear(rotated_rows(o), None if layer.o.bias is None else rotated(layer.o.bias)),
         gate_up=Int8Linear(rotated(layer.gate_up.weight * layer.post_norm), layer.gate_up.bias),
-        down=Int8Linear(rotated_rows(down), None if layer.down.bias is None else rotated(layer.down.bias)),
-        num_segments=num_segments,
+        down=Int8Linear(
+            rotated_rows(layer.down.weight),
+            None if layer.down.bias is None else rotated(layer.down.bias),
+            num_segments=segments_of(spec.intermediate_size),
+        ),
     )

@@ -31,8 +31,10 @@ class TransformersModel(ForwardPass):
     """Weights and the forward pass over a Step."""
 
     @torch.inference_mode()
-    def __init__(self, config: TransformersConfig, reader: WeightReader) -> None:
-        """Takes every tensor of `reader`; raises ValueError for a missing, misshapen or unknown one, and where the
+    def __init__(self, config: TransformersConfig, reader: WeightReader, *, in_8_bits: bool = False) -> None:
+        """in_8_bits: products of linear layers are, once packed; those of experts, which are none, are not.
+
+        Takes every tensor of `reader`; raises ValueError for a missing, misshapen or unknown one, and where the
         modules do not give packed sequences what they give each alone."""
         self.attention_kinds, self.kind_of_layer = config.attention_kinds, config.kind_of_layer
         self.dtype, self.device = reader.dtype, torch.device(reader.device)
@@ -40,7 +42,7 @@ class TransformersModel(ForwardPass):
         self._layers: dict[nn.Module, int] = {}  # in the order of their calls
         self._sinks: dict[int, Tensor] = {}  # float32 [num_qo_heads], by layer
         check = PackedCheck(self._model, config.vocab_size)
-        self._pass = Pass()
+        self._pass, self._in_8_bits = Pass(), in_8_bits
         self._linears = replace_modules(self._model, self._pass)
         hand_attention_to(self._attend, self._model)
         self._base: Any = self._model.base_model
@@ -55,7 +57,10 @@ class TransformersModel(ForwardPass):
         """The embedding stays as it is, also where it is the output layer."""
         embedding = self._base.get_input_embeddings().weight
         for linear in self._linears:
-            linear.pack(keep_plain=linear.weight.data_ptr() == embedding.data_ptr())
+            if self._in_8_bits:
+                linear.quantize()
+            else:
+                linear.pack(keep_plain=linear.weight.data_ptr() == embedding.data_ptr())
 
     @property
     def products(self) -> dict[str, str]:

@@ -75,7 +75,15 @@ void run(void (*operation)(const Params&, int64_t, int32_t), const Params& param
     operation(params, num_rows.size, num_threads);
 }
 
-void quantize_rows_of(py::handle x_object, py::handle out_object, py::handle scales_object, int32_t num_threads) {
+void check_segments(int64_t num_segments, const Dim& size) {
+    if (num_segments < 1 || (num_segments & (num_segments - 1)) != 0 || size.size % num_segments != 0) {
+        throw py::value_error("num_segments: expected a power of two that divides size, " + std::to_string(size.size) +
+                              ", got " + std::to_string(num_segments));
+    }
+}
+
+void quantize_rows_of(py::handle x_object, py::handle out_object, py::handle scales_object, int64_t num_segments,
+                      int32_t num_threads) {
     const Tensor x("x", x_object);
     const Quantized out(out_object, scales_object);
     Dim num_rows{"num_rows"}, size{"size"};
@@ -86,7 +94,9 @@ void quantize_rows_of(py::handle x_object, py::handle out_object, py::handle sca
         .x_stride = x.stride(0),
         .out = out.rows(num_rows, size),
         .size = size.size,
+        .num_segments = num_segments,
     };
+    check_segments(num_segments, size);
     run(&quantize_rows, params, num_rows, num_threads);
 }
 
@@ -145,10 +155,7 @@ void silu_mul_quantize_of(py::handle gate_up_object, py::handle gate_up_scales_o
     Dim num_rows{"num_rows"}, size{"size"}, both{"2 size"};
     const QuantizedRows quantized = out.rows(num_rows, size);
     both.set(2 * size.size, "out");
-    if (num_segments < 1 || (num_segments & (num_segments - 1)) != 0 || size.size % num_segments != 0) {
-        throw py::value_error("num_segments: expected a power of two that divides size, " + std::to_string(size.size) +
-                              ", got " + std::to_string(num_segments));
-    }
+    check_segments(num_segments, size);
     const SiluMulQuantizeParams params{
         .gate_up = gate_up.rows(num_rows, both),
         .out = quantized,
@@ -162,7 +169,8 @@ void silu_mul_quantize_of(py::handle gate_up_object, py::handle gate_up_scales_o
 
 void bind_quantized_rows(py::module_& module) {
     module.def("quantize_rows", &quantize_rows_of, py::arg("x"), py::kw_only(), py::arg("out"), py::arg("scales"),
-               py::arg("num_threads") = 0, "Rows to 8 bits, and the scale of each.");
+               py::arg("num_segments") = 1, py::arg("num_threads") = 0,
+               "Rows, through a Hadamard transform, to 8 bits, and the scale of each.");
     module.def("dequantize_rows", &dequantize_rows_of, py::arg("x"), py::arg("scales"), py::kw_only(), py::arg("out"),
                py::arg("bias") = py::none(), py::arg("num_threads") = 0, "out = scales * x + bias.");
     module.def("norm_quantize", &norm_quantize_of, py::arg("x"), py::kw_only(), py::arg("eps"), py::arg("out"),

@@ -150,6 +150,7 @@ struct QuantizeParams {
     int64_t x_stride;
     QuantizedRows out;
     int64_t size;
+    int64_t num_segments;  // as of SiluMulQuantizeParams
 };
 
 struct DequantizeParams {

@@ -8,9 +8,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from batchllm import LLM, SamplingParams
-from batchllm.models.rotation import hadamard, rotated, rotated_rows
+from batchllm.device.rotation import hadamard, rotated, rotated_rows
 from benchmarks.perplexity import DOCUMENTS, compared, negative_logprobs
 from tests.engine import tiny
+from tests.engine.put_in_8_bits import put_in_8_bits
 from tests.engine.teacher import assert_logits_agree, our_logits, transformers_logits
 from tests.engine.test_families import job
 from tests.engine.test_int8_products import random
@@ -59,22 +60,6 @@ def put_in_rotations(model, head_dim: int, num_segments: int) -> None:
             if linear.bias is not None:
                 linear.bias.copy_(linear.bias @ of)
         mlp.down_proj.register_forward_pre_hook(lambda _, inputs, of=of_segments: (inputs[0] @ of,))
-
-
-def put_in_8_bits(model) -> None:
-    """Every matrix, and what it reads, takes the values that 8 bits can stand for."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            weight = module.weight
-            pairs = weight[:, 0::2] + weight[:, 1::2]
-            scale = torch.maximum(weight.abs().amax(1), pairs.abs().amax(1))[:, None] / 127
-            module.weight = torch.nn.Parameter((weight / scale).round() * scale)
-            module.register_forward_pre_hook(lambda _, inputs: (in_8_bits(inputs[0]),))
-
-
-def in_8_bits(x: Tensor) -> Tensor:
-    scale = x.abs().amax(-1, keepdim=True) / 127
-    return (x / scale).round() * scale
 
 
 @torch.no_grad()

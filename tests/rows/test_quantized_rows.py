@@ -41,6 +41,16 @@ def test_rows_are_rounded_to_a_127th_of_their_largest_magnitude(dtype, size):
     assert_stands_for(quantized(lambda **to: ext.quantize_rows(x, **to), NUM_ROWS, size), x.double())
 
 
+@pytest.mark.parametrize(("size", "num_segments"), [(576, 64), (48, 16), (24, 8), (40, 2), (6, 2), (64, 64)])
+@dtypes
+def test_rows_are_mixed_before_they_are_rounded(dtype, size, num_segments):
+    x = normal(NUM_ROWS, size, dtype=dtype)
+    x[2, 5] = 300
+    mixed = (hadamard(num_segments) @ x.double().unflatten(1, (num_segments, -1))).flatten(1)
+    to_bytes = quantized(lambda **to: ext.quantize_rows(x, num_segments=num_segments, **to), NUM_ROWS, size)
+    assert_stands_for(to_bytes, mixed)
+
+
 def test_halves_go_to_the_even_number():
     x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -127.0, 126.5]])
     out, scales = quantized(lambda **to: ext.quantize_rows(x, **to), 1, 8)
