@@ -21,6 +21,7 @@ PRINTED = {
     "judge.py": "%)",
     "rollouts.py": "advantage",
     "plan_only.py": "are computed",
+    "flashinfer_cascade.py": "layer 1 ->",
 }
 
 
