@@ -67,7 +67,7 @@ IMPORTS = {
         *("engine", "estimate", "llm", "models", "options", "outputs", "requests", "sampling", "sampling_params"),
         *("continuations", "sharing", "tokenizer"),
     },
-    "integrations": set(),
+    "integrations": {"options", "sampling_params"},
     "reports": {"engine", "estimate", "jobs", "outputs", "text"},
     "cli": {"estimate", "jobs", "models", "options", "reports", "requests", "text"},
 }
