@@ -79,7 +79,7 @@ test-python: .venv/installed $(MODEL)/config.json
 # With the packages themselves: a folder with a requirements.txt has an environment of its own under build/integrations,
 # which sees .venv's packages behind its own. `make test-integrations/ray` runs one. The lists of some are complete: what
 # else pip would bring is CUDA's.
-COMPLETE := flashinfer vllm
+COMPLETE := flashinfer sglang vllm
 APART := $(patsubst tests/integrations/%/requirements.txt,%,$(wildcard tests/integrations/*/requirements.txt))
 
 build/integrations/%/installed: tests/integrations/%/requirements.txt .venv/installed
