@@ -1,6 +1,7 @@
 """Matrix products with packed weights."""
 
 import itertools
+import json
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 
 import batchllm.device.linear
 from batchllm import LLM, SamplingParams
-from batchllm.device import product_times
+from batchllm.device import measurements, product_times
 from batchllm.device.linear import Linear, ways_of
 from batchllm.device.packed import can_pack
 
@@ -100,20 +101,34 @@ def test_a_shape_is_measured_once_whichever_process_does_it(measured):
     product_times.gains_of_packing(48, 40, torch.float32, 7)
     product_times.gains_of_packing(48, 40, torch.bfloat16, 7)
     assert len(measured) == 3
-    assert list(product_times.cache_file().parent.iterdir()) == [product_times.cache_file()]
+    file = measurements.cache_file(product_times.FILE)
+    assert list(file.parent.iterdir()) == [file]
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"a": 1}', b'{"a": {"1": 0}}', b'{"a": {"1": "x"}}'])
+@pytest.mark.parametrize("content", ["", "\xff", "[]", '{"KEY": 1}', '{"KEY": {"1": 2}}', '{"KEY": {"1": "x"}}'])
 def test_a_file_that_is_not_ours_is_measured_anew(measured, content):
     gains = product_times.gains_of_packing(48, 40, torch.float32, 2)
-    product_times.cache_file().write_bytes(content)
+    file = measurements.cache_file(product_times.FILE)
+    (key,) = json.loads(file.read_text())
+    file.write_text(content.replace("KEY", key), encoding="latin-1")
     product_times.gains_of_packing.cache_clear()
     assert product_times.gains_of_packing(48, 40, torch.float32, 2) == gains
     assert len(measured) == 2
 
 
+@pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_kept_number_that_nobody_measured_is_measured_anew(measured, value):
+    product_times.gains_of_packing(48, 40, torch.float32, 2)
+    file = measurements.cache_file(product_times.FILE)
+    ((key, kept),) = json.loads(file.read_text()).items()
+    file.write_text(json.dumps({key: kept | {"16": value}}))
+    product_times.gains_of_packing.cache_clear()
+    product_times.gains_of_packing(48, 40, torch.float32, 2)
+    assert len(measured) == 2
+
+
 def test_the_newest_measurements_are_kept(measured, monkeypatch):
-    monkeypatch.setattr(product_times, "MAX_KEPT", 2)
+    monkeypatch.setattr(measurements, "MAX_KEPT", 2)
     for out_features in (1, 2, 3):
         product_times.gains_of_packing(out_features, 40, torch.float32, 2)
     product_times.gains_of_packing.cache_clear()
