@@ -13,13 +13,61 @@ import time
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from batchllm.continuations import perplexity, probabilities
 from batchllm.jobs.line import CHAT, SCORE, BatchRequest, LineError
 from batchllm.jobs.openai_logprobs import chat_logprobs, completion_logprobs, continuation_logprobs, prompt_logprobs
 from batchllm.outputs import CompletionOutput, RequestOutput
+from batchllm.sampling_params import SamplingParams
 
 ID_PREFIX = "batch_req_"
+
+
+# What nearly every record has, in the order of its fields. UNSET is left out: what OpenAI has no name for has vLLM's,
+# and stands only where there is some.
+_PromptLogprobs = list[dict[str, Any] | None] | UnsetType
+
+
+class _Message(msgspec.Struct, gc=False):
+    role: str
+    content: str | None
+    refusal: None
+    reasoning_content: str | UnsetType
+
+
+class _Choice(msgspec.Struct, gc=False):
+    index: int
+    message: _Message | UnsetType  # of a chat
+    text: str | UnsetType  # of a completion
+    finish_reason: str | None
+    stop_reason: int | str | UnsetType
+    prompt_logprobs: _PromptLogprobs
+    logprobs: dict[str, Any] | None
+
+
+class _CachedTokens(msgspec.Struct, gc=False):
+    cached_tokens: int
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: _CachedTokens
+
+
+class _Response(msgspec.Struct, gc=False):
+    status_code: int
+    request_id: str
+    body: dict[str, Any]
+
+
+class _Record(msgspec.Struct, gc=False):
+    id: str
+    custom_id: str | None
+    response: _Response | None
+    error: dict[str, Any] | None
 
 
 def new_job_id() -> str:
@@ -49,17 +97,13 @@ def answer_record(request: BatchRequest, outputs: list[RequestOutput], model: st
         "created": int(time.time()),
         "model": model,
         **_answer(request, outputs),
-        "usage": {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": cached_tokens},
-        },
+        "usage": _Usage(
+            prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, _CachedTokens(cached_tokens)
+        ),
     }
     if request.kind is CHAT and outputs[0].prompt_logprobs is not None:
         body["prompt_logprobs"] = prompt_logprobs(outputs[0].prompt_logprobs)
-    response = {"status_code": 200, "request_id": f"req_{unique}", "body": body}
-    return _record(unique, request.custom_id, response, None)
+    return _line(_Record(f"{ID_PREFIX}{unique}", request.custom_id, _Response(200, f"req_{unique}", body), None))
 
 
 def _answer(request: BatchRequest, outputs: list[RequestOutput]) -> dict[str, Any]:
@@ -83,34 +127,36 @@ def _scores(outputs: list[RequestOutput]) -> dict[str, Any]:
     return {"choice": logprobs.index(max(logprobs)), "scores": scores}
 
 
-def _choices(request: BatchRequest, outputs: list[RequestOutput]) -> list[dict[str, Any]]:
-    choices = [_choice(request, output, completion) for output in outputs for completion in output.outputs]
-    return [{"index": index, **choice} for index, choice in enumerate(choices)]
-
-
-def _choice(request: BatchRequest, output: RequestOutput, completion: CompletionOutput) -> dict[str, Any]:
-    """What OpenAI has no name for has vLLM's, and is left out where there is none."""
-    extra: dict[str, Any] = {} if completion.stop_reason is None else {"stop_reason": completion.stop_reason}
+def _choices(request: BatchRequest, outputs: list[RequestOutput]) -> list[_Choice]:
     if request.kind is CHAT:
-        message: dict[str, Any] = {"role": "assistant", "content": completion.content, "refusal": None}
-        if completion.reasoning_content is not None:
-            message["reasoning_content"] = completion.reasoning_content
-        answer: dict[str, Any] = {"message": message}
-        logprobs = chat_logprobs(completion, request.params)
-    else:
-        answer = {"text": completion.text}
-        logprobs = completion_logprobs(completion)
-        if output.prompt_logprobs is not None:
-            extra["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs)
-    return {**answer, "finish_reason": completion.finish_reason, **extra, "logprobs": logprobs}
+        [output] = outputs
+        return [_chat_choice(index, of, request.params) for index, of in enumerate(output.outputs)]
+    choices: list[_Choice] = []
+    for output in outputs:
+        scored = UNSET if output.prompt_logprobs is None else prompt_logprobs(output.prompt_logprobs)
+        choices += [_completion_choice(index, of, scored) for index, of in enumerate(output.outputs, len(choices))]
+    return choices
+
+
+def _chat_choice(index: int, completion: CompletionOutput, params: SamplingParams) -> _Choice:
+    reasoning = UNSET if completion.reasoning_content is None else completion.reasoning_content
+    stop_reason = UNSET if completion.stop_reason is None else completion.stop_reason
+    message = _Message("assistant", completion.content, None, reasoning)
+    logprobs = chat_logprobs(completion, params)
+    return _Choice(index, message, UNSET, completion.finish_reason, stop_reason, UNSET, logprobs)
+
+
+def _completion_choice(index: int, completion: CompletionOutput, scored: _PromptLogprobs) -> _Choice:
+    stop_reason = UNSET if completion.stop_reason is None else completion.stop_reason
+    logprobs = completion_logprobs(completion)
+    return _Choice(index, UNSET, completion.text, completion.finish_reason, stop_reason, scored, logprobs)
 
 
 def error_record(error: LineError, job_id: str) -> bytes:
     """The line of the errors file."""
     fields = {"code": error.code, "message": str(error), "param": error.param, "line": error.line}
-    return _record(f"{job_id}{error.line or 0:016x}", error.custom_id, None, fields)
+    return _line(_Record(f"{ID_PREFIX}{job_id}{error.line or 0:016x}", error.custom_id, None, fields))
 
 
-def _record(unique: str, custom_id: str | None, response: Any, error: Any) -> bytes:
-    record = {"id": f"{ID_PREFIX}{unique}", "custom_id": custom_id, "response": response, "error": error}
+def _line(record: _Record) -> bytes:
     return msgspec.json.encode(record) + b"\n"
