@@ -70,6 +70,7 @@ IMPORTS = {
     "integrations": {"options", "sampling_params"},
     "reports": {"engine", "estimate", "jobs", "outputs", "text"},
     "cli": {"estimate", "jobs", "models", "options", "reports", "requests", "text"},
+    "__main__": {"cli"},
 }
 
 

@@ -4,12 +4,14 @@ import re
 import subprocess
 import sys
 import zipfile
-from importlib.metadata import metadata, version
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 import batchllm
+from tests.engine import tiny
+from tests.test_module import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "batchllm-ext"  # of the distribution; "batchllm" is somebody else's
@@ -35,10 +37,59 @@ def test_nobody_is_told_to_install_a_strangers_package() -> None:
 
 
 def test_extras_of_the_package_name_it() -> None:
-    known = set(metadata(NAME).get_all("Provides-Extra"))
-    assert {"data", "grammar", "docs", "test", "dev"} <= known
-    for extra in re.findall(rf"{NAME}\[(\w+)\]", (ROOT / "pyproject.toml").read_text()):
-        assert extra in known
+    project = (ROOT / "pyproject.toml").read_text()
+    section = project.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    known = set(re.findall(r"^(\w+) = ", section, re.MULTILINE))
+    assert {"cli", "plot", "data", "grammar", "docs", "test", "dev"} <= known
+    for extras in re.findall(rf"{NAME}\[([\w,]+)\]", project):
+        assert set(extras.split(",")) <= known
+
+
+OF_EXTRAS = ("typer", "rich", "matplotlib", "pyarrow", "fsspec", "zstandard", "xgrammar")
+WITHOUT = """
+import sys
+
+class Missing:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in {packages}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing)
+"""
+LIBRARY = """
+from batchllm import LLM, SamplingParams, run_job
+
+llm = LLM("{folder}/model")
+outputs = llm.generate(["Hello", "Hello you"], SamplingParams(max_tokens=3), use_tqdm=False)
+run_job("{folder}/rows.jsonl", "{folder}/out.jsonl", llm, url="/v1/completions", log=lambda line: None)
+print(len(outputs), len(open("{folder}/out.jsonl").readlines()))
+"""
+COMMAND = """
+from batchllm.__main__ import main
+
+try:
+    main()
+except SystemExit as end:
+    print(end)
+"""
+
+
+def run_without(packages: tuple[str, ...], program: str) -> str:
+    """What the program prints where these packages are not installed."""
+    return run_python(WITHOUT.format(packages=packages) + program)
+
+
+def test_the_library_needs_no_package_of_an_extra(tmp_path: Path) -> None:
+    tiny.save(tiny.Family("Llama").model(), tmp_path / "model")
+    tiny.save_tokenizer(tmp_path / "model")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Hello"}')
+    assert run_without(OF_EXTRAS, LIBRARY.format(folder=tmp_path)) == "2 1\n"
+
+
+@pytest.mark.parametrize("package", ["typer", "rich"])
+def test_the_command_without_its_packages_says_what_to_install(package: str) -> None:
+    said = f"batchllm: the command line needs {package}: pip install 'batchllm-ext[cli]'\n"
+    assert run_without((package,), COMMAND) == said
 
 
 @pytest.mark.full

@@ -12,6 +12,7 @@ import batchllm_ext as ext
 from batchllm.estimate.job_plan import PAGE_SIZE, Assumptions, JobPlan, plan_job
 from batchllm.estimate.roofline import Device, weight_bytes
 from batchllm.jobs.files import check_files, check_writable, write_file
+from batchllm.jobs.inputs import optional_import
 from batchllm.jobs.line import LineError
 from batchllm.jobs.openai_records import error_record, new_job_id
 from batchllm.jobs.read_job import WeightlessModel, read_job
@@ -40,8 +41,10 @@ class PlanFiles:
 
     def check(self, model: str) -> None:
         """Raises OSError or ValueError for files that no plan can be made with. Changes none of them."""
-        if self.plot and self.plot.suffix.lower() not in PLOT_SUFFIXES:
-            raise ValueError(f"plot {str(self.plot)!r}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}")
+        if self.plot:
+            if self.plot.suffix.lower() not in PLOT_SUFFIXES:
+                raise ValueError(f"plot {str(self.plot)!r}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}")
+            optional_import("matplotlib", f"plot {str(self.plot)!r} is a figure", extra="plot")
         outputs = {"errors": self.errors, "plot": self.plot, "json": self.json}
         if directory := self.shards_directory:
             if directory.is_dir():

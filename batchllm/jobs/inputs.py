@@ -100,12 +100,12 @@ def torn_errors() -> tuple[type[Exception], ...]:
     return (EOFError, zlib.error, gzip.BadGzipFile, *([zstandard.ZstdError] if zstandard else []))
 
 
-def optional_import(module: str, why: str) -> Any:
-    """A library that not every job needs. Raises ValueError that says how to get it."""
+def optional_import(module: str, why: str, extra: str = "data") -> Any:
+    """A library that not every job needs. Raises ValueError that says which extra of ours brings it."""
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ValueError(f"{why}, which needs {module}: pip install 'batchllm-ext[data]'") from None
+        raise ValueError(f"{why}, which needs {module}: pip install 'batchllm-ext[{extra}]'") from None
 
 
 def without_bom(line: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,15 @@ def test_wrong_usage_is_exit_status_2(config: Path, in_jsonl: Path, options: lis
     result = call(in_jsonl, "--model", config, *options)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.replace("│", " ").split())  # a box wraps it
+
+
+def test_a_plot_without_matplotlib_is_refused_with_the_way_to_get_it(
+    config: Path, in_jsonl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = call(in_jsonl, "--model", config, "--plot", in_jsonl.with_name("plot.png"))
+    assert result.exit_code == 1
+    assert "plot.png' is a figure, which needs matplotlib: pip install 'batchllm-ext[plot]'\n" in result.stderr
 
 
 @pytest.mark.parametrize(
