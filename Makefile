@@ -10,8 +10,10 @@ SOURCES := $(shell find csrc batchllm -type f -not -name '*.pyc') setup.py pypro
 help:
 	@sed -n 1p Makefile
 
+CHECK_PYTHON = import sys; sys.version_info >= (3, 10) or sys.exit("BatchLLM needs Python 3.10 or later, and $(PYTHON) is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])
+
 .venv/installed: $(SOURCES)
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/python || { $(PYTHON) -c '$(CHECK_PYTHON)' && $(PYTHON) -m venv .venv; }
 	$(BIN)/pip install -q --disable-pip-version-check '.[dev]'
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps 'xgrammar>=0.2.8,<0.3' 'apache-tvm-ffi>=0.1.11,<0.2'
 	@touch $@

@@ -33,12 +33,17 @@ class CMakeBuild(build_ext):
             "-DCMAKE_BUILD_TYPE=Release",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
-        subprocess.run(configure, check=True)
+        run(configure)
         if target.parent != ROOT:
             stubs = target.parent / f"{ext.name}-stubs"  # where type checkers look for those of an extension
             stubs.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / f"{ext.name}.pyi", stubs / "__init__.pyi")
-        subprocess.run(["cmake", "--build", str(build_dir), "--target", ext.name], check=True)
+        run(["cmake", "--build", str(build_dir), "--target", ext.name])
+
+
+def run(command: list[str]) -> None:
+    if subprocess.run(command).returncode:
+        sys.exit("batchllm-ext: the native module was not built; what is wrong stands above this line")
 
 
 setup(ext_modules=[Extension("batchllm_ext", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -4,6 +4,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from batchllm.dependencies import check_dependencies
+
 # OpenMP's threads wait for each other by spinning, for a few ms by default: a busy machine loses most of its time to
 # that. This many turns are about 0.1 ms. Read when torch or batchllm_ext loads libgomp; what the user sets stays.
 if "OMP_WAIT_POLICY" not in os.environ:
@@ -52,4 +54,5 @@ def __getattr__(name: str) -> Any:
     """Imports a public name on first use: `batchllm --help` does not wait for torch."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    check_dependencies()
     return getattr(import_module(f"batchllm.{_MODULES[name]}"), name)

@@ -13,7 +13,7 @@ import torch
 
 from batchllm.device.choice import CPU, GPU_DTYPES, DeviceChoice, choose_device, refusal_of_head_dim
 from batchllm.device.cpu_share import default_num_threads
-from batchllm.device.kv_cache import affordable_kv_tokens
+from batchllm.device.kv_cache import affordable_kv_tokens, check_kv_tokens
 from batchllm.device.ops import GpuOps
 from batchllm.engine.engine import Engine, EngineRequest
 from batchllm.engine.runner import CpuRunner, Gpu, GpuRunner, Runner
@@ -80,9 +80,11 @@ class LoadedModel:
         loaded = load_model(self.config, self.directory, dtype, choice.device, options.quantize)
         loaded.pack_weights()
         kv_cache_tokens = options.kv_cache_tokens
+        kv_bytes_per_token = self.config.kv_elements_per_token * dtype.itemsize
         if kv_cache_tokens is None:
-            kv_bytes_per_token = self.config.kv_elements_per_token * dtype.itemsize
             kv_cache_tokens = max(affordable_kv_tokens(kv_bytes_per_token, choice.device), options.page_size)
+        else:
+            check_kv_tokens(kv_cache_tokens, kv_bytes_per_token, choice.device)
         self.limits = RequestLimits(
             self.config.vocab_size, self.config.max_model_len, options.page_size, kv_cache_tokens, self.eos_token_ids
         )

@@ -26,6 +26,7 @@ INCLUDES = {
 
 # Of each room of batchllm/ (a folder, or a file beside them) those that it may import, lowest first.
 IMPORTS = {
+    "dependencies": set(),
     "text": set(),
     "sampling_params": set(),
     "outputs": set(),
@@ -69,7 +70,7 @@ IMPORTS = {
     },
     "integrations": {"options", "sampling_params"},
     "reports": {"engine", "estimate", "jobs", "outputs", "text"},
-    "cli": {"estimate", "jobs", "models", "options", "reports", "requests", "text"},
+    "cli": {"dependencies", "estimate", "jobs", "models", "options", "reports", "requests", "text"},
     "__main__": {"cli"},
 }
 

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from batchllm.cli.console import best_effort, say
+from batchllm.dependencies import check_dependencies
 
 EXIT_NOT_RUN, EXIT_SOME_LINES_FAILED, EXIT_OUT_OF_TIME, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 3, 124, 130, 143
 
@@ -32,9 +33,16 @@ class Terminated(KeyboardInterrupt):
 def exit_status(log: Console, when_interrupted: str = "") -> Iterator[None]:
     """Says in one line what ended a command early, and exits with its status. Import what is slow inside."""
     try:
+        check_dependencies()
         yield
-    except (OSError, ValueError, MemoryError) as error:
-        say(log, f"batchllm: {str(error) or 'out of memory'}", style="red")
+    except (ImportError, OSError, ValueError) as error:
+        say(log, f"batchllm: {error}", style="red")
+        raise typer.Exit(EXIT_NOT_RUN) from None
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0] or "no more could be had"
+        say(log, f"batchllm: out of memory; --kv-cache-tokens and --max-batch-tokens bound it: {reason}", style="red")
         raise typer.Exit(EXIT_NOT_RUN) from None
     except KeyboardInterrupt as stop:
         from batchllm.jobs.run import OutOfTime
@@ -47,6 +55,12 @@ def exit_status(log: Console, when_interrupted: str = "") -> Iterator[None]:
             word, status = "out of time", EXIT_OUT_OF_TIME
         say(log, f"batchllm: {word}{f'; {stop}' if stop.args else when_interrupted}")
         raise typer.Exit(status) from None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Python's, a GPU's, or what torch says of a CPU."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def print_version(wanted: bool) -> None:

@@ -60,8 +60,23 @@ class PagedKVCache:
 
 def affordable_kv_tokens(kv_bytes_per_token: int, device: torch.device) -> int:
     """The largest pool that the memory available now can hold beside everything else."""
-    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
-    return int(POOL_SHARE * available) // kv_bytes_per_token
+    return int(POOL_SHARE * _available_bytes(device)) // kv_bytes_per_token
+
+
+def check_kv_tokens(kv_cache_tokens: int, kv_bytes_per_token: int, device: torch.device) -> None:
+    """Raises MemoryError for a pool that is larger than the memory available now. Linux would grant it, and end the
+    process that comes to use it."""
+    available, num_bytes = _available_bytes(device), kv_cache_tokens * kv_bytes_per_token
+    if num_bytes > available:
+        raise MemoryError(
+            f"kv_cache_tokens: a pool of {kv_cache_tokens} tokens needs {num_bytes / 2**30:.1f} GiB, and "
+            f"{available / 2**30:.1f} GiB are free: give at most {available // kv_bytes_per_token}"
+        )
+
+
+def _available_bytes(device: torch.device) -> int:
+    free: int = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
+    return free
 
 
 def available_memory_bytes(root: Path = Path("/")) -> int:

@@ -11,9 +11,11 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from batchllm.jobs.spool import naming_full_disk
 
 STANDARD_INPUT = Path("-")
 PIECE_BYTES = 1 << 17
@@ -151,8 +153,11 @@ def rereadable(path: Path | str) -> Iterator[Path]:
     if isinstance(path, Path) and path != STANDARD_INPUT and (path.is_file() or path.is_dir()):
         yield path
         return
-    with tempfile.NamedTemporaryFile(prefix="batchllm-") as copy:
+    with naming_full_disk(f"input {str(path)!r}"), ExitStack() as stack:
+        copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="batchllm-"))
         with open_input(path) as file:
             shutil.copyfileobj(file, copy)
         copy.flush()
+        keeping = stack.pop_all()
+    with keeping:
         yield Path(copy.name)

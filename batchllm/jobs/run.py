@@ -233,6 +233,10 @@ def run_batch_file(
             raise JobInterrupted(so_far) from interrupt
         except ValueError as error:
             raise ValueError(f"{error}; {so_far}") from error
+        except OSError as error:
+            if files.records.is_resumable:
+                raise type(error)(f"{error}; {so_far}") from error
+            raise
         finally:
             if files.figures:
                 may_replace = files.overwrite or files.resume

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, Any, overload
 
 import numpy as np
 
 SPOOL_BYTES = 1 << 28  # of token ids that stay in memory
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def naming_full_disk(title: str) -> Iterator[None]:
+    """Of a temporary file that cannot be written: what should have gone there, where it is, and the way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f"of which {tempfile.gettempdir()} holds a copy: {error.strerror}"
+        raise OSError(f"{title}, {where}; TMPDIR names another directory") from None
 
 
 class PromptSpool(Sequence[Any]):
@@ -50,12 +65,13 @@ class PromptSpool(Sequence[Any]):
 
     def _spool(self) -> None:
         self._file = self._file or tempfile.TemporaryFile(prefix="batchllm-")  # noqa: SIM115, closed with this object
-        self._last.tofile(self._file)
+        with naming_full_disk("token ids of the prompts"):
+            self._last.tofile(self._file)
+            self._file.flush()
         self._last = array("i")
 
     def _whole(self) -> np.ndarray:
         if self._file is None:
             return np.frombuffer(self._last, np.int32)
         self._spool()
-        self._file.flush()
         return np.asarray(np.memmap(self._file, np.int32, "r"))

@@ -149,9 +149,10 @@ def resolve_model(model: str | Path, *, weights: bool = True) -> Path:
         patterns = [*HUB_FILES_BUT_WEIGHTS, *(["*.safetensors"] if weights else [])]
         return Path(snapshot_download(str(model), allow_patterns=patterns))
     except Exception as error:
+        reason = printable(str(error).strip().partition("\n")[0])
         raise FileNotFoundError(
-            f"model {str(model)!r}: no such directory, and fetching it from the Hugging Face hub failed: "
-            f"{type(error).__name__}: {error}"
+            f"model {str(model)!r}: no such directory, and fetching it from the Hugging Face hub failed; give a "
+            f"directory with config.json, a tokenizer and safetensors ({type(error).__name__}: {reason})"
         ) from error
 
 

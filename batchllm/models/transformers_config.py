@@ -228,7 +228,8 @@ def _refusing(raw: dict[str, Any]) -> Iterator[None]:
         yield
     except Exception as error:
         why = str(error) if isinstance(error, Unsupported) else _one_line(error)
-        raise Unsupported(f"{named(raw)} does not run by the modules of {PACKAGE}: {printable(why)}") from None
+        why = f"{named(raw)} does not run by the modules of {PACKAGE}: {printable(why)}"
+        raise Unsupported(f"{why}; docs/guide/models.md lists what runs") from None
 
 
 def _one_line(error: Exception) -> str:
