@@ -22,15 +22,16 @@ $(MODEL)/config.json: examples/fetch_model.py | .venv/installed
 	$(BIN)/python examples/fetch_model.py $(MODEL)
 	@touch $@
 
-# A sixth of the job.
+# So many lines of the job take about as long without prefix sharing as all 64 take with it.
 PART := 11
 
 demo: .venv/installed $(MODEL)/config.json
 	@mkdir -p out
-	$(BIN)/batchllm run $(JOB) -o out/answers.jsonl --model $(MODEL) --overwrite
-	@$(BIN)/python examples/show_answers.py $(JOB) out/answers.jsonl
-	@echo '--- without prefix sharing (--levels 0) the first $(PART) of its 64 lines take about as long as all did with it'
-	head -n $(PART) $(JOB) | $(BIN)/batchllm run - -o out/answers_levels0.jsonl --model $(MODEL) --levels 0 --overwrite
+	$(BIN)/batchllm run $(JOB) -o out/answers.jsonl --model $(MODEL) --json-summary out/summary.json --overwrite
+	head -n $(PART) $(JOB) | $(BIN)/batchllm run - -o out/answers_levels0.jsonl --model $(MODEL) --levels 0 \
+	  --json-summary out/summary_levels0.json --overwrite
+	@$(BIN)/python examples/show_answers.py $(JOB) out/answers.jsonl out/summary.json out/summary_levels0.json
+	@$(BIN)/batchllm report out/answers.jsonl -o out/report.html --overwrite
 
 test: test-cpp test-python
 
