@@ -32,7 +32,7 @@ class AsyncLLM:
     """
 
     def __init__(self, model: str | Path, *, rules: Sequence[LogitsRule] = (), **options: Any) -> None:
-        self._loaded = LoadedModel(model, EngineOptions(**options), rules)
+        self._loaded = LoadedModel.from_directory(model, EngineOptions(**options), rules)
         self._loop = EngineLoop(self._loaded.engine)
         self._numbers = itertools.count()
         self._used_ids: set[str] = set()  # of requests that are under way

@@ -54,7 +54,17 @@ class LLM:
     """
 
     def __init__(self, model: str | Path, *, rules: Sequence[LogitsRule] = (), **options: Any) -> None:
-        self._loaded = LoadedModel(model, EngineOptions(**options), rules)
+        self._take(LoadedModel.from_directory(model, EngineOptions(**options), rules))
+
+    @classmethod
+    def on(cls, loaded: LoadedModel) -> LLM:
+        """One on what is there already."""
+        llm = cls.__new__(cls)
+        llm._take(loaded)
+        return llm
+
+    def _take(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
         self._tokenizer = self._loaded.tokenizer
         self._num_jobs = 0
         self._waiting: dict[range, deque[Finished]] = {}  # by requests of the engine: where their ends are awaited

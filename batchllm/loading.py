@@ -1,4 +1,4 @@
-"""A model directory becomes something that answers: what `LLM` and `AsyncLLM` have in common."""
+"""A model directory, or a model, becomes something that answers: what `LLM` and `AsyncLLM` have in common."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from batchllm.engine.engine import Engine, EngineRequest
 from batchllm.engine.runner import CpuRunner, Gpu, GpuRunner, Runner
 from batchllm.models.backend import describe_model, load_model
 from batchllm.models.config import GENERATION_CONFIG, resolve_model, sampling_defaults
+from batchllm.models.description import ModelDescription
 from batchllm.models.forward_pass import ForwardPass
 from batchllm.options import DTYPES, EngineOptions
 from batchllm.requests import Prompt, RequestLimits, parse_prompt
@@ -41,75 +42,98 @@ CHECKED_AT_ONCE = 4096  # prompts whose tokens are looked at together
 
 
 class LoadedModel:
-    """Raises FileNotFoundError or ValueError that names the file, the field or the tensor at fault."""
+    """A model that answers: its engine, and what it takes."""
 
-    def __init__(self, model: str | Path, options: EngineOptions, rules: Sequence[LogitsRule] = ()) -> None:
-        """`rules` come before those of the sampling parameters."""
-        start = time.perf_counter()
-        choice = choose_device(options.device, options.dtype, options.quantize)
-        dtype = _torch_dtype(options, choice.device)
-        torch.set_num_threads(options.num_threads or default_num_threads(torch.get_num_threads()))
-        self.options = options
-        self.directory = resolve_model(model)
-        self.config = describe_model(self.directory, options.backend)
+    def __init__(
+        self,
+        model: ForwardPass,
+        config: ModelDescription,
+        tokenizer: Tokenizer,
+        eos_token_ids: tuple[int, ...],
+        options: EngineOptions,
+        device_choice: DeviceChoice,
+        rules: Sequence[LogitsRule] = (),
+    ) -> None:
+        """eos_token_ids: what ends a sequence. `rules` come before those of the sampling parameters."""
+        self.config, self.tokenizer, self.options, self.device_choice = config, tokenizer, options, device_choice
         self.sampling_defaults: dict[str, Any] = {}  # fields of SamplingParams
-        if options.generation_config == "auto":
-            self.sampling_defaults, others = sampling_defaults(self.directory)
-            if others:
-                settings = printable(", ".join(f"{name}={value!r:.40}" for name, value in others.items()))
-                message = f"{self.directory / GENERATION_CONFIG}: not supported, and not applied: {settings}"
-                warnings.warn(message, stacklevel=3)
-        self.tokenizer = Tokenizer(
-            self.directory,
-            self.config.max_model_len,
-            allow_special_tokens=options.allow_special_tokens,
-            reasoning_tags=options.reasoning_tags,
-        )
-        # What any of the model's files names as an end of sequence is one.
-        known = [token for token in self.tokenizer.eos_token_ids if token < self.config.vocab_size]
-        self.eos_token_ids = tuple(dict.fromkeys((*self.config.eos_token_ids, *known)))
-        refusals = [why for kind in self.config.attention_kinds if (why := refusal_of_head_dim(kind.head_dim))]
-        if self.config.backend != "native":
-            refusals.insert(0, f"{self.config.architecture} runs by backend {self.config.backend!r}, on a CPU alone")
-        if choice.device.type == "cuda" and refusals:
-            if options.device == "cuda":
-                raise ValueError(f"{self.directory}: {refusals[0]}")
-            choice = DeviceChoice(CPU, refusals[0])
-            dtype = _torch_dtype(options, choice.device)
-        self.device_choice = choice
-        loaded = load_model(self.config, self.directory, dtype, choice.device, options.quantize)
-        loaded.pack_weights()
+        self.load_s = 0.0
+        self.eos_token_ids = eos_token_ids
         kv_cache_tokens = options.kv_cache_tokens
-        kv_bytes_per_token = self.config.kv_elements_per_token * dtype.itemsize
+        kv_bytes_per_token = config.kv_elements_per_token * model.dtype.itemsize
         if kv_cache_tokens is None:
-            kv_cache_tokens = max(affordable_kv_tokens(kv_bytes_per_token, choice.device), options.page_size)
+            kv_cache_tokens = max(affordable_kv_tokens(kv_bytes_per_token, model.device), options.page_size)
         else:
-            check_kv_tokens(kv_cache_tokens, kv_bytes_per_token, choice.device)
+            check_kv_tokens(kv_cache_tokens, kv_bytes_per_token, model.device)
         self.limits = RequestLimits(
-            self.config.vocab_size, self.config.max_model_len, options.page_size, kv_cache_tokens, self.eos_token_ids
+            config.vocab_size, config.max_model_len, options.page_size, kv_cache_tokens, eos_token_ids
         )
-        stop_tokens = StopTokens(self.eos_token_ids)
-        self._grammars = GrammarCompiler(self.tokenizer.hugging_face, self.config.vocab_size)
+        stop_tokens = StopTokens(eos_token_ids)
+        self._grammars = GrammarCompiler(tokenizer.hugging_face, config.vocab_size)
         self.engine = Engine(
-            loaded,
-            _runner(loaded),
+            model,
+            _runner(model),
             [
                 *rules,
                 AllowedTokens(),
-                BadWords(self.tokenizer.backend, self.config.vocab_size),
+                BadWords(tokenizer.backend, config.vocab_size),
                 MinTokens(stop_tokens),
                 LogitBias(),
                 Penalties(),
                 stop_tokens,
                 Grammars(self._grammars, stop_tokens),
-                StopStrings(self.tokenizer.backend),
+                StopStrings(tokenizer.backend),
             ],
             levels=options.levels,
             page_size=options.page_size,
             kv_cache_tokens=kv_cache_tokens,
             max_batch_tokens=options.max_batch_tokens,
         )
-        self.load_s = time.perf_counter() - start
+
+    @classmethod
+    def from_directory(cls, model: str | Path, options: EngineOptions, rules: Sequence[LogitsRule] = ()) -> LoadedModel:
+        """Raises FileNotFoundError or ValueError that names the file, the field or the tensor at fault."""
+        start = time.perf_counter()
+        choice = choose_device(options.device, options.dtype, options.quantize)
+        dtype = _torch_dtype(options, choice.device)
+        torch.set_num_threads(options.num_threads or default_num_threads(torch.get_num_threads()))
+        directory = resolve_model(model)
+        config = describe_model(directory, options.backend)
+        defaults: dict[str, Any] = {}
+        if options.generation_config == "auto":
+            defaults, others = sampling_defaults(directory)
+            if others:
+                settings = printable(", ".join(f"{name}={value!r:.40}" for name, value in others.items()))
+                message = f"{directory / GENERATION_CONFIG}: not supported, and not applied: {settings}"
+                warnings.warn(message, stacklevel=3)
+        tokenizer = Tokenizer(
+            directory,
+            config.max_model_len,
+            allow_special_tokens=options.allow_special_tokens,
+            reasoning_tags=options.reasoning_tags,
+        )
+        # What any of the model's files names as an end of sequence is one.
+        known = [token for token in tokenizer.eos_token_ids if token < config.vocab_size]
+        eos_token_ids = tuple(dict.fromkeys((*config.eos_token_ids, *known)))
+        refusals = [why for kind in config.attention_kinds if (why := refusal_of_head_dim(kind.head_dim))]
+        if config.backend != "native":
+            refusals.insert(0, f"{config.architecture} runs by backend {config.backend!r}, on a CPU alone")
+        if choice.device.type == "cuda" and refusals:
+            if options.device == "cuda":
+                raise ValueError(f"{directory}: {refusals[0]}")
+            choice = DeviceChoice(CPU, refusals[0])
+            dtype = _torch_dtype(options, choice.device)
+        forward_pass = load_model(config, directory, dtype, choice.device, options.quantize)
+        forward_pass.pack_weights()
+        loaded = cls(forward_pass, config, tokenizer, eos_token_ids, options, choice, rules)
+        loaded.sampling_defaults = defaults
+        loaded.load_s = time.perf_counter() - start
+        return loaded
+
+    @property
+    def directory(self) -> Path:
+        """Of the model, or its GGUF file."""
+        return self.tokenizer.directory
 
     def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         """Raises ValueError if this request could never run."""

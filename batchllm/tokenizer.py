@@ -75,6 +75,14 @@ class Tokenizer:
         self._token_texts: dict[int, str | None] = {}
         self.templates = ChatTemplateRunner()
 
+    @classmethod
+    def of(cls, hugging_face: Any, max_tokens: int | None = None, **options: Any) -> Tokenizer:
+        """A transformers tokenizer that is loaded already. Raises ValueError if it cannot be relied on."""
+        tokenizer = cls(Path(hugging_face.name_or_path), max_tokens, **options)
+        tokenizer._hugging_face, tokenizer.exists = hugging_face, True
+        tokenizer.backend()
+        return tokenizer
+
     def hugging_face(self) -> Any:
         """The transformers tokenizer. Raises ValueError if it cannot be loaded, or cannot be relied on."""
         if self._hugging_face is None:

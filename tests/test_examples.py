@@ -22,6 +22,7 @@ PRINTED = {
     "rollouts.py": "advantage",
     "plan_only.py": "are computed",
     "flashinfer_cascade.py": "layer 1 ->",
+    "model_in_memory.py": "sdpa attention",
 }
 
 

@@ -68,7 +68,9 @@ IMPORTS = {
         *("engine", "estimate", "llm", "models", "options", "outputs", "requests", "sampling", "sampling_params"),
         *("continuations", "sharing", "tokenizer"),
     },
-    "integrations": {"options", "sampling_params"},
+    "integrations": {
+        *("device", "llm", "loading", "models", "options", "outputs", "requests", "sampling_params", "tokenizer"),
+    },
     "reports": {"engine", "estimate", "jobs", "outputs", "text"},
     "cli": {"dependencies", "estimate", "jobs", "models", "options", "reports", "requests", "text"},
     "__main__": {"cli"},

@@ -123,12 +123,16 @@ def sampling_defaults(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     given = {ours: raw[name] for name, ours in SAMPLING_SETTINGS.items() if raw.get(name) is not None}
     with naming(directory / GENERATION_CONFIG):
         SamplingParams(**given)
-    others = {
+    return given, other_settings(raw)
+
+
+def other_settings(raw: dict[str, Any]) -> dict[str, Any]:
+    """Of the settings of a generation_config.json those that change what is sampled and that we do not have."""
+    return {
         name: raw[name]
         for name, neutral in OTHER_SETTINGS.items()
         if raw.get(name) not in (None, False, [], {}, *neutral)
     }
-    return given, others
 
 
 def resolve_model(model: str | Path, *, weights: bool = True) -> Path:

@@ -37,7 +37,7 @@ class PackedCheck:
         self.outputs = np.stack(rest[len(OWN_TOKENS) :])  # [2, OUTPUT_TOKENS]
         self.expected: list[Tensor] = []  # of each prompt [OUTPUT_TOKENS, vocab_size]
         for prompt, output in zip(self.prompts, self.outputs, strict=True):
-            token_ids = torch.tensor(np.concatenate([prompt, output[:-1]]))[None].long()
+            token_ids = torch.tensor(np.concatenate([prompt, output[:-1]]), device=model.device)[None].long()
             self.expected.append(model(input_ids=token_ids, use_cache=False).logits[0, len(prompt) - 1 :].float())
 
     def compare(self, model: ForwardPass) -> None:

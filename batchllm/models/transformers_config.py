@@ -67,6 +67,16 @@ class TransformersConfig(ModelDescription):
             config = _describe(raw)
         return replace(config, eos_token_ids=eos_token_ids(path, raw, config.vocab_size))
 
+    @classmethod
+    def of_held(cls, model: PreTrainedModel) -> TransformersConfig:
+        """Of a model in memory, without what ends its sequences. Raises Unsupported that names the architecture and why
+        it does not run."""
+        config = _describe(model.config.to_dict())
+        if config.architecture not in (ancestor.__name__ for ancestor in type(model).__mro__):
+            why = f"{PACKAGE} makes a {config.architecture} of its configuration"
+            raise Unsupported(f"{type(model).__name__} does not run: {why}")
+        return replace(config, dtype=str(model.dtype).removeprefix("torch."))
+
     @property
     def attention_of_layers(self) -> tuple[AttentionSpec, ...]:
         return self.layers

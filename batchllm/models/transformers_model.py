@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from batchllm.device.kv_cache import PagedKVCache
@@ -27,44 +28,17 @@ from batchllm.models.transformers_weights import load_weights
 from batchllm.models.weights import WeightReader
 
 
-class TransformersModel(ForwardPass):
-    """Weights and the forward pass over a Step."""
+class ModulesPass(ForwardPass):
+    """The forward pass over a Step by the modules of a model, once it hands attention to `_attend`."""
 
-    @torch.inference_mode()
-    def __init__(self, config: TransformersConfig, reader: WeightReader, *, in_8_bits: bool = False) -> None:
-        """in_8_bits: products of linear layers are, once packed; those of experts, which are none, are not.
-
-        Takes every tensor of `reader`; raises ValueError for a missing, misshapen or unknown one, and where the
-        modules do not give packed sequences what they give each alone."""
+    def __init__(self, config: TransformersConfig, model: PreTrainedModel, dtype: torch.dtype) -> None:
         self.attention_kinds, self.kind_of_layer = config.attention_kinds, config.kind_of_layer
-        self.dtype, self.device = reader.dtype, torch.device(reader.device)
-        self._model = load_weights(config, reader)
+        self.dtype, self.device = dtype, model.device
+        self._model = model
+        self._base: Any = model.base_model
         self._layers: dict[nn.Module, int] = {}  # in the order of their calls
         self._sinks: dict[int, Tensor] = {}  # float32 [num_qo_heads], by layer
-        check = PackedCheck(self._model, config.vocab_size)
-        self._pass, self._in_8_bits = Pass(), in_8_bits
-        self._linears = replace_modules(self._model, self._pass)
-        hand_attention_to(self._attend, self._model)
-        self._base: Any = self._model.base_model
-        self._given = GivenHidden()
-        setattr(self._model, self._model.base_model_prefix, self._given)
-        try:
-            check.compare(self)
-        except Unsupported as error:
-            raise Unsupported(f"{reader.path}: architecture {config.architecture}: {error}") from None
-
-    def pack_weights(self) -> None:
-        """The embedding stays as it is, also where it is the output layer."""
-        embedding = self._base.get_input_embeddings().weight
-        for linear in self._linears:
-            if self._in_8_bits:
-                linear.quantize()
-            else:
-                linear.pack(keep_plain=linear.weight.data_ptr() == embedding.data_ptr())
-
-    @property
-    def products(self) -> dict[str, str]:
-        return ways_of(self._linears)
+        self._pass = Pass()
 
     def forward(self, step: Step, kv_cache: PagedKVCache, ops: Ops) -> Tensor:
         self._step, self._kv_cache = step, kv_cache
@@ -75,10 +49,14 @@ class TransformersModel(ForwardPass):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """By transformers' own module, which may scale or cap them."""
-        self._given.hidden = hidden[None]
-        logits: Tensor = self._model(
-            input_ids=hidden.new_zeros(1, len(hidden), dtype=torch.int64), use_cache=False
-        ).logits[0]
+        prefix = self._model.base_model_prefix
+        setattr(self._model, prefix, GivenHidden(hidden[None]))
+        try:
+            logits: Tensor = self._model(
+                input_ids=hidden.new_zeros(1, len(hidden), dtype=torch.int64), use_cache=False
+            ).logits[0]
+        finally:
+            setattr(self._model, prefix, self._base)
         return logits
 
     def _attend(self, call: AttentionCall) -> Tensor:
@@ -106,10 +84,45 @@ class TransformersModel(ForwardPass):
         return out[None]
 
 
+class TransformersModel(ModulesPass):
+    """The weights of a checkpoint."""
+
+    @torch.inference_mode()
+    def __init__(self, config: TransformersConfig, reader: WeightReader, *, in_8_bits: bool = False) -> None:
+        """in_8_bits: products of linear layers are, once packed; those of experts, which are none, are not.
+
+        Takes every tensor of `reader`; raises ValueError for a missing, misshapen or unknown one, and where the
+        modules do not give packed sequences what they give each alone."""
+        super().__init__(config, load_weights(config, reader), reader.dtype)
+        check = PackedCheck(self._model, config.vocab_size)
+        self._in_8_bits = in_8_bits
+        self._linears = replace_modules(self._model, self._pass)
+        hand_attention_to(self._attend, self._model)
+        try:
+            check.compare(self)
+        except Unsupported as error:
+            raise Unsupported(f"{reader.path}: architecture {config.architecture}: {error}") from None
+
+    def pack_weights(self) -> None:
+        """The embedding stays as it is, also where it is the output layer."""
+        embedding = self._base.get_input_embeddings().weight
+        for linear in self._linears:
+            if self._in_8_bits:
+                linear.quantize()
+            else:
+                linear.pack(keep_plain=linear.weight.data_ptr() == embedding.data_ptr())
+
+    @property
+    def products(self) -> dict[str, str]:
+        return ways_of(self._linears)
+
+
 class GivenHidden(nn.Module):
     """Stands in the place of a model's layers, where what comes after them is to run alone."""
 
-    hidden: Tensor  # [1, R, hidden_size]
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden  # [1, R, hidden_size]
 
     @property
     def decoder(self) -> GivenHidden:
