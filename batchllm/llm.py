@@ -375,7 +375,7 @@ class LLM:
 
     def _check_continuation(self, continuation: Continuation) -> None:
         *before, last = continuation.token_ids
-        self.check_request(before, scoring_params(continuation.begin, [last]))
+        self._loaded.limits.check(before, scoring_params(continuation.begin, [last]), is_scored=True)
 
     def _scores(
         self, continuations: Sequence[Continuation], use_tqdm: bool | Callable[..., Any]

@@ -12,7 +12,7 @@ class Logprob:
     """Of one token where it might have stood."""
 
     logprob: float  # under the model, in nats
-    rank: int  # 1 is the likeliest token there
+    rank: int  # 1 is the likeliest token there, of equal ones the first, which is what greedy decoding takes
     decoded_token: str | None = None  # what it adds to a text; None where the model has no tokenizer
 
 

@@ -82,8 +82,9 @@ class RequestLimits:
     kv_cache_tokens: int
     eos_token_ids: tuple[int, ...] = ()
 
-    def check(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
-        """Raises ValueError, with the numbers, if this request could never run."""
+    def check(self, prompt_token_ids: Sequence[int], params: SamplingParams, *, is_scored: bool = False) -> None:
+        """Raises ValueError, with the numbers, if this request could never run. is_scored: what follows the prompt is
+        given, and never stored, so the prompt may be as long as the model takes."""
         if len(prompt_token_ids) == 0:
             raise ValueError("the prompt is empty")
         if not self._are_tokens(prompt_token_ids):
@@ -94,11 +95,13 @@ class RequestLimits:
         if params.min_tokens:
             self._check_min_tokens(params)
         prompt_len = len(prompt_token_ids)
-        if prompt_len >= self.max_model_len:
+        if prompt_len >= self.max_model_len + is_scored:
+            with_output = "" if is_scored else " with the output"
             raise ValueError(
-                f"the prompt has {prompt_len} tokens, and the model takes {self.max_model_len} with the output"
+                f"the prompt has {prompt_len} tokens, and the model takes {self.max_model_len}{with_output}"
             )
-        output_tokens = self.max_output_tokens(prompt_len, params) - 1  # the last one sampled is never stored
+        # The last one sampled is never stored.
+        output_tokens = 0 if is_scored else self.max_output_tokens(prompt_len, params) - 1
         num_pages = -(-(prompt_len + output_tokens) // self.page_size)
         pool_pages = self.kv_cache_tokens // self.page_size
         if num_pages > pool_pages:

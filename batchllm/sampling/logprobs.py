@@ -84,11 +84,14 @@ def _entries(
     rows, columns = to_device([row_of[entry_of], np.concatenate([NO_TOKENS, *others])], logits.device)
     columns = torch.cat([tokens, columns])
     own = logprobs[rows, columns]
-    ranks = [
-        1 + (logprobs[some_rows] > some[:, None]).sum(dim=-1)
-        for some_rows, some in zip(rows.split(RANKED_AT_ONCE), own.split(RANKED_AT_ONCE), strict=True)
-    ]
-    named_there = to_host(columns, own, torch.cat(ranks))
+    num_likelier = torch.cat(
+        [
+            (logprobs[some_rows] > some[:, None]).sum(dim=-1)
+            for some_rows, some in zip(rows.split(RANKED_AT_ONCE), own.split(RANKED_AT_ONCE), strict=True)
+        ]
+    )
+    is_second = (num_likelier == 0) & (columns != logits.argmax(dim=-1)[rows])  # of equal ones
+    named_there = to_host(columns, own, 1 + num_likelier + is_second)
     likeliest_there = to_host(*likeliest)
 
     def entries() -> list[dict[int, Logprob]]:

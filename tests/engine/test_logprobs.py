@@ -149,4 +149,4 @@ def test_a_logit_of_minus_infinity_has_that_log_probability():
     output_logprobs(logits, requests.rows([0], [0]), drawn)()
     (entry,) = requests.table[0].logprobs
     assert entry[1].logprob == -math.inf
-    assert entry[2] == Logprob(pytest.approx(-math.log(2)), 1)
+    assert entry[2] == Logprob(pytest.approx(-math.log(2)), 2)  # token 0 comes before

@@ -69,6 +69,32 @@ def test_choices_of_one_token_are_one_request_without_anything_decoded(tiny_llm)
     assert tiny_llm.stats["computed_prompt_tokens"] <= len(HEAD) + 2
 
 
+def test_a_text_may_be_one_token_longer_than_what_the_model_takes(tiny_llm, model):
+    """Nothing is computed of its last token."""
+    generator = random.Random(3)
+    text = [generator.randrange(4, 60) for _ in range(tiny.MAX_MODEL_LEN + 1)]
+    ((score,),) = tiny_llm.score([text[:1]], [[text[1:]]])
+    assert_score(score, model, text[:1], text[1:])
+    ((last,),) = tiny_llm.score([text[:-1]], [[text[-1:]]])
+    assert_score(last, model, text[:-1], text[-1:])
+
+
+def test_of_equal_tokens_the_first_is_greedy(tmp_path):
+    """As is decoded."""
+    model = tiny.FAMILIES["llama"].model()
+    with torch.no_grad():
+        model.lm_head.weight[100:200] = model.lm_head.weight[4:104].clone()
+    llm = LLM(tiny.save(model, tmp_path / "model"), dtype="float32")
+    params = SamplingParams(temperature=0, max_tokens=1, logprobs=0)
+    greedy = [output.outputs[0].token_ids for output in llm.generate([HEAD, [5], [6]], params, use_tqdm=False)]
+    twins = [[token + 96 if 4 <= token < 100 else token - 96] for (token,) in greedy]
+    assert all(4 <= token < 200 for (token,) in greedy)
+    for prompt, token, twin in zip([HEAD, [5], [6]], greedy, twins, strict=True):
+        (first, second), (longer,) = llm.score([prompt] * 2, [[token, twin], [[*twin, 50]]])
+        assert first.logprobs == second.logprobs == pytest.approx(longer.logprobs[:1])
+        assert [first.is_greedy, second.is_greedy, longer.is_greedy] == [True, False, False]
+
+
 def test_what_continuations_share_is_computed_once(tiny_llm):
     shared = [70, 71, 72, 73]
     scores = tiny_llm.score(HEAD, [[*shared, a, b] for a in (80, 81, 82) for b in (90, 91)])
@@ -128,7 +154,7 @@ def test_the_perplexity_of_a_text_is_transformers_loss(tiny_llm, model):
         ([[5], [6]], [["a"], ["b", ""]], "^prompt 1: continuation 1: expected at least one token after the prompt$"),
         ([[5], [6]], [[7], [8, 260]], r"^prompt 0: continuation 1: logprob_token_ids: 260, but the vocabulary has"),
         ([[5], [6]], [[7], [260, 8]], r"^prompt 0: continuation 1: prompt_token_ids\[1\] is 260, but the vocabulary"),
-        ([[5] * 511], [[7], [8, 9]], "^prompt 0: continuation 1: the prompt has 512 tokens, and the model takes 512"),
+        ([[5] * 512], [[7], [8, 9]], "^prompt 0: continuation 1: the prompt has 513 tokens, and the model takes 512$"),
         ([[]], [[7]], "^prompt 0: continuation 0: expected a prompt of at least one token"),
     ],
 )
