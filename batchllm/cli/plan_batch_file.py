@@ -106,7 +106,7 @@ def plan_batch_file(
                 files.shards_directory,
                 files.num_shards,
                 job,
-                trie.order,
+                trie,
                 outputs,
                 config,
                 device,

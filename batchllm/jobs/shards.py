@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+import batchllm_ext as ext
 from batchllm.estimate.partition import ShardFigures, partition, shard_costs
 from batchllm.estimate.roofline import Device
 from batchllm.estimate.tokenized_job import TokenizedJob
@@ -32,7 +33,7 @@ def write_shards(
     directory: Path,
     num_shards: int,
     job: TokenizedJob,
-    order: NDArray[np.int32],
+    trie: ext.PrefixTrie,
     output_tokens: NDArray[np.int32],
     model: ModelDescription,
     device: Device,
@@ -41,13 +42,13 @@ def write_shards(
 ) -> list[ShardFigures]:
     """Writes shard_paths(directory, num_shards), the directory included; overwrite: replaces files that are not empty.
 
-    order: int32 [num_requests], requests depth-first (PrefixTrie.order). output_tokens: int32 [num_requests].
+    trie: of the job's requests, but for the last token of each. output_tokens: int32 [num_requests].
 
-    A line keeps its bytes (byte order marks aside). Lines go by the first of their requests
-    in `order`, and their cost is that of `request_costs`. Raises ValueError for more shards than lines; OSError for a
-    directory that another plan writes shards to, and as RecordFile.
+    A line keeps its bytes (byte order marks aside). Lines go by the first of their requests in the trie's order, and
+    their cost is that of `request_costs`. Raises ValueError for more shards than lines; OSError for a directory that
+    another plan writes shards to, and as RecordFile.
     """
-    lines = LineSequence.of(job, order)
+    lines = LineSequence.of(job, trie)
     costs = request_costs(job, lines, output_tokens, model, device)
     line_cost = np.add.reduceat(costs.seconds, lines.indptr[:-1])
     path_cost = costs.path_seconds[lines.indptr[:-1]]
@@ -92,21 +93,34 @@ class LineSequence:
     shared_tokens: IntArray  # [num_requests]: computed for the request before it in the sequence; 0 for the first
 
     @classmethod
-    def of(cls, job: TokenizedJob, order: NDArray[np.int32]) -> LineSequence:
+    def of(cls, job: TokenizedJob, trie: ext.PrefixTrie) -> LineSequence:
+        """trie: of the job's requests, but for the last token of each."""
         rank = np.empty(job.num_requests, np.int64)
-        rank[order] = np.arange(job.num_requests)
+        rank[trie.order] = np.arange(job.num_requests)
         num_requests = np.diff(job.line_indptr)
         line = np.argsort(np.minimum.reduceat(rank, job.line_indptr[:-1]))
         place = np.empty(len(line), np.int64)
         place[line] = np.arange(len(line))
         request = np.lexsort((rank, np.repeat(place, num_requests)))
-        shared = [num_shared_tokens(job.prompt(a), job.prompt(b)) for a, b in itertools.pairwise(request)]
+        shared = shared_with_previous(trie)[rank[request]]
+        for at in np.flatnonzero(np.diff(rank[request]) != 1) + 1:  # what its line has taken out of the trie's order
+            shared[at] = num_shared_tokens(job.prompt(request[at - 1]), job.prompt(request[at]))
         return cls(
             line=line,
             indptr=np.concatenate(([0], np.cumsum(num_requests[line]))),
             request=request,
-            shared_tokens=np.array([0, *shared], np.int64),
+            shared_tokens=shared,
         )
+
+
+def shared_with_previous(trie: ext.PrefixTrie) -> IntArray:
+    """[num_requests], by rank: tokens that a request shares with the one before it; 0 for the first."""
+    shared = np.zeros(trie.num_requests, np.int64)
+    for begin, end, depth in zip(
+        trie.request_begin.tolist(), trie.request_end.tolist(), trie.token_end.tolist(), strict=True
+    ):
+        shared[begin + 1 : end] = depth  # children come later, and are deeper
+    return shared
 
 
 def num_shared_tokens(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:

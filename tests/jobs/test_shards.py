@@ -32,7 +32,7 @@ def shard(path: Path, job: TokenizedJob, num_shards: int, model: ModelConfig) ->
     trie = ext.PrefixTrie(job.tokens, job.indptr, drop_last=1)
     directory = path.parent / "shards"
     outputs = job.max_output_tokens
-    return write_shards(path, directory, num_shards, job, trie.order, outputs, model, DEVICE, overwrite=True)
+    return write_shards(path, directory, num_shards, job, trie, outputs, model, DEVICE, overwrite=True)
 
 
 def distinct_tokens(prompts: list[list[int]]) -> int:
@@ -147,7 +147,7 @@ def test_a_line_of_several_prompts_is_never_cut(tmp_path: Path, model: ModelConf
 
 def test_a_prefix_costs_its_flops_once_and_an_output_token_what_it_reads(tmp_path: Path, model: ModelConfig) -> None:
     job = tokenized(tmp_path / "in.jsonl", random_lines(np.random.default_rng(2), 20))
-    lines = LineSequence.of(job, ext.PrefixTrie(job.tokens, job.indptr, drop_last=1).order)
+    lines = LineSequence.of(job, ext.PrefixTrie(job.tokens, job.indptr, drop_last=1))
     costs = request_costs(job, lines, job.max_output_tokens, model, DEVICE)
 
     flops_per_s = DEVICE.flops_per_s * DEVICE.matmul_efficiency

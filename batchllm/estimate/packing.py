@@ -1,0 +1,63 @@
+"""Cutting a job into groups for replicas that take one after the other: contiguous ranges of its depth-first order.
+
+    share   the cost of the job over the number of replicas
+    wave    one group for each replica; each wave takes half of what the waves before it leave of a share
+
+           ├───── 1/2 ─────┤├─ 1/4 ─┤├1/8┤├1/8┤      a share, if every cost is as predicted
+
+A replica that is done early takes the next group, largest first, so the small groups of the last waves even out what
+was predicted wrongly, and a replica that dies has little to be done again. What a group shares with the one before it
+is computed anew (see partition.py), so a group ends where that is least within the last part of the room that it has.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+
+from batchllm.estimate.partition import FloatArray, IntArray, shard_costs
+
+WAVES = (1 / 2, 1 / 4, 1 / 8, 1 / 8)  # of a share
+SLACK = 1 / 4  # of a group's room, in which its end is chosen
+
+
+def pack(cost: FloatArray, path_cost: FloatArray, num_replicas: int) -> IntArray:
+    """Cuts items 0..n-1 into groups, none empty, whose costs fall wave by wave.
+
+    cost: float64 [n] >= 0, of an item after its predecessor: what it adds.
+    path_cost: float64 [n] >= 0, what an item costs more where a group begins with it.
+
+    Returns cuts, int64 [num_groups + 1]: group g is the items [cuts[g], cuts[g + 1]). A group costs no more than its
+    part of a share or twice the path that it repeats, unless it is one item: however many replicas there are, it has
+    room to add as much as it repeats. Raises ValueError where num_replicas is not at least 1.
+    """
+    if num_replicas < 1:
+        raise ValueError(f"num_replicas: expected at least 1, got {num_replicas}")
+    total = np.concatenate(([0.0], np.cumsum(cost, dtype=np.float64)))
+    num_items = len(cost)
+    cuts = [0]
+    while cuts[-1] < num_items:
+        begin = cuts[-1]
+        wave = min((len(cuts) - 1) // num_replicas, len(WAVES) - 1)
+        room = max(WAVES[wave] * total[-1] / num_replicas - path_cost[begin], path_cost[begin])
+        first, last = np.searchsorted(total, [total[begin] + (1 - SLACK) * room, total[begin] + room], side="right") - 1
+        first, last = max(first, begin + 1), max(last, begin + 1)
+        if last < num_items:
+            last -= int(np.argmin(path_cost[first : last + 1][::-1]))  # the last of equals
+        cuts.append(int(min(last, num_items)))
+    return np.array(cuts, np.int64)
+
+
+def largest_first(cost: FloatArray, path_cost: FloatArray, cuts: IntArray) -> IntArray:
+    """[num_groups]: the groups in the order in which replicas take them."""
+    order: IntArray = np.argsort(-shard_costs(cost, path_cost, cuts), kind="stable")
+    return order
+
+
+def replica_loads(group_costs: FloatArray, num_replicas: int) -> FloatArray:
+    """[num_replicas]: what each has done when all is done, if whoever is free takes the next group, in that order."""
+    loads = [0.0] * num_replicas
+    for cost in group_costs.tolist():
+        heapq.heapreplace(loads, loads[0] + cost)
+    return np.array(loads)
