@@ -56,9 +56,22 @@ def read_earlier_runs(output: Path, errors: Path, manifest: Manifest, *, retry_e
     Raises ValueError for a file that holds something else than records of this job, or lacks some that it had.
     """
     earlier = EarlierRuns()
-    for line, record in whole_records("output", output, manifest.job_id):
-        earlier.answered.append(line)
-        earlier.output_bytes += len(record)
+    earlier.output_bytes = read_answered(output, manifest.job_id, earlier.answered)
+    read_failed(errors, manifest, earlier, retry_errors=retry_errors)
+    return earlier
+
+
+def read_answered(output: Path, job_id: str, answered: array[int]) -> int:
+    """Adds the numbers of the lines that have an answer there. Returns the bytes of whole records."""
+    num_bytes = 0
+    for line, record in whole_records("output", output, job_id):
+        answered.append(line)
+        num_bytes += len(record)
+    return num_bytes
+
+
+def read_failed(errors: Path, manifest: Manifest, earlier: EarlierRuns, *, retry_errors: bool) -> None:
+    """Adds what that file says to what is known of the answers; raises ValueError as read_earlier_runs."""
     num_duplicates = 0
     kept: list[bytes] = []
     for line, record in whole_records("errors", errors, manifest.job_id):
@@ -76,7 +89,6 @@ def read_earlier_runs(output: Path, errors: Path, manifest: Manifest, *, retry_e
             f"errors {str(errors)!r}: expected {manifest.num_duplicates:,} errors for custom_ids that stand twice, got "
             f"{num_duplicates:,}; without them their lines would be answered"
         )
-    return earlier
 
 
 def whole_records(name: str, path: Path, job_id: str) -> Iterator[tuple[int, bytes]]:

@@ -1,4 +1,5 @@
-"""What job an output belongs to: OUT.manifest.json, by which a job that was cut off knows its own files again.
+"""What job an output belongs to: OUT.manifest.json, or OUT/manifest.json where it is a directory, by which a job that
+was cut off knows its own files again.
 
 A fingerprint has an entry for everything that an answer depends on: the version, the input's content, the model's
 files, the options. What changes answers within rounding only (threads, device, sizes of pools and steps) is not in it.
@@ -34,7 +35,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 def manifest_path(output: Path) -> Path:
-    return output.with_name(f"{output.name}.manifest.json")
+    return output / "manifest.json" if output.is_dir() else output.with_name(f"{output.name}.manifest.json")
 
 
 def read_manifest(output: Path) -> Manifest | None:

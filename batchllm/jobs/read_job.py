@@ -22,9 +22,9 @@ from batchllm.tokenizer import Message, Tokenizer
 class WeightlessModel:
     """What `run` asks of a model before anything runs, answered from config.json and the tokenizer beside it."""
 
-    def __init__(self, directory: Path, limits: RequestLimits) -> None:
+    def __init__(self, directory: Path, limits: RequestLimits, *, allow_special_tokens: bool = False) -> None:
         self.limits = limits
-        self.tokenizer = Tokenizer(directory, limits.max_model_len)
+        self.tokenizer = Tokenizer(directory, limits.max_model_len, allow_special_tokens=allow_special_tokens)
         self.grammars = GrammarCompiler(self.tokenizer.hugging_face, limits.vocab_size)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:

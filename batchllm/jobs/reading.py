@@ -55,7 +55,12 @@ def tokenized(
             is_template_checked = True
         texts = encoded([text for request in requests for p in request.prompts for text in texts_of(p)], reader)
         made = [line if isinstance(line, LineError) else _tokenized(line, reader, texts, seed) for line in some]
-        yield from made if _are_taken(made, reader) else (_checked(line, reader) for line in made)
+        yield from checked(made, reader)
+
+
+def checked(lines: Sequence[TokenizedLine | LineError], reader: PromptReader) -> Iterable[TokenizedLine | LineError]:
+    """The same lines, those that the model does not take as errors."""
+    return lines if _are_taken(lines, reader) else (_checked(line, reader) for line in lines)
 
 
 def _are_taken(lines: Sequence[TokenizedLine | LineError], reader: PromptReader) -> bool:

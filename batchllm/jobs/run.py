@@ -32,7 +32,7 @@ from batchllm.jobs.manifest import (
     read_manifest,
 )
 from batchllm.jobs.openai_records import new_job_id
-from batchllm.jobs.reading import tokenized
+from batchllm.jobs.reading import PromptReader, tokenized
 from batchllm.jobs.sinks import RecordFiles, Sink, is_file
 from batchllm.jobs.sources import Ask, Source, open_source
 from batchllm.models.config import model_files
@@ -204,7 +204,7 @@ def run_batch_file(
                     sink.finish()
                 return JobSummary(len(earlier.answered), len(earlier.failed), {}, num_earlier=earlier.num_lines)
         llm = load_llm()
-        prompts, errors = read_prompts(source, llm, earlier, options, check_time)
+        prompts, errors = read_prompts(source, llm, llm.sampling_defaults, earlier, options, check_time)
         if manifest is None:
             manifest = new_manifest(prompts, errors, fingerprint(source, files, options))
         job = RunningJob(manifest, earlier, options)
@@ -304,13 +304,18 @@ def find_manifest(files: BatchFiles, here: Fingerprint) -> Manifest:
 
 
 def read_prompts(
-    source: Source, llm: LLM, earlier: EarlierRuns, options: RunOptions, check_time: Callable[[], None]
+    source: Source,
+    reader: PromptReader,
+    sampling_defaults: Mapping[str, Any],
+    earlier: EarlierRuns,
+    options: RunOptions,
+    check_time: Callable[[], None],
 ) -> tuple[JobPrompts, list[LineError]]:
     """Every line that is not done, as prompts or as an error."""
     prompts = JobPrompts()
     errors: list[LineError] = []
-    lines = with_defaults(source.requests(earlier.done()), llm.sampling_defaults)
-    for line in tokenized(lines, llm, seed=options.seed):
+    lines = with_defaults(source.requests(earlier.done()), sampling_defaults)
+    for line in tokenized(lines, reader, seed=options.seed):
         check_time()
         if isinstance(line, LineError):
             errors.append(line)
@@ -361,32 +366,46 @@ class RunningJob:
         self._sink = sink
         sink.begin(self._manifest, self._earlier)
         for error in errors:
-            self._fail(error)
+            self.fail(error)
         sink.sync()  # as Manifest.num_duplicates says
 
     def take(self, request: BatchRequest, outputs: list[RequestOutput]) -> None:
         """Writes the answer, or what is wrong with it."""
-        is_cut = False
-        for output in outputs:
-            for completion in output.outputs:
-                if completion.finish_reason == "error":
-                    reason = str(completion.stop_reason)
-                    self._fail(LineError("invalid_output", None, reason).at(request.line, request.custom_id))
-                    self.check_error_rate()
-                    return
-                is_cut = is_cut or completion.is_cut
+        if error := what_is_wrong(request, outputs):
+            self.fail(error)
+            self.check_error_rate()
+            return
         self._sink.answer(request, outputs)
-        self._num_answered += 1
-        self._num_other_model += request.names_another(self._options.model_name)
-        self._num_cut += is_cut
+        self.count(1, request.names_another(self._options.model_name), is_cut(outputs))
 
-    def _fail(self, error: LineError) -> None:
+    def count(self, num_answered: int, num_other_model: int, num_cut: int) -> None:
+        """Of answers that were written."""
+        self._num_answered += num_answered
+        self._num_other_model += num_other_model
+        self._num_cut += num_cut
+
+    def fail(self, error: LineError) -> None:
         self._sink.error(error)
         self._num_failed += 1
 
     def summary(self, stats: dict[str, Any]) -> JobSummary:
         counts = (self._num_other_model, self._num_cut, self._earlier.num_lines)
         return JobSummary(self._num_answered, self._num_failed, stats, *counts)
+
+
+def what_is_wrong(request: BatchRequest, outputs: list[RequestOutput]) -> LineError | None:
+    """Why these are no answer."""
+    for output in outputs:
+        for completion in output.outputs:
+            if completion.finish_reason == "error":
+                error = LineError("invalid_output", None, str(completion.stop_reason))
+                return error.at(request.line, request.custom_id)
+    return None
+
+
+def is_cut(outputs: list[RequestOutput]) -> bool:
+    """Whether the model's length ended one of their completions."""
+    return any(completion.is_cut for output in outputs for completion in output.outputs)
 
 
 def answers(

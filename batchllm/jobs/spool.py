@@ -46,6 +46,18 @@ class PromptSpool(Sequence[Any]):
         if len(self._last) * self._last.itemsize > self._spool_bytes:
             self._spool()
 
+    @property
+    def tokens(self) -> np.ndarray:
+        """int32 [sum of lengths]: the prompts one after the other. None is appended after it is read."""
+        if self._tokens is None:
+            self._tokens = self._whole()
+        return self._tokens
+
+    @property
+    def indptr(self) -> np.ndarray:
+        """int64 [num_prompts + 1]"""
+        return np.array(self._indptr, np.int64)
+
     def __len__(self) -> int:
         return len(self._indptr) - 1
 
@@ -58,9 +70,7 @@ class PromptSpool(Sequence[Any]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self._indptr) - 1:
             raise IndexError(index)
-        if self._tokens is None:
-            self._tokens = self._whole()
-        prompt: np.ndarray = self._tokens[self._indptr[index] : self._indptr[index + 1]]
+        prompt: np.ndarray = self.tokens[self._indptr[index] : self._indptr[index + 1]]
         return prompt
 
     def _spool(self) -> None:

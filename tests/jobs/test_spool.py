@@ -16,6 +16,8 @@ def test_prompts_come_back_as_they_were_put_in(spool_bytes: int) -> None:
     assert len(spool) == len(PROMPTS)
     assert [prompt.tolist() for prompt in spool] == PROMPTS
     assert [prompt.tolist() for prompt in spool[1:3]] == PROMPTS[1:3]
+    assert spool.tokens.tolist() == [token for prompt in PROMPTS for token in prompt]
+    assert spool.indptr.tolist() == [0, *np.cumsum([len(prompt) for prompt in PROMPTS])]
     assert all(prompt.dtype == np.int32 and not prompt.flags.owndata for prompt in spool)
     with pytest.raises(IndexError):
         spool[len(PROMPTS)]
