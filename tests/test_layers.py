@@ -69,10 +69,13 @@ IMPORTS = {
         *("continuations", "sharing", "tokenizer"),
     },
     "integrations": {
-        *("device", "llm", "loading", "models", "options", "outputs", "requests", "sampling_params", "tokenizer"),
+        *("device", "engine", "estimate", "jobs", "llm", "loading", "models", "options", "outputs", "requests"),
+        *("sampling_params", "tokenizer"),
     },
     "reports": {"engine", "estimate", "jobs", "outputs", "text"},
-    "cli": {"dependencies", "estimate", "jobs", "models", "options", "reports", "requests", "text"},
+    "cli": {
+        *("dependencies", "estimate", "integrations", "jobs", "models", "options", "reports", "requests", "text"),
+    },
     "__main__": {"cli"},
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -101,11 +101,23 @@ class JobOptions:
         Path | None, typer.Option(metavar="FILE", help="Keep figures for Prometheus there while the job runs.")
     ] = None
 
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS|local", help="Run on a Ray cluster; the output is a directory on shared storage."
+        ),
+    ] = None
+    replicas: Annotated[int | None, typer.Option(min=1, help="With --ray: engines, a GPU each where there are.")] = None
+
     def check(self) -> None:
         if self.retry_errors and not self.resume:
             raise typer.BadParameter("--retry-errors goes with --resume")
         if self.resume and self.overwrite:
             raise typer.BadParameter("give --resume or --overwrite, not both")
+        if (self.ray is None) != (self.replicas is None):
+            raise typer.BadParameter("--ray ADDRESS and --replicas N go together")
+        if self.ray is not None and (self.errors or self.ordered or self.report):
+            raise typer.BadParameter("--errors, --ordered and --report do not go with --ray")
 
 
 def with_job_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -139,23 +151,29 @@ def answer_lines(input: str, output: Path, model: str, options: JobOptions, **as
         from batchllm.reports.run_text import show_progress, summary_table, write_summary
 
         output = Path("/dev/stdout") if output == STANDARD_OUTPUT else output
-        errors = options.errors or errors_beside(output, resume=options.resume)
         may_replace = options.overwrite or options.resume
+        if options.ray is None or options.replicas is None:
+            errors = options.errors or errors_beside(output, resume=options.resume)
+            answer = partial(run_job, errors=errors, report=options.report, ordered=options.ordered)
+        else:
+            try:
+                from batchllm.integrations.ray_data import run_job_on_ray
+            except ImportError as error:
+                raise ValueError(f"--ray: {error}") from None
+            errors = None
+            answer = partial(run_job_on_ray, ray=options.ray, replicas=options.replicas)
         with (
             show_progress(log) as show,
             keep_metrics(options.metrics, show, overwrite=may_replace, log=lambda line: say(log, line)) as on_progress,
         ):
-            summary = run_job(
+            summary = answer(
                 input,
                 output,
                 model,
-                errors=errors,
                 summary=options.json_summary,
-                report=options.report,
                 metrics=options.metrics,
                 resume=options.resume,
                 overwrite=options.overwrite,
-                ordered=options.ordered,
                 limit=options.limit,
                 sample=options.sample,
                 seed=options.seed,

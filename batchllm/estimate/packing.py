@@ -1,13 +1,13 @@
-"""Cutting a job into groups for replicas that take one after the other: contiguous ranges of its depth-first order.
+"""Cutting a job into parcels for replicas that take one after the other: contiguous ranges of its depth-first order.
 
     share   the cost of the job over the number of replicas
-    wave    one group for each replica; each wave takes half of what the waves before it leave of a share
+    wave    one parcel for each replica; each wave takes half of what the waves before it leave of a share
 
            ├───── 1/2 ─────┤├─ 1/4 ─┤├1/8┤├1/8┤      a share, if every cost is as predicted
 
-A replica that is done early takes the next group, largest first, so the small groups of the last waves even out what
-was predicted wrongly, and a replica that dies has little to be done again. What a group shares with the one before it
-is computed anew (see partition.py), so a group ends where that is least within the last part of the room that it has.
+A replica that is done early takes the next parcel, largest first, so the small parcels of the last waves even out what
+was predicted wrongly, and a replica that dies has little to be done again. What a parcel shares with the one before it
+is computed anew (see partition.py), so a parcel ends where that is least within the last part of the room it has.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import numpy as np
 from batchllm.estimate.partition import FloatArray, IntArray, shard_costs
 
 WAVES = (1 / 2, 1 / 4, 1 / 8, 1 / 8)  # of a share
-SLACK = 1 / 4  # of a group's room, in which its end is chosen
+SLACK = 1 / 4  # of a parcel's room, in which its end is chosen
 
 
 def pack(cost: FloatArray, path_cost: FloatArray, num_replicas: int) -> IntArray:
-    """Cuts items 0..n-1 into groups, none empty, whose costs fall wave by wave.
+    """Cuts items 0..n-1 into parcels, none empty, whose costs fall wave by wave.
 
     cost: float64 [n] >= 0, of an item after its predecessor: what it adds.
-    path_cost: float64 [n] >= 0, what an item costs more where a group begins with it.
+    path_cost: float64 [n] >= 0, what an item costs more where a parcel begins with it.
 
-    Returns cuts, int64 [num_groups + 1]: group g is the items [cuts[g], cuts[g + 1]). A group costs no more than its
+    Returns cuts, int64 [num_parcels + 1]: parcel p is the items [cuts[p], cuts[p + 1]). A parcel costs no more than its
     part of a share or twice the path that it repeats, unless it is one item: however many replicas there are, it has
     room to add as much as it repeats. Raises ValueError where num_replicas is not at least 1.
     """
@@ -50,14 +50,14 @@ def pack(cost: FloatArray, path_cost: FloatArray, num_replicas: int) -> IntArray
 
 
 def largest_first(cost: FloatArray, path_cost: FloatArray, cuts: IntArray) -> IntArray:
-    """[num_groups]: the groups in the order in which replicas take them."""
+    """[num_parcels]: the parcels in the order in which replicas take them."""
     order: IntArray = np.argsort(-shard_costs(cost, path_cost, cuts), kind="stable")
     return order
 
 
-def replica_loads(group_costs: FloatArray, num_replicas: int) -> FloatArray:
-    """[num_replicas]: what each has done when all is done, if whoever is free takes the next group, in that order."""
+def replica_loads(parcel_costs: FloatArray, num_replicas: int) -> FloatArray:
+    """[num_replicas]: what each has done when all is done, if whoever is free takes the next parcel, in that order."""
     loads = [0.0] * num_replicas
-    for cost in group_costs.tolist():
+    for cost in parcel_costs.tolist():
         heapq.heapreplace(loads, loads[0] + cost)
     return np.array(loads)

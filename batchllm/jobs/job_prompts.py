@@ -71,7 +71,11 @@ class JobPrompts:
         return line, prompt - self._first_prompt[line]
 
     def num_prompts(self, line: int) -> int:
-        return self._first_prompt[line + 1] - self._first_prompt[line]
+        return len(self.of_line(line))
+
+    def of_line(self, line: int) -> range:
+        """Its prompts."""
+        return range(self._first_prompt[line], self._first_prompt[line + 1])
 
     def line_number(self, line: int) -> int:
         """In the input, from 1."""

@@ -65,6 +65,7 @@ class LineError(Exception):
         super().__init__(f"{param}: {reason}" if param else reason)
         self.code = code
         self.param = param
+        self.reason = reason
         self.line: int | None = None
         self.custom_id: str | None = None
 

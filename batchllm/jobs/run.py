@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from batchllm import __version__
 from batchllm.engine.recorder import RunRecorder
@@ -227,7 +227,7 @@ def run_batch_file(
         try:
             job.begin(sink, errors)
             for request, outputs in itertools.chain(first, results):
-                job.take(request, outputs)
+                job.take(sink, request, outputs)
             sink.finish()
         except KeyboardInterrupt as interrupt:
             raise JobInterrupted(so_far) from interrupt
@@ -341,10 +341,18 @@ def with_defaults(
         yield line
 
 
+class ErrorSink(Protocol):
+    """The part of `Sink` that takes what is no answer."""
+
+    def begin(self, manifest: Manifest, earlier: EarlierRuns) -> None: ...
+    def error(self, error: LineError) -> None: ...
+    def sync(self) -> None: ...
+
+
 class RunningJob:
     """Who has what of a job."""
 
-    _sink: Sink
+    _sink: ErrorSink
 
     def __init__(self, manifest: Manifest, earlier: EarlierRuns, options: RunOptions) -> None:
         self._manifest, self._earlier, self._options = manifest, earlier, options
@@ -362,20 +370,20 @@ class RunningJob:
         num_lines = self._manifest.num_lines
         raise ValueError(f"{num_failed:,} of {num_lines:,} lines failed{which}, and at most {rate:.2%} may fail")
 
-    def begin(self, sink: Sink, errors: list[LineError]) -> None:
+    def begin(self, sink: ErrorSink, errors: list[LineError]) -> None:
         self._sink = sink
         sink.begin(self._manifest, self._earlier)
         for error in errors:
             self.fail(error)
         sink.sync()  # as Manifest.num_duplicates says
 
-    def take(self, request: BatchRequest, outputs: list[RequestOutput]) -> None:
-        """Writes the answer, or what is wrong with it."""
+    def take(self, sink: Sink, request: BatchRequest, outputs: list[RequestOutput]) -> None:
+        """Writes the answer to that sink, or what is wrong with it."""
         if error := what_is_wrong(request, outputs):
             self.fail(error)
             self.check_error_rate()
             return
-        self._sink.answer(request, outputs)
+        sink.answer(request, outputs)
         self.count(1, request.names_another(self._options.model_name), is_cut(outputs))
 
     def count(self, num_answered: int, num_other_model: int, num_cut: int) -> None:

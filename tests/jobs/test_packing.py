@@ -1,4 +1,4 @@
-"""Groups of a depth-first order for replicas that take one after the other."""
+"""Parcels of a depth-first order for replicas that take one after the other."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def documents(num_documents: int, questions: int, tokens: int, system: int = 0) 
 
 @settings(max_examples=300, deadline=None)
 @given(seed=st.integers(0, 2**32), num_items=st.integers(1, 60), num_replicas=st.integers(1, 9))
-def test_groups_are_ranges_within_their_part_of_a_share(seed: int, num_items: int, num_replicas: int) -> None:
+def test_parcels_are_ranges_within_their_part_of_a_share(seed: int, num_items: int, num_replicas: int) -> None:
     cost, path_cost = random_job(np.random.default_rng(seed), num_items)
     cuts = pack(cost, path_cost, num_replicas)
     assert cuts.dtype == np.int64
@@ -38,7 +38,7 @@ def test_groups_are_ranges_within_their_part_of_a_share(seed: int, num_items: in
 
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32), num_items=st.integers(1, 60), num_replicas=st.integers(1, 5))
-def test_replicas_are_as_full_as_the_smallest_groups_allow(seed: int, num_items: int, num_replicas: int) -> None:
+def test_replicas_are_as_full_as_the_smallest_parcels_allow(seed: int, num_items: int, num_replicas: int) -> None:
     cost, path_cost = random_job(np.random.default_rng(seed), num_items)
     cuts = pack(cost, path_cost, num_replicas)
     costs = shard_costs(cost, path_cost, cuts)
@@ -49,7 +49,7 @@ def test_replicas_are_as_full_as_the_smallest_groups_allow(seed: int, num_items:
     assert loads.max() <= costs.sum() / num_replicas + costs.max()
 
 
-def test_documents_are_not_torn_where_a_group_may_end_between_them() -> None:
+def test_documents_are_not_torn_where_a_parcel_may_end_between_them() -> None:
     cost, path_cost = documents(80, questions=5, tokens=200, system=50)
     cuts = pack(cost, path_cost, 4)
     assert len(cuts) - 1 >= 3 * 4
@@ -72,7 +72,7 @@ def test_more_replicas_than_work_repeat_no_more_than_they_add() -> None:
     assert shard_costs(cost, path_cost, cuts).sum() <= 2 * cost.sum()
 
 
-def test_a_group_has_room_for_most_of_its_part() -> None:
+def test_a_parcel_has_room_for_most_of_its_part() -> None:
     cost, path_cost = documents(1000, questions=4, tokens=100)
     cuts = pack(cost, path_cost, 8)
     costs = shard_costs(cost, path_cost, cuts)[: 8 * len(WAVES) - 8]

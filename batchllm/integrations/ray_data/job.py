@@ -1,0 +1,234 @@
+"""A job from a file of requests to a directory of answers, by replicas on a cluster; every line once.
+
+    OUT/part-000000.jsonl ...   answers, a file for each parcel: the replica that has it writes there, and whoever takes
+                                it over when that one dies goes on there
+    OUT/errors.jsonl            lines without an answer, written by the driver
+    OUT/manifest.json           which job it is
+
+The driver reads and plans what no earlier run has answered, hands out parcels, and then compares what is in the parts
+with the plan: what is missing is handed out again in halves, and a line that alone ends its replica is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from batchllm.integrations.ray_data.cluster import MAX_RETRIES, Replicas, connected, halved, polled
+from batchllm.integrations.ray_data.figures import ReplicaFigures
+from batchllm.integrations.ray_data.parts import PartFiles
+from batchllm.integrations.ray_data.reader import WeightlessReader
+from batchllm.integrations.ray_data.replica import JobReplica, ParcelResult
+from batchllm.jobs.earlier import EarlierRuns
+from batchllm.jobs.files import check_files, check_writable
+from batchllm.jobs.inputs import is_remote
+from batchllm.jobs.job import ANSWER_OPTIONS, what_to_ask
+from batchllm.jobs.job_prompts import JobPrompts
+from batchllm.jobs.line import LineError
+from batchllm.jobs.parcels import pack_lines, parcels_of, tokenized_job
+from batchllm.jobs.run import (
+    BatchFiles,
+    JobInterrupted,
+    JobSummary,
+    OnProgress,
+    RunningJob,
+    RunOptions,
+    deadline,
+    find_manifest,
+    fingerprint,
+    new_manifest,
+    read_prompts,
+)
+from batchllm.jobs.sources import open_source
+from batchllm.models.config import model_files
+from batchllm.options import EngineOptions
+
+Parcel = list[int]  # lines of JobPrompts
+
+
+def run_job_on_ray(
+    source: str | Path,
+    directory: str | Path,
+    model: str | Path,
+    *,
+    ray: str,
+    replicas: int,
+    summary: Path | None = None,
+    metrics: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    template: str | None = None,
+    completion: bool = False,
+    url: str | None = None,
+    body: str = "{}",
+    limit: int | None = None,
+    sample: int | None = None,
+    retry_errors: bool = False,
+    max_error_rate: float | None = None,
+    time_limit_s: float | None = None,
+    max_tokens: int = 256,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+    log: Callable[[str], None] = print,
+    **engine_options: Any,
+) -> JobSummary:
+    """Answers every line of `source` into a directory, as `run_job` does into a file, by that many replicas.
+
+    directory: made if it is not there; on storage that the driver and all nodes share, as the model is.
+    ray: an address, "auto" or "local", which starts Ray on this machine; of no account where the program has connected.
+    replicas: engines. A GPU each where `device` is "cuda"; num_threads CPUs each, by default as many as all find.
+    The others are those of `run_job`. on_progress: is told after each parcel.
+
+    Raises ImportError, OSError or ValueError before anything is written, and OSError where a file fails; JobInterrupted
+    for a KeyboardInterrupt and the time limit; ValueError where too many lines fail, or no replica starts.
+    """
+    engine = EngineOptions(**engine_options)
+    files = BatchFiles(
+        source if is_remote(source) else Path(source),
+        Path(directory),
+        Path(directory) / "errors.jsonl",
+        summary,
+        overwrite,
+        str(model),
+        resume,
+        metrics=metrics,
+    )
+    options = RunOptions(
+        model_name=Path(model).resolve().name,
+        chat_max_tokens=max_tokens,
+        seed=seed,
+        retry_errors=retry_errors,
+        max_error_rate=max_error_rate,
+        time_limit_s=time_limit_s,
+        answer_options={name: str(getattr(engine, name)) for name in ANSWER_OPTIONS},
+        ask=what_to_ask(template, url, body, completion=completion),
+        limit=limit,
+        sample=sample,
+    )
+    check_time = deadline(time_limit_s)
+    check_directory(files)
+    with ExitStack() as stack:
+        lines = stack.enter_context(
+            open_source(files.input, chat_max_tokens=max_tokens, ask=options.ask, limit=limit, sample=sample, seed=seed)
+        )
+        here = fingerprint(lines, files, options)
+        manifest, earlier, parts = None, EarlierRuns(), None
+        if resume and PartFiles.holds_something(files.output):
+            parts = stack.enter_context(PartFiles(files.output, replaces=True))
+            manifest = find_manifest(files, here)
+            earlier = parts.read(manifest, retry_errors=retry_errors)
+            if earlier.num_lines == manifest.num_lines:
+                return JobSummary(len(earlier.answered), len(earlier.failed), {}, num_earlier=earlier.num_lines)
+        log(f"reading {files.input}")
+        reader = WeightlessReader(model, engine)
+        prompts, errors = read_prompts(lines, reader, reader.sampling_defaults, earlier, options, check_time)
+        manifest = manifest or new_manifest(prompts, errors, here)
+        job = RunningJob(manifest, earlier, options)
+        job.check_error_rate(errors)
+        tokenized = tokenized_job(prompts, reader.limits)
+        parcels = [parcel.tolist() for parcel in parcels_of(tokenized, reader.config, reader.device, replicas)]
+        stack.enter_context(connected(ray, replicas, engine.num_threads))
+        pool = Replicas.of(replicas, engine.num_threads, engine.device)
+        log(f"{len(prompts):,} prompts in {len(parcels):,} parcels for {replicas:,} replicas")
+        parts = parts or stack.enter_context(PartFiles(files.output, replaces=overwrite))
+        figures = ReplicaFigures(tokenized, on_progress)
+        try:
+            job.begin(parts, errors)
+            JobOnRay(job, parts, prompts, pool, figures, check_time).answer(
+                parcels,
+                model=str(reader.directory),
+                directory=str(files.output.resolve()),
+                job_id=manifest.job_id,
+                model_name=options.model_name,
+                engine=engine_options | {"num_threads": pool.num_threads},
+            )
+        except KeyboardInterrupt as interrupt:
+            raise JobInterrupted(f"the answers so far are in {files.output}; --resume goes on") from interrupt
+        except ValueError as error:
+            raise ValueError(f"{error}; the answers so far are in {files.output}; --resume goes on") from error
+        job.count(parts.settle() - len(earlier.answered), 0, 0)
+    return job.summary(figures.stats)
+
+
+def check_directory(files: BatchFiles) -> None:
+    """Raises OSError or ValueError for files that no job can run with. Changes none of them."""
+    if files.resume and files.overwrite:
+        raise ValueError("a job is resumed or overwritten, not both")
+    directory, may_replace = files.output, files.overwrite or files.resume
+    if directory.exists() and not directory.is_dir():
+        raise NotADirectoryError(f"output {str(directory)!r}: is a file; a job on Ray writes a directory")
+    if PartFiles.holds_something(directory) and not may_replace:
+        raise FileExistsError(
+            f"output {str(directory)!r}: holds answers; --overwrite replaces them, --resume goes on with their job"
+        )
+    outputs = {"summary": files.summary}
+    if directory.is_dir():
+        outputs["errors"] = files.errors
+    else:
+        check_writable("output", directory)
+    check_files(
+        files.input,
+        outputs,
+        overwrite=may_replace,
+        model_files=model_files(files.model) if files.model else [],
+        replaced={"metrics": files.metrics},
+    )
+
+
+class JobOnRay:
+    """Hands out a job until each of its lines has an answer or an error."""
+
+    def __init__(
+        self,
+        job: RunningJob,
+        parts: PartFiles,
+        prompts: JobPrompts,
+        replicas: Replicas,
+        figures: ReplicaFigures,
+        check_time: Callable[[], None],
+    ) -> None:
+        self._job, self._parts, self._prompts, self._replicas = job, parts, prompts, replicas
+        self._figures, self._check_time = figures, check_time
+
+    def answer(self, parcels: list[Parcel], **constructor: Any) -> None:
+        """constructor: of JobReplica. Raises ValueError for what no line is answered with and where too many fail."""
+        while parcels:
+            numbered = dict(enumerate(parcels, start=self._parts.next_number()))
+            stopped_by: dict[int, str] = {}
+            failed: set[int] = set()  # numbers of lines
+            for result in self._results(numbered, constructor):
+                if result.fatal:
+                    raise ValueError(result.fatal)
+                for failure in result.failures:
+                    failed.add(failure.line)
+                    self._job.fail(failure.as_error())
+                self._job.check_error_rate()
+                self._job.count(0, result.num_other_model, result.num_cut)
+                self._figures.add(result.stats)
+                stopped_by[result.parcel] = result.stopped_by
+            parcels = list(self._left(numbered, stopped_by, failed))
+
+    def _results(self, numbered: dict[int, Parcel], constructor: dict[str, Any]) -> Iterator[ParcelResult]:
+        lines = [pack_lines(self._prompts, parcel) for parcel in numbered.values()]
+        rows = pa.table({"parcel": list(numbered), "lines": pa.array(lines, pa.large_binary())})
+        answered = self._replicas.answer(rows, JobReplica, **constructor)
+        for row in polled(answered.iter_rows(), self._check_time):
+            yield msgspec.msgpack.decode(row["result"], type=ParcelResult)
+
+    def _left(self, numbered: dict[int, Parcel], stopped_by: dict[int, str], failed: set[int]) -> Iterator[Parcel]:
+        """What of the parcels has neither answer nor error, to be handed out anew; a line that was handed out alone
+        gets an error."""
+        for number, parcel in numbered.items():
+            done = self._parts.answered(number) | failed
+            left = [line for line in parcel if self._prompts.line_number(line) not in done]
+            if left and len(parcel) == 1:
+                reason = stopped_by.get(number) or f"the process that was to answer it ended {MAX_RETRIES + 1} times"
+                request = self._prompts.request(left[0])
+                self._job.fail(LineError("no_answer", None, reason).at(request.line, request.custom_id))
+                self._job.check_error_rate()
+            elif left:
+                yield from halved(left)

@@ -1,0 +1,130 @@
+"""The directory of a job on a cluster: parts with answers, errors, and the manifest that says whose they are."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchllm.integrations.ray_data.replica import part_path
+from batchllm.jobs.earlier import EarlierRuns, read_answered, read_failed, whole_records
+from batchllm.jobs.files import RecordFile
+from batchllm.jobs.line import LineError
+from batchllm.jobs.manifest import Manifest, write_manifest
+from batchllm.jobs.openai_records import error_record
+
+IntArray = NDArray[np.int64]
+
+
+def part_paths(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.glob("part-*.jsonl") if re.fullmatch(r"part-\d{6,}\.jsonl", path.name))
+
+
+class PartFiles:
+    """Of a running job, whose alone they are: its driver has the errors file open. Nothing is changed before `begin`.
+
+    Raises OSError that names the file, as RecordFile."""
+
+    def __init__(self, directory: Path, *, replaces: bool) -> None:
+        """directory: made if it is not there. replaces: files that are not empty."""
+        directory.mkdir(exist_ok=True)
+        self._directory = directory
+        self._errors_path = directory / "errors.jsonl"
+        self._errors = RecordFile("errors", self._errors_path, overwrite=replaces)
+        self._job_id = ""
+
+    @staticmethod
+    def holds_something(directory: Path) -> bool:
+        """Whether there is anything to be lost."""
+        paths = [*part_paths(directory), directory / "errors.jsonl"]
+        return any(path.exists() and path.stat().st_size for path in paths)
+
+    def read(self, manifest: Manifest, *, retry_errors: bool) -> EarlierRuns:
+        """What earlier runs of the job left. Raises ValueError as read_earlier_runs."""
+        self._job_id = manifest.job_id
+        lines, _ = distinct([lines for lines, _ in self._read().values()])
+        earlier = EarlierRuns(answered=array("q", lines.tolist()))
+        read_failed(self._errors_path, manifest, earlier, retry_errors=retry_errors)
+        return earlier
+
+    def begin(self, manifest: Manifest, earlier: EarlierRuns) -> None:
+        """Leaves what earlier runs of the job made whole; of another job, nothing."""
+        is_resumed = self._job_id == manifest.job_id
+        self._job_id = manifest.job_id
+        if is_resumed:
+            self.settle()
+        else:
+            for path in part_paths(self._directory):
+                path.unlink()
+        if earlier.errors_kept is None:
+            self._errors.cut(earlier.errors_bytes)
+        else:
+            self._errors.replace(earlier.errors_kept)
+        write_manifest(self._directory, manifest)
+
+    def error(self, error: LineError) -> None:
+        self._errors.write(error_record(error, self._job_id))
+
+    def sync(self) -> None:
+        self._errors.sync()
+
+    def next_number(self) -> int:
+        """Of a part that is none yet."""
+        paths = part_paths(self._directory)
+        return int(paths[-1].stem.removeprefix("part-")) + 1 if paths else 0
+
+    def answered(self, parcel: int) -> frozenset[int]:
+        """The lines that have an answer in the part of that parcel."""
+        lines = array("q")
+        read_answered(part_path(self._directory, parcel), self._job_id, lines)
+        return frozenset(lines)
+
+    def settle(self) -> int:
+        """Leaves one answer of each line, and whole ones only, once nobody writes any more. Two of one line come of a
+        replica that went on after Ray took it for dead. Returns the number of lines."""
+        parts = self._read()
+        lines, counts = distinct([lines for lines, _ in parts.values()])
+        twice = frozenset(lines[counts > 1].tolist())
+        seen: set[int] = set()
+        for path, (mine, num_bytes) in parts.items():
+            has_doubles = not twice.isdisjoint(mine)
+            if has_doubles or path.stat().st_size > num_bytes:
+                with RecordFile("part", path, overwrite=True) as part:
+                    part.cut(num_bytes)
+                    if has_doubles:
+                        part.replace(b"".join(self._first_records(path, twice, seen)))
+        return len(lines)
+
+    def _read(self) -> dict[Path, tuple[array[int], int]]:
+        """Of each part the numbers of its lines and the bytes of its whole records."""
+        parts = {}
+        for path in part_paths(self._directory):
+            lines = array("q")
+            parts[path] = lines, read_answered(path, self._job_id, lines)
+        return parts
+
+    def _first_records(self, path: Path, twice: frozenset[int], seen: set[int]) -> Iterator[bytes]:
+        """Those of a part but what other parts had before, of the lines that stand twice."""
+        for line, record in whole_records("part", path, self._job_id):
+            if line not in seen:
+                yield record
+            if line in twice:
+                seen.add(line)
+
+    def __enter__(self) -> PartFiles:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._errors.__exit__(kind, error, at)
+
+
+def distinct(lines: list[array[int]]) -> tuple[IntArray, IntArray]:
+    """The numbers, and how often each is there."""
+    return np.unique(
+        np.concatenate([np.empty(0, np.int64), *(np.array(some, np.int64) for some in lines)]), return_counts=True
+    )

@@ -1,0 +1,29 @@
+"""The driver's view of a model: what makes token ids of prompts and plans with them, without weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from batchllm.estimate.roofline import DEVICES, Device, device_by_name
+from batchllm.jobs.read_job import WeightlessModel
+from batchllm.models.backend import describe_model
+from batchllm.models.config import resolve_model, sampling_defaults
+from batchllm.options import EngineOptions
+from batchllm.requests import RequestLimits
+
+
+class WeightlessReader(WeightlessModel):
+    """Takes what a replica may take, which checks again whether its KV pool holds it."""
+
+    def __init__(self, model: str | Path, engine: EngineOptions) -> None:
+        """Raises FileNotFoundError or ValueError that names the file and the field."""
+        self.directory = resolve_model(model).absolute()
+        self.config = describe_model(self.directory, engine.backend)
+        self.sampling_defaults: dict[str, Any] = {}
+        if engine.generation_config == "auto":
+            self.sampling_defaults, _ = sampling_defaults(self.directory)
+        self.device: Device = DEVICES["h100"] if engine.device == "cuda" else device_by_name("cpu", engine.quantize)
+        kv_cache_tokens = engine.kv_cache_tokens or self.config.max_model_len + engine.page_size
+        limits = RequestLimits(self.config.vocab_size, self.config.max_model_len, engine.page_size, kv_cache_tokens)
+        super().__init__(self.directory, limits, allow_special_tokens=engine.allow_special_tokens)

@@ -1,0 +1,135 @@
+"""What runs on the cluster: an engine that answers one parcel after the other."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from batchllm.engine.recorder import RunRecorder
+from batchllm.jobs.earlier import read_answered
+from batchllm.jobs.files import RecordFile
+from batchllm.jobs.job_prompts import JobPrompts
+from batchllm.jobs.line import BatchRequest, LineError
+from batchllm.jobs.openai_records import answer_record
+from batchllm.jobs.parcels import unpack_lines
+from batchllm.jobs.reading import TokenizedLine, checked
+from batchllm.jobs.run import answers, is_cut, what_is_wrong
+from batchllm.llm import LLM
+from batchllm.outputs import JobProgress, RequestOutput
+
+Answer = list[RequestOutput] | LineError
+
+
+class LineFailure(msgspec.Struct):
+    """A LineError on its way."""
+
+    code: str
+    param: str | None
+    reason: str
+    line: int
+    custom_id: str
+
+    @classmethod
+    def of(cls, error: LineError, request: BatchRequest) -> LineFailure:
+        return cls(error.code, error.param, error.reason, request.line, request.custom_id)
+
+    def as_error(self) -> LineError:
+        return LineError(self.code, self.param, self.reason).at(self.line, self.custom_id)
+
+
+class ParcelResult(msgspec.Struct):
+    """What a replica tells of a parcel; the answers are on shared storage."""
+
+    parcel: int
+    num_other_model: int = 0  # of the answers of the replica that brought it to its end
+    num_cut: int = 0
+    failures: list[LineFailure] = []
+    stopped_by: str = ""  # an exception; some lines are still to be answered
+    fatal: str = ""  # what no line is answered with: no model, no disk
+    stats: dict[str, Any] = {}  # LLM.stats
+
+
+class Replica:
+    """model: a directory or hub id that every node finds. engine: options of LLM."""
+
+    def __init__(self, model: str, engine: dict[str, Any]) -> None:
+        self.fatal = ""
+        try:
+            self.llm = LLM(model, **engine)
+        except (OSError, ValueError, MemoryError) as error:  # raised here, Ray would try again
+            self.fatal = f"a replica did not start: {error}"
+
+    def answers(
+        self, lines: list[TokenizedLine], on_step: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[BatchRequest, Answer]]:
+        """Each line as it is answered, or with what is wrong with it."""
+        prompts = JobPrompts()
+        for line, found in zip(lines, checked(lines, self.llm), strict=True):
+            if isinstance(found, LineError):
+                yield line.request, found
+            else:
+                prompts.add(found)
+
+        def after_step(progress: JobProgress) -> None:
+            on_step()
+
+        for request, outputs in answers(self.llm, prompts, after_step, RunRecorder()):
+            yield request, what_is_wrong(request, outputs) or outputs
+
+
+class JobReplica(Replica):
+    """Answers each parcel into a file of its own. directory: on storage that the driver and all nodes share."""
+
+    def __init__(self, model: str, engine: dict[str, Any], directory: str, job_id: str, model_name: str) -> None:
+        super().__init__(model, engine)
+        self._directory, self._job_id, self._model_name = Path(directory), job_id, model_name
+
+    def __call__(self, parcels: pa.Table) -> pa.Table:
+        [row] = parcels.to_pylist()
+        result = ParcelResult(row["parcel"], fatal=self.fatal)
+        if not result.fatal:
+            with told(result):
+                self._answer(unpack_lines(row["lines"]), result)
+        return pa.table({"result": [msgspec.msgpack.encode(result)]})
+
+    def _answer(self, lines: list[TokenizedLine], result: ParcelResult) -> None:
+        path = part_path(self._directory, result.parcel)
+        answered = array("q")
+        num_bytes = read_answered(path, self._job_id, answered)  # by a replica that died
+        done = frozenset(answered)
+        left = [line for line in lines if line.request.line not in done]
+        self.llm.stats = {}
+        with RecordFile("part", path, overwrite=True) as part:
+            part.cut(num_bytes)
+            for request, answer in self.answers(left, part.sync_if_due):
+                if isinstance(answer, LineError):
+                    result.failures.append(LineFailure.of(answer, request))
+                    continue
+                part.write(answer_record(request, answer, self._model_name, self._job_id))
+                result.num_other_model += request.names_another(self._model_name)
+                result.num_cut += is_cut(answer)
+        result.stats = self.llm.stats
+
+
+@contextmanager
+def told(result: ParcelResult) -> Iterator[None]:
+    """An exception becomes part of the result. A file that is locked is that of a replica that Ray takes for dead."""
+    try:
+        yield
+    except BlockingIOError as error:
+        result.stopped_by = str(error)
+    except OSError as error:
+        result.fatal = str(error)
+    except Exception as error:
+        result.stopped_by = f"{type(error).__name__}: {error}"
+
+
+def part_path(directory: Path, parcel: int) -> Path:
+    """Where the answers of a parcel are. One replica at a time writes there."""
+    return directory / f"part-{parcel:06}.jsonl"

@@ -1,0 +1,59 @@
+"""A small Ray on this machine, and a job for it like W3 of benchmarks/workloads.py."""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+
+import ray  # noqa: E402
+
+from tests.engine import tiny  # noqa: E402
+from tests.jobs.batch_lines import completion_line, write_lines  # noqa: E402
+
+NUM_LINES, QUESTIONS = 500, 8
+ENGINE = {"dtype": "float32", "num_threads": 1, "kv_cache_tokens": 16384, "max_batch_tokens": 128}
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """Of four CPUs, whatever the machine has: two replicas, and room for Ray's own tasks."""
+    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=150_000_000, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    tiny.save(tiny.FAMILIES["llama"].model(), directory)
+    tiny.save_tokenizer(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def lines() -> list[dict[str, Any]]:
+    """Questions on documents under one system prompt, shuffled."""
+    rng = random.Random(0)
+
+    def text(length: int) -> str:
+        return "".join(rng.choices("abcdefgh ", k=length))
+
+    system, made = text(64), []
+    for number in range(NUM_LINES):
+        if number % QUESTIONS == 0:
+            document = text(128)
+        body = {"max_tokens": rng.randrange(1, 40), "temperature": 0, "ignore_eos": True}
+        made.append(completion_line(f"line {number}", system + document + text(rng.randrange(6, 18)), **body))
+    rng.shuffle(made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def source(lines: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_lines(tmp_path_factory.mktemp("source") / "in.jsonl", lines)
