@@ -68,7 +68,7 @@ def answer_dataset(
         job = tokenized_job(prompts, reader.limits)
         parcels = [parcel.tolist() for parcel in parcels_of(job, reader.config, reader.device, replicas)]
     while parcels:
-        rows = [table.take([row_of(prompts, line) for line in parcel]) for parcel in parcels]
+        rows = [taken(table, [row_of(prompts, line) for line in parcel]) for parcel in parcels]
         packed = {
             "lines": pa.array([pack_lines(prompts, parcel) for parcel in parcels], pa.large_binary()),
             "rows": pa.array([to_bytes(some) for some in rows], pa.large_binary()),
@@ -82,7 +82,7 @@ def answer_dataset(
             if lost and len(parcel) == 1:
                 errors.append(LineError("no_answer", None, LOST).at(prompts.line_number(lost[0]), None))
         parcels = [half for parcel, lost in zip(parcels, left, strict=True) if len(parcel) > 1 for half in halved(lost)]
-    failed = with_answers(table.take([(error.line or 0) - 1 for error in errors]), list(errors))
+    failed = with_answers(taken(table, [(error.line or 0) - 1 for error in errors]), list(errors))
     return ray.data.from_arrow(failed).union(*answered).drop_columns([ROW])
 
 
@@ -93,7 +93,7 @@ def whole_table(dataset: Dataset, column: str) -> pa.Table:
         raise ValueError(f"column: expected one of {', '.join(names)}, got {column!r}")
     if taken := [name for name in (*ANSWER_COLUMNS, ROW) if name in names]:
         raise ValueError(f"dataset: has a column {taken[0]!r} already")
-    table = pa.concat_tables(ray.get(dataset.to_arrow_refs()))
+    table = pa.concat_tables(ray.get(dataset.to_arrow_refs()), promote_options="permissive")
     return table.append_column(ROW, pa.array(range(table.num_rows), pa.int64()))
 
 
@@ -152,7 +152,7 @@ class DatasetReplica(Replica):
             if len(lines) == 1:
                 answers[lines[0].request.line] = LineError("no_answer", None, f"{type(error).__name__}: {error}")
         answered = [at for at, line in enumerate(lines) if line.request.line in answers]
-        return with_answers(rows.take(answered), [answers[lines[at].request.line] for at in answered])
+        return with_answers(taken(rows, answered), [answers[lines[at].request.line] for at in answered])
 
 
 def with_answers(rows: pa.Table, answers: Sequence[Answer]) -> pa.Table:
@@ -175,6 +175,10 @@ def answer_cells(answer: Answer) -> dict[str, Any]:
         "cached_tokens": output.num_cached_tokens,
         "completion_tokens": sum(len(completion.token_ids) for completion in output.outputs),
     }
+
+
+def taken(table: pa.Table, rows: list[int]) -> pa.Table:
+    return table.take(pa.array(rows, pa.int64()))
 
 
 def to_bytes(table: pa.Table) -> bytes:

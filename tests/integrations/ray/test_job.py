@@ -1,6 +1,8 @@
 """A file of requests on a Ray cluster: every line once, whatever dies, with the answers and the work of one machine."""
 
+import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +12,10 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 from batchllm import run_job
+from batchllm.cli import app
 from batchllm.integrations.ray_data import job as driver
 from batchllm.integrations.ray_data import run_job_on_ray
 from batchllm.integrations.ray_data.parts import part_paths
@@ -88,47 +92,85 @@ def writer_of(path: Path) -> int | None:
     return None
 
 
-@pytest.mark.usefixtures("cluster")
-def test_a_killed_replica_loses_nothing_and_costs_what_was_not_yet_answered(
-    source: Path, lines: list[dict[str, Any]], model: Path, alone: tuple[Any, Any], tmp_path: Path
-) -> None:
-    one_machine, stats = alone
-    killer = Killer(tmp_path / "out")
+@pytest.fixture(scope="module")
+def disturbed(
+    cluster: None, source: Path, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, JobSummary]:
+    """A job of which a replica was killed while it answered a parcel."""
+    directory = tmp_path_factory.mktemp("disturbed") / "out"
+    killer = Killer(directory)
     killer.start()
-    summary = run(source, tmp_path / "out", model)
+    summary = run(source, directory, model)
     assert killer.part is not None
-    assert killer.part.read_bytes().startswith(killer.content)
-    assert (summary.num_answered, summary.num_failed) == (NUM_LINES, 0)
-    assert answers(records(tmp_path / "out")) == one_machine
-    assert read_records(tmp_path / "out" / "errors.jsonl") == []
-    planned = planned_tokens(tmp_path / "out", lines)
+    assert killer.part.read_bytes().startswith(killer.content)  # of what was answered, nothing was answered again
+    return directory, summary
+
+
+def test_a_killed_replica_loses_nothing_and_answers_are_those_of_one_machine(
+    disturbed: tuple[Path, JobSummary], lines: list[dict[str, Any]], alone: tuple[Any, Any]
+) -> None:
+    directory, summary = disturbed
+    one_machine, stats = alone
+    assert (summary.num_answered, summary.num_failed, summary.num_earlier) == (NUM_LINES, 0, 0)
+    assert answers(records(directory)) == one_machine
+    assert (directory / "errors.jsonl").read_bytes() == b""
+    planned = planned_tokens(directory, lines)
     assert summary.stats["computed_prompt_tokens"] <= 1.05 * planned
-    assert stats["computed_prompt_tokens"] <= 1.05 * planned
     assert planned <= 1.5 * stats["computed_prompt_tokens"]
 
-    begun = time.perf_counter()
-    resumed = run(source, tmp_path / "out", model, resume=True)
-    assert time.perf_counter() - begun < 10  # no replica was started
-    assert (resumed.num_answered, resumed.num_earlier) == (NUM_LINES, NUM_LINES)
 
-
-@pytest.mark.usefixtures("cluster")
-def test_the_same_pipeline_with_shuffled_rows_computes_twice_as_much(
-    source: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_same_pipeline_with_shuffled_rows_computes_twice_as_much_and_takes_longer(
+    disturbed: tuple[Path, JobSummary],
+    source: Path,
+    lines: list[dict[str, Any]],
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ours = run(source, tmp_path / "planned", model)
+    directory, ours = disturbed
 
     def as_submitted(job: Any, *planned: Any) -> list[Any]:
         parcels = parcels_of(job, *planned)
-        ends = [sum(map(len, parcels[: number + 1])) for number in range(len(parcels))]
+        ends = np.cumsum([len(parcel) for parcel in parcels])
         return [np.arange(end - len(parcel), end) for parcel, end in zip(parcels, ends, strict=True)]
 
     parcels_of = driver.parcels_of
     monkeypatch.setattr(driver, "parcels_of", as_submitted)
-    shuffled = run(source, tmp_path / "shuffled", model)
-    assert answers(records(tmp_path / "planned")) == answers(records(tmp_path / "shuffled"))
-    assert shuffled.stats["computed_prompt_tokens"] >= 2 * ours.stats["computed_prompt_tokens"]
+    shuffled = run(source, tmp_path / "out", model)
+    assert answers(records(tmp_path / "out")) == answers(records(directory))
+    assert shuffled.stats["computed_prompt_tokens"] >= 2 * planned_tokens(directory, lines)
     assert shuffled.stats["seconds"]["forward"] > ours.stats["seconds"]["forward"]
+
+
+def test_the_command_goes_on_with_a_job_that_was_cut_off(
+    disturbed: tuple[Path, JobSummary], source: Path, model: Path, tmp_path: Path
+) -> None:
+    directory, _ = disturbed
+    whole = answers(records(directory))
+    out = tmp_path / "out"
+    shutil.copytree(directory, out)
+    first, second, *others = part_paths(out)
+    first.write_bytes(first.read_bytes()[:-40])  # torn
+    second.write_bytes(second.read_bytes() + first.read_bytes().splitlines(keepends=True)[0])  # a line stands twice
+    for path in others:
+        path.unlink()
+    earlier = first.read_bytes().count(b"\n") + second.read_bytes().count(b"\n") - 1
+    summary = tmp_path / "summary.json"
+    command = ["run", str(source), "-o", str(out), "--model", str(model), "--ray", "local", "--replicas", "2"]
+    options = ["--dtype", "float32", "--kv-cache-tokens", "16384", "--json-summary", str(summary)]
+    refused = CliRunner().invoke(app, [*command, *options])
+    assert refused.exit_code == 1
+    assert "holds answers; --overwrite replaces them, --resume goes on with their job" in refused.output
+    assert CliRunner().invoke(app, [*command, *options, "--resume"]).exit_code == 0
+    figures = json.loads(summary.read_text())
+    assert (figures["num_answered"], figures["num_earlier"]) == (NUM_LINES, earlier)
+    assert answers(records(out)) == whole
+    finished = CliRunner().invoke(app, [*command, *options, "--resume"])  # no replica is started
+    assert finished.exit_code == 0
+    assert "answered or failed in earlier runs" in finished.output
+    other = CliRunner().invoke(app, [*command, *options, "--resume", "--seed", "1"])
+    assert other.exit_code == 1
+    assert "belongs to another job: seed is 0 there and 1 here" in other.output.replace("\n", " ")
 
 
 class Deadly(JobReplica):
