@@ -174,7 +174,7 @@ def check_directory(files: BatchFiles) -> None:
         files.input,
         outputs,
         overwrite=may_replace,
-        model_files=model_files(files.model) if files.model else [],
+        others={"model": model_files(files.model) if files.model else []},
         replaced={"metrics": files.metrics},
     )
 
