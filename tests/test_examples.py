@@ -11,7 +11,7 @@ from tests.engine import tiny
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 # What makes other files, and shows what the demo answered.
 TOOLS = {"fetch_model.py", "make_documents.py", "show_answers.py"}
-APART = {"ray_documents.py"}  # what tests/integrations runs
+APART = {"evaluate.py", "ray_documents.py"}  # what tests/integrations runs
 MAX_LINES = 40
 PRINTED = {
     "questions.py": "of which",

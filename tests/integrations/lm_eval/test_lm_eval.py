@@ -1,6 +1,7 @@
 """The harness gets from our engine what its own `hf` model gives it, for less."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from batchllm.integrations.lm_eval import BatchLLM
 from batchllm.integrations.transformers import lend
 from tests.engine import tiny
 from tests.integrations.lm_eval.tasks import NUM_QUESTIONS, TASKS, write_tasks
+from tests.test_examples import MAX_LINES
 
 SMALL = {"dtype": "float32", "kv_cache_tokens": 8192, "page_size": 4}
 
@@ -212,3 +214,11 @@ def test_scores_of_a_real_model_are_those_of_hf(smollm2, tasks):
     theirs = evaluate("hf", args, tasks, ["choice"], device="cpu", batch_size=4, num_fewshot=0)
     ours = evaluate("batchllm", args | {"kv_cache_tokens": 16384}, tasks, ["choice"], num_fewshot=0)
     assert_same(ours, theirs)
+
+
+def test_the_example_runs(directory, monkeypatch, capsys):
+    example = Path(__file__).resolve().parents[3] / "examples" / "evaluate.py"
+    monkeypatch.setattr(sys, "argv", [str(example), str(directory)])
+    runpy.run_path(str(example), run_name="__main__")
+    assert "'acc,none'" in capsys.readouterr().out
+    assert len(example.read_text().splitlines()) <= MAX_LINES
