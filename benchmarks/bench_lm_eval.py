@@ -33,7 +33,7 @@ from batchllm.integrations.lm_eval import BatchLLM
 from benchmarks.machine import describe
 
 DOCUMENTS = Path(__file__).resolve().parent.parent / "examples" / "documents"
-PASSAGE_WORDS, ANSWER_WORDS = 22, 3
+PASSAGE_WORDS, ANSWER_WORDS = 21, 3
 NUM_SHOTS, POOL = 5, 100  # shown before a question, out of so many
 BATCH_SIZES = (1, 4, 16)  # of hf, each tried on TRIED questions
 TRIED = 4
