@@ -263,6 +263,7 @@ IN_STOPPING = "tests/engine/test_stopping.py::"
 IN_RULES = "tests/engine/test_logits_rules.py::"
 IN_LOGPROBS = "tests/engine/test_logprobs.py::"
 IN_SCORING = "tests/engine/test_scoring.py::"
+IN_MEMORY = "tests/integrations/test_transformers.py::"
 IN_REASONING = "tests/engine/test_reasoning.py::"
 IN_OPENAI = "tests/jobs/test_openai_answers.py::"
 IN_ASYNC = "tests/engine/test_async_llm.py::"
@@ -596,6 +597,20 @@ PYTHON_MUTANTS = [
         "(there,) = to_device([asking], logits.device)",
         "(there,) = to_device([asking - 1], logits.device)",
         IN_LOGPROBS + "test_logprobs_are_transformers",
+    ),
+    Mutant(
+        "equal_tokens_are_all_greedy",
+        "batchllm/sampling/logprobs.py",
+        "1 + num_likelier + is_second",
+        "1 + num_likelier",
+        IN_SCORING + "test_of_equal_tokens_the_first_is_greedy",
+    ),
+    Mutant(
+        "a_scored_text_is_no_longer_than_another",
+        "batchllm/requests.py",
+        "self.max_model_len + is_scored",
+        "self.max_model_len",
+        IN_SCORING + "test_a_text_may_be_one_token_longer_than_what_the_model_takes",
     ),
     Mutant(
         "another_token_is_told_than_was_sampled",
@@ -1001,6 +1016,34 @@ PYTHON_MUTANTS = [
         "total * chosen // num_experts",
         "total",
         IN_TRANSFORMERS + "test_weights_of_experts_are_counted_by_how_many_a_row_goes_to",
+    ),
+    Mutant(
+        "a_model_in_memory_keeps_what_a_job_gave_its_modules",
+        "batchllm/models/held_model.py",
+        "vars(module).update(attributes)",
+        "pass",
+        IN_MEMORY + "test_the_model_comes_back_as_it_was",
+    ),
+    Mutant(
+        "a_model_in_memory_keeps_our_attention",
+        "batchllm/models/held_model.py",
+        "of_module._attn_implementation_internal = implementation",
+        "pass",
+        IN_MEMORY + "test_the_model_comes_back_as_it_was",
+    ),
+    Mutant(
+        "a_model_that_was_given_back_still_answers",
+        "batchllm/models/held_model.py",
+        "ours.is_held = False",
+        "pass",
+        IN_MEMORY + "test_what_is_lent_is_used_in_its_block_alone",
+    ),
+    Mutant(
+        "a_length_with_the_prompt_is_one_without",
+        "batchllm/integrations/transformers.py",
+        "max_tokens = config.max_length - prompt_tokens",
+        "max_tokens = config.max_length",
+        IN_MEMORY + "test_settings_mean_what_they_mean_to_model_generate",
     ),
     # What is seen of a job.
     Mutant(
