@@ -141,7 +141,7 @@ chaos: .venv/installed
 peers: .venv/installed $(MODEL)/config.json
 	benchmarks/peers/install.sh
 
-CPP_FILES = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES = $(shell find csrc tests benchmarks examples -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
 check: .venv/installed
 	$(BIN)/ruff check .

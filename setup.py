@@ -31,6 +31,7 @@ class CMakeBuild(build_ext):
             f"-DBATCHLLM_EXT_DIR={target.parent}",
             f"-DBATCHLLM_CUDA={os.environ.get('BATCHLLM_CUDA', 'AUTO')}",
             "-DCMAKE_BUILD_TYPE=Release",
+            "-DCMAKE_INSTALL_LIBDIR=lib",  # on every system, so that batchllm.get_cmake_dir() knows it
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         run(configure)
@@ -39,6 +40,9 @@ class CMakeBuild(build_ext):
             stubs.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / f"{ext.name}.pyi", stubs / "__init__.pyi")
         run(["cmake", "--build", str(build_dir), "--target", ext.name])
+        if target.parent != ROOT:
+            prefix = target.parent / "batchllm" / "cpp"  # the planner, for C++
+            run(["cmake", "--install", str(build_dir), "--component", "planner", "--prefix", str(prefix)])
 
 
 def run(command: list[str]) -> None:

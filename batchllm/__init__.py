@@ -13,6 +13,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 if TYPE_CHECKING:
     from batchllm.async_llm import AsyncLLM
+    from batchllm.cpp_package import get_cmake_dir, get_include
     from batchllm.jobs.job import run_job
     from batchllm.jobs.run import JobSummary
     from batchllm.llm import LLM
@@ -32,6 +33,8 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "StructuredOutputsParams",
+    "get_cmake_dir",
+    "get_include",
     "run_job",
 ]
 
@@ -46,6 +49,8 @@ _MODULES = {
     "RequestOutput": "outputs",
     "SamplingParams": "sampling_params",
     "StructuredOutputsParams": "sampling_params",
+    "get_cmake_dir": "cpp_package",
+    "get_include": "cpp_package",
     "run_job": "jobs.job",
 }
 

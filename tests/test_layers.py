@@ -36,6 +36,7 @@ IMPORTS = {
     "continuations": {"sampling_params"},
     "request_table": {"outputs", "sampling_params"},
     "bounded_process": set(),
+    "cpp_package": set(),
     "chat_template": {"bounded_process", "text"},
     "reasoning": set(),
     "device": set(),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import batchllm
+import batchllm_ext
 from tests.engine import tiny
 from tests.test_module import run_python
 
@@ -90,6 +91,24 @@ def test_the_library_needs_no_package_of_an_extra(tmp_path: Path) -> None:
 def test_the_command_without_its_packages_says_what_to_install(package: str) -> None:
     said = f"batchllm: the command line needs {package}: pip install 'batchllm-ext[cli]'\n"
     assert run_without((package,), COMMAND) == said
+
+
+def test_a_program_in_cpp_is_built_with_the_planner_of_the_package(tmp_path: Path) -> None:
+    assert (Path(batchllm.get_include()) / "batchllm" / "planner" / "batch_planner.h").exists()
+    cmake = [sys.executable, "-m", "cmake"]
+    ninja = Path(sys.executable).parent / "ninja"
+    where = ["-S", str(ROOT / "examples" / "cpp"), "-B", str(tmp_path), "-G", "Ninja"]
+    options = [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-Dbatchllm_DIR={batchllm.get_cmake_dir()}"]
+    subprocess.run([*cmake, *where, *options], check=True)
+    subprocess.run([*cmake, "--build", str(tmp_path)], check=True)
+    run = subprocess.run([str(tmp_path / "plan_only")], check=True, capture_output=True, text=True)
+    assert "1840 are computed" in run.stdout
+
+
+def test_a_module_that_was_built_in_place_says_where_the_planner_would_be(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(batchllm_ext, "__file__", str(tmp_path / "batchllm_ext.so"))
+    with pytest.raises(FileNotFoundError, match=rf"no C\+\+ package at {re.escape(str(tmp_path))}.*cmake --install"):
+        batchllm.get_cmake_dir()
 
 
 @pytest.mark.full
