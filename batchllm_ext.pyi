@@ -567,7 +567,8 @@ def attention(
     returned as it is, and none is computed.
     softmax_scale: 1 / sqrt(head_dim) by default. soft_cap: cap * tanh(score / cap), before the mask; 0 is off.
     sinks: float32 [num_qo_heads], scores of one more key with v = 0.
-    dtype: "bfloat16" where NumPy uint16 arrays hold it. Outputs that are not given are made by q's library.
+    dtype: "bfloat16" where NumPy uint16 arrays hold it. Outputs that are not given are made by q's library, or
+    by NumPy where q is JAX's and float32.
 
     With a DevicePlan: CUDA tensors, bfloat16 or float16 all of them, whose memory and strides are multiples of 16
     bytes; num_tokens is the layout's num_rows, and rows that the plan does not have are not written. The work is put on

@@ -11,7 +11,8 @@ from tests.engine import tiny
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 # What makes other files, and shows what the demo answered.
 TOOLS = {"fetch_model.py", "make_documents.py", "show_answers.py"}
-APART = {"evaluate.py", "ray_documents.py"}  # what tests/integrations runs
+# What tests in that folder of tests/integrations run, in an environment of their own.
+APART = {"evaluate.py": "lm_eval", "jax_attention.py": "jax", "ray_documents.py": "ray"}
 MAX_LINES = 40
 PRINTED = {
     "questions.py": "of which",
@@ -36,7 +37,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_example_is_run() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} - TOOLS - APART == set(PRINTED)
+    assert {path.name for path in EXAMPLES.glob("*.py")} - TOOLS == {*PRINTED, *APART}
+    for name, folder in APART.items():
+        tests = (EXAMPLES.parent / "tests" / "integrations" / folder).glob("test_*.py")
+        assert any(name in path.read_text() for path in tests), name
+
+
+@pytest.mark.parametrize("name", [*PRINTED, *APART])
+def test_an_example_is_short(name: str) -> None:
+    assert len((EXAMPLES / name).read_text().splitlines()) <= MAX_LINES
 
 
 @pytest.mark.parametrize("name", PRINTED)
@@ -51,4 +60,3 @@ def test_an_example_runs(
     monkeypatch.setattr(sys, "argv", [name, str(model)])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     assert PRINTED[name] in capsys.readouterr().out
-    assert len((EXAMPLES / name).read_text().splitlines()) <= MAX_LINES

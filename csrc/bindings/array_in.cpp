@@ -153,11 +153,16 @@ Tensor::Tensor(const char* name, py::handle object, Where where) : name_(name), 
     }
 }
 
+// JAX's arrays have a buffer and __dlpack__, but the first neither of bfloat16 nor on a GPU.
 void Tensor::take_buffer(py::handle object) {
-    if (where_ == Where::kCuda) fail("expected a CUDA tensor, got one on the CPU");
+    if (where_ == Where::kCuda) {
+        if (py::hasattr(object, "__dlpack__")) return take_dlpack(object);
+        fail("expected a CUDA tensor, got one on the CPU");
+    }
     Py_buffer& buffer = buffer_.view;
     if (PyObject_GetBuffer(object.ptr(), &buffer, PyBUF_STRIDES | PyBUF_FORMAT) != 0) {
         py::error_already_set error;
+        if (py::hasattr(object, "__dlpack__")) return take_dlpack(object);
         fail(std::string("its buffer cannot be read: ") + error.what());
     }
     check_num_dims(buffer.ndim);

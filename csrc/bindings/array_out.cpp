@@ -14,7 +14,9 @@ py::object new_output(const char* name, py::handle q, NewType type, std::initial
     const std::string library = py::str(py::type::handle_of(q).attr("__module__"));
     const bool is_torch = library == "torch" || library.starts_with("torch.");
     const bool is_numpy = library == "numpy" || library.starts_with("numpy.");
-    if (!is_torch && !is_numpy) {
+    // Nobody may write to JAX's arrays. NumPy stands in, whose dtypes they have, but has no bfloat16.
+    const bool is_jax = library.starts_with("jax") && q.attr("dtype").attr("kind").cast<std::string>() == "f";
+    if (!is_torch && !is_numpy && !is_jax) {
         throw py::value_error(std::string(name) + ": expected a tensor to write to, since q is of " + library +
                               ", for which none can be made; pass " + name + "=");
     }

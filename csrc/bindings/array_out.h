@@ -55,7 +55,8 @@ pybind11::array_t<int32_t> ids_copy(const std::vector<Id<Kind>>& ids) {
     return copy;
 }
 
-// An uninitialised tensor for the output `name`, of the library that q belongs to (NumPy or torch) and on q's device.
+// An uninitialised tensor for the output `name`, of the library that q belongs to (NumPy or torch; NumPy for JAX's) and
+// on q's device.
 enum class NewType : uint8_t { kLikeQ, kFloat32 };
 pybind11::object new_output(const char* name, pybind11::handle q, NewType type, std::initializer_list<int64_t> shape);
 
