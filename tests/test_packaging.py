@@ -118,6 +118,7 @@ def test_a_wheel_brings_no_library_of_torch_and_runs_without_a_compiler(tmp_path
     (wheel,) = tmp_path.glob("*.whl")
     held = zipfile.ZipFile(wheel).namelist()
     assert not [name for name in held if re.search(r"gomp|libtorch|libc10", name)]
+    assert "batchllm/cpp/lib/cmake/batchllm/batchllmConfig.cmake" in held
     shown = subprocess.run([sys.executable, "-m", "auditwheel", "show", str(wheel)], capture_output=True, text=True)
     assert "manylinux" in shown.stdout, shown
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "clean")], check=True)

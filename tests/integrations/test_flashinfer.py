@@ -21,7 +21,7 @@ LEVELS = {
 }
 
 
-@pytest.mark.parametrize("window_left", [-1, 0, 4])
+@pytest.mark.parametrize("window_left", [-1, 0, 4, 2**31 - 1])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("page_size", "heads"), [(1, (2, 2)), (3, (6, 1)), (16, (8, 2))])
 def test_prefill_attends_to_the_last_keys_of_every_request(causal, window_left, page_size, heads):
@@ -201,6 +201,17 @@ def test_merges_are_to_base_2():
         torch.testing.assert_close(part[~mask], old[~mask], rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn])
+def test_merges_of_other_types_are_refused_by_name(dtype):
+    v, s = torch.zeros(2, 3, 8).to(dtype), torch.zeros(2, 3)
+    with pytest.raises(NotImplementedError, match=r"^v_a: "):
+        flashinfer.merge_state(v, s, v, s)
+    with pytest.raises(NotImplementedError, match=r"^v: "):
+        flashinfer.merge_state_in_place(v, s, v, s)
+    with pytest.raises(NotImplementedError, match=r"^v: "):
+        flashinfer.merge_states(v[:, None], s[:, None])
+
+
 def prefill_call(**changes):
     """A call of plan() and run() that is right but for `changes`, by argument."""
     batch = Batch([[(2, 5), (1, 3)]])
@@ -263,6 +274,12 @@ def test_what_is_not_done_is_refused_by_name(name, value):
         ("paged_kv_last_page_len", torch.tensor([1, 5]), ValueError, r"len\[1\]: expected a length in \[1, 4\], got 5"),
         ("paged_kv_last_page_len", torch.tensor([0, 3]), ValueError, r"len\[0\]: expected a length in \[1, 4\], got 0"),
         ("paged_kv_cache", torch.zeros(6, 4, 2, 16), ValueError, r"paged_kv_cache: expected .*, got \[6, 4, 2, 16\]"),
+        (
+            "paged_kv_cache",
+            torch.zeros(6, 2, 2, 4, 16),
+            ValueError,
+            r"paged_kv_cache: .* = \[4, 2, 16\], got \[2, 4, 16\]",
+        ),
         ("kv_layout", "DHN", ValueError, "kv_layout: expected 'NHD' or 'HND', got 'DHN'"),
         ("lse_base", "log10", ValueError, "lse_base: expected 'log2' or 'ln', got 'log10'"),
         ("lse_layout", "HH", ValueError, "lse_layout: expected 'NH' or 'HN', got 'HH'"),
@@ -308,3 +325,7 @@ def test_decode_says_what_it_takes():
         decode.plan(*arrays, *batch.heads, is_causal=True)
     with pytest.raises(NotImplementedError, match="window_right: "):
         decode.plan(*arrays, *batch.heads, window_right=3)
+    with pytest.raises(ValueError, match="last_page_len: expected 2 groups, those of the batch, got 1"):
+        decode.plan(arrays[0], arrays[1], arrays[2][:1], *batch.heads)
+    with pytest.raises(ValueError, match=r"indptr: expected offsets that begin with 0, got \[\]"):
+        decode.plan(arrays[0][:0], *arrays[1:], *batch.heads)

@@ -13,6 +13,7 @@ from batchllm.integrations.flashinfer.paged_attention import (
     PagedCache,
     Planned,
     check_supported,
+    check_type,
     float_type,
 )
 from batchllm.integrations.planned_attention import stream_of
@@ -23,11 +24,13 @@ def merge_state(v_a: Tensor, s_a: Tensor, v_b: Tensor, s_b: Tensor) -> tuple[Ten
 
     v: [seq_len, num_heads, head_dim]. s: float32 [seq_len, num_heads], logarithms to base 2; -inf where a set is empty.
     """
+    check_type("v_a", v_a)
     return ext.merge_state(v_a, s_a, v_b, s_b, lse_base="2", stream=stream_of(v_a))
 
 
 def merge_state_in_place(v: Tensor, s: Tensor, v_other: Tensor, s_other: Tensor, mask: Tensor | None = None) -> None:
     """merge_state into (v, s); with a mask, bool [seq_len], where that is true."""
+    check_type("v", v)
     merged_v, merged_s = merge_state(v, s, v_other, s_other)
     if mask is not None:
         merged_v = torch.where(mask[:, None, None], merged_v, v)
@@ -38,6 +41,7 @@ def merge_state_in_place(v: Tensor, s: Tensor, v_other: Tensor, s_other: Tensor,
 
 def merge_states(v: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """The same over dimension 1 of v [seq_len, num_states, num_heads, head_dim] and s [..., num_heads]."""
+    check_type("v", v)
     return ext.merge_states(v, s, lse_base="2", stream=stream_of(v))
 
 

@@ -74,8 +74,9 @@ class BatchDecodeWithPagedKVCacheWrapper(PagedAttention):
             raise ValueError(f"q_len_per_req: expected at least 1, got {q_len_per_req}")
         if is_causal is not None and is_causal != (q_len_per_req > 1):
             raise NotImplementedError(f"is_causal: BatchLLM's kernels take q_len_per_req > 1 only, got {is_causal}")
-        rows = torch.arange(len(last_page_len) + 1) * q_len_per_req
-        level = new_level(page_size, rows=rows, indptr=indptr, indices=indices, last_page_len=last_page_len)
+        rows = torch.arange(max(len(indptr), 1)) * q_len_per_req
+        arrays = {"the batch": rows, "indptr": indptr, "indices": indices, "last_page_len": last_page_len}
+        level = new_level(page_size, **arrays)
         o_dtype = float_type("o_data_type", o_data_type) if o_data_type is not None else None
         self._plan(
             Planned([level], True, window_left, sm_scale, logits_soft_cap, o_dtype),

@@ -102,7 +102,8 @@ def attention_batch(levels: list[Level], *, causal: bool, window_left: int) -> t
         np.concatenate(begins) + shift,
         np.concatenate(lengths),
     )
-    return tuple(array.astype(np.int32) for array in arrays), window_left + moved if window_left >= 0 else -1
+    window = min(window_left + moved, 2**31 - 1) if window_left >= 0 else -1
+    return tuple(array.astype(np.int32) for array in arrays), window
 
 
 def _ints(name: str, tensor: Tensor) -> np.ndarray:

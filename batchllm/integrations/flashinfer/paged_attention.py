@@ -18,7 +18,7 @@ DataType = str | torch.dtype
 LOG2_E = math.log2(math.e)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
-# What our kernels do not do, with the values that do not ask for it. (Buffers are those of CUDA graphs.)
+# What our kernels do not do, with the values that do not ask for it. Buffers for CUDA graphs go with use_cuda_graph.
 NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
     "args": ((),),
     "block_tables": (None,),
@@ -82,6 +82,12 @@ def float_type(name: str, data_type: DataType) -> torch.dtype:
     return dtype
 
 
+def check_type(name: str, tensor: Tensor) -> None:
+    """NotImplementedError for elements that our kernels do not take on the tensor's device."""
+    if float_type(name, tensor.dtype) == torch.float16 and not tensor.is_cuda:
+        raise NotImplementedError(f"{name}: BatchLLM's kernels take float32 and bfloat16 on a CPU, got float16")
+
+
 @dataclass(frozen=True)
 class Planned:
     """What plan() was told, apart from the heads."""
@@ -140,9 +146,8 @@ class PagedAttention:
             raise RuntimeError("run: expected a call of plan() before")
         planned = replace(self._planned, **(changes or {}))
         k_pages, v_pages = self._pages(paged_kv_cache)
-        for name, tensor in (("q", q), ("paged_kv_cache", k_pages), ("paged_kv_cache", v_pages)):
-            if float_type(name, tensor.dtype) == torch.float16 and not tensor.is_cuda:
-                raise NotImplementedError(f"{name}: float16 on a GPU only; on a CPU expected bfloat16 or float32")
+        check_type("q", q)
+        check_type("paged_kv_cache", k_pages)
         most = max((int(level.page_ids.max(initial=-1)) for level in planned.levels), default=-1)
         if most >= len(k_pages):
             raise ValueError(f"paged_kv_cache: expected pages up to {most}, as planned, got {len(k_pages)} pages")
@@ -182,6 +187,13 @@ class PagedAttention:
             k_pages, v_pages = paged_kv_cache.unbind(1)
         else:
             k_pages, v_pages = paged_kv_cache
-        if self._kv_layout == "HND":
-            k_pages, v_pages = k_pages.transpose(-3, -2), v_pages.transpose(-3, -2)
-        return k_pages, v_pages
+        is_hnd = self._kv_layout == "HND"
+        names = ("num_kv_heads", "page_size", "head_dim") if is_hnd else ("page_size", "num_kv_heads", "head_dim")
+        expected = tuple(self._shape[name] for name in names)
+        for pages in (k_pages, v_pages):
+            if pages.shape[1:] != expected:
+                raise ValueError(
+                    f"paged_kv_cache: expected pages of [{', '.join(names)}] = {list(expected)}, got "
+                    f"{list(pages.shape[1:])}"
+                )
+        return (k_pages.transpose(1, 2), v_pages.transpose(1, 2)) if is_hnd else (k_pages, v_pages)
