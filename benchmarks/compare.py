@@ -39,6 +39,7 @@ KNOWN = {
     "batchllm": "{python} benchmarks/bench_engine.py --serve --model {model} --dtype bfloat16",
     "vllm": "{peers}/vllm/bin/python -m benchmarks.peers.vllm_cpu --model {model}",
     "vllm-sorted": "{peers}/vllm/bin/python -m benchmarks.peers.vllm_cpu --model {model} --sort",
+    "vllm-planned": "{peers}/vllm/bin/python -m benchmarks.peers.vllm_cpu --model {model} --plan",
     "openvino": "{peers}/openvino/bin/python -m benchmarks.peers.openvino_genai --model {peers}/openvino/model",
     "openvino-at-once": "{peers}/openvino/bin/python -m benchmarks.peers.openvino_genai --model {peers}/openvino/model"
     " --at-once",

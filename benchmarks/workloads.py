@@ -13,7 +13,7 @@ W1x2  W1 with 16 groups: twice the work
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,10 @@ class Workload:
                 rows.append({"prompt_token_ids": prefix + ids(self.own), "max_tokens": max_tokens, "group": group})
         order = np.random.default_rng(self.seed + 7).permutation(len(rows))
         return [rows[i] for i in order]
+
+    def scaled(self, share: float) -> "Workload":
+        """A smaller job of the same kind: a share of the groups, two at least, and the same pool."""
+        return replace(self, groups=max(2, round(share * self.groups)))
 
 
 WORKLOADS = {

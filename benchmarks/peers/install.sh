@@ -17,6 +17,8 @@ environment() { # NAME: a virtual environment with exactly what requirements_NAM
 
 install_vllm() {
   environment vllm
+  # Behind its own packages those of .venv: our planner, for what runs it in vLLM.
+  .venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$(echo "$peers"/vllm/lib/python*/site-packages)/shared.pth"
   test -e /usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4 || echo 'vllm needs libtcmalloc-minimal4: apt-get install it'
 }
 

@@ -1,4 +1,4 @@
-"""vLLM's CPU back end as a contestant: python -m benchmarks.peers.vllm_cpu --model DIR [--sort]
+"""vLLM's CPU back end as a contestant: python -m benchmarks.peers.vllm_cpu --model DIR [--sort | --plan]
 
 Prefix caching is on and emptied before each job. tcmalloc and Intel's OpenMP are loaded before everything else, as
 vLLM's guide for CPUs advises.
@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,19 @@ TCMALLOC = Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4")
 OPENMP = Path(sys.prefix) / "lib/libiomp5.so"
 
 
+ORDERS = ("as submitted", "sorted", "planned")  # by tokens; by batchllm.integrations.vllm
+
+
 class VllmCpu(Contestant):
+    """`variant`, one of ORDERS, is how the next job is handed over."""
+
     engine = "vllm"
 
     def __init__(self, options: argparse.Namespace) -> None:
         import vllm
 
         self.vllm, self.version = vllm, vllm.__version__
-        self.variant = "sorted" if options.sort else "as submitted"
+        self.variant = options.order
         self.options = options
         self.llm: Any = None
 
@@ -51,13 +57,14 @@ class VllmCpu(Contestant):
             num_gpu_blocks_override=kv_tokens // options.block_size if kv_tokens else None,
             max_model_len=options.max_model_len,
             max_num_batched_tokens=options.max_batch_tokens,
+            enforce_eager=options.eager,
             disable_log_stats=True,
         )
         self.prepare(WARM_UP)()
 
     def prepare(self, requests: list[Request]) -> Callable[[], tuple[Outputs, dict[str, Any]]]:
         # The cache is matched block by block in the order of arrival; sorted, what is shared arrives together.
-        key = (lambda index: requests[index].prompt_token_ids) if self.options.sort else None
+        key = (lambda index: requests[index].prompt_token_ids) if self.variant == "sorted" else None
         order = sorted(range(len(requests)), key=key)
         prompts = [{"prompt_token_ids": requests[index].prompt_token_ids} for index in order]
         params = [
@@ -66,11 +73,16 @@ class VllmCpu(Contestant):
             )
             for index in order
         ]
+        generate = self.llm.generate
+        if self.variant == "planned":
+            from batchllm.integrations import vllm as planned
+
+            generate = partial(planned.generate, self.llm)
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not empty its prefix cache")
 
         def job() -> tuple[Outputs, dict[str, Any]]:
-            results = self.llm.generate(prompts, params, use_tqdm=False)
+            results = generate(prompts, params, use_tqdm=False)
             outputs: Outputs = [[] for _ in requests]
             for index, result in zip(order, results, strict=True):
                 outputs[index] = list(result.outputs[0].token_ids)
@@ -80,23 +92,39 @@ class VllmCpu(Contestant):
         return job
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--sort", action="store_true", help="hand the requests over in the order of their tokens")
-    parser.add_argument("--kv-gib", type=int, default=4, help="of KV cache where a job names no number of tokens")
-    parser.add_argument("--block-size", type=int, default=128, help="tokens of a KV block")
-    parser.add_argument("--max-batch-tokens", type=int, default=2048)
-    parser.add_argument("--max-model-len", type=int, default=4096)
-    options = parser.parse_args()
+def parser(description: str) -> argparse.ArgumentParser:
+    """Of the options of an engine."""
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--kv-gib", type=int, default=4, help="of KV cache where a job names no number of tokens")
+    result.add_argument("--block-size", type=int, default=128, help="tokens of a KV block")
+    result.add_argument("--max-batch-tokens", type=int, default=2048)
+    result.add_argument("--max-model-len", type=int, default=4096)
+    result.add_argument("--eager", action="store_true", help="compile nothing: ready in seconds, and slower")
+    return result
 
-    preload = f"{TCMALLOC}:{OPENMP}"
-    if os.environ.get("LD_PRELOAD") != preload:
+
+def preload() -> None:
+    """Starts this program again with what must be loaded before everything else, where it is not."""
+    libraries = f"{TCMALLOC}:{OPENMP}"
+    if os.environ.get("LD_PRELOAD") != libraries:
         for library in (TCMALLOC, OPENMP):
             if not library.exists():
                 sys.exit(f"{library} is missing; benchmarks/peers/README.md says where it comes from")
-        os.environ.update(SETTINGS, LD_PRELOAD=preload)
+        os.environ.update(SETTINGS, LD_PRELOAD=libraries)
         os.execv(sys.executable, sys.orig_argv)
+
+
+def main() -> None:
+    options_parser = parser(__doc__)
+    options_parser.add_argument("--model", required=True)
+    order = options_parser.add_mutually_exclusive_group()
+    order.add_argument(
+        "--sort", dest="order", action="store_const", const="sorted", help="in the order of the prompts' tokens"
+    )
+    order.add_argument("--plan", dest="order", action="store_const", const="planned", help="in our planner's order")
+    options_parser.set_defaults(order="as submitted")
+    options = options_parser.parse_args()
+    preload()
     serve(VllmCpu(options))
 
 
