@@ -12,7 +12,14 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 # What makes other files, and shows what the demo answered.
 TOOLS = {"fetch_model.py", "make_documents.py", "show_answers.py"}
 # What tests in that folder of tests/integrations run, in an environment of their own.
-APART = {"evaluate.py": "lm_eval", "jax_attention.py": "jax", "ray_documents.py": "ray"}
+APART = {
+    "daft_column.py": "daft",
+    "datatrove_job.py": "datatrove",
+    "evaluate.py": "lm_eval",
+    "jax_attention.py": "jax",
+    "ray_documents.py": "ray",
+    "vllm_job.py": "vllm",
+}
 MAX_LINES = 40
 PRINTED = {
     "questions.py": "of which",

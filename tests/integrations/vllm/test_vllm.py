@@ -2,7 +2,10 @@
 
 import random
 import re
+import runpy
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,19 +19,26 @@ from tests.engine import tiny
 BLOCK_SIZE = 128  # tokens of a KV block, on a CPU
 NUM_BLOCKS = 16
 MAX_MODEL_LEN = 512
-FAMILY = tiny.Family("Llama", {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1})
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "vllm_job.py"
+SIZES = {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+FAMILY = tiny.Family("Llama", SIZES | {"max_position_embeddings": 2048})
 # As many models' do, it takes text for an answer, and raises for a list of parts, which vLLM reads all the same.
 CHAT_TEMPLATE = "{% for turn in messages %}{{ '<bos>' + turn.role + ': ' + turn.content + '<end>' }}{% endfor %}<bos>"
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> vllm.LLM:
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     directory = tmp_path_factory.mktemp("model")
     tiny.save(FAMILY.model(), directory)
     tiny.save_tokenizer(directory)
     (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def loaded(model: str) -> vllm.LLM:
     return vllm.LLM(
-        str(directory),
+        model,
         dtype="float32",
         enforce_eager=True,
         block_size=BLOCK_SIZE,
@@ -190,6 +200,15 @@ def test_without_parameters_the_models_are_taken(llm, monkeypatch):
     [expected] = llm.generate([text(9, 5)], use_tqdm=False)
     assert token_ids([output]) == token_ids([expected])
     assert len(output.outputs[0].token_ids) <= 7
+
+
+def test_the_example_runs(model, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [EXAMPLE.name, model])
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert printed.count("(0 cached)") == 3  # a first reader of each document, and the prompt that is refused
+    assert "error: VLLMValidationError: " in printed
 
 
 def test_a_version_that_is_not_known_is_refused(llm, monkeypatch):
