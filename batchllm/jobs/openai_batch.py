@@ -127,7 +127,7 @@ def parse_line(data: bytes, line: int, line_of: dict[str, int], *, chat_max_toke
             line=line,
             custom_id=custom_id,
             kind=kind,
-            model=_convert(body.get("model"), str | None, "body.model"),
+            model=_model_name(body),
             prompts=prompts,
             params=params,
             named_fields=named_fields,
@@ -255,6 +255,11 @@ def _endpoint(record: dict[str, Any]) -> tuple[LineKind, dict[str, Any]]:
 
 def _without_nulls(value: Any) -> Any:
     return {name: v for name, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+def _model_name(body: dict[str, Any]) -> str | None:
+    name = body.get("model")
+    return name if name is None or isinstance(name, str) else _convert(name, str | None, "body.model")
 
 
 def _conversation(body: dict[str, Any]) -> list[BatchPrompt]:

@@ -18,7 +18,7 @@ from msgspec import UNSET, UnsetType
 from batchllm.continuations import perplexity, probabilities
 from batchllm.jobs.line import CHAT, SCORE, BatchRequest, LineError
 from batchllm.jobs.openai_logprobs import chat_logprobs, completion_logprobs, continuation_logprobs, prompt_logprobs
-from batchllm.outputs import CompletionOutput, RequestOutput
+from batchllm.outputs import CompletionOutput, Logprob, RequestOutput
 from batchllm.sampling_params import SamplingParams
 
 ID_PREFIX = "batch_req_"
@@ -26,7 +26,6 @@ ID_PREFIX = "batch_req_"
 
 # What nearly every record has, in the order of its fields. UNSET is left out: what OpenAI has no name for has vLLM's,
 # and stands only where there is some.
-_PromptLogprobs = list[dict[str, Any] | None] | UnsetType
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -42,7 +41,7 @@ class _Choice(msgspec.Struct, gc=False):
     text: str | UnsetType  # of a completion
     finish_reason: str | None
     stop_reason: int | str | UnsetType
-    prompt_logprobs: _PromptLogprobs
+    prompt_logprobs: list[dict[str, Any] | None] | UnsetType
     logprobs: dict[str, Any] | None
 
 
@@ -128,14 +127,10 @@ def _scores(outputs: list[RequestOutput]) -> dict[str, Any]:
 
 
 def _choices(request: BatchRequest, outputs: list[RequestOutput]) -> list[_Choice]:
+    completions = [(output, completion) for output in outputs for completion in output.outputs]
     if request.kind is CHAT:
-        [output] = outputs
-        return [_chat_choice(index, of, request.params) for index, of in enumerate(output.outputs)]
-    choices: list[_Choice] = []
-    for output in outputs:
-        scored = UNSET if output.prompt_logprobs is None else prompt_logprobs(output.prompt_logprobs)
-        choices += [_completion_choice(index, of, scored) for index, of in enumerate(output.outputs, len(choices))]
-    return choices
+        return [_chat_choice(index, of, request.params) for index, (_, of) in enumerate(completions)]
+    return [_completion_choice(index, of, output.prompt_logprobs) for index, (output, of) in enumerate(completions)]
 
 
 def _chat_choice(index: int, completion: CompletionOutput, params: SamplingParams) -> _Choice:
@@ -146,8 +141,11 @@ def _chat_choice(index: int, completion: CompletionOutput, params: SamplingParam
     return _Choice(index, message, UNSET, completion.finish_reason, stop_reason, UNSET, logprobs)
 
 
-def _completion_choice(index: int, completion: CompletionOutput, scored: _PromptLogprobs) -> _Choice:
+def _completion_choice(
+    index: int, completion: CompletionOutput, of_prompt: list[dict[int, Logprob] | None] | None
+) -> _Choice:
     stop_reason = UNSET if completion.stop_reason is None else completion.stop_reason
+    scored = UNSET if of_prompt is None else prompt_logprobs(of_prompt)
     logprobs = completion_logprobs(completion)
     return _Choice(index, UNSET, completion.text, completion.finish_reason, stop_reason, scored, logprobs)
 
