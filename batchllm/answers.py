@@ -37,11 +37,12 @@ class PendingAnswer:
         return self.answer(finished=True) if len(self.outputs) == self.params.n else None
 
     def answer(self, *, finished: bool, unfinished: list[CompletionOutput] | None = None) -> RequestOutput:
+        outputs = [*self.outputs, *(unfinished or ())]
         return RequestOutput(
             request_id=self.request_id,
             prompt=self.prompt,
             prompt_token_ids=self.token_ids,
-            outputs=sorted([*self.outputs, *(unfinished or ())], key=lambda output: output.index),
+            outputs=outputs if len(outputs) == 1 else sorted(outputs, key=lambda output: output.index),
             finished=finished,
             num_cached_tokens=max(len(self.token_ids) - self._num_computed, 0) if finished else 0,
             prompt_logprobs=self._prompt_logprobs,
@@ -72,7 +73,8 @@ class PendingAnswer:
                 stop_reason = MODEL_LENGTH
         except ValueError as error:
             text, finish_reason, stop_reason = "", "error", str(error)
-        self._add_texts(finished.logprobs or ())
+        if finished.logprobs:
+            self._add_texts(finished.logprobs)
         return CompletionOutput(
             index=sample,
             text=text,

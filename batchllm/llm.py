@@ -8,7 +8,7 @@ from array import array
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from batchllm.continuations import (
 )
 from batchllm.engine.engine import Engine, EngineRequest, Finished
 from batchllm.engine.recorder import RunRecorder
+from batchllm.garbage import never_collected
 from batchllm.loading import LoadedModel
 from batchllm.models.description import ModelDescription
 from batchllm.options import EngineOptions
@@ -331,7 +332,7 @@ class LLM:
         freezes = gc.get_freeze_count() == 0  # else what a caller has frozen would thaw with ours
         try:
             self.engine.recorder = recorder or self.engine.recorder
-            with _never_collected() if freezes else nullcontext():
+            with never_collected() if freezes else nullcontext():
                 for of_request in self.engine.add(list(requests)):
                     begins.append(of_request.start)
                     num_left += len(of_request)
@@ -430,20 +431,6 @@ class LLM:
             answers.close()  # type: ignore[attr-defined]
             bar.close()
         return [output for output in results if output is not None]
-
-
-@contextmanager
-def _never_collected() -> Iterator[None]:
-    """What is made here stays: Python does not look for cycles in it, again and again as it becomes more, until
-    gc.unfreeze."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if was_enabled:
-            gc.enable()
 
 
 def _progress_bar(name: str, total: int, use_tqdm: bool | Callable[..., Any]) -> Any:

@@ -37,6 +37,7 @@ IMPORTS = {
     "request_table": {"outputs", "sampling_params"},
     "bounded_process": set(),
     "cpp_package": set(),
+    "garbage": set(),
     "chat_template": {"bounded_process", "text"},
     "reasoning": set(),
     "device": set(),
@@ -59,7 +60,7 @@ IMPORTS = {
     "answers": {"engine", "outputs", "reasoning", "sampling", "sampling_params", "tokenizer"},
     "llm": {
         *("answers", "engine", "loading", "models", "options", "outputs", "requests", "sampling", "sampling_params"),
-        *("continuations", "scoring", "tokenizer"),
+        *("continuations", "garbage", "scoring", "tokenizer"),
     },
     "async_llm": {
         *("answers", "engine", "loading", "options", "outputs", "requests", "sampling", "sampling_params"),
@@ -67,7 +68,7 @@ IMPORTS = {
     "estimate": {"models", "options", "sharing"},
     "jobs": {
         *("engine", "estimate", "llm", "models", "options", "outputs", "requests", "sampling", "sampling_params"),
-        *("continuations", "sharing", "tokenizer"),
+        *("continuations", "garbage", "sharing", "tokenizer"),
     },
     "integrations": {
         *("device", "engine", "estimate", "jobs", "llm", "loading", "models", "options", "outputs", "requests"),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from batchllm import __version__
 from batchllm.engine.recorder import RunRecorder
+from batchllm.garbage import set_aside
 from batchllm.jobs.earlier import EarlierRuns, read_earlier_runs, whole_records
 from batchllm.jobs.figures import leave_figures
 from batchllm.jobs.files import check_files
@@ -204,7 +205,8 @@ def run_batch_file(
                     sink.finish()
                 return JobSummary(len(earlier.answered), len(earlier.failed), {}, num_earlier=earlier.num_lines)
         llm = load_llm()
-        prompts, errors = read_prompts(source, llm, llm.sampling_defaults, earlier, options, check_time)
+        with set_aside():
+            prompts, errors = read_prompts(source, llm, llm.sampling_defaults, earlier, options, check_time)
         if manifest is None:
             manifest = new_manifest(prompts, errors, fingerprint(source, files, options))
         job = RunningJob(manifest, earlier, options)

@@ -11,7 +11,7 @@ from batchllm.sampling_params import SamplingParams
 from batchllm.text import as_value_error
 
 INCOMPLETE = "\ufffd"  # what bytes decode to that are no character, or not yet
-CONTEXT_TOKENS = 8  # of a prompt, at first; an unfinished character has at most 3
+CONTEXT_TOKENS = 4  # of a prompt, at first; an unfinished character has at most 3
 
 Decode = Callable[[list[int]], str]
 
@@ -27,9 +27,9 @@ def context_of(decode: Decode, prompt: Sequence[int]) -> tuple[list[int], str]:
     character's bytes are the prompt's, and join with nothing."""
     num_tokens = CONTEXT_TOKENS
     while True:
-        context = [int(token) for token in prompt[-num_tokens:]]
+        context = list(prompt[-num_tokens:])
         text = decode(context)
-        for _ in context[-CONTEXT_TOKENS:]:
+        for _ in range(min(CONTEXT_TOKENS, len(context))):
             if not text.endswith(INCOMPLETE):
                 break
             context.pop()
@@ -91,8 +91,11 @@ def decoder(tokenizer: tokenizers.Tokenizer, params: SamplingParams) -> Decode:
     skip_special_tokens = params.skip_special_tokens
 
     def decode(token_ids: list[int]) -> str:
-        with failing:
+        try:
             text: str = tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        except BaseException:
+            with failing:  # entered for a failure only: this is called for every answer
+                raise
         return text
 
     return decode
