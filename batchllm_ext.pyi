@@ -352,6 +352,9 @@ class BatchPlanner:
     def output_tokens(self, request_id: int) -> Int32Array:
         """Those that were told."""
 
+    def outputs(self, request_ids: Any) -> list[tuple[list[int], int]]:
+        """Of each of the requests, int32 [R], its output_tokens and num_cached_tokens."""
+
     def audit(self) -> None:
         """Recomputes every count, range and page owner; RuntimeError on a mismatch."""
 

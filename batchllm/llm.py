@@ -348,7 +348,9 @@ class LLM:
                 while ended:
                     finished = ended.popleft()
                     num_left -= 1
-                    index = bisect_right(begins, finished.request_id) - 1
+                    index = finished.request_id - ids.start  # of completions, each of which may be a request
+                    if len(begins) < len(ids):
+                        index = bisect_right(begins, finished.request_id) - 1
                     yield index, finished.request_id - begins[index], finished
         finally:
             self._waiting.pop(ids, None)

@@ -281,6 +281,7 @@ class Fuzzer:
             planner.audit()
             self.call("BatchPlanner", planner.output_tokens, self.between(0, 12))
             self.call("BatchPlanner", planner.num_cached_tokens, self.between(0, 12))
+            self.call("BatchPlanner", planner.outputs, self.ints([self.between(0, 12)]))
             str((planner.stats, planner.order, planner.refused, batch))
 
     def simulate(self) -> None:

@@ -14,11 +14,15 @@ def thawed():
 
 
 def test_what_is_set_aside_is_looked_at_again_after_an_error_too():
-    with pytest.raises(KeyError), set_aside():
-        assert gc.get_freeze_count() > 0
-        made = []
-        assert any(made is tracked for tracked in gc.get_objects())
-        raise KeyError
+    def fail():
+        with set_aside():
+            assert gc.get_freeze_count() > 0
+            made = []
+            assert any(made is tracked for tracked in gc.get_objects())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert gc.get_freeze_count() == 0
 
 

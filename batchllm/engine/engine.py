@@ -306,7 +306,8 @@ class Engine:
         self._logprob.values[rows.slots] += logprobs
         with clock("schedule"):
             done = planner.commit(sampled, stopped)
-            finished = [self._finished(planner, request_id) for request_id in done.tolist()]
+            outputs = zip(done.tolist(), planner.outputs(done), strict=True)
+            finished = [self._finished(request_id, *output) for request_id, output in outputs]
             if finished:
                 self._forget(done)
             if self.recorder:
@@ -367,14 +368,14 @@ class Engine:
                     rows[row].end = end
         return stopped
 
-    def _finished(self, planner: ext.BatchPlanner, request_id: int) -> Finished:
+    def _finished(self, request_id: int, token_ids: list[int], num_cached_tokens: int) -> Finished:
         request = self.requests[request_id]
         return Finished(
             request_id=request_id,
-            token_ids=planner.output_tokens(request_id).tolist(),
+            token_ids=token_ids,
             end=request.end,
             cumulative_logprob=float(self._logprob.values[request.slot]),
-            num_cached_tokens=planner.num_cached_tokens(request_id),
+            num_cached_tokens=num_cached_tokens,
             logprobs=request.logprobs,
             prompt_logprobs=request.prompt_logprobs,
         )

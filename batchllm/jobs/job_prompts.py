@@ -67,6 +67,8 @@ class JobPrompts:
 
     def place_of(self, prompt: int) -> tuple[int, int]:
         """Its line, and its place among the line's prompts."""
+        if len(self.params) == self.num_lines:  # one each
+            return prompt, 0
         line = bisect_right(self._first_prompt, prompt) - 1
         return line, prompt - self._first_prompt[line]
 

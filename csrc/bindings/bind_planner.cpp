@@ -247,6 +247,20 @@ int32_t add_requests(SharedPlanner& planner, const py::object& tokens, const py:
         [&](BatchPlanner& self) { return self.add_requests(prompts, segments, max_output, options).index; });
 }
 
+// Of each request its tokens and num_cached_tokens; in one call, since every call waits for its turn.
+std::vector<std::pair<std::vector<TokenId>, int32_t>> outputs(SharedPlanner& planner, const py::object& request_ids) {
+    const auto ids = int32_copy<RequestId>("request_ids", request_ids);
+    return planner.locked([&](const BatchPlanner& self) {
+        std::vector<std::pair<std::vector<TokenId>, int32_t>> outputs;
+        outputs.reserve(ids.size());
+        for (const RequestId id : ids) {
+            const std::span<const TokenId> tokens = self.output_tokens(id);
+            outputs.emplace_back(std::vector(tokens.begin(), tokens.end()), self.num_cached_tokens(id));
+        }
+        return outputs;
+    });
+}
+
 std::unique_ptr<SharedPlanner> new_planner(int32_t num_pages, int32_t page_size, int32_t max_batch_tokens,
                                            const std::string& order, std::optional<int32_t> max_running_requests,
                                            int32_t first_request_id) {
@@ -334,6 +348,7 @@ void bind_batch_planner(py::module_& module) {
             return planner.locked([&](const BatchPlanner& self) { return self.num_cached_tokens(RequestId{request}); });
         },
         py::arg("request_id"), "prompt tokens that others computed for a request");
+    planner.def("outputs", &outputs, py::arg("request_ids"), "Of each its output_tokens and num_cached_tokens.");
     planner.def_property_readonly(
         "order",
         [](SharedPlanner& planner) {

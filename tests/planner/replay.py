@@ -203,6 +203,8 @@ def check_end(planner: ext.BatchPlanner, result: Replay) -> None:
     assert sorted(result.finish_order) == sorted(planner.order.tolist()), "every request is answered once"
     for request, output in result.outputs.items():
         assert planner.output_tokens(request).tolist() == output
+    requests = np.array(list(result.outputs), np.int32)
+    assert planner.outputs(requests) == [(result.outputs[i], planner.num_cached_tokens(i)) for i in requests.tolist()]
     num_rows = sum(batch.num_tokens for batch in result.batches)
     num_first_computed = stats["prompt_tokens"] - stats["cached_prompt_tokens"]
     num_decoded = stats["output_tokens"] - stats["finished"]  # the last token of a request is never an input
