@@ -17,7 +17,8 @@ from batchllm.cli import app
 from tests.engine import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
 GUIDE = [page for page in PAGES if page.parent.name in ("guide", ROOT.name)]
 
 OTHER_TOOLS = {"--prompt-cache"}  # options of programs that the text compares with
@@ -93,6 +94,12 @@ def test_options_in_the_text_are_some_commands(page: Path) -> None:
     known = {option for command in typer.main.get_command(app).commands.values() for option in options_of(command)}
     asked = re.findall(r"`(--[a-z-]+)", without_blocks(page.read_text(encoding="utf-8")))
     assert set(asked) - OTHER_TOOLS <= known
+
+
+def test_every_script_of_the_benchmarks_is_told_of() -> None:
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")} - {"__init__.py", "compare_report.py"}
+    assert {name for name in scripts if f"`{name}`" not in page} == set()
 
 
 def test_messages_that_are_explained_are_those_of_the_code() -> None:
