@@ -53,8 +53,12 @@ class JobOptions:
     ordered: Annotated[
         bool, typer.Option("--ordered", help="Answers in the order of the lines, once all are there.")
     ] = False
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N lines.", show_default="all")] = None
-    sample: Annotated[int | None, typer.Option(min=1, help="Only N lines at random.", show_default="all")] = None
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only the first N lines.", show_default="all")
+    ] = None
+    sample: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only N lines at random.", show_default="all")
+    ] = None
     seed: Annotated[
         int, typer.Option(help="Seeds --sample and, with its custom_id, each request that names no seed.")
     ] = 0
@@ -62,7 +66,8 @@ class JobOptions:
         bool, typer.Option("--retry-errors", help="With --resume: try lines with an error again.")
     ] = False
     max_error_rate: Annotated[
-        float | None, typer.Option(min=0, max=1, help="End the job when more than that part of its lines failed.")
+        float | None,
+        typer.Option(min=0, max=1, metavar="X", help="End the job when more than that part of its lines failed."),
     ] = None
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End the job at the first line that fails.")] = False
     time_limit: Annotated[
@@ -72,25 +77,28 @@ class JobOptions:
     levels: Annotated[
         Levels, typer.Option(help="Depth of prefix sharing: any (auto), a single level (1), none (0).")
     ] = Levels.auto
-    dtype: Annotated[Dtype, typer.Option(help="auto: bfloat16 with --quantize and where the CPU multiplies it.")] = (
-        Dtype.auto
-    )
+    dtype: Annotated[
+        Dtype,
+        typer.Option(
+            metavar="TYPE", help="float32, bfloat16 or auto: bfloat16 with --quantize and where the CPU multiplies it."
+        ),
+    ] = Dtype.auto
     quantize: Annotated[
         Quantization | None,
         typer.Option(help="Weights and activations of 8 bits, on a CPU.", show_default="those of the dtype"),
     ] = None
-    device: Annotated[RunDevice, typer.Option(help="auto: the CPU, until the tests have run on a GPU.")] = (
-        RunDevice.auto
-    )
+    device: Annotated[
+        RunDevice, typer.Option(metavar="NAME", help="cpu, cuda or auto: the CPU, until the tests have run on a GPU.")
+    ] = RunDevice.auto
     backend: BackendOption = Backend.auto
     kv_cache_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Size of the KV pool.", show_default="what fits in memory")
+        int | None, typer.Option(min=1, metavar="N", help="Size of the KV pool.", show_default="what fits in memory")
     ] = None
     max_batch_tokens: MaxBatchTokens = DEFAULTS.max_batch_tokens
-    page_size: Annotated[int, typer.Option(min=1, help="Tokens of one KV page.")] = DEFAULTS.page_size
-    num_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="the CPUs it may use")] = (
-        None
-    )
+    page_size: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of one KV page.")] = DEFAULTS.page_size
+    num_threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="CPU threads.", show_default="the CPUs it may use")
+    ] = None
     json_summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the final figures as JSON, too.")] = (
         None
     )

@@ -11,8 +11,8 @@ import typer
 
 STANDARD_OUTPUT = Path("-")
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are not empty.", show_default=False)]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Limit of a chat answer that names none.")]
-MaxBatchTokens = Annotated[int, typer.Option(min=1, help="Tokens of one forward pass.")]
+MaxTokens = Annotated[int, typer.Option(min=1, metavar="N", help="Limit of a chat answer that names none.")]
+MaxBatchTokens = Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of one forward pass.")]
 
 UNIT_BYTES = {"B": 1, **{f"{p}B": 1000**n for n, p in enumerate("KMGT", 1)}}
 UNIT_BYTES |= {f"{p}iB": 1024**n for n, p in enumerate("KMGT", 1)}
@@ -59,7 +59,12 @@ class DeviceName(str, Enum):
 
 
 BackendOption = Annotated[
-    Backend, typer.Option("--backend", help="What runs the model; auto: transformers' modules where ours do not.")
+    Backend,
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        help="What runs the model: native, transformers or auto, which is native where that runs it.",
+    ),
 ]
 
 

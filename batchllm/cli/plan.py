@@ -31,7 +31,9 @@ def plan(
     model: Annotated[
         str, typer.Option(help="Model directory, config.json, .gguf file or hub id; weights are not read.")
     ],
-    device: Annotated[DeviceName, typer.Option(help="What the model of time is for.")] = DeviceName.h100,
+    device: Annotated[
+        DeviceName, typer.Option(metavar="NAME", help="What the model of time is for: a100, h100, h200 or cpu.")
+    ] = DeviceName.h100,
     backend: BackendOption = Backend.auto,
     kv_memory: Annotated[
         int | None,
@@ -43,7 +45,7 @@ def plan(
         ),
     ] = None,
     kv_cache_tokens: Annotated[
-        int | None, typer.Option(min=1, help="KV memory in tokens instead.", show_default=False)
+        int | None, typer.Option(min=1, metavar="N", help="KV memory in tokens instead.", show_default=False)
     ] = None,
     quantize: Annotated[
         Quantization | None,
@@ -52,7 +54,12 @@ def plan(
     max_tokens: MaxTokens = 256,
     expected_output_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens that each answer is assumed to have, within its limit.", show_default="limit"),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Tokens that each answer is assumed to have, within its limit.",
+            show_default="limit",
+        ),
     ] = None,
     max_batch_tokens: MaxBatchTokens = DEFAULTS.max_batch_tokens,
     plot: Annotated[
@@ -61,7 +68,9 @@ def plan(
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every figure as JSON.")] = None,
     errors: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the lines that cannot run.")] = None,
     overwrite: Overwrite = False,
-    shards: Annotated[int | None, typer.Option(min=1, help="Cut the job into so many files of equal cost.")] = None,
+    shards: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Cut the job into so many files of equal cost.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where shards go.")] = None,
 ) -> None:
     """Tell what a job would gain, before a device is rented.

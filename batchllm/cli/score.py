@@ -37,8 +37,8 @@ def score(
         typer.Option(
             "--continuations",
             "--choices",
-            metavar="TEXT,TEXT|JSON",
-            help="Those of every prompt, spaces included.",
+            metavar="TEXT,...",
+            help="Those of every prompt, spaces included, with commas between them or as a list in JSON.",
             show_default="those of each row",
         ),
     ] = None,

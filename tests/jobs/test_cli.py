@@ -288,6 +288,14 @@ def test_a_log_has_no_control_codes_whatever_the_environment_wishes(
         assert {c for c in result.stdout + result.stderr if not c.isprintable()} == {"\n"}
 
 
+@pytest.mark.parametrize("command", ["", "run", "plan", "score", "report"])
+def test_help_fits_a_terminal_of_80_columns(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = call(*command.split(), "--help").stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown, "no name is cut"
+
+
 def test_version() -> None:
     assert call("--version").stdout == f"batchllm {batchllm.__version__}\n"
 
