@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from batchllm.device.choice import CPU, GPU_DTYPES, DeviceChoice, choose_device, refusal_of_head_dim
+from batchllm.device.choice import (
+    CPU,
+    DeviceChoice,
+    choose_device,
+    choose_dtype,
+    refusal_of_head_dim,
+)
 from batchllm.device.cpu_share import default_num_threads
 from batchllm.device.kv_cache import affordable_kv_tokens, check_kv_tokens
 from batchllm.device.ops import GpuOps
@@ -21,7 +27,7 @@ from batchllm.models.backend import describe_model, load_model
 from batchllm.models.config import GENERATION_CONFIG, resolve_model, sampling_defaults
 from batchllm.models.description import ModelDescription
 from batchllm.models.forward_pass import ForwardPass
-from batchllm.options import DTYPES, EngineOptions
+from batchllm.options import EngineOptions
 from batchllm.requests import Prompt, RequestLimits, parse_prompt
 from batchllm.sampling.allowed_tokens import AllowedTokens
 from batchllm.sampling.bad_words import BadWords
@@ -95,7 +101,7 @@ class LoadedModel:
         """Raises FileNotFoundError or ValueError that names the file, the field or the tensor at fault."""
         start = time.perf_counter()
         choice = choose_device(options.device, options.dtype, options.quantize)
-        dtype = _torch_dtype(options, choice.device)
+        dtype = choose_dtype(options.dtype, options.quantize, choice.device)
         torch.set_num_threads(options.num_threads or default_num_threads(torch.get_num_threads()))
         directory = resolve_model(model)
         config = describe_model(directory, options.backend)
@@ -122,7 +128,7 @@ class LoadedModel:
             if options.device == "cuda":
                 raise ValueError(f"{directory}: {refusals[0]}")
             choice = DeviceChoice(CPU, refusals[0])
-            dtype = _torch_dtype(options, choice.device)
+            dtype = choose_dtype(options.dtype, options.quantize, choice.device)
         forward_pass = load_model(config, directory, dtype, choice.device, options.quantize)
         forward_pass.pack_weights()
         loaded = cls(forward_pass, config, tokenizer, eos_token_ids, options, choice, rules)
@@ -199,23 +205,3 @@ def _runner(model: ForwardPass) -> Runner:
     if model.device.type == "cuda":
         return GpuRunner(model, Gpu(), GpuOps())
     return CpuRunner(model, torch.get_num_threads())
-
-
-def _torch_dtype(options: EngineOptions, device: torch.device) -> torch.dtype:
-    dtype = options.dtype
-    if device.type == "cuda":
-        if dtype not in GPU_DTYPES:
-            raise ValueError(f"dtype: expected 'auto' or 'bfloat16' on a GPU, got {dtype!r}")
-        return torch.bfloat16
-    if dtype == "auto":
-        return torch.bfloat16 if options.quantize or _cpu_has_bf16_dot() else torch.float32
-    for name in DTYPES:
-        torch_dtype: torch.dtype = getattr(torch, name)
-        if dtype in (name, torch_dtype):
-            return torch_dtype
-    raise ValueError(f"dtype: expected 'auto', {', '.join(map(repr, DTYPES))}, got {dtype!r}")
-
-
-def _cpu_has_bf16_dot() -> bool:
-    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
-    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -10,7 +10,6 @@ from batchllm.sampling_params import MAX_INT32
 # What one more shared segment costs each of its readers, in prompt tokens (docs/design/planner.md, "Segments").
 READER_COST_TOKENS = 2.0
 DEFAULT_MAX_BATCH_TOKENS = 1024
-DTYPES = ("float32", "bfloat16")  # of weights and KV, where a model runs
 QUANTIZATIONS = ("int8",)  # of weights and activations
 BACKENDS = ("auto", "native", "transformers")
 

@@ -65,7 +65,7 @@ IMPORTS = {
     "async_llm": {
         *("answers", "engine", "loading", "options", "outputs", "requests", "sampling", "sampling_params"),
     },
-    "estimate": {"models", "options", "sharing"},
+    "estimate": {"device", "models", "options", "sharing"},
     "jobs": {
         *("engine", "estimate", "llm", "models", "options", "outputs", "requests", "sampling", "sampling_params"),
         *("continuations", "garbage", "sharing", "tokenizer"),

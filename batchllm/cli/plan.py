@@ -14,6 +14,7 @@ from batchllm.cli.option_types import (
     Backend,
     BackendOption,
     DeviceName,
+    Dtype,
     MaxBatchTokens,
     MaxTokens,
     Overwrite,
@@ -32,7 +33,8 @@ def plan(
         str, typer.Option(help="Model directory, config.json, .gguf file or hub id; weights are not read.")
     ],
     device: Annotated[
-        DeviceName, typer.Option(metavar="NAME", help="What the model of time is for: a100, h100, h200 or cpu.")
+        DeviceName,
+        typer.Option(metavar="NAME", help="What the model of time is for: a100, h100, h200, or cpu, the one at hand."),
     ] = DeviceName.h100,
     backend: BackendOption = Backend.auto,
     kv_memory: Annotated[
@@ -51,6 +53,7 @@ def plan(
         Quantization | None,
         typer.Option(help="Weights and activations of 8 bits, on a CPU.", show_default="those of the checkpoint"),
     ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Of weights and KV; auto: what `run` takes there.")] = Dtype.auto,
     max_tokens: MaxTokens = 256,
     expected_output_tokens: Annotated[
         int | None,
@@ -88,14 +91,14 @@ def plan(
     log = console_of(sys.stderr)
     with exit_status(log):
         from batchllm.cli.plan_batch_file import PlanFiles, plan_batch_file
-        from batchllm.estimate.roofline import device_by_name
+        from batchllm.estimate.devices import device_by_name
         from batchllm.jobs.files import is_standard_output
         from batchllm.reports.plan_text import print_plan
 
         job_plan = plan_batch_file(
             PlanFiles(input, errors, plot, json, output, shards or 0, overwrite),
             model,
-            device_by_name(device.value, quantize.value if quantize else None),
+            device_by_name(device.value, dtype.value, quantize.value if quantize else None),
             backend=backend.value,
             kv_bytes=kv_memory,
             kv_tokens=kv_cache_tokens,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -77,7 +77,7 @@ def plan_batch_file(
     """
     files.check(model)
     config_path = find_config(model)
-    config = describe_model(config_path, backend)
+    config = replace(describe_model(config_path, backend), dtype=device.dtype)
     if kv_tokens is None:
         kv_tokens = (kv_bytes or free_bytes(config, device)) // config.kv_bytes_per_token
     if kv_tokens < PAGE_SIZE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from batchllm.device.int8 import can_multiply_int8
 TESTED_ON_GPU = False
 MIN_COMPUTE_CAPABILITY = (8, 0)  # what the kernels are compiled for
 GPU_DTYPES = ("auto", "bfloat16", torch.bfloat16)
+CPU_DTYPES = ("float32", "bfloat16")
 CPU = torch.device("cpu")
 
 
@@ -52,6 +54,21 @@ def choose_device(wanted: str, dtype: Any, quantize: str | None = None) -> Devic
     return DeviceChoice(device, "asked for" if wanted == "cuda" else "there is a GPU, and the tests have run on one")
 
 
+def choose_dtype(wanted: Any, quantize: str | None, device: torch.device) -> torch.dtype:
+    """Of weights and KV, as EngineOptions says. Raises ValueError for one that does not run there."""
+    if device.type == "cuda":
+        if wanted not in GPU_DTYPES:
+            raise ValueError(f"dtype: expected 'auto' or 'bfloat16' on a GPU, got {wanted!r}")
+        return torch.bfloat16
+    if wanted == "auto":
+        return torch.bfloat16 if quantize or _cpu_has_bf16_dot() else torch.float32
+    for name in CPU_DTYPES:
+        dtype: torch.dtype = getattr(torch, name)
+        if wanted in (name, dtype):
+            return dtype
+    raise ValueError(f"dtype: expected 'auto', {', '.join(map(repr, CPU_DTYPES))}, got {wanted!r}")
+
+
 def refusal_of_head_dim(head_dim: int) -> str | None:
     """Why attention on a GPU does not take it, if it does not."""
     if head_dim in (known := ext.gpu_head_dims()):
@@ -68,3 +85,8 @@ def _lacks() -> str | None:
     if (capability := torch.cuda.get_device_capability()) < MIN_COMPUTE_CAPABILITY:
         return f"a GPU of compute capability 8.0 or later, got {capability}"
     return None
+
+
+def _cpu_has_bf16_dot() -> bool:
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,4 +1,4 @@
-"""What is measured of this CPU once, and kept in files of the user's."""
+"""What was measured of this CPU, and is kept in files of the user's."""
 
 from __future__ import annotations
 
@@ -21,15 +21,20 @@ LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "
 Measurement = dict[str, float]  # by name, above 0 and finite
 
 
-def measured_once(file: str, what: str, names: Iterable[str], measure: Callable[[], Measurement]) -> Measurement:
-    """What `measure` returned for `what`, now or in an earlier process: with this CPU, torch and limits."""
-    key = f"{cpu_and_libraries()}; {what}"
-    kept = _read_kept(cache_file(file), list(names))
-    if key not in kept:
-        kept[key] = measure()
-        with suppress(OSError):
-            _keep(cache_file(file), kept)
-    return kept[key]
+def kept(file: str, what: str, names: Iterable[str]) -> Measurement | None:
+    """What an earlier process kept of `what`, with this CPU, torch and limits."""
+    return _read_kept(cache_file(file), list(names)).get(_key(what))
+
+
+def keep(file: str, what: str, measurement: Measurement) -> None:
+    """For processes to come, where the file can be written: whole or not at all; the oldest leave."""
+    path = cache_file(file)
+    newest = _read_kept(path, list(measurement)) | {_key(what): measurement}
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as new:
+            new.write(json.dumps(dict(list(newest.items())[-MAX_KEPT:]), indent=1))
+        os.replace(new.name, path)
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -44,15 +49,20 @@ def cache_file(name: str) -> Path:
 
 @cache
 def cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+    """With family and model, which tell apart what vendors call alike."""
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    except OSError:
+        cpuinfo = ""
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in cpuinfo.splitlines())}
+    generation = f"family {fields.get('cpu family', '?')}, model {fields.get('model', '?')}"
+    return f"{fields.get('model name', 'unknown CPU')} ({generation})"
 
 
-@cache
-def cpu_and_libraries() -> str:
+def _key(what: str) -> str:
     limits = [f"{limit}={os.environ[limit]}" for limit in LIMITS if limit in os.environ]
-    return ", ".join((cpu_name(), torch.backends.cpu.get_cpu_capability(), f"torch {torch.__version__}", *limits))
+    libraries = (torch.backends.cpu.get_cpu_capability(), f"torch {torch.__version__}", *limits)
+    return f"{', '.join((cpu_name(), *libraries))}; {what}"
 
 
 def _read_kept(file: Path, names: list[str]) -> dict[str, Measurement]:
@@ -66,12 +76,3 @@ def _read_kept(file: Path, names: list[str]) -> dict[str, Measurement]:
         }
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return {}
-
-
-def _keep(file: Path, kept: dict[str, Measurement]) -> None:
-    """Whole or not at all; the oldest leave."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    newest = dict(list(kept.items())[-MAX_KEPT:])
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as new:
-        new.write(json.dumps(newest, indent=1))
-    os.replace(new.name, file)

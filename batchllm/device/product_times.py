@@ -8,7 +8,7 @@ from functools import cache, partial
 import torch
 import torch.nn.functional as F
 
-from batchllm.device.measurements import measured_once, seconds
+from batchllm.device.measurements import keep, kept, seconds
 from batchllm.device.packed import packed, packed_linear
 
 # What a measurement multiplies: as many rows as the end of a job, a step of decodes and a step of prefill have, and of
@@ -25,12 +25,11 @@ Gains = dict[int, float]  # by MEASURED_ROWS, seconds as it is by seconds packed
 def gains_of_packing(out_features: int, in_features: int, dtype: torch.dtype, num_threads: int) -> Gains:
     """By a measurement of some tens of milliseconds, or an earlier one of this CPU, torch, shape and number of
     threads."""
-
-    def measure() -> dict[str, float]:
-        return {str(rows): gain for rows, gain in measure_gains(out_features, in_features, dtype).items()}
-
     what = f"{out_features}x{in_features} {dtype}, {num_threads} threads"
-    gains = measured_once(FILE, what, map(str, MEASURED_ROWS), measure)
+    gains = kept(FILE, what, map(str, MEASURED_ROWS))
+    if gains is None:
+        gains = {str(rows): gain for rows, gain in measure_gains(out_features, in_features, dtype).items()}
+        keep(FILE, what, gains)
     return {int(rows): gain for rows, gain in gains.items()}
 
 

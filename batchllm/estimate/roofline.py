@@ -1,7 +1,7 @@
 """How long the steps of a simulation would take: a model, not a measurement.
 
 A step is its linear layers, then its attention, then a fixed overhead. Either part takes the longer of its arithmetic
-and its memory traffic, at the rates that a device sustains.
+and its memory traffic, at the rates that a device sustains; linear layers of one that does not overlap them, the sum.
 
     model = describe_model(Path("config.json"))
     step_seconds(simulation, model, DEVICES["h100"]).sum()
@@ -9,7 +9,7 @@ and its memory traffic, at the rates that a device sustains.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +37,12 @@ class Device:
     """Of bytes_per_s."""
     step_overhead_s: float
     """Scheduling, launches and sampling of one step."""
+    dtype: str = "bfloat16"
+    """Of weights and KV, whatever that of the checkpoint; in DTYPE_BYTES."""
     linear_element_bytes: int | None = None
-    """Of the weights of matrix products; None: those of the checkpoint's dtype."""
+    """Of the weights of matrix products; None: those of the dtype."""
+    reads_while_multiplying: bool = True
+    """Whether weights come out of memory while others are multiplied. Otherwise the two times add up."""
 
 
 def _gpu(model: str, matmul_efficiency: float) -> Device:
@@ -59,38 +63,11 @@ def _gpu(model: str, matmul_efficiency: float) -> Device:
 # Products: FlashAttention-2 (arXiv 2307.08691) gives 80 to 90 % of the peak for those on an A100; 70 % is assumed for
 # an H100 and an H200, which their power holds back. Attention: 50 to 73 % on an A100 (the same paper), up to 75 % on an
 # H100 (FlashAttention-3, arXiv 2407.08608). Bandwidth and overhead are assumed.
-# "cpu" is the two-core AVX-512 BF16 machine of this project's benchmarks. Its product and read rates were measured
-# there, so nothing is taken off them; half of the former is assumed for attention.
 DEVICES = {
     "a100": _gpu("a100", matmul_efficiency=0.8),
     "h100": _gpu("h100", matmul_efficiency=0.7),
     "h200": _gpu("h200", matmul_efficiency=0.7),
-    "cpu": Device(
-        name="2 cores with AVX-512 BF16",
-        flops_per_s=0.92e12,
-        bytes_per_s=34e9,
-        memory_bytes=24 * 2**30,
-        matmul_efficiency=1.0,
-        attention_efficiency=0.5,
-        bandwidth_efficiency=1.0,
-        step_overhead_s=2e-3,
-    ),
 }
-
-# In the same minute, products of 8 bits had 1.9 times the rate of those of bfloat16.
-INT8_CPU = replace(
-    DEVICES["cpu"], name="2 cores with AVX-512 VNNI, in 8 bits", matmul_efficiency=1.9, linear_element_bytes=1
-)
-
-
-def device_by_name(name: str, quantize: str | None) -> Device:
-    """`name`: of DEVICES. Raises ValueError for one that does not multiply what `quantize`, an option of an engine,
-    says."""
-    if quantize is None:
-        return DEVICES[name]
-    if name != "cpu":
-        raise ValueError(f"quantize: {quantize!r} is for a CPU, and device is {name!r}")
-    return INT8_CPU
 
 
 def weight_bytes(model: ModelDescription, device: Device) -> int:
@@ -113,7 +90,8 @@ def step_seconds(simulation: Simulation, model: ModelDescription, device: Device
     attention_bytes = float(model.kv_bytes_per_token) * simulation.kv_tokens_read
 
     bandwidth = device.bytes_per_s * device.bandwidth_efficiency
-    linear = np.maximum(linear_flops / (device.flops_per_s * device.matmul_efficiency), linear_bytes / bandwidth)
+    multiply_s, read_s = linear_flops / (device.flops_per_s * device.matmul_efficiency), linear_bytes / bandwidth
+    linear = np.maximum(multiply_s, read_s) if device.reads_while_multiplying else multiply_s + read_s
     attention = np.maximum(
         attention_flops / (device.flops_per_s * device.attention_efficiency), attention_bytes / bandwidth
     )

@@ -16,7 +16,8 @@ import batchllm
 import batchllm.llm
 from batchllm.cli import app
 from batchllm.cli.option_types import Backend, Dtype, Quantization, duration
-from batchllm.options import BACKENDS, DTYPES, QUANTIZATIONS
+from batchllm.device.choice import CPU_DTYPES
+from batchllm.options import BACKENDS, QUANTIZATIONS
 from batchllm.outputs import RequestOutput
 from tests.jobs.batch_lines import chat_line, completion_line, read_records, write_lines
 from tests.jobs.fake_llm import FakeLLM
@@ -104,7 +105,7 @@ def test_silent_options_leave_the_choice_to_the_model(made: list[FakeLLM], in_js
 
 
 def test_every_dtype_and_backend_of_a_run_is_an_option() -> None:
-    assert [dtype.value for dtype in Dtype] == ["auto", *DTYPES]
+    assert [dtype.value for dtype in Dtype] == ["auto", *CPU_DTYPES]
     assert [quantization.value for quantization in Quantization] == [*QUANTIZATIONS]
     assert [backend.value for backend in Backend] == list(BACKENDS)
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
 from batchllm.cli import app
 from batchllm.cli.option_types import memory_size
 from batchllm.cli.plan_batch_file import KV_SHARE
+from batchllm.device.cpu_rates import CpuRates, MeasuredRates
 from batchllm.estimate.roofline import DEVICES
 from batchllm.models.config import ModelConfig, resolve_model
 from tests.engine import tiny
@@ -40,11 +42,24 @@ def config(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def this_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of products of 8 bits it makes twice as many, and bfloat16 is what it has dot products of."""
+
+    def rates(dtype: torch.dtype, quantize: str | None, num_threads: int) -> MeasuredRates:
+        product_flops_per_s = 4e11 if quantize else 2e11
+        return MeasuredRates(CpuRates(product_flops_per_s, 2e10, 1e11), was_quiet=True)
+
+    monkeypatch.setattr("batchllm.device.cpu_rates.cpu_rates", rates)
+    monkeypatch.setattr("batchllm.device.choice._cpu_has_bf16_dot", lambda: True)
+    monkeypatch.setattr("batchllm.device.kv_cache.available_memory_bytes", lambda: 8 << 30)
+
+
+@pytest.fixture
 def in_jsonl(tmp_path: Path) -> Path:
     return write_lines(tmp_path / "in.jsonl", two_documents())
 
 
-def test_the_example_is_planned_drawn_and_cut(smollm2: Path, tmp_path: Path) -> None:
+def test_the_example_is_planned_drawn_and_cut(this_cpu: None, smollm2: Path, tmp_path: Path) -> None:
     outputs = ["--plot", tmp_path / "plot.svg", "--json", tmp_path / "plan.json", "--shards", 4, "-o", tmp_path / "to"]
     result = call(DOCUMENTS, "--model", smollm2, "--device", "cpu", "--kv-memory", "512MiB", *outputs)
     assert result.exit_code == 0, result.output
@@ -180,13 +195,17 @@ def test_kv_memory_is_what_was_said_or_what_the_weights_leave(config: Path, in_j
         assert default["kv_tokens"] == int(KV_SHARE * (device.memory_bytes - model.weight_bytes)) // per_page * 16
 
 
-def test_8_bits_leave_more_memory_and_take_less_time(config: Path, in_jsonl: Path, tmp_path: Path) -> None:
+def test_8_bits_leave_more_memory_and_take_less_time(
+    this_cpu: None, config: Path, in_jsonl: Path, tmp_path: Path
+) -> None:
     options = (in_jsonl, "--model", config, "--device", "cpu")
     plain = planned(*options, folder=tmp_path)
     quantized = planned(*options, "--quantize", "int8", folder=tmp_path)
     assert quantized["device"] != plain["device"]
     assert quantized["kv_tokens"] > plain["kv_tokens"]
     assert quantized["policies"][0]["predicted_s"] < plain["policies"][0]["predicted_s"]
+    assert ", int8, threads: " in quantized["device"]
+    assert "(measured here: products 400 GFLOP/s, " in quantized["device"]
     result = call(in_jsonl, "--model", config, "--quantize", "int8")
     assert result.exit_code == 1
     assert "quantize: 'int8' is for a CPU, and device is 'h100'" in result.stderr
@@ -362,3 +381,19 @@ def test_a_directory_that_takes_no_shards_is_refused(
     assert result.exit_code == 1
     assert f"{tmp_path / directory}" in result.stderr
     assert "not writable" in result.stderr
+
+
+def test_keys_and_values_have_the_dtype_that_runs_not_that_of_the_checkpoint(
+    this_cpu: None, config: Path, in_jsonl: Path, tmp_path: Path
+) -> None:
+    per_token = 2 * 3 * 2 * 32  # elements: K and V of three layers, 2 heads of 32
+    cpu = (in_jsonl, "--model", config, "--device", "cpu", "--kv-memory", "3MiB")
+    for checkpoint in ("bfloat16", "float32"):
+        write_config(config.parent, torch_dtype=checkpoint)
+        of_dtype = {
+            dtype: planned(*cpu, "--dtype", dtype, folder=tmp_path) for dtype in ("auto", "bfloat16", "float32")
+        }
+        bytes_per_token = {dtype: plan["kv_bytes_per_token"] for dtype, plan in of_dtype.items()}
+        assert bytes_per_token == {"auto": 2 * per_token, "bfloat16": 2 * per_token, "float32": 4 * per_token}
+        assert of_dtype["float32"]["kv_tokens"] == (3 << 20) // (4 * per_token) // 16 * 16
+        assert planned(in_jsonl, "--model", config, folder=tmp_path)["kv_bytes_per_token"] == 2 * per_token

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from batchllm.estimate.roofline import DEVICES, Device, device_by_name
+from batchllm.estimate.devices import THIS_CPU, device_by_name
+from batchllm.estimate.roofline import DEVICES, Device
 from batchllm.jobs.read_job import WeightlessModel
 from batchllm.models.backend import describe_model
 from batchllm.models.config import resolve_model, sampling_defaults
@@ -23,7 +24,9 @@ class WeightlessReader(WeightlessModel):
         self.sampling_defaults: dict[str, Any] = {}
         if engine.generation_config == "auto":
             self.sampling_defaults, _ = sampling_defaults(self.directory)
-        self.device: Device = DEVICES["h100"] if engine.device == "cuda" else device_by_name("cpu", engine.quantize)
+        self.device: Device = DEVICES["h100"]
+        if engine.device != "cuda":
+            self.device = device_by_name(THIS_CPU, engine.dtype, engine.quantize)
         kv_cache_tokens = engine.kv_cache_tokens or self.config.max_model_len + engine.page_size
         limits = RequestLimits(self.config.vocab_size, self.config.max_model_len, engine.page_size, kv_cache_tokens)
         super().__init__(self.directory, limits, allow_special_tokens=engine.allow_special_tokens)
