@@ -3,7 +3,7 @@
     share   the cost of the job over the number of replicas
     wave    one parcel for each replica; each wave takes half of what the waves before it leave of a share
 
-           ├───── 1/2 ─────┤├─ 1/4 ─┤├1/8┤├1/8┤      a share, if every cost is as predicted
+           ├───────── 1/2 ─────────┤├─── 1/4 ───┤├ 1/8 ┤├16┤├16┤      a share, if every cost is as predicted
 
 A replica that is done early takes the next parcel, largest first, so the small parcels of the last waves even out what
 was predicted wrongly, and a replica that dies has little to be done again. What a parcel shares with the one before it
@@ -18,7 +18,7 @@ import numpy as np
 
 from batchllm.estimate.partition import FloatArray, IntArray, shard_costs
 
-WAVES = (1 / 2, 1 / 4, 1 / 8, 1 / 8)  # of a share
+WAVES = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 16)  # of a share
 SLACK = 1 / 4  # of a parcel's room, in which its end is chosen
 
 

@@ -65,6 +65,8 @@ def parcels_of(job: TokenizedJob, model: ModelDescription, device: Device, num_r
     """The lines of each parcel, depth-first; the parcels in the order in which replicas take them, the dearest first.
 
     An answer is taken to have as many tokens as it may. Raises ValueError where num_replicas is not at least 1."""
+    if not job.num_lines:
+        return []
     trie = ext.PrefixTrie(job.tokens, job.indptr, drop_last=1)
     lines = LineSequence.of(job, trie)
     costs = request_costs(job, lines, job.max_output_tokens, model, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -34,7 +35,8 @@ def connected(address: str, num_replicas: int, num_threads: int | None) -> Itera
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options |= {"num_cpus": max(os.cpu_count() or 1, num_replicas * (num_threads or 1)), "include_dashboard": False}
     try:
-        ray.init(**options, configure_logging=True, logging_level="ERROR", log_to_driver=False)
+        ray.init(**options, logging_level="ERROR", log_to_driver=False)
+        logging.getLogger("ray.data").setLevel("ERROR")
         yield
     finally:
         ray.shutdown()

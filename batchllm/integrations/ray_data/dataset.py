@@ -74,7 +74,7 @@ def answer_dataset(
             "rows": pa.array([to_bytes(some) for some in rows], pa.large_binary()),
         }
         engine = engine_options | {"num_threads": pool.num_threads}
-        done = pool.answer(pa.table(packed), DatasetReplica, model=str(reader.directory), engine=engine).materialize()
+        done = pool.answer(pa.table(packed), DatasetReplica, model=reader.name, engine=engine).materialize()
         back = rows_that_came(done)
         answered.append(done)
         left = [[line for line in parcel if row_of(prompts, line) not in back] for parcel in parcels]

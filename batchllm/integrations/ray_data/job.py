@@ -140,7 +140,7 @@ def run_job_on_ray(
             job.begin(parts, errors)
             JobOnRay(job, parts, prompts, pool, figures, check_time).answer(
                 parcels,
-                model=str(reader.directory),
+                model=reader.name,
                 directory=str(files.output.resolve()),
                 job_id=manifest.job_id,
                 model_name=options.model_name,

@@ -9,7 +9,7 @@ from batchllm.estimate.devices import THIS_CPU, device_by_name
 from batchllm.estimate.roofline import DEVICES, Device
 from batchllm.jobs.read_job import WeightlessModel
 from batchllm.models.backend import describe_model
-from batchllm.models.config import resolve_model, sampling_defaults
+from batchllm.models.config import is_hub_id, resolve_model, sampling_defaults
 from batchllm.options import EngineOptions
 from batchllm.requests import RequestLimits
 
@@ -19,14 +19,15 @@ class WeightlessReader(WeightlessModel):
 
     def __init__(self, model: str | Path, engine: EngineOptions) -> None:
         """Raises FileNotFoundError or ValueError that names the file and the field."""
-        self.directory = resolve_model(model).absolute()
-        self.config = describe_model(self.directory, engine.backend)
+        directory = resolve_model(model).absolute()
+        self.name = str(model if is_hub_id(model) else directory)  # by which a replica finds it
+        self.config = describe_model(directory, engine.backend)
         self.sampling_defaults: dict[str, Any] = {}
         if engine.generation_config == "auto":
-            self.sampling_defaults, _ = sampling_defaults(self.directory)
+            self.sampling_defaults, _ = sampling_defaults(directory)
         self.device: Device = DEVICES["h100"]
         if engine.device != "cuda":
             self.device = device_by_name(THIS_CPU, engine.dtype, engine.quantize)
         kv_cache_tokens = engine.kv_cache_tokens or self.config.max_model_len + engine.page_size
         limits = RequestLimits(self.config.vocab_size, self.config.max_model_len, engine.page_size, kv_cache_tokens)
-        super().__init__(self.directory, limits, allow_special_tokens=engine.allow_special_tokens)
+        super().__init__(directory, limits, allow_special_tokens=engine.allow_special_tokens)

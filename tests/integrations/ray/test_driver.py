@@ -1,6 +1,7 @@
 """What the driver does with parcels that do not come back, with a cluster in its own process."""
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from batchllm.integrations.ray_data.parts import PartFiles, part_paths
 from batchllm.integrations.ray_data.replica import Answer, JobReplica
 from batchllm.jobs.line import BatchRequest
 from batchllm.jobs.reading import TokenizedLine
-from batchllm.jobs.run import JobInterrupted, JobSummary
+from batchllm.jobs.run import JobInterrupted, JobSummary, OutOfTime
 from tests.integrations.ray.conftest import ENGINE
 from tests.jobs.batch_lines import completion_line, read_records, write_lines
 
@@ -46,6 +47,8 @@ class CarefulReplica(JobReplica):
                 raise OSError("no space left on device")
             if name == "stops":
                 raise KeyboardInterrupt
+            if name.startswith("sleeps"):
+                time.sleep(1)
             yield from super().answers([line], on_step)
 
 
@@ -143,10 +146,21 @@ def test_an_interrupted_job_goes_on_with_what_is_left(
     assert answered(tmp_path) == ["a", "b", "stops"]
 
 
+def test_a_job_ends_by_its_time_limit_in_the_middle_of_a_parcel(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "POLL_SECONDS", 0.01)
+    with pytest.raises(JobInterrupted, match=r"the answers so far are in .*out; --resume goes on") as stopped:
+        run(tmp_path, model, ["a", "sleeps 1", "sleeps 2", "sleeps 3"], time_limit_s=1)
+    assert isinstance(stopped.value.__cause__, OutOfTime)
+
+
 def test_bad_lines_are_errors_of_the_driver_and_too_many_end_the_job(model: Path, tmp_path: Path) -> None:
     summary = run(tmp_path, model, ["a", "a", "b" * 100])
     assert (summary.num_answered, summary.num_failed) == (1, 2)
     assert answered(tmp_path) == ["a"]
+    summary = run(tmp_path, model, ["b" * 100], overwrite=True)
+    assert (summary.num_answered, summary.num_failed) == (0, 1)
     with pytest.raises(ValueError, match=r"2 of 3 lines failed .*, and at most 50.00% may fail"):
         run(tmp_path, model, ["a", "a", "b" * 100], overwrite=True, max_error_rate=0.5)
 
