@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-import batchllm_ext as ext
 from batchllm.estimate.packing import largest_first, pack
 from batchllm.estimate.roofline import Device
 from batchllm.estimate.tokenized_job import TokenizedJob
+from batchllm.jobs.depth_first import depth_first
 from batchllm.jobs.job_prompts import JobPrompts
 from batchllm.jobs.line import KINDS, BatchRequest
 from batchllm.jobs.reading import TokenizedLine
@@ -67,8 +67,7 @@ def parcels_of(job: TokenizedJob, model: ModelDescription, device: Device, num_r
     An answer is taken to have as many tokens as it may. Raises ValueError where num_replicas is not at least 1."""
     if not job.num_lines:
         return []
-    trie = ext.PrefixTrie(job.tokens, job.indptr, drop_last=1)
-    lines = LineSequence.of(job, trie)
+    lines = LineSequence.of(job, depth_first(job))
     costs = request_costs(job, lines, job.max_output_tokens, model, device)
     line_cost = np.add.reduceat(costs.seconds, lines.indptr[:-1])
     path_cost = costs.path_seconds[lines.indptr[:-1]]

@@ -16,6 +16,7 @@ import batchllm_ext as ext
 from batchllm.estimate.partition import ShardFigures, partition, shard_costs
 from batchllm.estimate.roofline import Device
 from batchllm.estimate.tokenized_job import TokenizedJob
+from batchllm.jobs.depth_first import DepthFirst
 from batchllm.jobs.files import RecordFile, lock
 from batchllm.jobs.inputs import without_bom
 from batchllm.models.description import ModelDescription
@@ -48,7 +49,7 @@ def write_shards(
     their cost is that of `request_costs`. Raises ValueError for more shards than lines; OSError for a directory that
     another plan writes shards to, and as RecordFile.
     """
-    lines = LineSequence.of(job, trie)
+    lines = LineSequence.of(job, DepthFirst.of_trie(trie))
     costs = request_costs(job, lines, output_tokens, model, device)
     line_cost = np.add.reduceat(costs.seconds, lines.indptr[:-1])
     path_cost = costs.path_seconds[lines.indptr[:-1]]
@@ -93,17 +94,16 @@ class LineSequence:
     shared_tokens: IntArray  # [num_requests]: computed for the request before it in the sequence; 0 for the first
 
     @classmethod
-    def of(cls, job: TokenizedJob, trie: ext.PrefixTrie) -> LineSequence:
-        """trie: of the job's requests, but for the last token of each."""
+    def of(cls, job: TokenizedJob, order: DepthFirst) -> LineSequence:
         rank = np.empty(job.num_requests, np.int64)
-        rank[trie.order] = np.arange(job.num_requests)
+        rank[order.request] = np.arange(job.num_requests)
         num_requests = np.diff(job.line_indptr)
         line = np.argsort(np.minimum.reduceat(rank, job.line_indptr[:-1]))
         place = np.empty(len(line), np.int64)
         place[line] = np.arange(len(line))
         request = np.lexsort((rank, np.repeat(place, num_requests)))
-        shared = shared_with_previous(trie)[rank[request]]
-        for at in np.flatnonzero(np.diff(rank[request]) != 1) + 1:  # what its line has taken out of the trie's order
+        shared = order.shared_tokens[rank[request]]
+        for at in np.flatnonzero(np.diff(rank[request]) != 1) + 1:  # what its line has taken out of that order
             shared[at] = num_shared_tokens(job.prompt(request[at - 1]), job.prompt(request[at]))
         return cls(
             line=line,
@@ -111,16 +111,6 @@ class LineSequence:
             request=request,
             shared_tokens=shared,
         )
-
-
-def shared_with_previous(trie: ext.PrefixTrie) -> IntArray:
-    """[num_requests], by rank: tokens that a request shares with the one before it; 0 for the first."""
-    shared = np.zeros(trie.num_requests, np.int64)
-    for begin, end, depth in zip(
-        trie.request_begin.tolist(), trie.request_end.tolist(), trie.token_end.tolist(), strict=True
-    ):
-        shared[begin + 1 : end] = depth  # children come later, and are deeper
-    return shared
 
 
 def num_shared_tokens(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:

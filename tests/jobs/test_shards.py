@@ -14,6 +14,7 @@ import batchllm_ext as ext
 from batchllm.estimate.partition import ShardFigures
 from batchllm.estimate.roofline import DEVICES
 from batchllm.estimate.tokenized_job import TokenizedJob
+from batchllm.jobs.depth_first import depth_first
 from batchllm.jobs.line import BatchRequest
 from batchllm.jobs.shards import LineSequence, request_costs, shard_paths, write_shards
 from batchllm.models.config import ModelConfig
@@ -147,7 +148,7 @@ def test_a_line_of_several_prompts_is_never_cut(tmp_path: Path, model: ModelConf
 
 def test_a_prefix_costs_its_flops_once_and_an_output_token_what_it_reads(tmp_path: Path, model: ModelConfig) -> None:
     job = tokenized(tmp_path / "in.jsonl", random_lines(np.random.default_rng(2), 20))
-    lines = LineSequence.of(job, ext.PrefixTrie(job.tokens, job.indptr, drop_last=1))
+    lines = LineSequence.of(job, depth_first(job))
     costs = request_costs(job, lines, job.max_output_tokens, model, DEVICE)
 
     flops_per_s = DEVICE.flops_per_s * DEVICE.matmul_efficiency

@@ -72,17 +72,18 @@ class Replicas:
         gpu = " and a GPU" * num_gpus
         raise ValueError(f"replicas: the cluster has {each}{gpu} for {room(least)} of them, got {number}")
 
-    def answer(self, parcels: pa.Table, replica: type, **constructor: Any) -> Dataset:
-        """What `replica(**constructor)` makes of each row, a table, in the order in which they are done.
+    def answer(self, parcels: Iterable[dict[str, Any]], replica: type, **constructor: Any) -> Dataset:
+        """What `replica(**constructor)` makes of each parcel, a table, in the order in which they are done.
 
-        parcels: a row is one call, and is handed out whole, the first rows first. A row whose replica dies is taken
-        again, MAX_RETRIES times, and then left out, which ends nothing else."""
+        parcels: each is the one row of a table, and handed out whole, the first ones first. One whose replica dies is
+        taken again, MAX_RETRIES times, and then left out, which ends nothing else. They are put into Ray's object store
+        one after the other, so no two are in this process at a time."""
         context = DataContext.get_current().copy()
         context.max_errored_blocks = -1
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         with DataContext.current(context):
-            rows = [ray.put(parcels.slice(at, 1).combine_chunks()) for at in range(parcels.num_rows)]
+            rows = [ray.put(parcel_table(parcel)) for parcel in parcels]
             with warnings.catch_warnings():  # no parameter of map_batches' own says how often a row is tried
                 warnings.simplefilter("ignore", RayDeprecationWarning)
                 return ray.data.from_arrow_refs(rows).map_batches(
@@ -95,6 +96,15 @@ class Replicas:
                     num_gpus=self.num_gpus,
                     max_task_retries=MAX_RETRIES,
                 )
+
+
+def parcel_table(parcel: dict[str, Any]) -> pa.Table:
+    """Of one row. Bytes may be more than 2 GiB."""
+    columns = {
+        name: pa.array([value], pa.large_binary() if isinstance(value, bytes) else None)
+        for name, value in parcel.items()
+    }
+    return pa.table(columns)
 
 
 def halved(parcel: list[T]) -> list[list[T]]:

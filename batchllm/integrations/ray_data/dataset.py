@@ -68,13 +68,15 @@ def answer_dataset(
         job = tokenized_job(prompts, reader.limits)
         parcels = [parcel.tolist() for parcel in parcels_of(job, reader.config, reader.device, replicas)]
     while parcels:
-        rows = [taken(table, [row_of(prompts, line) for line in parcel]) for parcel in parcels]
-        packed = {
-            "lines": pa.array([pack_lines(prompts, parcel) for parcel in parcels], pa.large_binary()),
-            "rows": pa.array([to_bytes(some) for some in rows], pa.large_binary()),
-        }
+        packed = (
+            {
+                "lines": pack_lines(prompts, parcel),
+                "rows": to_bytes(taken(table, [row_of(prompts, line) for line in parcel])),
+            }
+            for parcel in parcels
+        )
         engine = engine_options | {"num_threads": pool.num_threads}
-        done = pool.answer(pa.table(packed), DatasetReplica, model=reader.name, engine=engine).materialize()
+        done = pool.answer(packed, DatasetReplica, model=reader.name, engine=engine).materialize()
         back = rows_that_came(done)
         answered.append(done)
         left = [[line for line in parcel if row_of(prompts, line) not in back] for parcel in parcels]

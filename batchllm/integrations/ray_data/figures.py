@@ -10,17 +10,19 @@ from batchllm.estimate.tokenized_job import TokenizedJob
 from batchllm.jobs.run import OnProgress
 from batchllm.outputs import JobProgress
 
+LARGEST = ("peak_kv_tokens", "num_threads")  # what is no sum
+
 
 class ReplicaFigures:
-    """stats: as LLM.stats, sums over all parcels that came back; seconds are those of all replicas together, but for
-    "total", which is the driver's, and "load", the longest. Empty before the first."""
+    """stats: as LLM.stats, sums over all parcels that came back, or the LARGEST of a replica; seconds are those of all
+    replicas together, but for "total", which is the driver's, and "load", the longest. Empty before the first."""
 
     def __init__(self, job: TokenizedJob, on_progress: OnProgress | None) -> None:
         self._job, self._on_progress = job, on_progress
         self._start_s = time.perf_counter()
-        self._counts: Counter[str] = Counter()
+        self._counts: dict[str, Any] = Counter()
         self._seconds: Counter[str] = Counter()
-        self._peak_kv_tokens = 0
+        self._largest = dict.fromkeys(LARGEST, 0)
         self._load_s = 0.0
         self._products: dict[str, str] = {}
 
@@ -28,9 +30,9 @@ class ReplicaFigures:
         """LLM.stats of a parcel; nothing where nothing of it ran."""
         if not stats:
             return
-        self._counts.update({name: value for name, value in stats.items() if isinstance(value, int)})
+        self._counts.update({name: value for name, value in stats.items() if isinstance(value, (int, float))})
         self._seconds.update(stats["seconds"])
-        self._peak_kv_tokens = max(self._peak_kv_tokens, stats["peak_kv_tokens"])
+        self._largest = {name: max(value, stats[name]) for name, value in self._largest.items()}
         self._load_s = max(self._load_s, stats["seconds"]["load"])
         self._products |= stats["products"]
         if self._on_progress:
@@ -41,12 +43,7 @@ class ReplicaFigures:
         if not self._counts:
             return {}
         seconds = {**self._seconds, "load": self._load_s, "total": time.perf_counter() - self._start_s}
-        return {
-            **self._counts,
-            "peak_kv_tokens": self._peak_kv_tokens,
-            "products": self._products,
-            "seconds": seconds,
-        }
+        return {**self._counts, **self._largest, "products": self._products, "seconds": seconds}
 
     def _progress(self) -> JobProgress:
         counts, job = self._counts, self._job
@@ -62,7 +59,7 @@ class ReplicaFigures:
             computed_prompt_tokens=counts["computed_prompt_tokens"],
             remaining_prompt_tokens=max(len(job.tokens) - counts["prompt_tokens"], 0),
             recomputed_tokens=counts["recomputed_tokens"],
-            peak_kv_tokens=self._peak_kv_tokens,
+            peak_kv_tokens=self._largest["peak_kv_tokens"],
             steps=counts["steps"],
             preemptions=counts["preemptions"],
             seconds=dict(self._seconds),

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pyarrow as pa
 
 from batchllm.integrations.ray_data.cluster import MAX_RETRIES, Replicas, connected, halved, polled
 from batchllm.integrations.ray_data.figures import ReplicaFigures
@@ -213,9 +212,10 @@ class JobOnRay:
             parcels = list(self._left(numbered, stopped_by, failed))
 
     def _results(self, numbered: dict[int, Parcel], constructor: dict[str, Any]) -> Iterator[ParcelResult]:
-        lines = [pack_lines(self._prompts, parcel) for parcel in numbered.values()]
-        rows = pa.table({"parcel": list(numbered), "lines": pa.array(lines, pa.large_binary())})
-        answered = self._replicas.answer(rows, JobReplica, **constructor)
+        parcels = (
+            {"parcel": number, "lines": pack_lines(self._prompts, parcel)} for number, parcel in numbered.items()
+        )
+        answered = self._replicas.answer(parcels, JobReplica, **constructor)
         for row in polled(answered.iter_rows(), self._check_time):
             yield msgspec.msgpack.decode(row["result"], type=ParcelResult)
 

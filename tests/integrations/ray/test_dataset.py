@@ -3,7 +3,7 @@
 import runpy
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import ray
 
 from batchllm import LLM, SamplingParams
 from batchllm.integrations.ray_data import answer_dataset, dataset
-from batchllm.integrations.ray_data.cluster import MAX_RETRIES, Replicas
+from batchllm.integrations.ray_data.cluster import MAX_RETRIES, Replicas, parcel_table
 from batchllm.integrations.ray_data.replica import Answer
 from batchllm.jobs.line import BatchRequest
 from batchllm.jobs.reading import TokenizedLine
@@ -46,13 +46,13 @@ class CarefulReplica(dataset.DatasetReplica):
 class HereReplicas(Replicas):
     """In this process. Rows that die are tried as often as Ray tries them, and then left out."""
 
-    def answer(self, parcels: pa.Table, replica: type, **constructor: Any) -> ray.data.Dataset:
+    def answer(self, parcels: Iterable[dict[str, Any]], replica: type, **constructor: Any) -> ray.data.Dataset:
         made = replica(**constructor)
         answered = []
-        for at in range(parcels.num_rows):
+        for table in map(parcel_table, parcels):
             for _ in range(MAX_RETRIES + 1):
                 try:
-                    answered.append(made(parcels.slice(at, 1)))
+                    answered.append(made(table))
                     break
                 except Died:
                     pass

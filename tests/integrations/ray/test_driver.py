@@ -2,19 +2,18 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from batchllm.integrations.ray_data import cluster, run_job_on_ray
 from batchllm.integrations.ray_data import job as driver
-from batchllm.integrations.ray_data.cluster import Replicas, polled
+from batchllm.integrations.ray_data.cluster import Replicas, parcel_table, polled
 from batchllm.integrations.ray_data.parts import PartFiles, part_paths
 from batchllm.integrations.ray_data.replica import Answer, JobReplica
 from batchllm.jobs.line import BatchRequest
@@ -55,13 +54,13 @@ class CarefulReplica(JobReplica):
 class HereReplicas(Replicas):
     """Rows that die are tried as often as Ray tries them, and then left out."""
 
-    def answer(self, parcels: pa.Table, replica: type, **constructor: Any) -> Any:
+    def answer(self, parcels: Iterable[dict[str, Any]], replica: type, **constructor: Any) -> Any:
         def rows() -> Iterator[dict[str, Any]]:
             made = replica(**constructor)
-            for at in range(parcels.num_rows):
+            for table in map(parcel_table, parcels):
                 for _ in range(cluster.MAX_RETRIES + 1):
                     try:
-                        yield from made(parcels.slice(at, 1)).to_pylist()
+                        yield from made(table).to_pylist()
                         break
                     except Died:
                         pass
