@@ -1095,4 +1095,25 @@ PYTHON_MUTANTS = [
         "        target.write_bytes(content), os.unlink(file.name)",
         "tests/jobs/test_metrics.py::test_the_file_is_replaced_now_and_then_and_in_the_end",
     ),
+    Mutant(
+        "a_parcel_ends_where_it_is_full",
+        "batchllm/estimate/packing.py",
+        "            last -= int(np.argmin(path_cost[first : last + 1][::-1]))  # the last of equals\n",
+        "            pass\n",
+        "tests/jobs/test_packing.py::test_documents_are_not_torn_where_a_parcel_may_end_between_them",
+    ),
+    Mutant(
+        "tokens_of_a_run_are_compared_by_their_lowest_bytes",
+        "batchllm/jobs/depth_first.py",
+        'np.dtype(">i4")',
+        'np.dtype("<i4")',
+        "tests/jobs/test_depth_first.py::test_runs_that_are_merged_have_the_order_of_one_trie",
+    ),
+    Mutant(
+        "a_line_s_completions_are_one_request",
+        "batchllm/jobs/parcels.py",
+        "num_completions = np.array([params.n for params in prompts.params], np.int64)",
+        "num_completions = np.ones(len(prompts), np.int64)",
+        "tests/jobs/test_parcels.py::test_the_planner_sees_a_request_for_each_completion",
+    ),
 ]
