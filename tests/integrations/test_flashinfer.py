@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+import batchllm_ext as ext
 from batchllm.integrations import flashinfer
+from batchllm.integrations.flashinfer.chains import attention_batch
+from batchllm.integrations.flashinfer.levels import new_level
 from tests.integrations.flashinfer_batch import NAN, Batch, check, reference
 from tests.reference import assert_close
 
@@ -71,6 +74,48 @@ def test_a_random_cascade(seed):
     wrapper.plan(*batch.index_arrays, *batch.heads, causal=causal, window_left=window_left)
     out = wrapper.run(torch.from_numpy(batch.q), batch.cache("NHD", whole=False))
     assert_close("out", out.numpy(), reference(batch, causal=causal, window_left=window_left)[0], 2e-5)
+
+
+def share_pages(batch: Batch, rng: np.random.Generator) -> None:
+    """Requests begin with the first pages of ones before them, of which they may have begun with others' themselves."""
+    page_ids, indptr = batch.page_ids[0], batch.kv_indptr[0]
+    for request in range(1, len(indptr) - 1):
+        older = int(rng.integers(request))
+        whole = min(batch.kv_len[0][older], batch.kv_len[0][request]) // batch.page_size
+        count = int(rng.integers(whole + 1))
+        page_ids[indptr[request] : indptr[request] + count] = page_ids[indptr[older] : indptr[older] + count]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pages_that_requests_have_in_common_change_nothing(seed):
+    rng = np.random.default_rng(seed)
+    lengths = [(int(n), int(n + rng.integers(-2, 90)) if n else 0) for n in rng.integers(0, 6, 12)]
+    batch = Batch([[(rows, max(keys, 0)) for rows, keys in lengths]], page_size=int(rng.integers(1, 6)), seed=seed)
+    share_pages(batch, rng)
+    causal, window_left = bool(rng.integers(2)), int(rng.choice([-1, 3, 20]))
+    wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(WORKSPACE)
+    wrapper.plan(
+        *[of_levels[0] for of_levels in batch.index_arrays], *batch.heads, causal=causal, window_left=window_left
+    )
+    got = wrapper.run(torch.from_numpy(batch.q), batch.cache("NHD", whole=True), return_lse=True)
+    check(got, reference(batch, causal=causal, window_left=window_left))
+
+
+def test_pages_that_requests_have_in_common_are_read_once():
+    """32 requests of 40 pages and a part of one, of which all have the first 10, and each half the next 20."""
+    batch = Batch([[(1, 163)] * 32])
+    page_ids = batch.page_ids[0].reshape(32, 41)
+    page_ids[:, :10] = page_ids[0, :10]
+    page_ids[:16, 10:30], page_ids[16:, 10:30] = page_ids[0, 10:30], page_ids[16, 10:30]
+    level = new_level(4, **dict(zip("abcd", (of_levels[0] for of_levels in batch.index_arrays), strict=True)))
+    arrays, _ = attention_batch([level], 4, causal=True, window_left=-1)
+    plan = ext.plan_attention(*arrays, num_qo_heads=4, num_kv_heads=2, head_dim=16, page_size=4, share="always")
+    assert plan.explain()["kv_tokens_read"] == 4 * (10 + 2 * 20) + 32 * 43
+    assert plan.explain()["per_request_kv_tokens_read"] == 32 * 163
+    wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(WORKSPACE)
+    wrapper.plan(*[of_levels[0] for of_levels in batch.index_arrays][1:], *batch.heads)
+    got = wrapper.run(torch.from_numpy(batch.q), batch.cache("NHD", whole=True), return_lse=True)
+    check(got, reference(batch, causal=True))
 
 
 def test_levels_are_the_merge_of_attention_to_each():

@@ -20,7 +20,8 @@ from batchllm.integrations.flashinfer.paged_attention import (
 
 
 class BatchDecodeWithPagedKVCacheWrapper(PagedAttention):
-    """Every request's last q_len_per_req rows, against the pages of its own."""
+    """Every request's last q_len_per_req rows, against its pages. Those that requests have in common are read once
+    where that pays."""
 
     def __init__(
         self,

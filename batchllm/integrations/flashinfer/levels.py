@@ -1,10 +1,8 @@
-"""Page tables in FlashInfer's form, and the spans, links and segments that one attention plan makes of them.
+"""Page tables in FlashInfer's form. A level deals all rows to groups, each of which reads pages of its own:
 
-A level deals all rows to groups, each of which reads pages of its own; a row reads those of its group in every level:
-
-    level 0   rows 0 1 2 3 4 5 ── pages 7 8            a segment at position 0, with six readers
-    level 1   rows 0 1 2 ──────── page 3               a segment behind it, with three
-              rows 3 4 5 ──────── pages 5 1            another one
+level 0   rows 0 1 2 3 4 5 ── pages 7 8
+level 1   rows 0 1 2 ──────── page 3
+          rows 3 4 5 ──────── pages 5 1
 """
 
 from __future__ import annotations
@@ -35,8 +33,12 @@ class Level:
     def pages_of(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Page ids of these groups, one group's behind the other's, and how many each has."""
         num_pages = np.diff(self.kv_indptr)[groups]
-        places = np.arange(num_pages.sum()) - np.repeat(np.cumsum(num_pages) - num_pages, num_pages)
-        return self.page_ids[np.repeat(self.kv_indptr[groups], num_pages) + places], num_pages
+        return self.page_ids[ranges(self.kv_indptr[groups], num_pages)], num_pages
+
+
+def ranges(begins: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The numbers from each begin on, as many as its size, one range behind the other."""
+    return np.arange(sizes.sum()) + np.repeat(begins - np.cumsum(sizes) + sizes, sizes)
 
 
 def new_level(page_size: int, **arguments: Tensor) -> Level:
@@ -59,51 +61,6 @@ def new_level(page_size: int, **arguments: Tensor) -> Level:
     _check_each(last, wrong, last_page_len, f"a length in [1, {page_size}]")
     kv_len = np.where(num_pages > 0, (num_pages - 1) * page_size + last_page_len, 0)
     return Level(qo_indptr, kv_indptr, page_ids, kv_len)
-
-
-def attention_batch(levels: list[Level], *, causal: bool, window_left: int) -> tuple[tuple[np.ndarray, ...], int]:
-    """The eight arrays of ext.plan_attention, and its window_left.
-
-    A row's keys are those of its groups, the first level's first. It stands as far before the end of them as it stands
-    before the end of its group in the last level. A window counts from there; causal, it also sees nothing behind it.
-    """
-    last = levels[-1]
-    bounds = np.unique(np.concatenate([level.qo_indptr for level in levels]))  # a span lies in one group of each level
-    first_rows = bounds[:-1]
-    links, begins, lengths, page_counts, page_ids = [], [], [], [], []
-    num_segments = 0
-    parents = np.zeros(len(first_rows), np.int64)  # of each span the segment above, within its level
-    ends = np.zeros(1, np.int64)  # where the segments above end
-    for level in levels:
-        groups = level.groups_of(first_rows)
-        paths = parents * len(level.kv_len) + groups
-        _, first_spans, nodes = np.unique(paths, return_index=True, return_inverse=True)
-        links.append(num_segments + nodes)
-        begins.append(ends[parents[first_spans]])
-        lengths.append(level.kv_len[groups[first_spans]])
-        ids, counts = level.pages_of(groups[first_spans])
-        page_ids.append(ids)
-        page_counts.append(counts)
-        num_segments += len(first_spans)
-        parents, ends = nodes, begins[-1] + lengths[-1]
-    groups = last.groups_of(first_rows)
-    rows_to_end = last.qo_indptr[groups + 1] - first_rows  # of each span's first row to its group's end
-    # Not causal: all rows, and the window with them, are moved behind their last key.
-    moved = 0 if causal else max(int(last.qo_len.max(initial=0)) - 1, 0)
-    span_begin = ends[parents] - rows_to_end + moved
-    shift = max(int(-span_begin.min(initial=0)), 0)  # positions begin at 0, also those in front of all keys
-    arrays = (
-        bounds,
-        span_begin + shift,
-        np.arange(len(first_rows) + 1) * len(levels),
-        np.stack(links, axis=1).reshape(-1),
-        np.concatenate([[0], np.cumsum(np.concatenate(page_counts))]),
-        np.concatenate(page_ids),
-        np.concatenate(begins) + shift,
-        np.concatenate(lengths),
-    )
-    window = min(window_left + moved, 2**31 - 1) if window_left >= 0 else -1
-    return tuple(array.astype(np.int32) for array in arrays), window
 
 
 def _ints(name: str, tensor: Tensor) -> np.ndarray:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batchllm.integrations.flashinfer.levels import Level, attention_batch
+from batchllm.integrations.flashinfer.chains import attention_batch
+from batchllm.integrations.flashinfer.levels import Level
 from batchllm.integrations.planned_attention import PlannedAttention
 
 PagedCache = Tensor | tuple[Tensor, Tensor]
@@ -122,7 +123,8 @@ class PagedAttention:
     def _attention(self, causal: bool, window_left: int) -> PlannedAttention:
         assert self._planned is not None
         if (causal, window_left) not in self._attentions:
-            batch, window = attention_batch(self._planned.levels, causal=causal, window_left=window_left)
+            page_size = self._shape["page_size"]
+            batch, window = attention_batch(self._planned.levels, page_size, causal=causal, window_left=window_left)
             self._attentions[causal, window_left] = PlannedAttention(
                 batch, self.device, window_left=window, **self._shape
             )

@@ -19,7 +19,8 @@ from batchllm.integrations.flashinfer.paged_attention import (
 
 
 class BatchPrefillWithPagedKVCacheWrapper(PagedAttention):
-    """Every request's rows, the last of which stands at its last key, against the pages of its own."""
+    """Every request's rows, the last of which stands at its last key, against its pages. Those that requests have in
+    common are read once where that pays."""
 
     def __init__(
         self,
