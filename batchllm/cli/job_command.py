@@ -112,10 +112,13 @@ class JobOptions:
     ray: Annotated[
         str | None,
         typer.Option(
-            metavar="ADDRESS|local", help="Run on a Ray cluster; the output is a directory on shared storage."
+            metavar="ADDRESS",
+            help="Run on a Ray cluster, or local: on one made here; the output is a directory on shared storage.",
         ),
     ] = None
-    replicas: Annotated[int | None, typer.Option(min=1, help="With --ray: engines, a GPU each where there are.")] = None
+    replicas: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="With --ray: engines, a GPU each where there are.")
+    ] = None
 
     def check(self) -> None:
         if self.retry_errors and not self.resume:

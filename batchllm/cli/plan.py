@@ -53,7 +53,10 @@ def plan(
         Quantization | None,
         typer.Option(help="Weights and activations of 8 bits, on a CPU.", show_default="those of the checkpoint"),
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Of weights and KV; auto: what `run` takes there.")] = Dtype.auto,
+    dtype: Annotated[
+        Dtype,
+        typer.Option(metavar="TYPE", help="Of weights and KV: float32, bfloat16 or auto, which is what `run` takes."),
+    ] = Dtype.auto,
     max_tokens: MaxTokens = 256,
     expected_output_tokens: Annotated[
         int | None,
