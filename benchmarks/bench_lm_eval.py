@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_CACHE": tempfile.mkdtemp()}
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 import lm_eval
 from lm_eval.api.registry import get_model
@@ -41,7 +41,7 @@ TOLERANCES = {"float32": 2e-3, "bfloat16": 0.6}  # of a log-probability of a cho
 TASK = """
 task: {name}
 dataset_path: json
-dataset_kwargs: {{data_files: {files}}}
+dataset_kwargs: {{data_files: {files}, cache_dir: {directory}}}
 test_split: test
 fewshot_split: train
 num_fewshot: {num_shots}
@@ -105,7 +105,9 @@ def write_tasks(directory: Path, num_questions: int) -> None:
     for split, lines in splits.items():
         Path(files[split]).write_text("".join(json.dumps(line) + "\n" for line in lines))
     for name, sampler in SAMPLERS.items():
-        task = TASK.format(name=name, files=json.dumps(files), num_shots=NUM_SHOTS, sampler=sampler)
+        task = TASK.format(
+            name=name, files=json.dumps(files), directory=directory, num_shots=NUM_SHOTS, sampler=sampler
+        )
         (directory / f"{name}.yaml").write_text(task)
 
 

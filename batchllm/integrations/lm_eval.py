@@ -71,12 +71,17 @@ class BatchLLM(TemplateLM):
         batch_size, max_batch_size: of no effect: memory bounds a batch, and not a number of requests.
         options: of batchllm.options.EngineOptions: dtype, quantize, kv_cache_tokens, max_batch_tokens, ...
 
-        Raises ValueError and FileNotFoundError as LLM does.
+        Raises ValueError and FileNotFoundError as LLM does, and ValueError for options of an LLM that is there.
         """
         super().__init__()
-        if device is not None:
-            options["device"] = "cpu" if device == "cpu" else "auto"
-        self.llm = pretrained if isinstance(pretrained, LLM) else LLM(pretrained, **options)
+        if isinstance(pretrained, LLM):
+            if options:
+                raise ValueError(f"{next(iter(options))}: pretrained is an LLM, which has its options")
+            self.llm = pretrained
+        else:
+            if device is not None:
+                options["device"] = "cpu" if device == "cpu" else "auto"
+            self.llm = LLM(pretrained, **options)
         if not 1 <= (max_length or 1) <= self.llm.max_model_len:
             raise ValueError(f"max_length: expected 1 to {self.llm.max_model_len}, got {max_length}")
         self.tokenizer = self.llm.get_tokenizer()
@@ -207,8 +212,7 @@ class BatchLLM(TemplateLM):
         self._encoded = dict(zip(unique, self._encode(unique), strict=True))
 
     def _encode(self, texts: list[str], add_special_tokens: bool | None = None) -> list[Tokens]:
-        """With the special tokens that the tokenizer, or add_bos_token, puts before a text that begins with
-        none."""
+        """With the special tokens that the tokenizer, or add_bos_token, puts before a text that has none."""
         prefix = self.tokenizer.decode([self.prefix_token_id])
         tokens: dict[int, Tokens] = {}
         for begins_with_one in (False, True):

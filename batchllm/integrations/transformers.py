@@ -1,9 +1,11 @@
 """Jobs for a transformers model that is in memory already: the engine on its own modules.
 
-outputs = generate(model, tokenizer, prompts, max_new_tokens=64)
+    outputs = generate(model, tokenizer, prompts, max_new_tokens=64)
 
-with lend(model, tokenizer) as llm:  # several jobs, scoring, whatever LLM does
-    llm.score(prompts, [" yes", " no"])
+is one job, with the settings of `model.generate`. For several, for scoring, for whatever an LLM does there is
+
+    with lend(model, tokenizer) as llm:
+        scores = llm.score(prompts, [" yes", " no"])
 """
 
 from __future__ import annotations

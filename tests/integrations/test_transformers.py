@@ -208,6 +208,19 @@ def test_the_model_comes_back_as_it_was(tokenizer, ends, attention):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+def test_a_model_in_bfloat16_scores_as_it_does_itself(tokenizer):
+    model = of_architecture("gemma2").bfloat16()
+    prompts, continuation = tiny.shared_prompts(6), [20, 58, 187]
+    with lend(model, tokenizer, **SMALL) as llm:
+        assert llm.dtype == torch.bfloat16
+        ours = [score.logprobs for (score,) in llm.score(prompts, [continuation])]
+    for prompt, logprobs in zip(prompts, ours, strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + continuation])).logits[0, len(prompt) - 1 : -1]
+        theirs = torch.log_softmax(logits.float(), dim=-1).gather(1, torch.tensor(continuation)[:, None])[:, 0]
+        assert logprobs == pytest.approx(theirs.tolist(), abs=0.3)
+
+
 def test_a_model_in_training_answers_without_dropout(tokenizer):
     model = of_architecture("gpt2", resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5)
     prompts = tiny.shared_prompts(6)

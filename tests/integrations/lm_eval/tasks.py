@@ -48,6 +48,7 @@ TASKS = {
     "rolling": ROLLING,
     "last_word": LAST_WORD,
 }
+DATA = "dataset_path: json\ndataset_kwargs: {{data_files: {files}, cache_dir: {directory}}}\ntest_split: test\n"
 SHOTS = "num_fewshot: {num_shots}\nfewshot_split: train\nfewshot_config: {{sampler: {sampler}}}\n"
 
 
@@ -70,7 +71,7 @@ def write_tasks(directory: Path, sampler: str = "first_n") -> Path:
         files[split] = str(directory / f"{split}.jsonl")
         Path(files[split]).write_text("".join(json.dumps(question(i)) + "\n" for i in range(NUM_QUESTIONS)))
     for name, settings in TASKS.items():
-        data = f"dataset_path: json\ndataset_kwargs: {{data_files: {json.dumps(files)}}}\ntest_split: test\n"
+        data = DATA.format(files=json.dumps(files), directory=directory)
         shots = "" if name == "rolling" else SHOTS.format(num_shots=NUM_SHOTS, sampler=sampler)
         (directory / f"{name}.yaml").write_text(f"task: {name}\n{data}{shots}{settings}")
     return directory

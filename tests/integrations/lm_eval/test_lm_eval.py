@@ -144,11 +144,12 @@ def test_chats_are_those_of_hf(directory, tasks, multiturn):
 def test_a_model_in_memory_is_evaluated(directory, tasks, by_hf):
     model = transformers.AutoModelForCausalLM.from_pretrained(directory)
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    names = ["choice", "rolling"]
     with lend(model, tokenizer, kv_cache_tokens=8192) as llm:
-        ours = evaluate(BatchLLM(llm), None, tasks, ["choice", "rolling"])
-    assert_same(
-        {"samples": {**by_hf["samples"], **ours["samples"]}, "results": by_hf["results"] | ours["results"]}, by_hf
-    )
+        ours = evaluate(BatchLLM(llm), None, tasks, names)
+        with pytest.raises(ValueError, match=r"^dtype: pretrained is an LLM, which has its options$"):
+            BatchLLM(llm, dtype="float32")
+    assert_same(ours, {part: {name: by_hf[part][name] for name in names} for part in ("samples", "results")})
 
 
 def test_answers_are_kept_in_the_cache_of_the_harness(directory, tasks, tmp_path, monkeypatch):
