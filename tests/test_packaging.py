@@ -41,7 +41,7 @@ def test_extras_of_the_package_name_it() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     section = project.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
     known = set(re.findall(r"^(\w+) = ", section, re.MULTILINE))
-    assert {"cli", "plot", "data", "grammar", "docs", "test", "dev"} <= known
+    assert {"cli", "plot", "data", "eval", "grammar", "docs", "test", "dev"} <= known
     for extras in re.findall(rf"{NAME}\[([\w,]+)\]", project):
         assert set(extras.split(",")) <= known
 
