@@ -28,6 +28,7 @@ TCMALLOC = Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4")
 OPENMP = Path(sys.prefix) / "lib/libiomp5.so"
 
 
+SHARED_ATTENTION = "batchllm.integrations.vllm_attention.SharedAttentionWorker"
 ORDERS = ("as submitted", "sorted", "planned")  # by tokens; by batchllm.integrations.vllm
 
 
@@ -58,6 +59,7 @@ class VllmCpu(Contestant):
             max_model_len=options.max_model_len,
             max_num_batched_tokens=options.max_batch_tokens,
             enforce_eager=options.eager,
+            worker_cls=SHARED_ATTENTION if options.shared_attention else "auto",
             disable_log_stats=True,
         )
         self.prepare(WARM_UP)()
@@ -99,6 +101,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     result.add_argument("--block-size", type=int, default=128, help="tokens of a KV block")
     result.add_argument("--max-batch-tokens", type=int, default=2048)
     result.add_argument("--max-model-len", type=int, default=4096)
+    result.add_argument("--shared-attention", action="store_true", help="batchllm.integrations.vllm_attention")
     result.add_argument("--eager", action="store_true", help="compile nothing: ready in seconds, and slower")
     return result
 
