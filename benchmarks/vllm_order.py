@@ -1,7 +1,7 @@
 """What the order of a job does to vLLM: as submitted, sorted by tokens, by our planner (batchllm.integrations.vllm).
 
     benchmarks/peers/install.sh vllm
-    build/peers/vllm/bin/python -m benchmarks.vllm_order --scale 0.25 --rounds 3
+    build/peers/vllm/bin/python -m benchmarks.vllm_order --scale 0.25
 
 One engine runs all orders in turns, with an empty cache at the start of each; W5 in its pool of 16,384 tokens.
 Computed prompt tokens are those that no block of the cache held, a count that no other load changes.
