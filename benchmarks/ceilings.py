@@ -1,8 +1,9 @@
 """What this machine can do: rates of matrix products of a model's shapes and of reading memory. Prints JSON.
 
-    python -m benchmarks.ceilings --model DIR
+    python -m benchmarks.ceilings --model DIR --arithmetic float32
 
-Matrix products are torch's in bfloat16, of M rows and each of a layer's weights; a layer's rate weighs them by their
+Matrix products are torch's, by oneDNN with packed weights or by F.linear, whichever is faster, of M rows and each of a
+layer's weights; in int8 they are oneDNN's, of rows that are quantised already. A layer's rate weighs them by their
 arithmetic. Each time is the best of several.
 """
 
@@ -11,14 +12,18 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch.nn.functional import linear
 
+from batchllm.device.int8 import Int8Linear, Int8Rows, quantize
+from batchllm.device.packed import can_pack, packed, packed_linear
 from batchllm.models.config import ModelConfig
 
+ARITHMETIC = ("bfloat16", "float32", "int8")
 LAYER_ROWS = (1, 16, 64, 256, 2048)
 LOGIT_ROWS = 256
 READ_BYTES = 256 << 20  # past any cache
@@ -51,11 +56,20 @@ def best_s(run: Callable[[], object]) -> float:
     return min(times)
 
 
-def linear_s(rows: int, weight: tuple[int, int]) -> float:
+def linear_s(rows: int, weight: tuple[int, int], arithmetic: str) -> float:
     outputs, inputs = weight
-    w = torch.randn(outputs, inputs).bfloat16()
-    x = torch.randn(rows, inputs).bfloat16()
-    return best_s(lambda: linear(x, w))
+    w, x = torch.randn(outputs, inputs), torch.randn(rows, inputs)
+    if arithmetic == "int8":
+        int8_linear, int8_rows = Int8Linear(w), Int8Rows.empty(rows, inputs)
+        quantize(x, out=int8_rows)
+        return best_s(lambda: deque(int8_linear.products_in_parts(int8_rows), maxlen=0))
+    dtype = getattr(torch, arithmetic)
+    w, x = w.to(dtype), x.to(dtype)
+    plain_s = best_s(lambda: linear(x, w))
+    if not can_pack(dtype):
+        return plain_s
+    w_packed = packed(w)
+    return min(plain_s, best_s(lambda: packed_linear(x, w_packed, None)))
 
 
 def gflop(rows: int, weight: tuple[int, int]) -> float:
@@ -63,15 +77,15 @@ def gflop(rows: int, weight: tuple[int, int]) -> float:
 
 
 @torch.inference_mode()
-def measure(model: ModelConfig) -> dict[str, float]:
+def measure(model: ModelConfig, arithmetic: str) -> dict[str, float]:
     """{"gemm_gflops_m16": ..., "lm_head_gflops": ..., "read_gb_per_s": ...}"""
     weights = layer_weights(model).values()
     ceilings = {}
     for rows in LAYER_ROWS:
-        seconds = sum(linear_s(rows, weight) for weight in weights)
+        seconds = sum(linear_s(rows, weight, arithmetic) for weight in weights)
         ceilings[f"gemm_gflops_m{rows}"] = sum(gflop(rows, weight) for weight in weights) / seconds
     logits = (model.vocab_size, model.hidden_size)
-    ceilings["lm_head_gflops"] = gflop(LOGIT_ROWS, logits) / linear_s(LOGIT_ROWS, logits)
+    ceilings["lm_head_gflops"] = gflop(LOGIT_ROWS, logits) / linear_s(LOGIT_ROWS, logits, arithmetic)
     memory = torch.ones(READ_BYTES // 4)
     ceilings["read_gb_per_s"] = READ_BYTES / best_s(memory.sum) / 1e9
     return {name: round(value, 1) for name, value in ceilings.items()}
@@ -80,8 +94,9 @@ def measure(model: ModelConfig) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="a directory with config.json")
+    parser.add_argument("--arithmetic", choices=ARITHMETIC, default="bfloat16", help="what products are made in")
     options = parser.parse_args()
-    print(json.dumps(measure(ModelConfig.from_directory(options.model))))
+    print(json.dumps(measure(ModelConfig.from_directory(options.model), options.arithmetic)))
 
 
 if __name__ == "__main__":

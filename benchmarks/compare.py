@@ -5,11 +5,13 @@
         'new=.venv/bin/python benchmarks/bench_engine.py --serve --model DIR' --workloads W1 W3 --rounds 5
 
 A contestant is a name known here or NAME=COMMAND, the command of a process that speaks the protocol of contestant.py.
-The others are compared with the first one named. benchmarks/peers/README.md says how those known here are made.
+A contestant is compared with those of its precision, of which the first one named is what the others' ratios are to.
+benchmarks/peers/README.md says how those known here are made.
 
-Each round measures the ceilings of the machine (ceilings.py), then every contestant once; all others are stopped
-meanwhile. A run starts when the machine is quiet, and what others took of it during the run is recorded. -o DIR writes
-engines.csv with a row a run, engines.md and engines.png; workloads that are not measured again keep their rows.
+Each round measures the ceilings of the machine (ceilings.py) in every precision that runs, then every contestant once;
+all others are stopped meanwhile. A run starts when the machine is quiet, and what others took of it during the run is
+recorded. -o DIR writes engines.csv with a row a run, engines.md and engines.png; workloads and precisions that are not
+measured again keep their rows.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from batchllm.models.backend import describe_model
 from batchllm.models.description import ModelDescription
 from benchmarks import compare_report
 from benchmarks.bound import Work
-from benchmarks.contestant import read_requests
+from benchmarks.contestant import ARITHMETIC, read_requests
 from benchmarks.contestant_process import ContestantError, ContestantProcess
 from benchmarks.machine import describe, wait_until_quiet
 from benchmarks.workloads import WORKLOADS, write_workload
@@ -81,12 +83,13 @@ class Contest:
                 if answer := self.ask(name, {"load": job.kv_tokens}):
                     self.loaded[name] = {"kv_tokens": job.kv_tokens, **answer}
 
-    def run(self, job: Job, rounds: int, measure_ceilings: Callable[[], dict[str, float]]) -> list[dict[str, Any]]:
-        """A row a run, in the order they were made."""
+    def run(self, job: Job, rounds: int, measure_ceilings: Callable[[str], dict[str, float]]) -> list[dict[str, Any]]:
+        """A row a run, in the order they were made; `measure_ceilings` takes one of ARITHMETIC's values."""
         self.load(job)
         rows = []
         for round_number in range(rounds):
-            ceilings = measure_ceilings()
+            arithmetic = {name: ARITHMETIC[self.loaded[name]["precision"]] for name in self.running}
+            ceilings = {kind: measure_ceilings(kind) for kind in dict.fromkeys(arithmetic.values())}
             names = list(self.commands)
             begin = round_number % len(names)
             for name in names[begin:] + names[:begin]:
@@ -94,7 +97,8 @@ class Contest:
                     continue
                 wait_until_quiet(self.quiet_limit_s)
                 if answer := self.ask(name, {"run": str(job.path)}):
-                    row = {"contestant": name, "round": round_number, **self.loaded[name], **answer, **ceilings}
+                    row = {"contestant": name, "round": round_number, **self.loaded[name], **answer}
+                    row |= ceilings[arithmetic[name]]
                     print(compare_report.run_line(row), flush=True)
                     rows.append(row)
         return rows
@@ -109,8 +113,8 @@ class Contest:
             return None
 
 
-def measure_ceilings(model: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.ceilings", "--model", model]
+def measure_ceilings(model: str, arithmetic: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.ceilings", "--model", model, "--arithmetic", arithmetic]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
@@ -161,11 +165,11 @@ def main() -> None:
 
 
 def report_job(contest: Contest, job: Job, model: ModelDescription, options: argparse.Namespace) -> None:
-    runs = contest.run(job, options.rounds, lambda: measure_ceilings(options.model))
+    runs = contest.run(job, options.rounds, lambda arithmetic: measure_ceilings(options.model, arithmetic))
     if not runs:
         return
     work = Work.of(read_requests(job.path))
-    rows = compare_report.finished(runs, next(iter(contest.commands)), work, model, describe())
+    rows = compare_report.finished(runs, list(contest.commands), work, model, describe())
     print(f"\n{job.name}: {compare_report.job_report(rows)}", flush=True)
     if options.output:
         compare_report.write(rows, options.output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from batchllm.models.description import ModelDescription
 from benchmarks.bound import Work
+from benchmarks.contestant import ARITHMETIC, PRECISIONS
 from benchmarks.machine import QUIET_SHARE
 from benchmarks.paper.report import read_csv, write_csv
 
@@ -17,7 +19,7 @@ Row = dict[str, Any]  # of one run
 
 GEMM = "gemm_gflops_m"
 COLUMNS = (
-    "workload kv_tokens round contestant engine version variant dtype wall_s requests prompt_tokens"
+    "workload kv_tokens round contestant engine version variant dtype precision wall_s requests prompt_tokens"
     " distinct_prompt_tokens computed_prompt_tokens output_tokens output_tokens_per_s bound_s same_first_tokens"
     f" peak_rss_gib cpu_s foreign_share load_s {GEMM}1 {GEMM}16 {GEMM}64 {GEMM}256 {GEMM}2048 lm_head_gflops"
     " read_gb_per_s machine"
@@ -26,12 +28,17 @@ COLUMNS = (
 TEMPLATE = Path(__file__).parent / "engines.template.md"
 
 
-def finished(rows: list[Row], first: str, work: Work, model: ModelDescription, machine: str) -> list[Row]:
-    """The rows with what the job and the other runs tell of them, and without the tokens themselves."""
-    expected = {row["round"]: row["first_tokens"] for row in rows if row["contestant"] == first}
+def finished(rows: list[Row], names: list[str], work: Work, model: ModelDescription, machine: str) -> list[Row]:
+    """The rows with what the job and the other runs tell of them, and without the tokens themselves. `names` are the
+    contestants': the first of a precision is what its others are compared with."""
+    for of_precision in by_precision(rows).values():
+        ran = {row["contestant"] for row in of_precision}
+        first = next(name for name in names if name in ran)
+        expected = {row["round"]: row["first_tokens"] for row in of_precision if row["contestant"] == first}
+        for row in of_precision:
+            pairs = list(zip(row["first_tokens"], expected.get(row["round"], []), strict=False))
+            row["same_first_tokens"] = round(statistics.mean(a == b for a, b in pairs), 3) if pairs else ""
     for row in rows:
-        pairs = list(zip(row["first_tokens"], expected.get(row["round"], []), strict=False))
-        row["same_first_tokens"] = round(statistics.mean(a == b for a, b in pairs), 3) if pairs else ""
         row["distinct_prompt_tokens"] = work.distinct_prompt_tokens
         row["bound_s"] = round(work.bound_s(model, peak_gflops(row)), 3)
         row["machine"] = machine
@@ -45,7 +52,7 @@ def peak_gflops(row: Row) -> float:
 def run_line(row: Row) -> str:
     seconds = ", ".join(f"{phase} {value:.2f}" for phase, value in row.get("seconds", {}).items())
     return (
-        f"{row['workload']} round {row['round']}  {row['contestant']:<16} {row['wall_s']:8.2f} s,"
+        f"{row['workload']} round {row['round']}  {row['contestant']:<20} {row['wall_s']:8.2f} s,"
         f" {100 * row['foreign_share']:.0f} % foreign{f' ({seconds})' if seconds else ''}"
     )
 
@@ -98,7 +105,7 @@ def number(value: int | str) -> str:
 
 
 def standings(rows: list[Row]) -> list[Standing]:
-    """Of one job's rows, in the order of their first runs."""
+    """Of one job's rows in one precision, in the order of their first runs."""
     runs: dict[str, list[Row]] = {}
     for row in rows:
         runs.setdefault(row["contestant"], []).append(row)
@@ -125,6 +132,15 @@ def table(rows: list[dict[str, str]]) -> str:
 def job_report(rows: list[Row]) -> str:
     row = rows[0]
     pool = f", a KV pool of {row['kv_tokens']:,} tokens" if row["kv_tokens"] != "" else ""
+    job = (
+        f"{row['requests']:,} requests, {row['prompt_tokens']:,} prompt tokens of which"
+        f" {row['distinct_prompt_tokens']:,} are distinct, {row['output_tokens']:,} output tokens{pool}.\n"
+    )
+    return job + "".join(map(precision_report, by_precision(rows).values()))
+
+
+def precision_report(rows: list[Row]) -> str:
+    precision, machine = rows[0]["precision"], rows[0]["machine"]
     median = {
         name: statistics.median(row[name] for row in rows)
         for name in COLUMNS
@@ -132,24 +148,30 @@ def job_report(rows: list[Row]) -> str:
     }
     by_rows = ", ".join(f"{name.removeprefix(GEMM)}: {median[name]:.0f}" for name in median if name.startswith(GEMM))
     return (
-        f"{row['requests']:,} requests, {row['prompt_tokens']:,} prompt tokens of which"
-        f" {row['distinct_prompt_tokens']:,} are distinct, {row['output_tokens']:,} output tokens{pool}.\n"
-        f"{row['machine']}. Matrix products by rows, GFLOP/s: {by_rows}.\n"
+        f"\n### {precision}\n\n"
+        f"{machine}. Matrix products in {ARITHMETIC[precision]} by rows, GFLOP/s: {by_rows}.\n"
         f"Memory read: {median['read_gb_per_s']:.0f} GB/s. Bound: {median['bound_s']:.2f} s.\n\n"
         f"{table([standing.cells() for standing in standings(rows)])}\n"
     )
 
 
 def write(rows: list[Row], directory: Path) -> None:
-    """engines.csv with these rows in place of older ones of the same jobs; the page and the plot of all of them."""
+    """engines.csv with these rows in place of older ones of the same jobs in the same precisions; the page and the plot
+    of all of them."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "engines.csv"
-    measured = {row["workload"] for row in rows}
-    old = [row for row in read_csv(path) if row["workload"] not in measured] if path.exists() else []
-    jobs = by_job([*old, *rows])
+    measured = {(row["workload"], row["precision"]) for row in rows}
+    old = read_rows(path) if path.exists() else []
+    jobs = by_job([*(row for row in old if (row["workload"], row["precision"]) not in measured), *rows])
     write_csv([row for job in jobs.values() for row in job], path)
     (directory / "engines.md").write_text(page(jobs))
     plot(jobs, directory / "engines.png")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Of an engines.csv, which may be of a time when all contestants ran in one precision."""
+    rows = [{"precision": PRECISIONS[row["dtype"]]} | row for row in read_csv(path)]
+    return [{column: row[column] for column in COLUMNS} for row in rows]
 
 
 def by_job(rows: list[Row]) -> dict[str, list[Row]]:
@@ -158,8 +180,13 @@ def by_job(rows: list[Row]) -> dict[str, list[Row]]:
     }
 
 
+def by_precision(rows: list[Row]) -> dict[str, list[Row]]:
+    present = {row["precision"] for row in rows}
+    return {name: [row for row in rows if row["precision"] == name] for name in ARITHMETIC if name in present}
+
+
 def page(jobs: dict[str, list[Row]]) -> str:
-    names = ("contestant", "engine", "version", "variant", "dtype")
+    names = ("contestant", "engine", "version", "variant", "dtype", "precision")
     contestants = dict.fromkeys(tuple(str(row[name]) for name in names) for job in jobs.values() for row in job)
     workloads = "\n".join(f"## {name}\n\n{job_report(job)}" for name, job in jobs.items())
     template = Template(TEMPLATE.read_text())
@@ -174,18 +201,28 @@ def plot(jobs: dict[str, list[Row]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(jobs), figsize=(3.4 * len(jobs), 2.6), squeeze=False, layout="constrained")
+    precisions = list(by_precision([row for job in jobs.values() for row in job]))
+    figure, panels = plt.subplots(
+        *(len(precisions), len(jobs)),
+        figsize=(3.4 * len(jobs), 2.6 * len(precisions)),
+        squeeze=False,
+        layout="constrained",
+    )
     colors = {
         name: f"C{i}" for i, name in enumerate(dict.fromkeys(r["contestant"] for job in jobs.values() for r in job))
     }
-    for axes, (name, rows) in zip(panels[0], jobs.items(), strict=True):
+    for axes, (precision, name) in zip(panels.flat, itertools.product(precisions, jobs), strict=True):
+        rows = by_precision(jobs[name]).get(precision)
+        if rows is None:
+            axes.set_visible(False)
+            continue
         for place, standing in enumerate(standings(rows)):
             contestant, median_s, seconds = standing.runs[0]["contestant"], standing.median_s(), standing.seconds()
             spread = [[median_s - min(seconds)], [max(seconds) - median_s]]
             axes.barh(place, median_s, xerr=spread, color=colors[contestant], height=0.7)
             axes.text(0, place, f" {contestant}", va="center", fontsize=7)
         axes.axvline(statistics.median(row["bound_s"] for row in rows), color="k", linewidth=0.8, linestyle="--")
-        axes.set(title=name, xlabel="seconds (dashed: bound)", yticks=[])
+        axes.set(title=f"{name}, {precision}", xlabel="seconds (dashed: bound)", yticks=[])
         axes.invert_yaxis()
     figure.savefig(path, dpi=110)
     plt.close(figure)

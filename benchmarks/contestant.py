@@ -3,7 +3,8 @@
 It reads one JSON object a line on standard input and answers each with one line on standard output:
 
     {"load": 16384}        load the model with a KV pool of so many tokens; null: of a size that holds every job
-      -> {"engine": "vllm", "version": "0.32.0", "variant": "sorted", "dtype": "bfloat16", "load_s": 61.2}
+      -> {"engine": "vllm", "version": "0.32.0", "variant": "sorted", "dtype": "bfloat16", "precision": "bfloat16",
+          "load_s": 61.2}
     {"run": "W1.jsonl"}    run a job: a file of objects with prompt_token_ids and max_tokens, and perhaps group
       -> {"workload": "W1", "wall_s": 21.8, ...}
 
@@ -25,6 +26,11 @@ from typing import Any
 
 from benchmarks.machine import Meter
 
+# What weights are kept in, by what that is called. Engines are compared only with those of the same.
+PRECISIONS = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "Q8_0": "int8", "Q4_K_M": "int4"}
+# What products with such weights are made in at best.
+ARITHMETIC = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "int4": "int8"}
+
 Outputs = list[list[int]]  # token ids, in the order of the requests
 
 
@@ -44,7 +50,12 @@ class Contestant(ABC):
     engine: str
     version: str
     variant: str = ""
-    dtype: str = "bfloat16"
+    dtype: str = "bfloat16"  # of weights, as the engine calls it: a key of PRECISIONS
+
+    @property
+    def precision(self) -> str:
+        """The class that it is compared in."""
+        return PRECISIONS[self.dtype]
 
     @abstractmethod
     def load(self, kv_tokens: int | None) -> None:
@@ -102,7 +113,7 @@ def answer(contestant: Contestant, message: dict[str, Any]) -> dict[str, Any]:
     if "load" in message:
         start = time.perf_counter()
         contestant.load(message["load"])
-        names = ("engine", "version", "variant", "dtype")
+        names = ("engine", "version", "variant", "dtype", "precision")
         return {name: getattr(contestant, name) for name in names} | {"load_s": round(time.perf_counter() - start, 2)}
     path = Path(message["run"])
     return {"workload": path.stem, **run_job(contestant, read_requests(path))}

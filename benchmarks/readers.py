@@ -93,7 +93,7 @@ class Decode:
 
 def measure(model: ModelConfig, threads: int, seconds: float) -> list[dict[str, float]]:
     weights, heads = layer_weights(model).values(), model.layers[0].attention
-    gemm = sum(gflop(GEMM_ROWS, w) for w in weights) / sum(linear_s(GEMM_ROWS, w) for w in weights)
+    gemm = sum(gflop(GEMM_ROWS, w) for w in weights) / sum(linear_s(GEMM_ROWS, w, "bfloat16") for w in weights)
     memory = torch.ones(1 << 26)
     ceilings = {"gemm_gflops": gemm, "read_gb_per_s": memory.nbytes / best_s(memory.sum) / 1e9}
     rows = []

@@ -1,4 +1,5 @@
-"""A contestant without a model: repeats the last prompt token, or misbehaves as its argument says."""
+"""A contestant without a model: repeats the last prompt token, or misbehaves as its argument says. A second argument
+is its dtype."""
 
 from __future__ import annotations
 
@@ -16,10 +17,10 @@ from benchmarks.contestant import Contestant, Outputs, Request, serve
 
 
 class Fake(Contestant):
-    engine, version, dtype = "fake", "1", "none"
+    engine, version = "fake", "1"
 
-    def __init__(self, behaviour: str) -> None:
-        self.variant = behaviour
+    def __init__(self, behaviour: str, dtype: str = "bfloat16") -> None:
+        self.variant, self.dtype = behaviour, dtype
 
     def load(self, kv_tokens: int | None) -> None:
         self.kv_tokens = kv_tokens
@@ -42,4 +43,4 @@ class Fake(Contestant):
 
 
 if __name__ == "__main__":
-    serve(Fake(sys.argv[1]))
+    serve(Fake(*sys.argv[1:]))

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import compare, compare_report
+from benchmarks.bound import Work
 from benchmarks.compare import Contest, Job
 from benchmarks.contestant_process import ContestantError, ContestantProcess
 from tests.benchmarks import fake_contestant
+from tests.benchmarks.test_bound import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 CEILINGS = {f"gemm_gflops_m{rows}": 100.0 + rows for rows in (1, 16, 64, 256, 2048)} | {
@@ -66,7 +68,7 @@ def state(pid: int) -> str:
 
 def test_contestants_take_turns_in_an_order_that_rotates(job: Job) -> None:
     with contest(a=fake("honest"), b=fake("honest"), c=fake("honest")) as three:
-        rows = three.run(job, 3, lambda: CEILINGS)
+        rows = three.run(job, 3, lambda arithmetic: CEILINGS)
     assert "".join(row["contestant"] for row in rows) == "abcbcacab"
     assert [row["round"] for row in rows] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert all(CEILINGS.items() <= row.items() for row in rows)
@@ -84,19 +86,19 @@ def test_a_contestant_is_stopped_when_it_is_not_its_turn(job: Job) -> None:
 
 def test_one_that_dies_is_reported_and_the_others_go_on(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     with contest(a=fake("honest"), bad=fake("dies"), c=fake("honest")) as three:
-        rows = three.run(job, 2, lambda: CEILINGS)
+        rows = three.run(job, 2, lambda arithmetic: CEILINGS)
         assert "".join(row["contestant"] for row in rows) == "acca"
         (failure,) = three.failures
         assert "bad: exit status 1" in failure
         assert "RuntimeError: out of luck" in failure
         assert failure in capsys.readouterr().err
-        three.run(job, 1, lambda: CEILINGS)
+        three.run(job, 1, lambda arithmetic: CEILINGS)
         assert len(three.failures) == 2, "it has another chance on the next job"
 
 
 def test_wrong_lengths_give_no_row(job: Job) -> None:
     with contest(a=fake("short")) as one:
-        assert one.run(job, 2, lambda: CEILINGS) == []
+        assert one.run(job, 2, lambda arithmetic: CEILINGS) == []
     assert "request 0: expected 2 output tokens, got 1" in one.failures[0]
 
 
@@ -128,28 +130,71 @@ def test_one_that_is_stopped_does_not_outlive_its_starter() -> None:
 
 def test_a_command_that_is_none_is_reported(job: Job) -> None:
     with contest(a="false") as one:
-        assert one.run(job, 1, lambda: CEILINGS) == []
+        assert one.run(job, 1, lambda arithmetic: CEILINGS) == []
     assert "a: exit status 1" in one.failures[0]
 
 
 def test_a_job_with_a_pool_of_its_own_is_loaded_for(job: Job) -> None:
     with contest(a=fake("honest")) as one:
         seen = [
-            one.run(Job(job.name, job.path, kv_tokens), 1, lambda: CEILINGS)[0]["kv_tokens_seen"]
+            one.run(Job(job.name, job.path, kv_tokens), 1, lambda arithmetic: CEILINGS)[0]["kv_tokens_seen"]
             for kv_tokens in (None, 64, 64, None)
         ]
     assert seen == [None, 64, 64, None]
 
 
 def test_arguments_that_name_nothing_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="contestant 'vlm': expected NAME=COMMAND or one of batchllm, vllm"):
+    with pytest.raises(ValueError, match="contestant 'vlm': expected NAME=COMMAND or one of batchllm, "):
         compare.parse_contestants(["vlm"], python="python", model="m", peers="p")
     with pytest.raises(ValueError, match="workload 'W9': expected a file or one of W1"):
         compare.make_job("W9", tmp_path)
 
 
-def run(contestant: str, number: int, wall_s: float, *, workload: str = "W1", foreign: float = 0.0) -> dict:
-    row = dict.fromkeys(compare_report.COLUMNS, "") | CEILINGS
+@pytest.mark.parametrize(
+    ("dtype", "precision", "arithmetic"),
+    [
+        ("float32", "float32", "float32"),
+        ("bfloat16", "bfloat16", "bfloat16"),
+        ("int8", "int8", "int8"),
+        ("Q8_0", "int8", "int8"),
+        ("Q4_K_M", "int4", "int8"),
+    ],
+)
+def test_a_contestant_is_held_to_products_of_its_own_precision(
+    job: Job, dtype: str, precision: str, arithmetic: str
+) -> None:
+    with contest(a=fake("honest bfloat16"), b=fake(f"honest {dtype}")) as two:
+        rows = two.run(job, 2, lambda kind: CEILINGS | {"gemm_gflops_m2048": float(len(kind))})
+    of_b = [row for row in rows if row["contestant"] == "b"]
+    assert [(row["dtype"], row["precision"]) for row in of_b] == [(dtype, precision)] * 2
+    assert {row["gemm_gflops_m2048"] for row in of_b} == {len(arithmetic)}
+    assert {row["gemm_gflops_m2048"] for row in rows if row["contestant"] == "a"} == {len("bfloat16")}
+
+
+def test_the_machine_is_measured_once_a_round_in_each_precision_that_runs(job: Job) -> None:
+    asked: list[str] = []
+
+    def measure(arithmetic: str) -> dict[str, float]:
+        asked.append(arithmetic)
+        return CEILINGS
+
+    dtypes = {"a": "bfloat16", "b": "Q8_0", "c": "bfloat16", "d": "Q4_K_M"}
+    commands = {name: fake(f"honest {dtype}") for name, dtype in dtypes.items()} | {"bad": "false"}
+    with contest(**commands) as five:
+        five.run(job, 2, measure)
+    assert asked == ["bfloat16", "int8"] * 2, "and not in what has died"
+
+
+def run(
+    contestant: str,
+    number: int,
+    wall_s: float,
+    *,
+    workload: str = "W1",
+    foreign: float = 0.0,
+    precision: str = "bfloat16",
+) -> dict:
+    row = dict.fromkeys(compare_report.COLUMNS, "") | CEILINGS | {"dtype": precision, "precision": precision}
     counts = {"requests": 2, "prompt_tokens": 8, "distinct_prompt_tokens": 6, "output_tokens": 4, "peak_rss_gib": 0.5}
     identity = {"workload": workload, "contestant": contestant, "version": "11434", "round": number, "wall_s": wall_s}
     return row | counts | identity | {"bound_s": 1.0, "foreign_share": foreign, "machine": "a machine"}
@@ -182,6 +227,53 @@ def test_the_results_keep_the_rows_of_other_jobs(tmp_path: Path) -> None:
     assert (tmp_path / "engines.png").stat().st_size > 0
 
 
+def test_precisions_have_tables_of_their_own_and_keep_their_rows(tmp_path: Path) -> None:
+    compare_report.write([run("a", 0, 2.0), run("b", 0, 3.0), run("c", 0, 9.0, precision="int8")], tmp_path)
+    compare_report.write([run("d", 0, 5.0, precision="int8"), run("e", 0, 10.0, precision="int8")], tmp_path)
+    rows = compare_report.read_rows(tmp_path / "engines.csv")
+    assert [(row["contestant"], row["precision"]) for row in rows] == [
+        *(("a", "bfloat16"), ("b", "bfloat16")),
+        *(("d", "int8"), ("e", "int8")),
+    ]
+    page = (tmp_path / "engines.md").read_text().split("## Contestants")[0]
+    bfloat16, int8 = page.split("### bfloat16")[1].split("### int8")
+    assert "Matrix products in bfloat16" in bfloat16
+    assert "Matrix products in int8" in int8
+    ratios = {
+        cells[1]: cells[4]
+        for cells in ([cell.strip() for cell in line.split("|")] for line in page.splitlines())
+        if cells[1:2] and cells[1] in ("a", "b", "d", "e")
+    }
+    assert ratios == {"a": "1.000", "b": "1.500", "d": "1.000", "e": "2.000"}
+
+
+def test_rows_of_a_file_without_precisions_are_of_what_their_weights_were(tmp_path: Path) -> None:
+    compare_report.write([run("a", 0, 2.0), run("b", 0, 3.0)], tmp_path)
+    path = tmp_path / "engines.csv"
+    rows = [
+        {name: value for name, value in row.items() if name != "precision"} for row in compare_report.read_csv(path)
+    ]
+    compare_report.write_csv(rows, path)
+    compare_report.write([run("c", 0, 1.0, precision="float32")], tmp_path)
+    rows = compare_report.read_rows(path)
+    assert [(row["contestant"], row["precision"]) for row in rows] == [
+        *(("a", "bfloat16"), ("b", "bfloat16")),
+        ("c", "float32"),
+    ]
+    assert list(rows[0]) == list(compare_report.COLUMNS)
+
+
+def test_first_tokens_are_those_of_the_first_contestant_in_the_same_precision() -> None:
+    def row(contestant: str, precision: str, token: int) -> dict:
+        return run(contestant, 0, 1.0, precision=precision) | {"first_tokens": [token, 2]}
+
+    rows = [row("c", "int8", 5), row("b", "bfloat16", 7), row("a", "bfloat16", 1), row("d", "int8", 5)]
+    work = Work(distinct_prompt_tokens=6, decode_tokens=1, output_tokens=4, attention_pairs=9)
+    finished = compare_report.finished(rows, ["a", "d", "b", "c"], work, TINY, "a machine")
+    same = {row["contestant"]: row["same_first_tokens"] for row in finished}
+    assert same == {"a": 1, "b": 0.5, "c": 1, "d": 1}
+
+
 def test_the_command_compares_and_writes(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,7 +286,7 @@ def test_the_command_compares_and_writes(
         "torch_dtype": "bfloat16",
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(compare, "measure_ceilings", lambda model: CEILINGS)
+    monkeypatch.setattr(compare, "measure_ceilings", lambda model, arithmetic: CEILINGS)
     arguments = f"--workloads {job.path} --rounds 2 --quiet-limit 0 --model {tmp_path} -o {tmp_path / 'out'}"
     contestants = [f"base={fake('honest')}", f"new={fake('honest')}", f"bad={fake('dies')}"]
     monkeypatch.setattr(sys, "argv", ["compare", *contestants, *arguments.split()])

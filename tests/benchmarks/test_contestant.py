@@ -32,7 +32,8 @@ def test_every_line_gets_one_line(tmp_path: Path) -> None:
     done = serve("honest", {"load": 64}, {"run": str(path)}, {"load": None}, {"run": str(path)})
     loaded, ran, loaded_again, ran_again = map(json.loads, done.stdout.splitlines())
     assert loaded.pop("load_s") >= 0
-    assert loaded == {"engine": "fake", "version": "1", "variant": "honest", "dtype": "none"}
+    precision = {"dtype": "bfloat16", "precision": "bfloat16"}
+    assert loaded == {"engine": "fake", "version": "1", "variant": "honest", **precision}
     assert loaded_again.keys() > loaded.keys()
     assert (ran["workload"], ran["requests"], ran["prompt_tokens"], ran["output_tokens"]) == ("job", 2, 5, 5)
     assert ran["first_tokens"] == [7, 8]
