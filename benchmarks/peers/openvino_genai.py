@@ -2,7 +2,8 @@
 
 It looks a prefix up only when a request is added. So one request is added first, then one of each group, then all
 others; each wave when the one before it has got its first tokens, while those before it go on. --at-once adds all
-together. Only a new pipeline has an empty prefix cache, so every job gets one. DIR is an exported model.
+together. Only a new pipeline has an empty prefix cache, so every job gets one. DIR is an exported model. It computes in
+bfloat16 or float32 and keeps KV in that; int8 is a model with such weights, which computes in what the CPU has.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class OpenVino(Contestant):
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
+        self.dtype = options.dtype
         self.variant = "at once" if options.at_once else "prefixes first"
         self.kv_tokens: int | None = None
         self.pipeline: Any = None
@@ -42,9 +44,11 @@ class OpenVino(Contestant):
             scheduler.num_kv_blocks = kv_tokens // BLOCK_TOKENS
         else:
             scheduler.cache_size = self.options.kv_gib
+        has_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        computes_in = "bf16" if self.dtype == "bfloat16" or (self.dtype == "int8" and has_bf16) else "f32"
         properties = {
-            "INFERENCE_PRECISION_HINT": "bf16",
-            "KV_CACHE_PRECISION": "bf16",
+            "INFERENCE_PRECISION_HINT": computes_in,
+            "KV_CACHE_PRECISION": computes_in,
             "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0)),
             "PERFORMANCE_HINT": "LATENCY",
         }
@@ -87,6 +91,7 @@ def exactly(num_tokens: int) -> genai.GenerationConfig:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="exported, see README.md")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32", "int8"))
     parser.add_argument("--at-once", action="store_true", help="add all requests together")
     parser.add_argument("--kv-gib", type=int, default=4, help="of KV cache where a job names no number of tokens")
     parser.add_argument("--max-batch-tokens", type=int, default=2048)

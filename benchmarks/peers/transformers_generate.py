@@ -24,6 +24,7 @@ class Transformers(Contestant):
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
+        self.dtype = options.dtype
         self.variant = f"batches of {options.batch_size}"
         self.model: Any = None
 
@@ -31,7 +32,7 @@ class Transformers(Contestant):
         if kv_tokens:
             raise ValueError("generate has no KV pool, so none of a given size")
         self.model = transformers.AutoModelForCausalLM.from_pretrained(
-            self.options.model, dtype=torch.bfloat16, trust_remote_code=False
+            self.options.model, dtype=getattr(torch, self.dtype), trust_remote_code=False
         )
         self.model.generation_config = transformers.GenerationConfig(do_sample=False, pad_token_id=PADDING)
         self.prepare(WARM_UP)()
@@ -67,6 +68,7 @@ class Transformers(Contestant):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--batch-size", type=int, default=32)
     serve(Transformers(parser.parse_args()))
 

@@ -43,6 +43,7 @@ class VllmCpu(Contestant):
         self.vllm, self.version = vllm, vllm.__version__
         self.variant = options.order
         self.options = options
+        self.dtype = options.dtype
         self.llm: Any = None
 
     def load(self, kv_tokens: int | None) -> None:
@@ -51,7 +52,7 @@ class VllmCpu(Contestant):
         options = self.options
         self.llm = self.vllm.LLM(
             model=options.model,
-            dtype="bfloat16",
+            dtype=self.dtype,
             enable_prefix_caching=True,
             block_size=options.block_size,
             kv_cache_memory_bytes=options.kv_gib << 30,
@@ -97,6 +98,7 @@ class VllmCpu(Contestant):
 def parser(description: str) -> argparse.ArgumentParser:
     """Of the options of an engine."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     result.add_argument("--kv-gib", type=int, default=4, help="of KV cache where a job names no number of tokens")
     result.add_argument("--block-size", type=int, default=128, help="tokens of a KV block")
     result.add_argument("--max-batch-tokens", type=int, default=2048)

@@ -1,6 +1,6 @@
 """llama.cpp as a contestant: python -m benchmarks.peers.llama_cpp --directory build/peers/llama_cpp
 
-llama.cpp has a library and no batch driver; job_runner.cpp is one that knows the groups. bfloat16 weights, float16 KV
+llama.cpp has a library and no batch driver; job_runner.cpp is one that knows the groups. Weights of --dtype, float16 KV
 (its default), flash attention.
 """
 
@@ -23,13 +23,16 @@ class LlamaCpp(Contestant):
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
+        self.dtype = options.dtype
         self.runner: Any = None
 
     def load(self, kv_tokens: int | None) -> None:
         if self.runner:
             self.runner.stdin.close()
             self.runner.wait()
-        program, model = (str(self.options.directory / name) for name in ("build/job_runner", "model.gguf"))
+        program, model = (
+            str(self.options.directory / name) for name in ("build/job_runner", f"model-{self.dtype}.gguf")
+        )
         numbers = (len(os.sched_getaffinity(0)), self.options.wave, kv_tokens or 0)
         self.runner = subprocess.Popen(
             [program, model, *map(str, numbers)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -71,7 +74,8 @@ class LlamaCpp(Contestant):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--directory", required=True, type=Path, help="has model.gguf and build/job_runner")
+    parser.add_argument("--directory", required=True, type=Path, help="has model-DTYPE.gguf and build/job_runner")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "Q8_0", "Q4_K_M"), help="of the weights")
     parser.add_argument("--wave", type=int, default=32, help="requests that run together")
     serve(LlamaCpp(parser.parse_args()))
 
