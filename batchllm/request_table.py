@@ -85,12 +85,16 @@ class RequestTable:
         """Entries of the largest array."""
         return max(len(self._requests), len(self._slot_of))
 
+    @property
+    def num_slots(self) -> int:
+        return len(self._requests)
+
     def ids(self) -> list[int]:
         return [request.id for request in self._requests if request is not None]
 
     def slots(self, request_ids: np.ndarray) -> np.ndarray:
         """int32 [R] of live requests."""
-        slots: np.ndarray = self._slot_of[request_ids - self._base]
+        slots: np.ndarray = self._slot_of.take(request_ids - self._base)
         return slots
 
     def add(

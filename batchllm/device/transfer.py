@@ -23,14 +23,20 @@ class Event(Protocol):
         """Milliseconds until another one; both were made to be timed and have come to pass."""
 
 
+TORCH_TYPES = {np.dtype(name): getattr(torch, name) for name in ("int32", "int64", "float32", "float64")}
+
+
 def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Each of the arrays on the device, all by one copy that the host does not wait for. Those of larger elements come
-    first, since each is looked at in its place of the copy."""
+    """Each of the arrays, which are of TORCH_TYPES, on the device, all by one copy that the host does not wait for.
+    Those of larger elements come first, since each is looked at in its place of the copy."""
     sizes = [array.nbytes for array in arrays]
     host = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
-    np.concatenate([array.view(np.uint8) for array in arrays], out=host.numpy())
-    parts = host.to(device, non_blocking=True).split(sizes)
-    return [part.view(torch.from_numpy(array).dtype) for part, array in zip(parts, arrays, strict=True)]
+    written, begin = host.numpy(), 0
+    for array in arrays:
+        written[begin : begin + array.nbytes] = array.view(np.uint8)
+        begin += array.nbytes
+    parts = host.to(device, non_blocking=True).split_with_sizes(sizes)
+    return [part.view(TORCH_TYPES[array.dtype]) for part, array in zip(parts, arrays, strict=True)]
 
 
 def upload(host: Tensor, device: torch.device) -> Tensor:
@@ -87,7 +93,7 @@ class DownloadRing:
         num_ints = sum(len(part) for part in parts)
         if len(self._buffers[turn]) < num_ints:
             self._buffers[turn] = self._new_buffer(2 * num_ints)
-        hosts = self._buffers[turn][:num_ints].split([len(part) for part in parts])
+        hosts = self._buffers[turn][:num_ints].split_with_sizes([len(part) for part in parts])
         for part, host in zip(parts, hosts, strict=True):
             self._copy(part, host)
         copied = self._copied[turn]

@@ -7,7 +7,7 @@ together are planned together, and share what they have in common with each othe
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ import torch
 import batchllm_ext as ext
 from batchllm.device.cpu_share import CpuTime
 from batchllm.device.kv_cache import PagedKVCache
+from batchllm.device.ops import DrawParams
 from batchllm.device.transfer import to_device
 from batchllm.engine.figures import PhaseClock, RunFigures
 from batchllm.engine.in_flight import StepInFlight
@@ -264,7 +265,7 @@ class Engine:
             hidden = self.runner.forward(batch, plans, logit_plans, self.kv_cache)
         ids = batch.logit_request_ids
         slots = self.requests.slots(ids)
-        rows = Rows(self.requests, ids, slots, self._num_output_tokens.values[slots])
+        rows = Rows(self.requests, ids, slots, self._num_output_tokens.values.take(slots))
         token_ids, logprobs, told = self._sample(hidden, outputs, rows)
         told += self._score(hidden, outputs)
         drawn = self.runner.draw(token_ids, logprobs)
@@ -326,13 +327,11 @@ class Engine:
             hidden = hidden[to_device([np.array(outputs.logit_rows)], hidden.device)[0]]
         params = self._sampler.params_of(rows, hidden.device)
         parts, told = [], []
-        for begin in range(0, len(rows), ROWS_AT_ONCE):
-            part = slice(begin, begin + ROWS_AT_ONCE)
+        for hidden_part, of_part, params_part in _at_once(hidden, rows, params):
             with self._clock.on_device("forward"):
-                logits = self.model.logits(hidden[part])
+                logits = self.model.logits(hidden_part)
             with self._clock.on_device("sample"):
-                of_part = rows.take(part)
-                parts.append(self._sampler.draw(logits, of_part, params.take(part), self.runner.ops))
+                parts.append(self._sampler.draw(logits, of_part, params_part, self.runner.ops))
                 asking = np.flatnonzero(self._asks_for_logprobs.values[of_part.slots])
                 if len(asking):
                     (there,) = to_device([asking], logits.device)
@@ -345,6 +344,8 @@ class Engine:
 
     def _score(self, hidden: torch.Tensor, outputs: ext.TokenBatch) -> list[Callable[[], None]]:
         """What tells requests of their prompt tokens that this step's rows predict."""
+        if not len(outputs.scored_rows):
+            return []
         scored, indptr = np.array(outputs.scored_rows), outputs.scores_indptr
         told = []
         for begin in range(0, len(scored), ROWS_AT_ONCE):
@@ -383,10 +384,10 @@ class Engine:
     def _forget(self, request_ids: np.ndarray) -> None:
         """int32 ids of requests that ended; the table need not know all of them."""
         assert self._planner is not None
-        if self._in_flight is not None:
-            self._in_flight.forget(request_ids)
         known = [self.requests[request_id] for request_id in request_ids.tolist() if request_id in self.requests]
         slots = [request.slot for request in known]
+        if self._in_flight is not None:
+            self._in_flight.forget(slots)
         unused = np.array([request.max_output_tokens for request in known], np.int64)
         unused -= self._num_output_tokens.values[slots]
         self._remaining_tokens -= int(unused.sum())
@@ -457,6 +458,16 @@ class Engine:
             preemptions=counts["preemptions"],
             seconds=dict(self._clock.seconds),
         )
+
+
+def _at_once(hidden: torch.Tensor, rows: Rows, params: DrawParams) -> Iterator[tuple[torch.Tensor, Rows, DrawParams]]:
+    """Up to ROWS_AT_ONCE of the rows, and what belongs to them."""
+    if 0 < len(rows) <= ROWS_AT_ONCE:
+        yield hidden[: len(rows)], rows, params
+        return
+    for begin in range(0, len(rows), ROWS_AT_ONCE):
+        part = slice(begin, begin + ROWS_AT_ONCE)
+        yield hidden[part], rows.take(part), params.take(part)
 
 
 def _score_begin(requests: Sequence[EngineRequest], counts: np.ndarray) -> np.ndarray | None:

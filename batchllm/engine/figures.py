@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -38,6 +38,34 @@ class RunFigures:
         return asdict(self)
 
 
+class _OnHost(AbstractContextManager[None]):
+    """Adds what the context takes to the seconds of its phase."""
+
+    def __init__(self, seconds: dict[str, float], phase: str) -> None:
+        self._seconds, self._phase = seconds, phase
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self._seconds[self._phase] += time.perf_counter() - self._start
+
+
+class _OnDevice(AbstractContextManager[None]):
+    """Records the events of a phase, and queues them unless the context fails."""
+
+    def __init__(self, queued: deque[tuple[str, Event, Event]], phase: str, begin: Event, end: Event) -> None:
+        self._queued, self._phase, self._begin, self._end = queued, phase, begin, end
+
+    def __enter__(self) -> None:
+        self._begin.record()
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
+            self._end.record()
+            self._queued.append((self._phase, self._begin, self._end))
+
+
 class PhaseClock:
     """Seconds by phase, of the host (`with clock("schedule"): ...`) and of the device (`with clock.on_device("sample"):
     ...`). A device that runs behind the host is timed by its own events, which are read once they have come to pass:
@@ -51,27 +79,16 @@ class PhaseClock:
         self._free: list[tuple[Event, Event]] = []
         self._start = time.perf_counter()
 
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[phase] += time.perf_counter() - start
+    def __call__(self, phase: str) -> AbstractContextManager[None]:
+        return _OnHost(self._seconds, phase)
 
-    @contextmanager
-    def on_device(self, phase: str) -> Iterator[None]:
+    def on_device(self, phase: str) -> AbstractContextManager[None]:
         if self._new_event is None:
-            with self(phase):
-                yield
-            return
+            return self(phase)
         if not self._free:
             self._collect()
         begin, end = self._free.pop() if self._free else (self._new_event(), self._new_event())
-        begin.record()
-        yield
-        end.record()
-        self._queued.append((phase, begin, end))
+        return _OnDevice(self._queued, phase, begin, end)
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -24,9 +24,11 @@ class StepInFlight:
     is_awaited: bool  # its tokens must be known before the next ones are drawn
     is_gone: np.ndarray | None = None  # bool [R]: the row's request has ended since; None: none has
 
-    def forget(self, request_ids: np.ndarray) -> None:
-        """int32 ids of requests that have ended: their tokens are dropped."""
-        is_gone = np.isin(self.rows.request_ids, request_ids)
+    def forget(self, slots: list[int]) -> None:
+        """Those of requests that have ended: their tokens are dropped."""
+        has_ended = np.zeros(self.rows.requests.num_slots, bool)
+        has_ended[slots] = True
+        is_gone = has_ended[self.rows.slots]
         self.is_gone = is_gone if self.is_gone is None else self.is_gone | is_gone
 
     def num_ending(self) -> int:

@@ -28,6 +28,8 @@ class StopSet:
 
 
 class StopTokens(LogitsRule):
+    needs_tokens_before_draw = False  # it changes no draw
+
     def __init__(self, eos_token_ids: tuple[int, ...]) -> None:
         self._eos = frozenset(eos_token_ids)
 
@@ -69,7 +71,8 @@ class StopTokens(LogitsRule):
         sets = self._set_of.values[rows.slots]
         ended = np.zeros(len(rows), bool)
         for number in self._sets if len(self._sets) == 1 else np.unique(sets[sets != NO_SET]).tolist():
-            ended |= (sets == number) & (tokens[:, None] == self._sets[number].token_ids).any(axis=1)
+            for token in self._sets[number].ids:
+                ended |= (tokens == token) & (sets == number)
         return [(row, self._end(rows[row], int(tokens[row]))) for row in np.flatnonzero(ended).tolist()]
 
     def _end(self, request: LiveRequest, token: int) -> End:

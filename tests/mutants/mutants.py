@@ -396,7 +396,7 @@ PYTHON_MUTANTS = [
     Mutant(
         "a_request_that_stopped_is_looked_at_again",
         ENGINE,
-        "            self._in_flight.forget(request_ids)\n",
+        "            self._in_flight.forget(slots)\n",
         "            pass\n",
         IN_AHEAD + "test_whatever_comes_and_goes_each_answer_is_what_its_request_gets_from_the_cpu",
     ),
