@@ -82,6 +82,12 @@ def committed(sampled: Any, finished: Any) -> list[Any]:
     return [planner.commit(sampled, finished), *answered(planner)]
 
 
+def outputs(request_ids: Any) -> list[Any]:
+    planner = new_planner()
+    answered(planner)
+    return planner.outputs(request_ids)
+
+
 def aborted(request_ids: Any) -> list[Any]:
     planner = new_planner()
     planner.abort(request_ids)
@@ -163,6 +169,7 @@ CALLS = {
     ),
     "BatchPlanner.abort": Call(aborted, {"request_ids": EACH_ITS_OWN[1:3]}),
     "BatchPlanner.forget": Call(forgotten, {"request_ids": EACH_ITS_OWN[1:3]}),
+    "BatchPlanner.outputs": Call(outputs, {"request_ids": EACH_ITS_OWN[1:3]}),
     "BatchPlanner.commit": Call(
         committed,
         {"sampled": np.array([5, 6, 7, 8], np.int32), "finished": np.array([True, False, False, True])},

@@ -387,3 +387,9 @@ def one_segment(token_end: int, owner: int, readers: list[int]) -> ext.Segments:
 def test_segments_of_another_job_are_refused(prompts: list[list[int]], segments: ext.Segments, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_planner(prompts, [1] * len(prompts), 4, segments=segments)
+
+
+def test_nobody_writes_to_a_batch():
+    batch = make_planner([[1, 2, 3]], [2], num_pages=4, page_size=2).next_batch()
+    with pytest.raises(ValueError, match="read-only"):
+        batch.slots[0] = 0
