@@ -4,7 +4,7 @@
     python benchmarks/workloads.py out/workloads
     python benchmarks/bench_engine.py --workload out/workloads/W1.jsonl --model DIR --dtype bfloat16 --runs 3 --json
 
-The workload has one JSON object a line: prompt_token_ids, max_tokens. Time is from the job handed over to the last
+The workload has one JSON object per line: prompt_token_ids, max_tokens. Time is from the job handed over to the last
 answer; loading the model is not in it. Several --levels run interleaved (A B A B) in one process. --serve makes it a
 contestant (contestant.py): it reads jobs from standard input, to be compared with other engines or versions.
 """
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--num-threads", type=int)
     parser.add_argument("--levels", nargs="+", default=["any"], help="any, 1, 0; several are run in turns")
     parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--json", action="store_true", help="one JSON object a run")
+    parser.add_argument("--json", action="store_true", help="one JSON object per run")
     options = parser.parse_args()
     if options.serve:
         serve(BatchLLM(options, options.levels[0]))

@@ -181,7 +181,7 @@ def bench(num_prompts: int, num_tokens: int, num_threads: int, num_running: int)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=100_000)
-    parser.add_argument("--tokens", type=int, default=1000, help="tokens a prompt")
+    parser.add_argument("--tokens", type=int, default=1000, help="tokens per prompt")
     parser.add_argument("--threads", type=int, default=0, help="0: one a core")
     parser.add_argument("--running", type=int, default=10_000, help="requests that the KV pool holds at their longest")
     parser.add_argument("--json", action="store_true", help="one JSON object on one line")

@@ -1,6 +1,6 @@
 """An engine in a process of its own that runs jobs on demand, and the protocol it speaks.
 
-It reads one JSON object a line on standard input and answers each with one line on standard output:
+It reads one JSON object per line on standard input and answers each with one line on standard output:
 
     {"load": 16384}        load the model with a KV pool of so many tokens; null: of a size that holds every job
       -> {"engine": "vllm", "version": "0.32.0", "variant": "sorted", "dtype": "bfloat16", "precision": "bfloat16",

@@ -1,4 +1,4 @@
-// The yardstick a planner has to beat: row ids sorted by memcmp, one run a thread and merged, then the longest common
+// The yardstick a planner has to beat: row ids sorted by memcmp, one run per thread and merged, then the longest common
 // prefix of neighbours. Bytes of little-endian tokens order rows unlike the tokens do, but rows that share a prefix
 // are neighbours in either order. bench_planner.py compiles this file and calls it.
 #include <algorithm>

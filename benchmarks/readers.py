@@ -1,4 +1,4 @@
-"""Attention of 1 to 256 readers on one prefix: time a reader, bytes of KV read, and what reads a request's own part.
+"""Attention of 1 to 256 readers on one prefix: time per reader, bytes of KV read, and what reads a request's own part.
 
     python -m benchmarks.readers -o docs/results
 

@@ -34,7 +34,7 @@ def smallest_close_kv_tokens(
 
 
 def shortest_shared_read(model: ModelDescription, num_readers: int) -> int | None:
-    """The shortest prefix, in tokens, that a decode step reads in less bytes once than once a reader.
+    """The shortest prefix, in tokens, that a decode step reads in fewer bytes once than once per reader.
 
     Counted are bytes of memory: num_readers - 1 reads of the prefix's K and V saved, against one more partial state a
     reader (out and lse, float32, of every query head in every layer), written by the kernel and read by the merge.

@@ -53,7 +53,7 @@ class CacheCrossover(msgspec.Struct, frozen=True):
 
 
 class ReadCrossover(msgspec.Struct, frozen=True):
-    """From which prefix on a decode step reads less bytes by reading it once; roofline."""
+    """From which prefix on a decode step reads fewer bytes by reading it once; roofline."""
 
     median_readers: int
     prefix_tokens: int | None  # None: nothing is shared

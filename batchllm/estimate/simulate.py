@@ -86,7 +86,7 @@ class Simulation:
     attention_pairs: Int64Array
     """int64 [num_steps]; (query row, key it sees). FLOPs = 4 * head_dim * num_qo_heads * num_layers * pairs."""
     kv_tokens_read: Int64Array
-    """int64 [num_steps]; KV positions that attention loads: ours a segment once a step for all its readers, the
+    """int64 [num_steps]; KV positions that attention loads: ours a segment once per step for all its readers, the
     others all of a request's context for each request."""
 
     prompt_tokens: int

@@ -52,7 +52,7 @@ def assumptions(plan: JobPlan) -> Iterator[str]:
     yield f"assumed: each request generates {limit}: {plan.assumed_output_tokens:,} output tokens"
     yield (
         f"assumed: {plan.model} on {plan.device}, {tokens_and_bytes(plan, plan.kv_tokens)} of KV memory, "
-        f"up to {plan.max_batch_tokens:,} tokens a step"
+        f"up to {plan.max_batch_tokens:,} tokens per step"
     )
 
 
@@ -84,7 +84,7 @@ def policy_table(plan: JobPlan) -> Table:
     table = new_table(
         "Policies, simulated (LRU as vLLM and radix as SGLang, by their defaults)",
         *names,
-        "tokens a step\nmedian",
+        "tokens per step\nmedian",
         "\nmean",
         "time\n(model)",
     )

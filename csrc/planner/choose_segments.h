@@ -11,7 +11,7 @@ namespace batchllm {
 
 enum class SharingLevels {
     kNone,    // no sharing
-    kSingle,  // at most one segment a request, the whole prefix from position 0
+    kSingle,  // at most one segment per request, the whole prefix from position 0
     kAny,     // chains of any depth, or a single level where that is worth more
 };
 

@@ -23,7 +23,7 @@ const RowKernels& row_kernels_for(CpuIsa isa) {
     }
 }
 
-// Cuts the rows into one run a thread; a thread is worth waking for some ten microseconds of work.
+// Cuts the rows into one run per thread; a thread is worth waking for some ten microseconds of work.
 template <typename Params>
 void run(void (*RowKernels::*kernel)(const Params&, int64_t, int64_t), const Params& params, int64_t num_rows,
          int64_t row_size, int32_t num_threads) {

@@ -22,7 +22,7 @@ def plan_of(case: Case, **options) -> batchllm_ext.AttentionPlan:
 
 
 def packed(layout: batchllm_ext.PlanLayout, plan: batchllm_ext.AttentionPlan) -> dict[str, np.ndarray]:
-    """The arrays of the buffer, a struct a row."""
+    """The arrays of the buffer, a struct per row."""
     buffer = np.full(layout.num_ints, GARBAGE, np.int32)
     layout.pack(plan, buffer)
     return packed_arrays(layout, buffer)

@@ -30,7 +30,7 @@ class FakeDevicePlan:
     buffer: Tensor
 
     def arrays(self) -> list[np.ndarray]:
-        """wide and narrow tiles, rows, pieces, page_ids, merge_rows, a struct a row."""
+        """wide and narrow tiles, rows, pieces, page_ids, merge_rows, a struct per row."""
         return list(packed_arrays(self.layout, self.buffer.numpy()).values())
 
 

@@ -1,7 +1,7 @@
 """Tiny, randomly initialised Hugging Face models: 2 layers, 260 tokens, every weight drawn, biases and norms too.
 
 The weights are large enough for attention to decide tokens, so a forgotten bias, norm or rotation changes outputs.
-The tokenizer has one token a byte, so text splits wherever a test needs it to.
+The tokenizer has one token per byte, so text splits wherever a test needs it to.
 """
 
 from __future__ import annotations

@@ -233,7 +233,7 @@ class Fuzz {
     }
 
     // Each step computes a row, and rows are bounded: prompts and outputs, once more for every preemption, of which
-    // there is at most one a step and request that runs.
+    // there is at most one per step and request that runs.
     int64_t steps_allowed() const {
         int64_t num_tokens = 0;
         for (const FuzzRequest& request : requests_) num_tokens += request.prompt_length + request.max_output_tokens;

@@ -11,7 +11,7 @@ using namespace batchllm;
 
 namespace {
 
-// Outputs that all grow one token a step, from the same step on, for `num_steps` steps.
+// Outputs that all grow by one token per step, from the same step on, for `num_steps` steps.
 LengthEstimator watch(const std::vector<int32_t>& lengths, int32_t num_steps) {
     LengthEstimator outputs;
     for (int32_t length = 1; length <= num_steps; ++length) {
