@@ -146,7 +146,7 @@ CPP_FILES = $(shell find csrc tests benchmarks examples -name '*.cpp' -o -name '
 check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy batchllm
+	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 
 format: .venv/installed

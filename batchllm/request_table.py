@@ -48,6 +48,11 @@ class Column:
         self.values = np.full(capacity, fill, dtype)
         self.fill = fill
 
+    def at(self, slots: np.ndarray | list[int]) -> np.ndarray:
+        """A copy of what it holds there."""
+        values: np.ndarray = self.values.take(slots)
+        return values
+
 
 @dataclass
 class RequestTable:
@@ -70,13 +75,13 @@ class RequestTable:
         return len(self._requests) - len(self._free)
 
     def __contains__(self, request_id: int) -> bool:
-        return self._base <= request_id < self._end and self._slot_of[request_id - self._base] != NO_SLOT
+        return self._base <= request_id < self._end and bool(self._slot_of[request_id - self._base] != NO_SLOT)
 
     def __getitem__(self, request_id: int) -> LiveRequest:
         """Raises KeyError where there is no such live request."""
         if request_id not in self:
             raise KeyError(request_id)
-        request = self._requests[self._slot_of[request_id - self._base]]
+        request = self._requests[int(self._slot_of[request_id - self._base])]
         assert request is not None
         return request
 

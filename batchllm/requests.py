@@ -129,7 +129,7 @@ class RequestLimits:
     def _are_tokens(self, token_ids: Sequence[int] | np.ndarray) -> bool:
         """Whether all of them, at least one, are integers and of the vocabulary."""
         if isinstance(token_ids, list) and set(map(type, token_ids)) == {int}:
-            return min(token_ids) >= 0 and max(token_ids) < self.vocab_size
+            return bool(min(token_ids) >= 0 and max(token_ids) < self.vocab_size)
         ids = np.asarray(token_ids)
         return ids.ndim == 1 and ids.dtype.kind in "iu" and bool(ids.min() >= 0 and ids.max() < self.vocab_size)
 

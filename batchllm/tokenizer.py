@@ -93,7 +93,7 @@ class Tokenizer:
 
     def backend(self) -> tokenizers.Tokenizer:
         """What transformers wraps. Raises ValueError if there is none, or it cannot be loaded."""
-        backend = getattr(self.hugging_face(), "backend_tokenizer", None)
+        backend: tokenizers.Tokenizer | None = getattr(self.hugging_face(), "backend_tokenizer", None)
         if backend is None:
             raise ValueError(f"{self.directory}: expected a fast tokenizer ({TOKENIZER_FILE})")
         return backend

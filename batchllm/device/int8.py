@@ -153,7 +153,8 @@ def mixed(weight: Tensor, num_segments: int) -> Tensor:
     """Each row through the Hadamard transform, in float32."""
     if num_segments == 1:
         return weight
-    return (hadamard(num_segments) @ weight.float().unflatten(1, (num_segments, -1))).flatten(1)
+    segments: Tensor = weight.float().unflatten(1, (num_segments, -1))
+    return (hadamard(num_segments) @ segments).flatten(1)
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -265,7 +265,7 @@ class Engine:
             hidden = self.runner.forward(batch, plans, logit_plans, self.kv_cache)
         ids = batch.logit_request_ids
         slots = self.requests.slots(ids)
-        rows = Rows(self.requests, ids, slots, self._num_output_tokens.values.take(slots))
+        rows = Rows(self.requests, ids, slots, self._num_output_tokens.at(slots))
         token_ids, logprobs, told = self._sample(hidden, outputs, rows)
         told += self._score(hidden, outputs)
         drawn = self.runner.draw(token_ids, logprobs)
@@ -332,7 +332,7 @@ class Engine:
                 logits = self.model.logits(hidden_part)
             with self._clock.on_device("sample"):
                 parts.append(self._sampler.draw(logits, of_part, params_part, self.runner.ops))
-                asking = np.flatnonzero(self._asks_for_logprobs.values[of_part.slots])
+                asking = np.flatnonzero(self._asks_for_logprobs.at(of_part.slots))
                 if len(asking):
                     (there,) = to_device([asking], logits.device)
                     told.append(output_logprobs(logits[there], of_part.take(asking), parts[-1][0][there]))
@@ -389,7 +389,7 @@ class Engine:
         if self._in_flight is not None:
             self._in_flight.forget(slots)
         unused = np.array([request.max_output_tokens for request in known], np.int64)
-        unused -= self._num_output_tokens.values[slots]
+        unused -= self._num_output_tokens.at(slots)
         self._remaining_tokens -= int(unused.sum())
         self._num_ended_early += int((unused > 0).sum())
         self._rules.forget(known)

@@ -95,4 +95,5 @@ def step_seconds(simulation: Simulation, model: ModelDescription, device: Device
     attention = np.maximum(
         attention_flops / (device.flops_per_s * device.attention_efficiency), attention_bytes / bandwidth
     )
-    return linear + attention + device.step_overhead_s
+    seconds: NDArray[np.float64] = linear + attention + device.step_overhead_s
+    return seconds

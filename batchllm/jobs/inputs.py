@@ -124,7 +124,8 @@ def open_input(path: Path | str) -> BinaryIO:
     if is_remote(path):
         fsspec = optional_import("fsspec", f"input {str(path)!r} is remote")
         try:
-            return fsspec.open(str(path), "rb").open()
+            file: BinaryIO = fsspec.open(str(path), "rb").open()
+            return file
         except ImportError as error:  # of the library for that kind of place
             raise ValueError(f"input {str(path)!r}: {error}") from None
     if isinstance(path, Path) and path != STANDARD_INPUT:

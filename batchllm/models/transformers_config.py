@@ -93,8 +93,11 @@ class TransformersConfig(ModelDescription):
 def on_meta(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The model without memory for its weights."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME, dtype=dtype, trust_remote_code=False)
-    return model.eval()
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, attn_implementation=NAME, dtype=dtype, trust_remote_code=False
+        )
+    model.eval()
+    return model
 
 
 def _describe(raw: dict[str, Any]) -> TransformersConfig:
@@ -150,7 +153,7 @@ def _hugging_face_config(raw: dict[str, Any]) -> PretrainedConfig:
 def _max_model_len(config: PretrainedConfig) -> int:
     """Up to which a row's rotation does not depend on the longest sequence of its batch: "longrope" has other factors
     past the original length, "dynamic" past max_position_embeddings."""
-    length = getattr(config, "max_position_embeddings", None)
+    length: int | None = getattr(config, "max_position_embeddings", None)
     if length is None:
         raise Unsupported("its config.json has no max_position_embeddings")
     rotations = getattr(config, "rope_parameters", None) or {}

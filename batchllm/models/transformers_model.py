@@ -44,7 +44,7 @@ class ModulesPass(ForwardPass):
         self._step, self._kv_cache = step, kv_cache
         self._pass.ops, self._pass.rows = ops, step.logit_rows
         token_ids, positions = step.token_ids[None].long(), step.positions[None].long()
-        hidden = self._base(input_ids=token_ids, position_ids=positions, use_cache=False)[0][0]
+        hidden: Tensor = self._base(input_ids=token_ids, position_ids=positions, use_cache=False)[0][0]
         return hidden if step.logit_rows is None else hidden[step.logit_rows]
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -77,9 +77,9 @@ class LastRows(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = self.current.rows
+        y: Tensor = self.module(x if rows is None else x[:, rows])
         if rows is None:
-            return self.module(x)
-        y = self.module(x[:, rows])
+            return y
         return y.new_zeros(*x.shape[:-1], y.shape[-1]).index_copy_(1, rows.long(), y)
 
 

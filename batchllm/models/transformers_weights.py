@@ -29,7 +29,8 @@ def load_weights(config: TransformersConfig, reader: WeightReader) -> PreTrained
             dtype=reader.dtype,
             attn_implementation="eager",
         )
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _take_all(empty: PreTrainedModel, reader: WeightReader) -> dict[str, Tensor]:

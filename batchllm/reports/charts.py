@@ -100,7 +100,7 @@ def bar(share: float) -> Markup:
 
 def nice_ceiling(value: float) -> float:
     """The next round number, half of which is round, too."""
-    power = 10 ** floor(log10(value))
+    power: float = 10 ** floor(log10(value))
     return next(step for step in (1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10) if step * power >= value - 1e-9) * power
 
 

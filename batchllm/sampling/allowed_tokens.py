@@ -28,7 +28,7 @@ class AllowedTokens(LogitsRule):
         self._is_restricted.values[request.slot] = True
 
     def concerns(self, rows: Rows) -> np.ndarray | None:
-        return self._is_restricted.values[rows.slots]
+        return self._is_restricted.at(rows.slots)
 
     def before_draw(self, logits: Tensor, rows: Rows) -> None:
         allowed = places([self._allowed(rows[row]) for row in range(len(rows))], logits.device)
@@ -37,7 +37,7 @@ class AllowedTokens(LogitsRule):
         logits[allowed] = kept
 
     def after_draw(self, rows: Rows, tokens: np.ndarray) -> list[tuple[int, End]]:
-        restricted = np.flatnonzero(self._is_restricted.values[rows.slots]).tolist()
+        restricted = np.flatnonzero(self._is_restricted.at(rows.slots)).tolist()
         return [(row, NO_TOKEN_LEFT) for row in restricted if tokens[row] not in self._allowed(rows[row])]
 
     def forget(self, request: LiveRequest) -> None:

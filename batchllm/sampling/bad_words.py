@@ -40,7 +40,7 @@ class BannedSequences:
 
 class BadWords(LogitsRule):
     def __init__(self, tokenizer: Callable[[], tokenizers.Tokenizer], vocab_size: int) -> None:
-        """`tokenizer` is called once a request has bad words; it raises ValueError where there is none."""
+        """`tokenizer` is called as soon as a request has bad words; it raises ValueError where there is none."""
         self._load, self._vocab_size = tokenizer, vocab_size
 
     def bind(self, requests: RequestTable) -> None:
@@ -56,7 +56,7 @@ class BadWords(LogitsRule):
         self._has_bad_words.values[request.slot] = True
 
     def concerns(self, rows: Rows) -> np.ndarray | None:
-        return self._has_bad_words.values[rows.slots]
+        return self._has_bad_words.at(rows.slots)
 
     def before_draw(self, logits: Tensor, rows: Rows) -> None:
         banned = [self._completed(rows[row]) for row in range(len(rows))]
@@ -64,7 +64,7 @@ class BadWords(LogitsRule):
 
     def after_draw(self, rows: Rows, tokens: np.ndarray) -> list[tuple[int, End]]:
         ends = []
-        for row in np.flatnonzero(self._has_bad_words.values[rows.slots]).tolist():
+        for row in np.flatnonzero(self._has_bad_words.at(rows.slots)).tolist():
             request, token = rows[row], int(tokens[row])
             if token in self._completed(request):
                 ends.append((row, NO_TOKEN_LEFT))

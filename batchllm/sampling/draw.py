@@ -25,4 +25,5 @@ def uniform_draws(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
         bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         bits ^= bits >> np.uint64(31)
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    draws: np.ndarray = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return draws

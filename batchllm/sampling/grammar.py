@@ -46,7 +46,7 @@ class Grammars(LogitsRule):
         self._has_grammar.values[request.slot] = True
 
     def concerns(self, rows: Rows) -> np.ndarray | None:
-        return self._has_grammar.values[rows.slots] if self._matchers else None
+        return self._has_grammar.at(rows.slots) if self._matchers else None
 
     def allowed(self, rows: Rows) -> Tensor:
         matchers = self._matchers_of(rows)
@@ -57,7 +57,7 @@ class Grammars(LogitsRule):
     def after_draw(self, rows: Rows, tokens: np.ndarray) -> list[tuple[int, End]]:
         if not self._matchers:
             return []
-        places = np.flatnonzero(self._has_grammar.values[rows.slots])
+        places = np.flatnonzero(self._has_grammar.at(rows.slots))
         matchers = self._matchers_of(rows.take(places))
         fits = self._all_rows.batch_accept_token(matchers, tokens[places].tolist())
         ends = []

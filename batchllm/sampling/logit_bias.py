@@ -26,7 +26,7 @@ class LogitBias(LogitsRule):
         self._is_biased.values[request.slot] = True
 
     def concerns(self, rows: Rows) -> np.ndarray | None:
-        return self._is_biased.values[rows.slots]
+        return self._is_biased.at(rows.slots)
 
     def before_draw(self, logits: Tensor, rows: Rows) -> None:
         token_ids, biases = zip(*(self._biases(rows[row]) for row in range(len(rows))), strict=True)

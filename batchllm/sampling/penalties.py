@@ -38,18 +38,18 @@ class Penalties(LogitsRule):
         self._is_penalised.values[slot] = True
 
     def concerns(self, rows: Rows) -> np.ndarray | None:
-        return self._is_penalised.values[rows.slots]
+        return self._is_penalised.at(rows.slots)
 
     def before_draw(self, logits: Tensor, rows: Rows) -> None:
         def on_device(values: np.ndarray) -> Tensor:
             return to_device([values], logits.device)[0]
 
-        with_output = np.flatnonzero(self._set_of.values[rows.slots] != NO_SET)
-        which, token_ids, counts = self._output.entries(self._set_of.values[rows.slots[with_output]])
+        with_output = np.flatnonzero(self._set_of.at(rows.slots) != NO_SET)
+        which, token_ids, counts = self._output.entries(self._set_of.at(rows.slots[with_output]))
         of_output = with_output[which]
         in_output = (on_device(of_output), on_device(token_ids.astype(np.int64)))
 
-        repetition = self._repetition.values[rows.slots]
+        repetition = self._repetition.at(rows.slots)
         repeats = np.flatnonzero(repetition != 1)
         if len(repeats):
             prompt_rows, prompt_tokens = places([self._prompt(rows[row]) for row in repeats.tolist()], logits.device)
@@ -60,15 +60,15 @@ class Penalties(LogitsRule):
             values, penalty = logits[at], on_device(repetition)[at[0]]
             # A token of prompt and output stands there twice, with the same value.
             logits[at] = torch.where(values > 0, values / penalty, values * penalty)
-        frequency, presence = (column.values[rows.slots[of_output]] for column in (self._frequency, self._presence))
+        frequency, presence = (column.at(rows.slots[of_output]) for column in (self._frequency, self._presence))
         logits[in_output] -= on_device(frequency * counts + presence)
 
     def after_draw(self, rows: Rows, tokens: np.ndarray) -> list[tuple[int, End]]:
-        penalised = np.flatnonzero(self._is_penalised.values[rows.slots])
+        penalised = np.flatnonzero(self._is_penalised.at(rows.slots))
         slots = rows.slots[penalised]
-        for slot in slots[self._set_of.values[slots] == NO_SET].tolist():
+        for slot in slots[self._set_of.at(slots) == NO_SET].tolist():
             self._set_of.values[slot] = self._output.new()
-        self._output.add(self._set_of.values[slots], tokens[penalised])
+        self._output.add(self._set_of.at(slots), tokens[penalised])
         return []
 
     def forget(self, request: LiveRequest) -> None:

@@ -40,13 +40,11 @@ class Sampler:
         """How the tokens of these rows are to be drawn, on the device, without waiting for it. The rows are those of
         the step before more often than not: then only the randomness is new, and there is none where all are greedy."""
         slots = rows.slots
-        temperature = self._temperature.values.take(slots)
+        temperature = self._temperature.at(slots)
         is_greedy = not temperature.any()
-        uniform = (
-            np.zeros(len(rows)) if is_greedy else uniform_draws(self._seed.values.take(slots), rows.num_output_tokens)
-        )
+        uniform = np.zeros(len(rows)) if is_greedy else uniform_draws(self._seed.at(slots), rows.num_output_tokens)
         if self._last is None or not np.array_equal(self._last[0], rows.request_ids):
-            columns = [column.values.take(slots) for column in (self._top_k, self._top_p, self._min_p)]
+            columns = [column.at(slots) for column in (self._top_k, self._top_p, self._min_p)]
             drawn, temperatures, top_k, top_p, min_p = to_device([uniform, temperature, *columns], device)
             self._last = rows.request_ids, DrawParams(temperatures, top_k, top_p, min_p, drawn)
         elif not is_greedy:

@@ -18,7 +18,7 @@ from batchllm.sampling_params import SamplingParams
 
 class StopStrings(LogitsRule):
     def __init__(self, tokenizer: Callable[[], tokenizers.Tokenizer]) -> None:
-        """`tokenizer` is called once a request has stop strings; it raises ValueError where there is none."""
+        """`tokenizer` is called as soon as a request has stop strings; it raises ValueError where there is none."""
         self._load = tokenizer
         self._tokenizer: tokenizers.Tokenizer | None = None
         self._special: dict[int, str] = {}  # special tokens
@@ -39,7 +39,7 @@ class StopStrings(LogitsRule):
 
     def after_draw(self, rows: Rows, tokens: np.ndarray) -> list[tuple[int, End]]:
         ends = []
-        for row in np.flatnonzero(self._watched.values[rows.slots]).tolist():
+        for row in np.flatnonzero(self._watched.at(rows.slots)).tolist():
             try:
                 end = self._append(rows[row], int(tokens[row]), int(rows.num_output_tokens[row]) + 1)
             except ValueError as error:

@@ -68,7 +68,7 @@ class StopTokens(LogitsRule):
         return NO_TOKENS if number == NO_SET else self._sets[number].token_ids
 
     def after_draw(self, rows: Rows, tokens: np.ndarray) -> list[tuple[int, End]]:
-        sets = self._set_of.values[rows.slots]
+        sets = self._set_of.at(rows.slots)
         ended = np.zeros(len(rows), bool)
         for number in self._sets if len(self._sets) == 1 else np.unique(sets[sets != NO_SET]).tolist():
             for token in self._sets[number].ids:
@@ -98,7 +98,7 @@ class MinTokens(LogitsRule):
         self._min_tokens.values[request.slot] = request.params.min_tokens
 
     def concerns(self, rows: Rows) -> np.ndarray | None:
-        return rows.num_output_tokens < self._min_tokens.values[rows.slots]
+        return rows.num_output_tokens < self._min_tokens.at(rows.slots)
 
     def before_draw(self, logits: Tensor, rows: Rows) -> None:
         banned = [self._stop_tokens.token_ids(rows[row]) for row in range(len(rows))]
