@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -111,23 +112,81 @@ def test_a_module_that_was_built_in_place_says_where_the_planner_would_be(monkey
         batchllm.get_cmake_dir()
 
 
+def test_the_module_needs_no_library_but_the_compilers() -> None:
+    """Built with CUDA, too: it loads where there is no driver."""
+    shown = subprocess.run(["readelf", "-d", batchllm_ext.__file__], check=True, capture_output=True, text=True)
+    needed = re.findall(r"\(NEEDED\).*\[(.*)\]", shown.stdout)
+    assert "libc.so.6" in needed
+    known = r"lib(gomp|stdc\+\+|gcc_s|m|c|pthread|dl|rt)\.so|ld-linux"
+    assert [name for name in needed if not re.match(known, name)] == []
+
+
+@pytest.mark.parametrize("isa", batchllm_ext.cpu_isas())
+def test_the_module_loads_for_less_than_the_cpu_has(isa: str) -> None:
+    assert run_python("import batchllm_ext; print(batchllm_ext.cpu_isa())", BATCHLLM_ISA=isa) == f"{isa}\n"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built of the source distribution, so that both are whole."""
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run([sys.executable, "-m", "venv", str(folder / "builder")], check=True)
+    python = str(folder / "builder" / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "-q", "install", "--disable-pip-version-check", "build"], check=True)
+    subprocess.run([python, "-m", "build", "--sdist", "-o", str(folder), str(ROOT)], check=True, capture_output=True)
+    (source,) = folder.glob("*.tar.gz")
+    subprocess.run([python, "-m", "pip", "-q", "wheel", "--no-deps", "-w", str(folder), str(source)], check=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
 @pytest.mark.full
-def test_a_wheel_brings_no_library_of_torch_and_runs_without_a_compiler(tmp_path: Path) -> None:
-    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(ROOT)], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
+def test_a_wheel_brings_no_library_of_torch(wheel: Path) -> None:
     held = zipfile.ZipFile(wheel).namelist()
-    assert not [name for name in held if re.search(r"gomp|libtorch|libc10", name)]
+    assert not [name for name in held if re.search(r"gomp|libtorch|libc10|libcuda", name)]
     assert "batchllm/cpp/lib/cmake/batchllm/batchllmConfig.cmake" in held
     shown = subprocess.run([sys.executable, "-m", "auditwheel", "show", str(wheel)], capture_output=True, text=True)
     assert "manylinux" in shown.stdout, shown
+
+
+@pytest.mark.full
+def test_another_python_is_refused_by_its_number(wheel: Path, tmp_path: Path) -> None:
+    options = ["--python-version", "3.9", "--only-binary", ":all:", "--no-deps", "--target", str(tmp_path)]
+    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *options, str(wheel)]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "3.9" in refused.stderr, refused.stderr
+
+
+@pytest.mark.full
+def test_a_wheel_runs_without_a_compiler(wheel: Path, smollm2: Path, tmp_path: Path) -> None:
+    """The planner with NumPy alone, then the README's first program."""
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "clean")], check=True)
     python = tmp_path / "clean" / "bin" / "python"
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(python), *arguments], capture_output=True, text=True, cwd=tmp_path, env={"PATH": ""}, check=False
+        )
+
     install = [str(python), "-m", "pip", "-q", "install", "--disable-pip-version-check"]
     subprocess.run([*install, *GROUND_FLOOR], check=True)
     subprocess.run([*install, "--no-deps", str(wheel)], check=True)
-    run = subprocess.run(
-        [str(python), str(ROOT / "examples" / "plan_only.py")],
-        check=True, capture_output=True, text=True, cwd=tmp_path, env={"PATH": ""},
-    )  # fmt: skip
-    assert "are computed" in run.stdout
+    assert "are computed" in run(str(ROOT / "examples" / "plan_only.py")).stdout
+    subprocess.run([*install, "packaging"], check=True)
+    missing = run("-c", "from batchllm import LLM").stderr.splitlines()[-1]
+    assert missing == "ImportError: batchllm needs torch: pip install 'torch<2.14,>=2.6'"
+
+    # The other packages are those of the tests, behind its own.
+    (site_packages,) = (tmp_path / "clean" / "lib").glob("python*/site-packages")
+    (site_packages / "shared.pth").write_text(sysconfig.get_path("purelib"))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "smollm2-135m-instruct").symlink_to(smollm2)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (example,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    shown = run("-c", f"{example}\nimport batchllm; print(batchllm.__file__)")
+    assert shown.returncode == 0, shown.stderr
+    *answers, figures, where = shown.stdout.splitlines()
+    assert where.startswith(str(site_packages))
+    assert answers[0].startswith("Where is Iceland? -> ")
+    assert "computed" in figures
