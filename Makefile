@@ -1,11 +1,11 @@
-# make demo | test | test-integrations | test-full | test-gpu | chaos | gpu-day-dry | sass | docs | check | format | sanitize | fuzz | peers | clean. All of it in .venv, models/, out/ and build/.
+# make demo | test | test-integrations | test-full | test-gpu | chaos | gpu-day-dry | sass | docs | check | names | format | sanitize | fuzz | peers | clean. All of it in .venv, models/, out/ and build/.
 PYTHON ?= python3
 BIN    := .venv/bin
 MODEL  := models/smollm2-135m-instruct
 JOB    := examples/documents.jsonl
 SOURCES := $(shell find csrc batchllm -type f -not -name '*.pyc') setup.py pyproject.toml CMakeLists.txt batchllm_ext.pyi
 
-.PHONY: help demo test test-integrations test-full test-gpu gpu-day-dry test-cpp test-python sass sanitize fuzz chaos peers docs check format clean
+.PHONY: help demo test test-integrations test-full test-gpu gpu-day-dry test-cpp test-python sass sanitize fuzz chaos peers docs check names format clean
 
 help:
 	@sed -n 1p Makefile
@@ -148,6 +148,12 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+
+# The names of C++, by .clang-tidy. Clang looks for omp.h where GCC has it.
+names: .venv/installed $(DOCTEST)
+	$(CMAKE_TESTS) -B build/cpp -DBATCHLLM_WERROR=ON > build/cpp.log
+	find csrc -name '*.cpp' -not -path 'csrc/bindings/*' -not -path 'csrc/attention/cuda/attention.cpp' | \
+	  xargs -P $$(nproc) -n 2 $(BIN)/clang-tidy -p build/cpp --quiet --extra-arg=-idirafter$$($(CXX) -print-file-name=include)
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .
