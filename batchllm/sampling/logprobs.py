@@ -86,7 +86,7 @@ def _entries(
     own = logprobs[rows, columns]
     num_likelier = torch.cat(
         [
-            (logprobs[some_rows] > some[:, None]).sum(dim=-1)
+            (logprobs[some_rows] > some[:, None]).sum(dim=-1, dtype=torch.int32)
             for some_rows, some in zip(rows.split(RANKED_AT_ONCE), own.split(RANKED_AT_ONCE), strict=True)
         ]
     )
