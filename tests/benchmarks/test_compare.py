@@ -15,6 +15,7 @@ import pytest
 from benchmarks import compare, compare_report
 from benchmarks.bound import Work
 from benchmarks.compare import Contest, Job
+from benchmarks.contestant import PRECISIONS
 from benchmarks.contestant_process import ContestantError, ContestantProcess
 from tests.benchmarks import fake_contestant
 from tests.benchmarks.test_bound import TINY
@@ -148,6 +149,16 @@ def test_arguments_that_name_nothing_are_refused(tmp_path: Path) -> None:
         compare.parse_contestants(["vlm"], python="python", model="m", peers="p")
     with pytest.raises(ValueError, match="workload 'W9': expected a file or one of W1"):
         compare.make_job("W9", tmp_path)
+
+
+def test_what_is_known_runs_in_a_precision_that_is_known() -> None:
+    commands = compare.parse_contestants(list(compare.KNOWN), python="python", model="m", peers="p")
+    for name, command in commands.items():
+        for option in ("--dtype", "--quantize"):
+            if option in command:
+                dtype = command.split(f"{option} ")[1].split()[0]
+                assert dtype in PRECISIONS, name
+                assert name.endswith(dtype) or (name, dtype) == ("batchllm", "bfloat16")
 
 
 @pytest.mark.parametrize(
