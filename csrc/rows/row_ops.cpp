@@ -2,12 +2,9 @@
 
 #include <algorithm>
 
-#include "cpu/isa.h"
 #include "cpu/threads.h"
-#include "rows/row_kernels.h"
 
 namespace batchllm {
-namespace {
 
 const RowKernels& row_kernels_for(CpuIsa isa) {
     switch (isa) {
@@ -22,6 +19,8 @@ const RowKernels& row_kernels_for(CpuIsa isa) {
             return kBaseRowKernels;
     }
 }
+
+namespace {
 
 // Cuts the rows into one run per thread; a thread is worth waking for some ten microseconds of work.
 template <typename Params>

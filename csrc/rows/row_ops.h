@@ -4,9 +4,13 @@
 
 #include <cstdint>
 
-#include "rows/row_params.h"
+#include "cpu/isa.h"
+#include "rows/row_kernels.h"
 
 namespace batchllm {
+
+// Of an instruction set that this machine has; what is below runs those of selected_isa().
+const RowKernels& row_kernels_for(CpuIsa isa);
 
 void rms_norm(const RmsNormParams& params, int64_t num_rows, int32_t num_threads);
 void rotate(const RotateParams& params, int64_t num_rows, int32_t num_threads);

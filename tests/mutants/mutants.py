@@ -1,4 +1,4 @@
-"""Bugs that planner, engine, sampler and jobs had, or could have: each one, put back, must turn its test red."""
+"""Bugs that planner, row kernels, engine, sampler and jobs had, or could have: each, put back, turns its test red."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Mutant:
     original: str  # stands in the file once
     mutated: str
     test: str  # that must fail: file::function, or the name of a doctest case
-    unit: str = ""  # of a C++ header, the source that is compiled with it
+    unit: str = ""  # of a C++ file that is included, the source that is compiled with it
 
     def __str__(self) -> str:
         return self.name
@@ -234,6 +234,127 @@ PLANNER_MUTANTS = [
         "first_request = child.first_request;",
         "order is its recursive definition",
     ),
+]
+
+QUANTIZE = "csrc/rows/row_quantize.inc"
+BASE_ROWS = "csrc/rows/row_kernels_base.cpp"
+AVX2_ROWS = "csrc/rows/row_kernels_avx2.cpp"
+
+HALF_A_STEP = "a row in 8 bits stands for its numbers to half a 127th of the largest<float>"
+LARGEST_MAGNITUDE = "the largest magnitude counts wherever it stands and whatever its sign"
+SCALE_AND_BIAS = "products take their row's scale, then the bias, and are rounded once<float>"
+NORM_IN_SCALE = "norm_quantize adds the products to x, and only the scale tells of the norm"
+GATED_AND_MIXED = "silu_mul_quantize gates, and mixes its segments by an orthogonal Hadamard matrix"
+
+ROW_MUTANTS = [
+    Mutant(
+        "the_largest_magnitude_is_the_largest_number",
+        QUANTIZE,
+        "(BitsVec)value & 0x7fffffff",
+        "(BitsVec)value",
+        LARGEST_MAGNITUDE,
+        BASE_ROWS,
+    ),
+    Mutant(
+        "half_of_a_step_has_no_magnitude",
+        QUANTIZE,
+        "max_magnitude(max_magnitude(largest_, pair.a), pair.b)",
+        "max_magnitude(largest_, pair.a)",
+        LARGEST_MAGNITUDE,
+        BASE_ROWS,
+    ),
+    Mutant(
+        "a_lane_has_no_magnitude",
+        QUANTIZE,
+        "for (int lane = 0; lane < kLanes; ++lane) bits",
+        "for (int lane = 1; lane < kLanes; ++lane) bits",
+        LARGEST_MAGNITUDE,
+        BASE_ROWS,
+    ),
+    Mutant(
+        "zeros_are_divided_by_zero",
+        QUANTIZE,
+        "value < kSmallest ? kSmallest : value",
+        "value",
+        "rows of zeros, of the smallest and of the largest numbers",
+        BASE_ROWS,
+    ),
+    Mutant(
+        "a_nan_is_passed_over",
+        QUANTIZE,
+        "return magnitude > largest ? magnitude : largest;",
+        "return (magnitude > largest) & (value == value) ? magnitude : largest;",
+        "NaN and infinity are told by the row's scale, wherever they stand",
+        BASE_ROWS,
+    ),
+    Mutant(
+        "bytes_are_cut_off_instead_of_rounded",
+        QUANTIZE,
+        "(BitsVec)(value + splat(12582912.0f)) + 128",
+        "__builtin_convertvector(value, IntVec) + 128",
+        "halves go to the even number",
+        BASE_ROWS,
+    ),
+    Mutant(
+        "the_last_vector_is_written_whole",
+        QUANTIZE,
+        "__builtin_memcpy(out + i, &bytes, min<int64_t>(kLanes, size - i));",
+        "__builtin_memcpy(out + i, &bytes, kLanes);",
+        HALF_A_STEP,
+        BASE_ROWS,
+    ),
+    Mutant(
+        "a_scale_counts_from_128",
+        QUANTIZE,
+        "return magnitude.largest() / kInt8Max;",
+        "return magnitude.largest() / 128.0f;",
+        HALF_A_STEP,
+        BASE_ROWS,
+    ),
+    Mutant(
+        "avx2_leaves_its_bytes_as_they_were_packed",
+        QUANTIZE,
+        "_mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)",
+        "_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)",
+        HALF_A_STEP,
+        AVX2_ROWS,
+    ),
+    Mutant(
+        "avx2_packs_a_vector_too_many",
+        QUANTIZE,
+        "for (; i + 4 * kLanes <= size; i += 4 * kLanes) {",
+        "for (; i + 3 * kLanes <= size; i += 4 * kLanes) {",
+        HALF_A_STEP,
+        AVX2_ROWS,
+    ),
+    Mutant(
+        "products_lose_their_bias",
+        QUANTIZE,
+        "return bias_ == nullptr ? value : value + load_pair(bias_ + i, part);",
+        "return value;",
+        SCALE_AND_BIAS,
+        BASE_ROWS,
+    ),
+    Mutant(
+        "products_take_the_first_rows_scale",
+        QUANTIZE,
+        "scale_(splat(rows.scales[row]))",
+        "scale_(splat(rows.scales[0]))",
+        SCALE_AND_BIAS,
+        BASE_ROWS,
+    ),
+    Mutant("a_sum_is_not_kept", QUANTIZE, "store_pair(x + i, sum, part);", "", NORM_IN_SCALE, BASE_ROWS),
+    Mutant("a_norm_forgets_eps", QUANTIZE, "(mean + p.eps)", "(mean)", NORM_IN_SCALE, BASE_ROWS),
+    Mutant(
+        "up_takes_the_bias_of_the_gate",
+        QUANTIZE,
+        "if (ups.bias != nullptr) ups.bias += p.size;",
+        "",
+        GATED_AND_MIXED,
+        BASE_ROWS,
+    ),
+    Mutant("a_narrow_segment_only_adds", QUANTIZE, "y[i] = a - b;", "y[i] = a + b;", GATED_AND_MIXED, BASE_ROWS),
+    Mutant("a_transform_is_not_orthogonal", QUANTIZE, "scale * to_unit", "scale", GATED_AND_MIXED, BASE_ROWS),
 ]
 
 TABLE = "batchllm/request_table.py"

@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants.mutants import PLANNER, PLANNER_MUTANTS, PYTHON_MUTANTS, Mutant
+import batchllm_ext
+from tests.mutants.mutants import AVX2_ROWS, PLANNER, PLANNER_MUTANTS, PYTHON_MUTANTS, ROW_MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "cpp"  # of `make test-cpp`
-MUTANTS = [*PLANNER_MUTANTS, *PYTHON_MUTANTS]
+MUTANTS = [*PLANNER_MUTANTS, *ROW_MUTANTS, *PYTHON_MUTANTS]
+# Those that this machine runs.
+RUN_ROW_MUTANTS = [m for m in ROW_MUTANTS if m.unit != AVX2_ROWS or "avx2" in batchllm_ext.cpu_isas()]
+AVX2_FLAGS = ["-mavx2", "-mfma", "-DBATCHLLM_X86_KERNELS"]  # as CMakeLists.txt has them
 TIMEOUT_S = 120
 
 
@@ -32,8 +36,10 @@ def test_the_table_is_of_the_code_as_it_stands(mutant: Mutant) -> None:
         file, _, name = mutant.test.partition("::")
         assert f"def {name}(" in (ROOT / file).read_text()
     else:
-        cases = "".join(path.read_text() for path in sorted((ROOT / "tests" / "planner").glob("*.cpp")))
-        assert f'TEST_CASE("{mutant.test}"' in cases
+        room = "rows" if mutant in ROW_MUTANTS else "planner"
+        cases = "".join(path.read_text() for path in sorted((ROOT / "tests" / room).glob("*.cpp")))
+        name, _, of_type = mutant.test.partition("<")
+        assert f'TEST_CASE{"_TEMPLATE" if of_type else ""}("{name}"' in cases
         assert (mutant.unit or mutant.file).endswith(".cpp")
     assert [str(other) for other in MUTANTS].count(str(mutant)) == 1
 
@@ -67,11 +73,14 @@ def test_a_bug_in_python_turns_its_test_red(mutant: Mutant, tmp_path: Path) -> N
     assert re.search(r"^FAILED ", done.stdout, re.MULTILINE), f"a test, and not what it stands on: {done.stdout}"
 
 
-# C++: one source compiled anew, and linked before the planner's library and the other tests.
+# C++: one source compiled anew, and linked before the library that has it and the other tests.
 
 
 def run_case(case: str, unit: str, mutant: Mutant | None, directory: Path) -> subprocess.CompletedProcess[str]:
-    if not (BUILD / "libbatchllm_planner.a").exists():
+    is_of_rows = unit.startswith("csrc/rows/")
+    library = BUILD / ("libbatchllm_kernels.a" if is_of_rows else "libbatchllm_planner.a")
+    program_of_tests = "test_attention" if is_of_rows else "test_planner"
+    if not library.exists():
         pytest.fail(f"{BUILD} is missing: run `make test-cpp` (or `make test-full`)")
     source = ROOT / unit
     if mutant is not None:
@@ -84,25 +93,29 @@ def run_case(case: str, unit: str, mutant: Mutant | None, directory: Path) -> su
     includes = [f"-I{directory}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}", f"-I{doctest[1]}"]
     compiled, program = directory / "unit.o", directory / "cases"
     # As the build of `make test-cpp`, without assertions: the tests themselves must see it.
-    subprocess.run(["c++", "-std=c++20", "-O1", "-DNDEBUG", "-w", *includes, "-c", source, "-o", compiled], check=True)
-    tests = (BUILD / "tests" / "CMakeFiles" / "test_planner.dir").glob("**/*.o")
+    flags = ["-std=c++20", "-O1", "-DNDEBUG", "-w", *(AVX2_FLAGS if unit == AVX2_ROWS else [])]
+    subprocess.run(["c++", *flags, *includes, "-c", source, "-o", compiled], check=True)
+    tests = (BUILD / "tests" / "CMakeFiles" / f"{program_of_tests}.dir").glob("**/*.o")
     others = sorted(path for path in tests if path.stem != Path(unit).name)
-    subprocess.run(["c++", compiled, *others, BUILD / "libbatchllm_planner.a", "-pthread", "-o", program], check=True)
+    subprocess.run(["c++", compiled, *others, library, "-pthread", "-fopenmp", "-o", program], check=True)
     only = f"--test-case={case}".replace(",", "\\,")
     return subprocess.run([program, only, "--abort-after=1"], capture_output=True, text=True, timeout=TIMEOUT_S)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("case", sorted({mutant.test for mutant in PLANNER_MUTANTS}))
-def test_a_planner_without_a_bug_passes(case: str, tmp_path: Path) -> None:
-    done = run_case(case, PLANNER, None, tmp_path)
+@pytest.mark.parametrize(
+    ("case", "unit"),
+    sorted({(mutant.test, PLANNER) for mutant in PLANNER_MUTANTS} | {(m.test, m.unit) for m in RUN_ROW_MUTANTS}),
+)
+def test_a_source_without_a_bug_passes(case: str, unit: str, tmp_path: Path) -> None:
+    done = run_case(case, unit, None, tmp_path)
     assert done.returncode == 0, done.stdout
     assert re.search(r"test cases: +1 \| +1 passed", done.stdout), done.stdout
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("mutant", PLANNER_MUTANTS, ids=str)
-def test_a_bug_in_the_planner_turns_its_case_red(mutant: Mutant, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mutant", [*PLANNER_MUTANTS, *RUN_ROW_MUTANTS], ids=str)
+def test_a_bug_in_a_source_turns_its_case_red(mutant: Mutant, tmp_path: Path) -> None:
     done = run_case(mutant.test, mutant.unit or mutant.file, mutant, tmp_path)
     assert done.returncode != 0, done.stdout
     assert re.search(r"test cases: +1 \| +0 passed \| +1 failed", done.stdout), done.stdout  # by a check, or a crash
