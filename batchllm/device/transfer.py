@@ -63,9 +63,10 @@ class UploadRing:
         """Lets `write` fill a buffer of the size of `to`, int32 of the device, and starts the copy."""
         turn, self._next = self._next, 1 - self._next
         self._copied[turn].synchronize()
-        if len(self._buffers[turn]) < len(to):
-            self._buffers[turn] = self._new_buffer(2 * len(to))
-        host = self._buffers[turn][: len(to)]
+        num_ints = to.numel()
+        if self._buffers[turn].numel() < num_ints:
+            self._buffers[turn] = self._new_buffer(2 * num_ints)
+        host = self._buffers[turn][:num_ints]
         write(host.numpy())
         to.copy_(host, non_blocking=True)
         self._copied[turn].record()
@@ -90,10 +91,11 @@ class DownloadRing:
         """Starts copies of int32 tensors [n] of the device. What is returned waits for them and gives them; it is
         called before the next but one download."""
         turn, self._next = self._next, 1 - self._next
-        num_ints = sum(len(part) for part in parts)
-        if len(self._buffers[turn]) < num_ints:
+        sizes = [part.numel() for part in parts]
+        num_ints = sum(sizes)
+        if self._buffers[turn].numel() < num_ints:
             self._buffers[turn] = self._new_buffer(2 * num_ints)
-        hosts = self._buffers[turn][:num_ints].split_with_sizes([len(part) for part in parts])
+        hosts = self._buffers[turn][:num_ints].split_with_sizes(sizes)
         for part, host in zip(parts, hosts, strict=True):
             self._copy(part, host)
         copied = self._copied[turn]

@@ -144,10 +144,11 @@ class GpuRunner(Runner):
         return graph.hidden[: logit_plans[0].num_rows if logit_plans else batch.num_tokens]
 
     def draw(self, token_ids: Tensor, logprobs: Tensor) -> Drawn:
-        if len(token_ids) > len(self._sampled):
-            self._sampled = torch.zeros(2 * len(token_ids), dtype=torch.int32, device=self.gpu.device)
+        num_rows = token_ids.numel()
+        if num_rows > self._sampled.numel():
+            self._sampled = torch.zeros(2 * num_rows, dtype=torch.int32, device=self.gpu.device)
             self.graphs.clear()  # they have the address of the one before
-        self._sampled[: len(token_ids)].copy_(token_ids)
+        self._sampled[:num_rows].copy_(token_ids)
         read = self._downloads.download(token_ids, logprobs.view(torch.int32))
 
         def drawn() -> tuple[np.ndarray, np.ndarray]:
