@@ -74,7 +74,7 @@ class SharedAttentionBackend(CPUAttentionBackend):
 
 
 class StepPlanner(CPUAttentionMetadataBuilder):
-    """Puts `spans` into the metadata of a step, and `plans`, by window, for the layers to fill."""
+    """Puts `spans` into the metadata of a step, and `plans`, by kind of layer, for the layers to fill."""
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
@@ -134,8 +134,9 @@ class SharedAttention(CPUAttentionBackendImpl):
 
     def _plan(self, metadata: Any, block_size: int) -> ext.AttentionPlan:
         window_left = self.sliding_window - 1 if self.sliding_window > 0 else -1
-        if window_left not in metadata.plans:
-            metadata.plans[window_left] = ext.plan_attention(
+        kind = (self.num_heads, self.num_kv_heads, window_left)
+        if kind not in metadata.plans:
+            metadata.plans[kind] = ext.plan_attention(
                 *metadata.spans,
                 num_qo_heads=self.num_heads,
                 num_kv_heads=self.num_kv_heads,
@@ -144,7 +145,7 @@ class SharedAttention(CPUAttentionBackendImpl):
                 num_threads=torch.get_num_threads(),
                 window_left=window_left,
             )
-        return metadata.plans[window_left]
+        return metadata.plans[kind]
 
     def do_kv_cache_update(
         self, layer: Any, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor
