@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import queue
@@ -15,9 +16,12 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
 T = TypeVar("T")
+Parcel = dict[str, Any]
+Answering = Callable[[Parcel], pa.Table]  # what a replica does
 POLL_SECONDS = 1.0
 MAX_RETRIES = 2  # of a parcel whose replica's process ended
 
@@ -72,39 +76,47 @@ class Replicas:
         gpu = " and a GPU" * num_gpus
         raise ValueError(f"replicas: the cluster has {each}{gpu} for {room(least)} of them, got {number}")
 
-    def answer(self, parcels: Iterable[dict[str, Any]], replica: type, **constructor: Any) -> Dataset:
+    def answer(self, parcels: Iterable[Parcel], replica: Callable[..., Answering], **constructor: Any) -> Dataset:
         """What `replica(**constructor)` makes of each parcel, a table, in the order in which they are done.
 
-        parcels: each is the one row of a table, and handed out whole, the first ones first. One whose replica dies is
-        taken again, MAX_RETRIES times, and then left out, which ends nothing else. They are put into Ray's object store
-        one after the other, so no two are in this process at a time."""
+        parcels: each is handed out whole, the first ones first. One whose replica dies is taken again, MAX_RETRIES
+        times, or left out, which ends nothing else. They are put into Ray's object store one after the other, so no two
+        are in this process at a time."""
         context = DataContext.get_current().copy()
         context.max_errored_blocks = -1
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        with DataContext.current(context):
-            rows = [ray.put(parcel_table(parcel)) for parcel in parcels]
-            with warnings.catch_warnings():  # no parameter of map_batches' own says how often a row is tried
-                warnings.simplefilter("ignore", RayDeprecationWarning)
-                return ray.data.from_arrow_refs(rows).map_batches(
-                    replica,
-                    batch_size=1,
-                    batch_format="pyarrow",
-                    compute=ActorPoolStrategy(size=min(self.number, len(rows)), max_tasks_in_flight_per_actor=1),
-                    fn_constructor_kwargs=constructor,
-                    num_cpus=self.num_threads,
-                    num_gpus=self.num_gpus,
-                    max_task_retries=MAX_RETRIES,
-                )
+        gc.collect()  # replicas of a pass before this one live, and keep their CPUs, while a cycle refers to them
+        stored = [ray.put(parcel) for parcel in parcels]
+        # Rows are numbers of parcels, and their blocks are made here: to look at stored ones, Ray runs tasks, and one
+        # that it sends to a node that has just gone is waited for.
+        numbers = [pa.table({"parcel": [number]}) for number in range(len(stored))]
+        with DataContext.current(context), warnings.catch_warnings():
+            # No parameter of map_batches' own says how often a row is tried.
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            return ray.data.from_blocks(numbers).map_batches(
+                Fed,
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(size=min(self.number, len(stored)), max_tasks_in_flight_per_actor=1),
+                fn_constructor_args=(stored, replica, constructor),
+                num_cpus=self.num_threads,
+                num_gpus=self.num_gpus,
+                max_task_retries=MAX_RETRIES,
+            )
 
 
-def parcel_table(parcel: dict[str, Any]) -> pa.Table:
-    """Of one row. Bytes may be more than 2 GiB."""
-    columns = {
-        name: pa.array([value], pa.large_binary() if isinstance(value, bytes) else None)
-        for name, value in parcel.items()
-    }
-    return pa.table(columns)
+class Fed:
+    """A replica that gets its parcels by their numbers."""
+
+    def __init__(
+        self, stored: list[ray.ObjectRef], replica: Callable[..., Answering], constructor: dict[str, Any]
+    ) -> None:
+        self._stored, self._replica = stored, replica(**constructor)
+
+    def __call__(self, numbers: pa.Table) -> pa.Table:
+        [number] = numbers["parcel"].to_pylist()
+        return self._replica(ray.get(self._stored[number]))
 
 
 def halved(parcel: list[T]) -> list[list[T]]:
@@ -126,6 +138,8 @@ def polled(items: Iterable[T], check: Callable[[], None]) -> Iterator[T]:
                 if is_left.is_set():
                     return
             found.put((False, None))
+        except RayError as error:  # no replica could be made
+            found.put((False, ValueError(f"Ray: {str(error).strip().splitlines()[-1]}")))
         except BaseException as error:
             found.put((False, error))
 

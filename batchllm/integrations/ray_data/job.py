@@ -82,8 +82,9 @@ def run_job_on_ray(
     replicas: engines. A GPU each where `device` is "cuda"; num_threads CPUs each, by default as many as all find.
     The others are those of `run_job`. on_progress: is told after each parcel.
 
-    Raises ImportError, OSError or ValueError before anything is written, and OSError where a file fails; JobInterrupted
-    for a KeyboardInterrupt and the time limit; ValueError where too many lines fail, or no replica starts.
+    Raises OSError or ValueError before anything is written; after that JobInterrupted for a KeyboardInterrupt and the
+    time limit, OSError where the errors or the manifest cannot be written, ValueError where a part cannot be, no
+    replica starts or too many lines fail.
     """
     engine = EngineOptions(**engine_options)
     files = BatchFiles(
@@ -213,7 +214,7 @@ class JobOnRay:
 
     def _results(self, numbered: dict[int, Parcel], constructor: dict[str, Any]) -> Iterator[ParcelResult]:
         parcels = (
-            {"parcel": number, "lines": pack_lines(self._prompts, parcel)} for number, parcel in numbered.items()
+            {"number": number, "lines": pack_lines(self._prompts, parcel)} for number, parcel in numbered.items()
         )
         answered = self._replicas.answer(parcels, JobReplica, **constructor)
         for row in polled(answered.iter_rows(), self._check_time):

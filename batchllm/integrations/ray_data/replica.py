@@ -90,12 +90,12 @@ class JobReplica(Replica):
         super().__init__(model, engine)
         self._directory, self._job_id, self._model_name = Path(directory), job_id, model_name
 
-    def __call__(self, parcels: pa.Table) -> pa.Table:
-        [row] = parcels.to_pylist()
-        result = ParcelResult(row["parcel"], fatal=self.fatal)
+    def __call__(self, parcel: dict[str, Any]) -> pa.Table:
+        """parcel: number, and lines as pack_lines makes them."""
+        result = ParcelResult(parcel["number"], fatal=self.fatal)
         if not result.fatal:
             with told(result):
-                self._answer(unpack_lines(row["lines"]), result)
+                self._answer(unpack_lines(parcel["lines"]), result)
         return pa.table({"result": [msgspec.msgpack.encode(result)]})
 
     def _answer(self, lines: list[TokenizedLine], result: ParcelResult) -> None:

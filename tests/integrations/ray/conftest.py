@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[3]
 os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
 
 import ray  # noqa: E402
+from ray.cluster_utils import Cluster  # noqa: E402
 
 from tests.engine import tiny  # noqa: E402
 from tests.jobs.batch_lines import completion_line, write_lines  # noqa: E402
@@ -21,11 +22,15 @@ ENGINE = {"dtype": "float32", "num_threads": 1, "kv_cache_tokens": 16384, "max_b
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
-    """Of four CPUs, whatever the machine has: two replicas, and room for Ray's own tasks."""
-    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=150_000_000, log_to_driver=False)
-    yield
+def cluster() -> Iterator[Cluster]:
+    """Two nodes on this machine, of two CPUs each, whatever it has."""
+    node = {"num_cpus": 2, "object_store_memory": 150_000_000}
+    nodes = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+    nodes.add_node(**node)
+    ray.init(nodes.address, log_to_driver=False)
+    yield nodes
     ray.shutdown()
+    nodes.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import ray
 
 from batchllm import LLM, SamplingParams
 from batchllm.integrations.ray_data import answer_dataset, dataset
-from batchllm.integrations.ray_data.cluster import MAX_RETRIES, Replicas, parcel_table
+from batchllm.integrations.ray_data.cluster import MAX_RETRIES, Replicas
 from batchllm.integrations.ray_data.replica import Answer
 from batchllm.jobs.line import BatchRequest
 from batchllm.jobs.reading import TokenizedLine
@@ -49,10 +49,10 @@ class HereReplicas(Replicas):
     def answer(self, parcels: Iterable[dict[str, Any]], replica: type, **constructor: Any) -> ray.data.Dataset:
         made = replica(**constructor)
         answered = []
-        for table in map(parcel_table, parcels):
+        for parcel in parcels:
             for _ in range(MAX_RETRIES + 1):
                 try:
-                    answered.append(made(table))
+                    answered.append(made(parcel))
                     break
                 except Died:
                     pass
@@ -125,8 +125,8 @@ def test_what_is_wrong_is_said_before_anything_runs(model: Path) -> None:
         answer_dataset(rows, model, replicas=2, column="text")
     with pytest.raises(ValueError, match="replicas: the cluster has a CPU for 4 of them, got 5"):
         answer_dataset(rows.drop_columns(["error"]), model, replicas=5, column="text")
-    with pytest.raises(ValueError, match="replicas: the cluster has 3 CPUs for 1 of them, got 2"):
-        answer_dataset(rows.drop_columns(["error"]), model, replicas=2, column="text", num_threads=3)
+    with pytest.raises(ValueError, match="replicas: the cluster has 2 CPUs for 2 of them, got 3"):
+        answer_dataset(rows.drop_columns(["error"]), model, replicas=3, column="text", num_threads=2)
     with pytest.raises(ValueError, match="replicas: the cluster has a CPU and a GPU for 0 of them, got 1"):
         answer_dataset(rows.drop_columns(["error"]), model, replicas=1, column="text", device="cuda")
 

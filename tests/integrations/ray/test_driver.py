@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from ray.exceptions import RayActorError
 
 from batchllm.integrations.ray_data import cluster, run_job_on_ray
 from batchllm.integrations.ray_data import job as driver
-from batchllm.integrations.ray_data.cluster import Replicas, parcel_table, polled
+from batchllm.integrations.ray_data.cluster import Replicas, polled
 from batchllm.integrations.ray_data.parts import PartFiles, part_paths
 from batchllm.integrations.ray_data.replica import Answer, JobReplica
 from batchllm.jobs.line import BatchRequest
@@ -57,10 +58,10 @@ class HereReplicas(Replicas):
     def answer(self, parcels: Iterable[dict[str, Any]], replica: type, **constructor: Any) -> Any:
         def rows() -> Iterator[dict[str, Any]]:
             made = replica(**constructor)
-            for table in map(parcel_table, parcels):
+            for parcel in parcels:
                 for _ in range(cluster.MAX_RETRIES + 1):
                     try:
-                        yield from made(table).to_pylist()
+                        yield from made(parcel).to_pylist()
                         break
                     except Died:
                         pass
@@ -219,3 +220,10 @@ def test_while_nothing_comes_the_clock_is_looked_at(monkeypatch: pytest.MonkeyPa
 
     with pytest.raises(OSError, match="gone"):
         list(polled(fails(), lambda: None))
+
+    def is_not_made() -> Iterator[int]:
+        yield from ()
+        raise RayActorError(error_msg="a long story\nModuleNotFoundError: no batchllm there\n")
+
+    with pytest.raises(ValueError, match=r"^Ray: ModuleNotFoundError: no batchllm there$"):
+        list(polled(is_not_made(), lambda: None))

@@ -17,31 +17,14 @@ from typer.testing import CliRunner
 from batchllm import run_job
 from batchllm.cli import app
 from batchllm.integrations.ray_data import job as driver
-from batchllm.integrations.ray_data import run_job_on_ray
 from batchllm.integrations.ray_data.parts import part_paths
 from batchllm.integrations.ray_data.replica import Answer, JobReplica
 from batchllm.jobs.line import BatchRequest
 from batchllm.jobs.reading import TokenizedLine
 from batchllm.jobs.run import JobSummary
 from tests.integrations.ray.conftest import ENGINE, NUM_LINES
+from tests.integrations.ray.jobs import answers, records, run
 from tests.jobs.batch_lines import completion_line, read_records, write_lines
-
-
-def records(directory: Path) -> list[dict[str, Any]]:
-    return [record for path in part_paths(directory) for record in read_records(path)]
-
-
-def answers(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """By custom_id, each once."""
-    by_id = {record["custom_id"]: record["response"]["body"]["choices"] for record in found}
-    assert len(by_id) == len(found)
-    return by_id
-
-
-def run(source: Path, directory: Path, model: Path, **options: Any) -> JobSummary:
-    return run_job_on_ray(
-        source, directory, model, **{"ray": "local", "replicas": 2, "log": lambda line: None, **ENGINE, **options}
-    )
 
 
 @pytest.fixture(scope="module")
