@@ -1,11 +1,11 @@
-# make demo | test | test-integrations | test-full | test-gpu | chaos | gpu-day-dry | sass | docs | check | names | format | sanitize | fuzz | peers | clean. All of it in .venv, models/, out/ and build/.
+# make demo | test | test-integrations | test-full | test-aarch64 | test-gpu | chaos | gpu-day-dry | sass | docs | check | names | format | sanitize | fuzz | peers | clean. All of it in .venv, models/, out/ and build/.
 PYTHON ?= python3
 BIN    := .venv/bin
 MODEL  := models/smollm2-135m-instruct
 JOB    := examples/documents.jsonl
 SOURCES := $(shell find csrc batchllm -type f -not -name '*.pyc') setup.py pyproject.toml CMakeLists.txt batchllm_ext.pyi
 
-.PHONY: help demo test test-integrations test-full test-gpu gpu-day-dry test-cpp test-python sass sanitize fuzz chaos peers docs check names format clean
+.PHONY: help demo test test-integrations test-full test-gpu gpu-day-dry test-aarch64 test-cpp test-python sass sanitize fuzz chaos peers docs check names format clean
 
 help:
 	@sed -n 1p Makefile
@@ -74,6 +74,17 @@ test-cpp: .venv/installed $(DOCTEST)
 	$(CMAKE_TESTS) -B build/cpp -DBATCHLLM_WERROR=ON > build/cpp.log
 	$(BIN)/cmake --build build/cpp
 	$(BIN)/ctest --test-dir build/cpp --output-on-failure
+
+# The planner, the simulator and the kernels as a 64-bit ARM machine runs them, under QEMU. Debian has what it takes:
+# g++-aarch64-linux-gnu and qemu-user-static.
+AARCH64 := -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+  '-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64-static;-L;/usr/aarch64-linux-gnu'
+
+test-aarch64: DOCTEST = build/doctest/usr/include/doctest/doctest.h
+test-aarch64: .venv/installed build/doctest/usr/include/doctest/doctest.h
+	$(CMAKE_TESTS) -B build/aarch64 -DBATCHLLM_WERROR=ON $(AARCH64) > build/aarch64.log
+	$(BIN)/cmake --build build/aarch64
+	$(BIN)/ctest --test-dir build/aarch64 --output-on-failure
 
 # The files side by side, a thread each: most of the time is Python's.
 test-python: .venv/installed $(MODEL)/config.json
