@@ -85,4 +85,4 @@ def test_every_line_is_in_one_parcel_beside_those_it_shares_with(model: ModelCon
 
 
 def test_nothing_is_no_parcel(model: ModelConfig) -> None:
-    assert parcels_of(tokenized_job(JobPrompts(), LIMITS), model, DEVICES["cpu"], 2) == []
+    assert parcels_of(tokenized_job(JobPrompts(), LIMITS), model, DEVICES["h100"], 2) == []
