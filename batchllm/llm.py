@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import time
-from array import array
-from bisect import bisect_right
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +22,9 @@ from batchllm.continuations import (
     scoring_params,
     text_after_first_token,
 )
-from batchllm.engine.engine import Engine, EngineRequest, Finished
+from batchllm.driver import JobDriver
+from batchllm.engine.engine import Engine
 from batchllm.engine.recorder import RunRecorder
-from batchllm.garbage import never_collected
 from batchllm.loading import LoadedModel
 from batchllm.models.description import ModelDescription
 from batchllm.options import EngineOptions
@@ -38,8 +34,6 @@ from batchllm.sampling.rules import LogitsRule
 from batchllm.sampling_params import SamplingParams
 from batchllm.scoring import ScoringJob
 from batchllm.tokenizer import Message
-
-SECONDS_BETWEEN_PROGRESS = 0.1
 
 
 class LLM:
@@ -68,7 +62,7 @@ class LLM:
         self._loaded = loaded
         self._tokenizer = self._loaded.tokenizer
         self._num_jobs = 0
-        self._waiting: dict[range, deque[Finished]] = {}  # by requests of the engine: where their ends are awaited
+        self._driver = JobDriver(self._loaded.engine)
         self.stats: dict[str, Any] = {}
 
     @property
@@ -297,7 +291,7 @@ class LLM:
             self._loaded.engine_request(prompt, p, f"{stream}/{index}")
             for index, (prompt, p) in enumerate(zip(prompts, params, strict=True))
         )
-        with closing(self._finished(requests, on_progress, recorder)) as finished_requests:
+        with closing(self._driver.run(requests, on_progress, recorder)) as finished_requests:
             for index, sample, finished in finished_requests:
                 clock = time.perf_counter()
                 if index not in pending:
@@ -315,51 +309,6 @@ class LLM:
             "detokenize": detokenize_s,
             "total": time.perf_counter() - start + tokenize_s,
         }
-
-    def _finished(
-        self,
-        requests: Iterable[EngineRequest],
-        on_progress: Callable[[JobProgress], None] | None = None,
-        recorder: RunRecorder | None = None,
-    ) -> Generator[tuple[int, int, Finished], None, None]:
-        """Each completion as it ends, with its place among the requests and its number. Closing the iterator aborts the
-        others."""
-        ids = range(0)
-        begins = array("q")  # the first of the ids, by request
-        num_left = 0
-        ended: deque[Finished] = deque()
-        next_progress_s = 0.0
-        freezes = gc.get_freeze_count() == 0  # else what a caller has frozen would thaw with ours
-        try:
-            self.engine.recorder = recorder or self.engine.recorder
-            with never_collected() if freezes else nullcontext():
-                for of_request in self.engine.add(list(requests)):
-                    begins.append(of_request.start)
-                    num_left += len(of_request)
-            if begins:
-                ids = range(begins[0], begins[0] + num_left)
-                self._waiting[ids] = ended
-            while num_left:
-                if not ended:
-                    self._step()
-                if on_progress and (ended or self.engine.elapsed_s >= next_progress_s):
-                    next_progress_s = self.engine.elapsed_s + SECONDS_BETWEEN_PROGRESS
-                    on_progress(self.engine.progress)
-                while ended:
-                    finished = ended.popleft()
-                    num_left -= 1
-                    index = finished.request_id - ids.start  # of completions, each of which may be a request
-                    if len(begins) < len(ids):
-                        index = bisect_right(begins, finished.request_id) - 1
-                    yield index, finished.request_id - begins[index], finished
-        finally:
-            self._waiting.pop(ids, None)
-            if num_left:
-                self.engine.abort(ids)
-            if recorder and self.engine.recorder is recorder:
-                self.engine.recorder = None
-            if freezes:
-                gc.unfreeze()
 
     def _continued(
         self, prompt_token_ids: list[int], text: str | None, continuations: list[str | list[int]]
@@ -386,23 +335,11 @@ class LLM:
         job = ScoringJob(continuations)
         scores: dict[int, ContinuationScore] = {}
         with closing(_progress_bar("Scored requests", len(job.requests), use_tqdm)) as bar:
-            for number, _, finished in self._finished(job.requests):
+            for number, _, finished in self._driver.run(job.requests):
                 scores |= job.scores(number, finished)
                 bar.update(1)
         self.stats = self.engine.figures.as_dict()
         return [scores[place] for place in range(len(continuations))]
-
-    def _step(self) -> None:
-        """A step for all jobs that are under way, each of which is told what ended of it."""
-        try:
-            step = self.engine.step()
-        except BaseException:
-            self._waiting.clear()  # the engine is empty
-            raise
-        if step is None:
-            raise RuntimeError("the requests of this job have gone: a step of another one failed")
-        for finished in step.finished:
-            next(ended for ids, ended in self._waiting.items() if finished.request_id in ids).append(finished)
 
     def _or_default(
         self, sampling_params: SamplingParams | Sequence[SamplingParams] | None

@@ -58,9 +58,10 @@ IMPORTS = {
     },
     "scoring": {"continuations", "engine", "outputs"},
     "answers": {"engine", "outputs", "reasoning", "sampling", "sampling_params", "tokenizer"},
+    "driver": {"engine", "garbage", "outputs"},
     "llm": {
         *("answers", "engine", "loading", "models", "options", "outputs", "requests", "sampling", "sampling_params"),
-        *("continuations", "garbage", "scoring", "tokenizer"),
+        *("continuations", "driver", "scoring", "tokenizer"),
     },
     "async_llm": {
         *("answers", "engine", "loading", "options", "outputs", "requests", "sampling", "sampling_params"),

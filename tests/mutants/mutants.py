@@ -827,8 +827,8 @@ PYTHON_MUTANTS = [
     ),
     Mutant(
         "an_abandoned_job_runs_on",
-        LLM,
-        "                self.engine.abort(ids)\n",
+        "batchllm/driver.py",
+        "                self._engine.abort(ids)\n",
         "                pass\n",
         IN_ENGINE + "test_an_exception_in_a_callback_leaves_the_next_job_a_clean_engine",
     ),

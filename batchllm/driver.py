@@ -1,0 +1,82 @@
+"""The jobs that one engine runs side by side."""
+
+from __future__ import annotations
+
+import gc
+from array import array
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from contextlib import nullcontext
+
+from batchllm.engine.engine import Engine, EngineRequest, Finished
+from batchllm.engine.recorder import RunRecorder
+from batchllm.garbage import never_collected
+from batchllm.outputs import JobProgress
+
+SECONDS_BETWEEN_PROGRESS = 0.1
+
+
+class JobDriver:
+    """Steps the engine for whichever job waits, and tells each job what ended of it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._waiting: dict[range, deque[Finished]] = {}  # by requests of the engine: where their ends are awaited
+
+    def run(
+        self,
+        requests: Iterable[EngineRequest],
+        on_progress: Callable[[JobProgress], None] | None = None,
+        recorder: RunRecorder | None = None,
+    ) -> Generator[tuple[int, int, Finished], None, None]:
+        """Each completion as it ends, with its place among the requests and its number. Closing the iterator aborts the
+        others."""
+        ids = range(0)
+        begins = array("q")  # the first of the ids, by request
+        num_left = 0
+        ended: deque[Finished] = deque()
+        next_progress_s = 0.0
+        freezes = gc.get_freeze_count() == 0  # else what a caller has frozen would thaw with ours
+        try:
+            self._engine.recorder = recorder or self._engine.recorder
+            with never_collected() if freezes else nullcontext():
+                for of_request in self._engine.add(list(requests)):
+                    begins.append(of_request.start)
+                    num_left += len(of_request)
+            if begins:
+                ids = range(begins[0], begins[0] + num_left)
+                self._waiting[ids] = ended
+            while num_left:
+                if not ended:
+                    self._step()
+                if on_progress and (ended or self._engine.elapsed_s >= next_progress_s):
+                    next_progress_s = self._engine.elapsed_s + SECONDS_BETWEEN_PROGRESS
+                    on_progress(self._engine.progress)
+                while ended:
+                    finished = ended.popleft()
+                    num_left -= 1
+                    index = finished.request_id - ids.start  # of completions, each of which may be a request
+                    if len(begins) < len(ids):
+                        index = bisect_right(begins, finished.request_id) - 1
+                    yield index, finished.request_id - begins[index], finished
+        finally:
+            self._waiting.pop(ids, None)
+            if num_left:
+                self._engine.abort(ids)
+            if recorder and self._engine.recorder is recorder:
+                self._engine.recorder = None
+            if freezes:
+                gc.unfreeze()
+
+    def _step(self) -> None:
+        """A step for all jobs that are under way, each of which is told what ended of it."""
+        try:
+            step = self._engine.step()
+        except BaseException:
+            self._waiting.clear()  # the engine is empty
+            raise
+        if step is None:
+            raise RuntimeError("the requests of this job have gone: a step of another one failed")
+        for finished in step.finished:
+            next(ended for ids, ended in self._waiting.items() if finished.request_id in ids).append(finished)
