@@ -496,7 +496,7 @@ PYTHON_MUTANTS = [
     Mutant(
         "a_row_takes_a_token_of_an_earlier_step",
         "batchllm/engine/runner.py",
-        "        self._sampled[: len(token_ids)].copy_(token_ids)\n",
+        "        self._sampled[:num_rows].copy_(token_ids)\n",
         "",
         IN_AHEAD + "test_answers_and_why_they_end_are_those_of_the_cpu",
     ),
@@ -624,8 +624,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "stop_tokens_of_one_request_end_all",
         "batchllm/sampling/stop_tokens.py",
-        "(sets == number) & (tokens",
-        "(tokens",
+        "(tokens == token) & (sets == number)",
+        "tokens == token",
         IN_SAMPLING + "test_stop_sets_end_only_their_own_requests",
     ),
     Mutant(
@@ -800,8 +800,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "completions_stand_as_they_end",
         ANSWERS,
-        "sorted([*self.outputs, *(unfinished or ())], key=lambda output: output.index)",
-        "[*self.outputs, *(unfinished or ())]",
+        "outputs if len(outputs) == 1 else sorted(outputs, key=lambda output: output.index)",
+        "outputs",
         IN_GENERATE + "test_completions_stand_in_order_whichever_ends_first",
     ),
     Mutant(
@@ -964,7 +964,7 @@ PYTHON_MUTANTS = [
     Mutant(
         "an_output_may_be_a_file_of_the_model",
         FILES,
-        'names.setdefault(file_id, "model")',
+        "names.setdefault(file_id, name)",
         "pass",
         IN_FILES + "test_no_output_is_a_file_of_the_model",
     ),
