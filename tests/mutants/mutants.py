@@ -354,7 +354,14 @@ ROW_MUTANTS = [
         BASE_ROWS,
     ),
     Mutant("a_narrow_segment_only_adds", QUANTIZE, "y[i] = a - b;", "y[i] = a + b;", GATED_AND_MIXED, BASE_ROWS),
-    Mutant("a_transform_is_not_orthogonal", QUANTIZE, "scale * to_unit", "scale", GATED_AND_MIXED, BASE_ROWS),
+    Mutant(
+        "a_transform_is_not_orthogonal",
+        QUANTIZE,
+        "scale / __builtin_sqrtf(static_cast<float>(num_segments))",
+        "scale",
+        GATED_AND_MIXED,
+        BASE_ROWS,
+    ),
 ]
 
 TABLE = "batchllm/request_table.py"
