@@ -86,7 +86,7 @@ class Quantized {
 template <typename T>
 Quantized quantized(const RowKernels& kernels, const std::vector<T>& x, int64_t size) {
     Quantized out(size);
-    kernels.quantize_rows({kDType<T>, x.data(), size, out.rows(), size}, 1, kNumRows - 1);
+    kernels.quantize_rows({kDType<T>, x.data(), size, out.rows(), size, 1}, 1, kNumRows - 1);
     out.check_nothing_else_is_written();
     return out;
 }
