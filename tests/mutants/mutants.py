@@ -1,4 +1,4 @@
-"""Bugs that planner, row kernels, engine, sampler and jobs had, or could have: each, put back, turns its test red."""
+"""Bugs that planner, kernels, engine, sampler and jobs had, or could have: each, put back, turns its test red."""
 
 from __future__ import annotations
 
@@ -404,6 +404,46 @@ IN_RECORDER = "tests/engine/test_recorder.py::"
 IN_HTML = "tests/jobs/test_html.py::"
 IN_TRANSFORMERS = "tests/engine/test_transformers.py::"
 IN_AHEAD = "tests/engine/test_running_ahead.py::"
+
+NARROW = "csrc/attention/cpu/narrow.inc"
+WIDE_FLOAT32 = "csrc/attention/cpu/wide_float32.inc"
+BASE_ATTENTION = "csrc/attention/cpu/kernel_base.cpp"
+ATTENTION = "attention on the CPU is what the reference says"
+
+ATTENTION_MUTANTS = [
+    Mutant(
+        "every_head_has_the_first_ones_keys",
+        NARROW,
+        "load(tile.k[key + j] + offset + d)",
+        "load(tile.k[key + j] + d)",
+        ATTENTION,
+        BASE_ATTENTION,
+    ),
+    Mutant(
+        "every_head_has_the_first_ones_values",
+        NARROW,
+        "load(tile.v[key] + offset + d + n * kLanes)",
+        "load(tile.v[key] + d + n * kLanes)",
+        ATTENTION,
+        BASE_ATTENTION,
+    ),
+    Mutant(
+        "a_heads_rows_see_what_other_rows_see",
+        NARROW,
+        "(index + i) / args.group_size",
+        "(row + i) / args.group_size",
+        ATTENTION,
+        BASE_ATTENTION,
+    ),
+    Mutant(
+        "every_register_tile_has_the_first_columns",
+        WIDE_FLOAT32,
+        "return v[key][d + i];",
+        "return v[key][i];",
+        ATTENTION,
+        BASE_ATTENTION,
+    ),
+]
 
 PYTHON_MUTANTS = [
     # Request table.

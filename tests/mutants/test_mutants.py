@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -11,13 +12,25 @@ from pathlib import Path
 import pytest
 
 import batchllm_ext
-from tests.mutants.mutants import AVX2_ROWS, PLANNER, PLANNER_MUTANTS, PYTHON_MUTANTS, ROW_MUTANTS, Mutant
+from tests.mutants.mutants import (
+    ATTENTION_MUTANTS,
+    AVX2_ROWS,
+    PLANNER,
+    PLANNER_MUTANTS,
+    PYTHON_MUTANTS,
+    ROW_MUTANTS,
+    Mutant,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "cpp"  # of `make test-cpp`
-MUTANTS = [*PLANNER_MUTANTS, *ROW_MUTANTS, *PYTHON_MUTANTS]
+MUTANTS = [*PLANNER_MUTANTS, *ROW_MUTANTS, *ATTENTION_MUTANTS, *PYTHON_MUTANTS]
 # Those that this machine runs.
-RUN_ROW_MUTANTS = [m for m in ROW_MUTANTS if m.unit != AVX2_ROWS or "avx2" in batchllm_ext.cpu_isas()]
+KERNEL_MUTANTS = [
+    mutant
+    for mutant in (*ROW_MUTANTS, *ATTENTION_MUTANTS)
+    if mutant.unit != AVX2_ROWS or "avx2" in batchllm_ext.cpu_isas()
+]
 AVX2_FLAGS = ["-mavx2", "-mfma", "-DBATCHLLM_X86_KERNELS"]  # as CMakeLists.txt has them
 TIMEOUT_S = 120
 
@@ -36,7 +49,7 @@ def test_the_table_is_of_the_code_as_it_stands(mutant: Mutant) -> None:
         file, _, name = mutant.test.partition("::")
         assert f"def {name}(" in (ROOT / file).read_text()
     else:
-        room = "rows" if mutant in ROW_MUTANTS else "planner"
+        room = Path(mutant.file).parts[1]
         cases = "".join(path.read_text() for path in sorted((ROOT / "tests" / room).glob("*.cpp")))
         name, _, of_type = mutant.test.partition("<")
         assert f'TEST_CASE{"_TEMPLATE" if of_type else ""}("{name}"' in cases
@@ -77,15 +90,15 @@ def test_a_bug_in_python_turns_its_test_red(mutant: Mutant, tmp_path: Path) -> N
 
 
 def run_case(case: str, unit: str, mutant: Mutant | None, directory: Path) -> subprocess.CompletedProcess[str]:
-    is_of_rows = unit.startswith("csrc/rows/")
-    library = BUILD / ("libbatchllm_kernels.a" if is_of_rows else "libbatchllm_planner.a")
-    program_of_tests = "test_attention" if is_of_rows else "test_planner"
+    is_kernel = not unit.startswith("csrc/planner/")
+    library = BUILD / ("libbatchllm_kernels.a" if is_kernel else "libbatchllm_planner.a")
+    program_of_tests = "test_attention" if is_kernel else "test_planner"
     if not library.exists():
         pytest.fail(f"{BUILD} is missing: run `make test-cpp` (or `make test-full`)")
     source = ROOT / unit
     if mutant is not None:
         copy = directory / Path(mutant.file).relative_to("csrc")
-        copy.parent.mkdir()
+        copy.parent.mkdir(parents=True)
         copy.write_text(mutated(mutant))
         source = source if mutant.unit else copy
     doctest = re.search(r"^DOCTEST_INCLUDE_DIR:PATH=(.*)$", (BUILD / "CMakeCache.txt").read_text(), re.MULTILINE)
@@ -99,13 +112,15 @@ def run_case(case: str, unit: str, mutant: Mutant | None, directory: Path) -> su
     others = sorted(path for path in tests if path.stem != Path(unit).name)
     subprocess.run(["c++", compiled, *others, library, "-pthread", "-fopenmp", "-o", program], check=True)
     only = f"--test-case={case}".replace(",", "\\,")
-    return subprocess.run([program, only, "--abort-after=1"], capture_output=True, text=True, timeout=TIMEOUT_S)
+    command = [program, only, "--abort-after=1"]
+    environment = {**os.environ, "BATCHLLM_ISA": "base"}  # where a test asks for the kernels in use
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("case", "unit"),
-    sorted({(mutant.test, PLANNER) for mutant in PLANNER_MUTANTS} | {(m.test, m.unit) for m in RUN_ROW_MUTANTS}),
+    sorted({(mutant.test, PLANNER) for mutant in PLANNER_MUTANTS} | {(m.test, m.unit) for m in KERNEL_MUTANTS}),
 )
 def test_a_source_without_a_bug_passes(case: str, unit: str, tmp_path: Path) -> None:
     done = run_case(case, unit, None, tmp_path)
@@ -114,7 +129,7 @@ def test_a_source_without_a_bug_passes(case: str, unit: str, tmp_path: Path) -> 
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("mutant", [*PLANNER_MUTANTS, *RUN_ROW_MUTANTS], ids=str)
+@pytest.mark.parametrize("mutant", [*PLANNER_MUTANTS, *KERNEL_MUTANTS], ids=str)
 def test_a_bug_in_a_source_turns_its_case_red(mutant: Mutant, tmp_path: Path) -> None:
     done = run_case(mutant.test, mutant.unit or mutant.file, mutant, tmp_path)
     assert done.returncode != 0, done.stdout
