@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 # Share of the available memory that a pool sized by us may take: activations, logits and the allocator need the rest.
 POOL_SHARE = 0.75
+MAP_NORESERVE = 0x4000  # Linux's; Python has no name for it before 3.13
 
 
 class KvHeads(Protocol):
@@ -48,14 +50,24 @@ class PagedKVCache:
         shapes = [(num_pages, page_size, layer.num_kv_heads, layer.head_dim) for layer in layers for _ in "kv"]
         sizes = [math.prod(shape) for shape in shapes]
         try:  # at once, so that a pool which is too large is refused and not half of it granted
-            memory = torch.empty(sum(sizes), dtype=dtype, device=device)
-        except RuntimeError as error:
+            if torch.device(device).type == "cpu":
+                memory = _unreserved(sum(sizes), dtype)
+            else:
+                memory = torch.empty(sum(sizes), dtype=dtype, device=device)
+        except (RuntimeError, OSError, OverflowError) as error:
             size_gib = sum(sizes) * dtype.itemsize / 2**30
             raise MemoryError(
                 f"kv_cache_tokens: a pool of {num_pages * page_size} tokens needs {size_gib:.1f} GiB: {error}"
             ) from None
         pages = [part.view(shape) for part, shape in zip(memory.split(sizes), shapes, strict=True)]
         return cls(pages[0::2], pages[1::2], num_pages, page_size)
+
+
+def _unreserved(num_elements: int, dtype: torch.dtype) -> torch.Tensor:
+    """Memory that counts for nothing until it is touched. Where it did, as torch's does, the pools of two engines could
+    lie side by side, be one area to Linux, and be larger than the machine, which it lets no process fork with."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+    return torch.frombuffer(mmap.mmap(-1, num_elements * dtype.itemsize, flags=flags), dtype=dtype)
 
 
 def affordable_kv_tokens(kv_bytes_per_token: int, device: torch.device) -> int:

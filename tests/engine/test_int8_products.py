@@ -52,13 +52,13 @@ def test_weights_have_a_scale_per_output_and_pairs_that_add_up_to_128_at_most(sh
     assert not integers[-1].any()
 
 
-@pytest.mark.parametrize(("num_segments", "largest_error"), [(1, 0.05), (64, 0.015)])
-def test_a_transform_keeps_what_is_large_in_one_element_from_the_others_digits(num_segments, largest_error):
-    weight, x = torch.randn(96, 576), torch.randn(40, 576)
+def test_a_transform_keeps_what_is_large_in_one_element_from_the_others_digits():
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(rows, 576, generator=generator) for rows in (96, 40))
     x[:, 7] *= 50
     exact = x.double() @ weight.double().T
-    error = (Int8Linear(weight, num_segments=num_segments)(x) - exact).square().mean().sqrt() / exact.std()
-    assert largest_error / 4 < error < largest_error
+    plain, mixed = (Int8Linear(weight, num_segments=num_segments)(x) - exact for num_segments in (1, 64))
+    assert mixed.square().mean() < plain.square().mean() / 4
 
 
 @pytest.mark.parametrize("num_rows", [1, 7, 64, 300])

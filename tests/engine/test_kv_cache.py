@@ -8,6 +8,7 @@ import torch
 from batchllm import LLM
 from batchllm.device.kv_cache import PagedKVCache, available_memory_bytes
 from batchllm.models.layer_spec import AttentionSpec
+from tests.test_module import run_python
 
 MIB = 2**20
 MEMINFO = f"MemTotal:  {64 * 1024} kB\nMemFree:  {1 * 1024} kB\nMemAvailable:  {32 * 1024} kB\nHugePages_Total: 0\n"
@@ -121,3 +122,22 @@ def test_a_pool_the_machine_refuses_is_named_with_its_size():
         MemoryError, match=f"kv_cache_tokens: a pool of {num_pages * 4} tokens needs {size_gib:.1f} GiB"
     ):
         PagedKVCache.allocate(LAYERS, num_pages=num_pages, page_size=4, dtype=torch.float32)
+
+
+def test_a_process_with_two_pools_can_still_fork():
+    """Each of them is granted, and both are more than the machine has."""
+    program = """
+        import os, torch
+        from batchllm.device.kv_cache import PagedKVCache
+        from batchllm.models.layer_spec import AttentionSpec
+
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        layers = [AttentionSpec(num_qo_heads=1, num_kv_heads=1, head_dim=64, softmax_scale=1.0)]
+        num_pages = int(0.7 * memory) // (2 * 16 * 64 * 4)
+        pools = [PagedKVCache.allocate(layers, num_pages, 16, torch.float32) for _ in range(2)]
+        child = os.fork()
+        if child == 0:
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    """
+    run_python(program)
