@@ -96,6 +96,7 @@ test-python: .venv/installed $(MODEL)/config.json
 COMPLETE := flashinfer sglang vllm
 APART := $(patsubst tests/integrations/%/requirements.txt,%,$(wildcard tests/integrations/*/requirements.txt))
 
+.PRECIOUS: build/integrations/%/installed
 build/integrations/%/installed: tests/integrations/%/requirements.txt .venv/installed
 	$(BIN)/python -m venv $(@D)
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(echo $(@D)/lib/python*/site-packages)/shared.pth

@@ -17,7 +17,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from batchllm import LLM
+from batchllm.llm import LLM  # in the environment of vLLM, too, whose transformers the package itself refuses
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<end>")  # ids 0 to 3
 NUM_SPECIAL = len(SPECIAL_TOKENS)
