@@ -65,7 +65,8 @@ def test_a_request_that_comes_later_starts_before_the_first_ends(llm):
         return events
 
     events = asyncio.run(run())
-    assert events.index(("second", False)) < events.index(("first", True))
+    names = [name for name, _ in events]  # whoever is late gets several tokens in one output
+    assert names.index("second") < events.index(("first", True))
 
 
 def test_whoever_stops_listening_aborts_the_request(llm):
