@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from batchllm.engine.engine import Finished
+from batchllm.engine.engine_requests import Finished
 from batchllm.outputs import MODEL_LENGTH, CompletionOutput, Logprob, RequestOutput
 from batchllm.reasoning import ReasoningTags, split_reasoning
 from batchllm.sampling.growing_text import text_after

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from batchllm.answers import PendingAnswer
-from batchllm.engine.engine import Engine, EngineRequest, StepOutput
+from batchllm.engine.engine import Engine
+from batchllm.engine.engine_requests import EngineRequest, StepOutput
 from batchllm.loading import LoadedModel
 from batchllm.options import EngineOptions
 from batchllm.outputs import CompletionOutput, RequestOutput

@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from contextlib import nullcontext
 
-from batchllm.engine.engine import Engine, EngineRequest, Finished
+from batchllm.engine.engine import Engine
+from batchllm.engine.engine_requests import EngineRequest, Finished
 from batchllm.engine.recorder import RunRecorder
 from batchllm.garbage import never_collected
 from batchllm.outputs import JobProgress

@@ -21,7 +21,8 @@ from batchllm.device.choice import (
 from batchllm.device.cpu_share import default_num_threads
 from batchllm.device.kv_cache import affordable_kv_tokens, check_kv_tokens
 from batchllm.device.ops import GpuOps
-from batchllm.engine.engine import Engine, EngineRequest
+from batchllm.engine.engine import Engine
+from batchllm.engine.engine_requests import EngineRequest
 from batchllm.engine.runner import CpuRunner, Gpu, GpuRunner, Runner
 from batchllm.models.backend import describe_model, load_model
 from batchllm.models.config import GENERATION_CONFIG, resolve_model, sampling_defaults

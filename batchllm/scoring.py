@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from batchllm.continuations import Continuation, scoring_params
-from batchllm.engine.engine import EngineRequest, Finished
+from batchllm.engine.engine_requests import EngineRequest, Finished
 from batchllm.outputs import ContinuationScore, Logprob
 
 

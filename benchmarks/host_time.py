@@ -27,7 +27,8 @@ from torch import Tensor
 import batchllm_ext as ext
 from batchllm import SamplingParams
 from batchllm.device.ops import DrawParams
-from batchllm.engine.engine import Engine, EngineRequest
+from batchllm.engine.engine import Engine
+from batchllm.engine.engine_requests import EngineRequest
 from batchllm.engine.runner import GpuRunner
 from batchllm.models.forward_pass import ForwardPass
 from batchllm.models.layer_spec import AttentionSpec

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the benchmark jobs: random token ids with known sharing, shuffled, exact output lengths.
 
-    python benchmarks/workloads.py DIR [W1 W2 ...]
+    python benchmarks/workloads.py DIR [W1 W2 ...] [--batch]
 
 W1  8 groups x 32   prefix 1,024  own 64   output 32
 W2  64 x 4          512           64       16
@@ -14,6 +14,7 @@ W1x2  W1 with 16 groups: twice the work
 import argparse
 import json
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -65,23 +66,31 @@ WORKLOADS = {
 }
 
 
-def write_workload(name: str, directory: Path) -> Path:
-    path = directory / f"{name}.jsonl"
+def write_workload(name: str, directory: Path, *, batch: bool = False) -> Path:
+    """batch: as lines of the OpenAI Batch format, which `batchllm plan` and `run` take."""
+    path = directory / (f"{name}.batch.jsonl" if batch else f"{name}.jsonl")
+    rows = WORKLOADS[name].rows()
     with path.open("w") as file:
-        file.writelines(json.dumps(row) + "\n" for row in WORKLOADS[name].rows())
+        file.writelines(json.dumps(row) + "\n" for row in (map(batch_line, count(), rows) if batch else rows))
     return path
+
+
+def batch_line(number: int, row: dict) -> dict:
+    body = {"prompt": row["prompt_token_ids"], "max_tokens": row["max_tokens"]}
+    return {"custom_id": str(number), "method": "POST", "url": "/v1/completions", "body": body}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(WORKLOADS)}; all where none is given")
+    parser.add_argument("--batch", action="store_true", help="as job files of batchllm, NAME.batch.jsonl")
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in WORKLOADS]:
         parser.error(f"no workload {unknown[0]}; there are {', '.join(WORKLOADS)}")
     options.directory.mkdir(parents=True, exist_ok=True)
     for name in options.names or WORKLOADS:
-        print(write_workload(name, options.directory))
+        print(write_workload(name, options.directory, batch=options.batch))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from batchllm.device.control_groups import group_directories, read
+
 PROCESS = Path("/proc/self")
-GROUPS = Path("/sys/fs/cgroup")
 
 
 def default_num_threads(num_cpus: int) -> int:
@@ -19,37 +19,21 @@ def default_num_threads(num_cpus: int) -> int:
     return max(1, math.ceil(min(num_cpus, cpu_quota())))
 
 
-def cpu_quota(process: Path = PROCESS, groups: Path = GROUPS) -> float:
+def cpu_quota(root: Path = Path("/")) -> float:
     """CPUs that the control groups of the process let it have, the narrowest of them; infinite where none is set.
 
-    Version 2 has "quota period" in cpu.max, version 1 has two files, of microseconds.
+    Version 2 has "quota period" in cpu.max, version 1 has two files, of microseconds. `root` is the root of the file
+    system to read `proc` and `sys` from.
     """
     quota = math.inf
-    for directory in _group_directories(process, groups):
-        with suppress(OSError, ValueError, ZeroDivisionError):
-            if (directory / "cpu.max").exists():
-                allowed, period = (directory / "cpu.max").read_text().split()
-            else:
-                allowed, period = ((directory / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-            if allowed != "max" and int(allowed) > 0:
-                quota = min(quota, int(allowed) / int(period))
+    for directory, is_v2 in group_directories("cpu", root):
+        if is_v2:
+            words = read(directory / "cpu.max").split()
+        else:
+            words = [read(directory / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+        if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):  # "max" and -1 set none
+            quota = min(quota, int(words[0]) / int(words[1]))
     return quota
-
-
-def _group_directories(process: Path, groups: Path) -> Iterator[Path]:
-    """Of the group that rules CPU time and of those above it. In a container the names may be those of its host, and
-    only the top is to be seen."""
-    try:
-        lines = (process / "cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        top = groups / controllers if controllers else groups
-        directory = top / path.lstrip("/")
-        yield from (parent for parent in (directory, *directory.parents) if top in (parent, *parent.parents))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import Protocol
 
 import torch
 
+from batchllm.device.control_groups import group_directories, read
+
 # Share of the available memory that a pool sized by us may take: activations, logits and the allocator need the rest.
 POOL_SHARE = 0.75
 MAP_NORESERVE = 0x4000  # Linux's; Python has no name for it before 3.13
@@ -104,27 +106,14 @@ def available_memory_bytes(root: Path = Path("/")) -> int:
 def _cgroup_headrooms(root: Path) -> list[int]:
     """Limit less use (reclaimable file cache not counted) of every cgroup this process is in."""
     headrooms = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            mount, limit_name, usage_name, file_key = "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            mount, limit_name = "sys/fs/cgroup/memory", "memory.limit_in_bytes"
-            usage_name, file_key = "memory.usage_in_bytes", "total_inactive_file"
+    for directory, is_v2 in group_directories("memory", root):
+        if is_v2:
+            limit_name, usage_name, file_key = "memory.max", "memory.current", "inactive_file"
         else:
-            continue
-        # Inside a container the path is often that of the host, and the limit stands at the mount's root.
-        group = Path(path.lstrip("/"))
-        for directory in (root / mount / part for part in (group, *group.parents)):
-            limit, usage = _read(directory / limit_name).strip(), _read(directory / usage_name).strip()
-            if limit.isdigit() and usage.isdigit():
-                stat = dict(entry.split() for entry in _read(directory / "memory.stat").splitlines())
-                headrooms.append(max(0, int(limit) - int(usage) + int(stat.get(file_key, 0))))
+            limit_name, usage_name = "memory.limit_in_bytes", "memory.usage_in_bytes"
+            file_key = "total_inactive_file"
+        limit, usage = read(directory / limit_name).strip(), read(directory / usage_name).strip()
+        if limit.isdigit() and usage.isdigit():
+            stat = dict(entry.split() for entry in read(directory / "memory.stat").splitlines())
+            headrooms.append(max(0, int(limit) - int(usage) + int(stat.get(file_key, 0))))
     return headrooms
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from batchllm.device.cpu_share import CpuTime
 from batchllm.device.kv_cache import PagedKVCache
 from batchllm.device.ops import DrawParams
 from batchllm.device.transfer import to_device
+from batchllm.engine.engine_requests import EngineRequest, Finished, StepOutput, score_begins
 from batchllm.engine.figures import PhaseClock, RunFigures
 from batchllm.engine.in_flight import StepInFlight
 from batchllm.engine.recorder import RunRecorder
@@ -26,52 +26,17 @@ from batchllm.engine.runner import Runner
 from batchllm.models.forward_pass import ForwardPass
 from batchllm.models.layer_spec import attention_plans
 from batchllm.options import READER_COST_TOKENS
-from batchllm.outputs import JobProgress, Logprob
-from batchllm.request_table import End, RequestTable
+from batchllm.outputs import JobProgress
+from batchllm.request_table import RequestTable
 from batchllm.sampling.logprobs import asks_for_logprobs, output_logprobs, prompt_logprobs
 from batchllm.sampling.rule_book import RuleBook
 from batchllm.sampling.rules import LogitsRule, Rows
 from batchllm.sampling.sampler import Sampler
-from batchllm.sampling_params import SamplingParams
 
 # Rows of logits that are alive at once: a vocabulary of 128,000 in bfloat16 is 0.25 MB per row. Fewer rows would read
 # the output embedding, the largest matrix, more often.
 ROWS_AT_ONCE = 256
 NO_IDS = np.empty(0, np.int32)
-
-
-class EngineRequest(NamedTuple):
-    """One prompt and its n completions, each of which is a request of the engine."""
-
-    prompt_token_ids: np.ndarray  # int32 [prompt length], at least one
-    params: SamplingParams
-    seeds: Sequence[int]  # [n], 64 bits each
-    max_output_tokens: int
-
-    @property
-    def score_begin(self) -> int:
-        """The position of the first prompt token whose log-probability is wanted; the prompt's length for none."""
-        length, start = len(self.prompt_token_ids), self.params.prompt_logprobs_start
-        return length if self.params.prompt_logprobs is None else min(start, length)
-
-
-class Finished(NamedTuple):
-    """A request that a step finished."""
-
-    request_id: int
-    token_ids: list[int]
-    end: End | None  # None: by length
-    cumulative_logprob: float
-    num_cached_tokens: int
-    logprobs: list[dict[int, Logprob]] | None  # where its parameters ask, as the next
-    prompt_logprobs: list[dict[int, Logprob] | None] | None  # of the prompt's last tokens, from score_begin on
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    request_ids: np.ndarray  # int32 [R]: those that got a token
-    token_ids: np.ndarray  # int32 [R]
-    finished: list[Finished]
 
 
 class Engine:
@@ -186,7 +151,7 @@ class Engine:
             expected_output_tokens=np.repeat(np.where(known, bounds, 0).astype(np.int32), counts),
             reader_cost=READER_COST_TOKENS,
             prompt_of_request=rows,
-            score_begin=_score_begin(requests, counts),
+            score_begin=score_begins(requests, counts),
         )
         self._planned_prompt_tokens += segments.prompt_tokens - segments.saved_tokens
         if self.recorder:
@@ -468,14 +433,3 @@ def _at_once(hidden: torch.Tensor, rows: Rows, params: DrawParams) -> Iterator[t
     for begin in range(0, len(rows), ROWS_AT_ONCE):
         part = slice(begin, begin + ROWS_AT_ONCE)
         yield hidden[part], rows.take(part), params.take(part)
-
-
-def _score_begin(requests: Sequence[EngineRequest], counts: np.ndarray) -> np.ndarray | None:
-    """int32 [sum of counts]: the first completion of a prompt asks for its scores."""
-    lengths = np.array([len(request.prompt_token_ids) for request in requests], np.int32)
-    of_first = np.array([request.score_begin for request in requests], np.int32)
-    if (of_first == lengths).all():
-        return None
-    begin = np.repeat(lengths, counts)
-    begin[np.cumsum([0, *counts])[:-1]] = of_first
-    return begin

@@ -63,15 +63,7 @@ def attention(
 
 
 @attention.register_fake
-def _(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    plan: Tensor,
-    softmax_scale: float | None = None,
-    soft_cap: float = 0.0,
-    sinks: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
     return _new_state(q)
 
 
@@ -85,7 +77,7 @@ def merge_state(
 
 
 @merge_state.register_fake
-def _(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, lse_base: str = "e") -> tuple[Tensor, Tensor]:
+def _(out_a: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
     return _new_state(out_a)
 
 
@@ -97,7 +89,7 @@ def merge_states(out: Tensor, lse: Tensor, lse_base: str = "e") -> tuple[Tensor,
 
 
 @merge_states.register_fake
-def _(out: Tensor, lse: Tensor, lse_base: str = "e") -> tuple[Tensor, Tensor]:
+def _(out: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
     return _new_state(out[:, 0])
 
 
@@ -116,7 +108,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 @rms_norm.register_fake
-def _(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def _(x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
@@ -131,7 +123,7 @@ def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor
 
 
 @add_rms_norm.register_fake
-def _(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
+def _(x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
@@ -185,16 +177,7 @@ def sample(
 
 
 @sample.register_fake
-def _(
-    logits: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    uniform: Tensor,
-    allowed: Tensor | None = None,
-    allowed_rows: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(logits: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _new_draws(logits)
 
 

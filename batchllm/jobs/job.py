@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,19 +102,25 @@ def run_job(
         report,
         metrics,
     )
-    options = RunOptions(
-        model_name=directory.resolve().name,
+    options = run_options(
+        directory,
+        engine,
+        what_to_ask(template, url, body, completion=completion),
         chat_max_tokens=max_tokens,
         seed=seed,
         retry_errors=retry_errors,
         max_error_rate=max_error_rate,
         time_limit_s=time_limit_s,
-        answer_options={name: str(engine[name]) for name in ANSWER_OPTIONS},
-        ask=what_to_ask(template, url, body, completion=completion),
         limit=limit,
         sample=sample,
     )
     return run_batch_file(files, load_llm, options, on_progress=on_progress, log=log)
+
+
+def run_options(model: Path, engine: Mapping[str, Any], ask: Ask | None, **others: Any) -> RunOptions:
+    """engine: values of ANSWER_OPTIONS, at least. others: of RunOptions."""
+    answer_options = {name: str(engine[name]) for name in ANSWER_OPTIONS}
+    return RunOptions(model_name=model.resolve().name, answer_options=answer_options, ask=ask, **others)
 
 
 def what_to_ask(template: str | None, url: str | None, body: str, *, completion: bool) -> Ask | None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from batchllm.jobs.files import replace_file
+from batchllm.jobs.line import DUPLICATE_ID, LineError
+from batchllm.jobs.openai_records import new_job_id
 from batchllm.models.config import is_hub_id, model_files, resolve_model
 from batchllm.models.gguf_file import is_gguf
 
@@ -32,6 +34,12 @@ class Manifest(msgspec.Struct, frozen=True):
     # Errors for a custom_id that an earlier line has. They are in the errors file before the first answer, so a line
     # that is left over can only be one whose id is its own.
     num_duplicates: int
+
+    @classmethod
+    def new(cls, fingerprint: Fingerprint, num_requests: int, errors: Sequence[LineError]) -> Manifest:
+        """Of a job that begins: of its lines so many can be answered, and the others have these errors."""
+        num_duplicates = sum(error.code == DUPLICATE_ID for error in errors)
+        return cls(new_job_id(), fingerprint, num_requests + len(errors), num_duplicates)
 
 
 def manifest_path(output: Path) -> Path:

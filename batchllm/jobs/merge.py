@@ -16,7 +16,7 @@ from batchllm.jobs.files import check_files, lock
 from batchllm.jobs.finished import check_library
 from batchllm.jobs.line import DUPLICATE_ID, BatchRequest, LineError
 from batchllm.jobs.manifest import Fingerprint, Manifest, differences, manifest_path, read_manifest
-from batchllm.jobs.openai_records import ID_PREFIX, new_job_id, record_opening
+from batchllm.jobs.openai_records import ID_PREFIX, record_opening
 from batchllm.jobs.sinks import RecordFiles, Sink
 from batchllm.jobs.sources import Source, open_source
 
@@ -99,12 +99,7 @@ def merge(input: Path, shards: Sequence[Path], files: RecordFiles, *, overwrite:
             open_source(input, chat_max_tokens=max_tokens if isinstance(max_tokens, int) else 1)
         )
         lines = JobLines.of(source)
-        manifest = Manifest(
-            new_job_id(),
-            common | source.fingerprint(),
-            len(lines.line_of) + len(lines.errors),
-            sum(error.code == DUPLICATE_ID for error in lines.errors),
-        )
+        manifest = Manifest.new(common | source.fingerprint(), len(lines.line_of), lines.errors)
         for _ in merged_records(found, lines, manifest.job_id):  # that all of them can be
             pass
         sink = stack.enter_context(Sink(files, "", log=print, replaces=overwrite))

@@ -23,7 +23,7 @@ from batchllm.jobs.figures import leave_figures
 from batchllm.jobs.files import check_files
 from batchllm.jobs.finished import check_library
 from batchllm.jobs.job_prompts import JobPrompts
-from batchllm.jobs.line import DUPLICATE_ID, BatchRequest, LineError
+from batchllm.jobs.line import BatchRequest, LineError
 from batchllm.jobs.manifest import (
     Fingerprint,
     Manifest,
@@ -32,7 +32,6 @@ from batchllm.jobs.manifest import (
     manifest_path,
     read_manifest,
 )
-from batchllm.jobs.openai_records import new_job_id
 from batchllm.jobs.reading import PromptReader, tokenized
 from batchllm.jobs.sinks import RecordFiles, Sink, is_file
 from batchllm.jobs.sources import Ask, Source, open_source
@@ -208,7 +207,7 @@ def run_batch_file(
         with set_aside():
             prompts, errors = read_prompts(source, llm, llm.sampling_defaults, earlier, options, check_time)
         if manifest is None:
-            manifest = new_manifest(prompts, errors, fingerprint(source, files, options))
+            manifest = Manifest.new(fingerprint(source, files, options), prompts.num_lines, errors)
         job = RunningJob(manifest, earlier, options)
         job.check_error_rate(errors)
         if sink is None:
@@ -264,11 +263,6 @@ def fingerprint(source: Source, files: BatchFiles, options: RunOptions) -> Finge
     here |= {"max_tokens": options.chat_max_tokens, "seed": options.seed, "model": options.model_name}
     here |= {name: n for name, n in (("limit", options.limit), ("sample", options.sample)) if n is not None}
     return here | (fingerprint_model(files.model) if files.model else {})
-
-
-def new_manifest(prompts: JobPrompts, errors: list[LineError], fingerprint: Fingerprint) -> Manifest:
-    num_duplicates = sum(error.code == DUPLICATE_ID for error in errors)
-    return Manifest(new_job_id(), fingerprint, prompts.num_lines + len(errors), num_duplicates)
 
 
 def is_begun(files: BatchFiles) -> bool:

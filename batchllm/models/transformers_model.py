@@ -36,6 +36,7 @@ class ModulesPass(ForwardPass):
         self.dtype, self.device = dtype, model.device
         self._model = model
         self._base: Any = model.base_model
+        self._given = GivenHidden()
         self._layers: dict[nn.Module, int] = {}  # in the order of their calls
         self._sinks: dict[int, Tensor] = {}  # float32 [num_qo_heads], by layer
         self._pass = Pass()
@@ -50,7 +51,8 @@ class ModulesPass(ForwardPass):
     def logits(self, hidden: Tensor) -> Tensor:
         """By transformers' own module, which may scale or cap them."""
         prefix = self._model.base_model_prefix
-        setattr(self._model, prefix, GivenHidden(hidden[None]))
+        self._given.hidden = hidden[None]
+        setattr(self._model, prefix, self._given)
         try:
             logits: Tensor = self._model(
                 input_ids=hidden.new_zeros(1, len(hidden), dtype=torch.int64), use_cache=False
@@ -120,9 +122,7 @@ class TransformersModel(ModulesPass):
 class GivenHidden(nn.Module):
     """Stands in the place of a model's layers, where what comes after them is to run alone."""
 
-    def __init__(self, hidden: Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden  # [1, R, hidden_size]
+    hidden: Tensor  # [1, R, hidden_size]
 
     @property
     def decoder(self) -> GivenHidden:

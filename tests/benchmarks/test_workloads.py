@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.workloads import WORKLOADS
+from batchllm.jobs.line import BatchRequest
+from benchmarks.workloads import WORKLOADS, write_workload
+from tests.jobs.batch_lines import read_source
 
 DIGESTS = {
     "W1": "ec47bf027a60a70f",
@@ -39,3 +42,9 @@ def test_a_group_shares_its_prefix_and_nothing_more() -> None:
             assert len({prompt[: shared + 2] for prompt in group}) == workload.readers
             assert {len(prompt) for prompt in group} == {shared + workload.own}
         assert len({group[0][: workload.system + 2] for group in prompts.values()}) == workload.groups
+
+
+def test_a_workload_as_a_job_file_has_the_same_requests(tmp_path: Path) -> None:
+    lines = read_source(write_workload("W3", tmp_path, batch=True))
+    expected = [([row["prompt_token_ids"]], row["max_tokens"]) for row in WORKLOADS["W3"].rows()]
+    assert [(line.prompts, line.params.max_tokens) for line in lines if isinstance(line, BatchRequest)] == expected

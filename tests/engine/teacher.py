@@ -11,7 +11,8 @@ import torch
 
 import batchllm_ext as ext
 from batchllm import LLM, SamplingParams
-from batchllm.engine.engine import Engine, EngineRequest
+from batchllm.engine.engine import Engine
+from batchllm.engine.engine_requests import EngineRequest
 from batchllm.request_table import End
 from batchllm.sampling.rules import LogitsRule, Rows
 

@@ -12,7 +12,7 @@ import pytest
 
 from batchllm import LLM, AsyncLLM, LogitsRule, SamplingParams
 from batchllm.async_llm import Caller
-from batchllm.engine.engine import EngineRequest
+from batchllm.engine.engine_requests import EngineRequest
 from tests.engine import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

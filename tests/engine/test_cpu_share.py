@@ -20,34 +20,38 @@ def group(directory: Path, **files: str) -> None:
 
 
 def quota(tmp_path: Path, lines: str) -> float:
-    (tmp_path / "cgroup").write_text(lines)
-    return cpu_quota(tmp_path, tmp_path / "fs")
+    (tmp_path / "proc/self").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "proc/self/cgroup").write_text(lines)
+    return cpu_quota(tmp_path)
 
 
 def test_the_narrowest_group_above_a_process_counts(tmp_path: Path) -> None:
     for depth, text in (("", "max 100000"), ("a", "150000 100000"), ("a/b", "300000 100000"), ("c", "1000 100000")):
-        group(tmp_path / "fs" / depth, cpu_max=text + "\n")
+        group(tmp_path / "sys/fs/cgroup" / depth, cpu_max=text + "\n")
     assert quota(tmp_path, "0::/a/b\n") == 1.5
     assert quota(tmp_path, "0::/\n") == math.inf
 
 
 def test_version_1_has_two_files_below_its_controllers(tmp_path: Path) -> None:
-    group(tmp_path / "fs" / "cpu,cpuacct" / "job", cpu_cfs_quota_us="250000\n", cpu_cfs_period_us="100000\n")
-    group(tmp_path / "fs" / "cpu,cpuacct", cpu_cfs_quota_us="-1\n", cpu_cfs_period_us="100000\n")
-    group(tmp_path / "fs" / "memory" / "job", cpu_cfs_quota_us="1\n", cpu_cfs_period_us="1\n")  # not its business
+    groups = tmp_path / "sys/fs/cgroup"
+    group(groups / "cpu,cpuacct" / "job", cpu_cfs_quota_us="250000\n", cpu_cfs_period_us="100000\n")
+    group(groups / "cpu,cpuacct", cpu_cfs_quota_us="-1\n", cpu_cfs_period_us="100000\n")
+    group(
+        tmp_path / "sys/fs/cgroup" / "memory" / "job", cpu_cfs_quota_us="1\n", cpu_cfs_period_us="1\n"
+    )  # not its business
     assert quota(tmp_path, "3:memory:/job\n2:cpu,cpuacct:/job\n0::/\n") == 2.5
 
 
 def test_in_a_container_the_top_is_all_there_is_to_see(tmp_path: Path) -> None:
-    group(tmp_path / "fs", cpu_max="200000 100000\n")
+    group(tmp_path / "sys/fs/cgroup", cpu_max="200000 100000\n")
     assert quota(tmp_path, "0::/../../kubepods/pod7\n") == 2
 
 
 @pytest.mark.parametrize("text", ["", "max", "half 100000", "100000 0", "max 100000"])
 def test_what_says_nothing_is_no_quota(tmp_path: Path, text: str) -> None:
-    group(tmp_path / "fs", cpu_max=text)
+    group(tmp_path / "sys/fs/cgroup", cpu_max=text)
     assert quota(tmp_path, "0::/\n") == math.inf
-    assert cpu_quota(tmp_path / "nowhere", tmp_path / "fs") == math.inf
+    assert cpu_quota(tmp_path / "nowhere") == math.inf
 
 
 @pytest.mark.parametrize(("allowed", "expected"), [(math.inf, 8), (9.0, 8), (2.5, 3), (2.0, 2), (0.2, 1)])

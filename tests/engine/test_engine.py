@@ -8,7 +8,7 @@ import torch
 
 import batchllm_ext as ext
 from batchllm import LLM, LogitsRule, SamplingParams
-from batchllm.engine.engine import EngineRequest
+from batchllm.engine.engine_requests import EngineRequest
 from batchllm.request_table import End, RequestTable
 from tests.engine import tiny
 from tests.engine.teacher import new_engine

@@ -12,7 +12,8 @@ import batchllm_ext as ext
 from batchllm import LLM, SamplingParams
 from batchllm.device.step import NO_SLOT, StepLayout
 from batchllm.device.transfer import UploadRing
-from batchllm.engine.engine import Engine, EngineRequest
+from batchllm.engine.engine import Engine
+from batchllm.engine.engine_requests import EngineRequest
 from batchllm.engine.graphs import CAPTURED_AFTER, ROOM, Graph, Graphs, logit_row_bucket, row_bucket
 from batchllm.engine.runner import GpuRunner
 from benchmarks.host_time import NoKernels, NoModel

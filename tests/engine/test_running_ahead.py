@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from batchllm import LLM, CompletionOutput, LogitsRule, RequestOutput, SamplingParams
-from batchllm.engine.engine import Engine, EngineRequest, Finished
+from batchllm.engine.engine import Engine
+from batchllm.engine.engine_requests import EngineRequest, Finished
 from batchllm.sampling.draw import stream_seed
 from batchllm.sampling.stop_tokens import MinTokens, StopTokens
 from tests.engine import tiny

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from batchllm import LLM, SamplingParams
-from batchllm.engine.engine import Engine, EngineRequest
+from batchllm.engine.engine import Engine
+from batchllm.engine.engine_requests import EngineRequest
 from tests.engine.teacher import new_engine
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -24,6 +24,7 @@ Parcel = dict[str, Any]
 Answering = Callable[[Parcel], pa.Table]  # what a replica does
 POLL_SECONDS = 1.0
 MAX_RETRIES = 2  # of a parcel whose replica's process ended
+LOST = f"the process that was to answer it ended {MAX_RETRIES + 1} times"
 
 
 @contextmanager

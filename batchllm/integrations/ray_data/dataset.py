@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray
 from ray.data import Dataset
 
-from batchllm.integrations.ray_data.cluster import MAX_RETRIES, Replicas, halved
+from batchllm.integrations.ray_data.cluster import LOST, Replicas, halved
 from batchllm.integrations.ray_data.reader import WeightlessReader
 from batchllm.integrations.ray_data.replica import Answer, Replica
 from batchllm.jobs.job_prompts import JobPrompts
@@ -31,7 +31,6 @@ ANSWER_COLUMNS = {
 }
 ROW = "__batchllm_row"  # a row's place in the Dataset that was given
 NO_ROW = -1  # whose error is that of all rows
-LOST = f"the process that was to answer it ended {MAX_RETRIES + 1} times"
 
 
 def answer_dataset(

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from batchllm.integrations.ray_data.cluster import MAX_RETRIES, Replicas, connected, halved, polled
+from batchllm.integrations.ray_data.cluster import LOST, Replicas, connected, halved, polled
 from batchllm.integrations.ray_data.figures import ReplicaFigures
 from batchllm.integrations.ray_data.parts import PartFiles
 from batchllm.integrations.ray_data.reader import WeightlessReader
@@ -25,9 +25,10 @@ from batchllm.integrations.ray_data.replica import JobReplica, ParcelResult
 from batchllm.jobs.earlier import EarlierRuns
 from batchllm.jobs.files import check_files, check_writable
 from batchllm.jobs.inputs import is_remote
-from batchllm.jobs.job import ANSWER_OPTIONS, what_to_ask
+from batchllm.jobs.job import run_options, what_to_ask
 from batchllm.jobs.job_prompts import JobPrompts
 from batchllm.jobs.line import LineError
+from batchllm.jobs.manifest import Manifest
 from batchllm.jobs.parcels import pack_lines, parcels_of, tokenized_job
 from batchllm.jobs.run import (
     BatchFiles,
@@ -35,11 +36,9 @@ from batchllm.jobs.run import (
     JobSummary,
     OnProgress,
     RunningJob,
-    RunOptions,
     deadline,
     find_manifest,
     fingerprint,
-    new_manifest,
     read_prompts,
 )
 from batchllm.jobs.sources import open_source
@@ -97,15 +96,15 @@ def run_job_on_ray(
         resume,
         metrics=metrics,
     )
-    options = RunOptions(
-        model_name=Path(model).resolve().name,
+    options = run_options(
+        Path(model),
+        vars(engine),
+        what_to_ask(template, url, body, completion=completion),
         chat_max_tokens=max_tokens,
         seed=seed,
         retry_errors=retry_errors,
         max_error_rate=max_error_rate,
         time_limit_s=time_limit_s,
-        answer_options={name: str(getattr(engine, name)) for name in ANSWER_OPTIONS},
-        ask=what_to_ask(template, url, body, completion=completion),
         limit=limit,
         sample=sample,
     )
@@ -126,7 +125,7 @@ def run_job_on_ray(
         log(f"reading {files.input}")
         reader = WeightlessReader(model, engine)
         prompts, errors = read_prompts(lines, reader, reader.sampling_defaults, earlier, options, check_time)
-        manifest = manifest or new_manifest(prompts, errors, here)
+        manifest = manifest or Manifest.new(here, prompts.num_lines, errors)
         job = RunningJob(manifest, earlier, options)
         job.check_error_rate(errors)
         tokenized = tokenized_job(prompts, reader.limits)
@@ -227,7 +226,7 @@ class JobOnRay:
             done = self._parts.answered(number) | failed
             left = [line for line in parcel if self._prompts.line_number(line) not in done]
             if left and len(parcel) == 1:
-                reason = stopped_by.get(number) or f"the process that was to answer it ended {MAX_RETRIES + 1} times"
+                reason = stopped_by.get(number) or LOST
                 request = self._prompts.request(left[0])
                 self._job.fail(LineError("no_answer", None, reason).at(request.line, request.custom_id))
                 self._job.check_error_rate()
