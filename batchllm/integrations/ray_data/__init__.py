@@ -1,4 +1,4 @@
-"""Jobs on a cluster, by Ray Data: one plan of the whole job, and replicas, engines of ours, that answer parcels of it.
+"""Jobs on a cluster of Ray: one plan of the whole job, and replicas, engines of ours, that answer parcels of it.
 
 answer_dataset   a Dataset with prompts, or conversations, becomes one with their answers
 run_job_on_ray   a file of requests becomes a directory of answers; `batchllm run --ray` is this call

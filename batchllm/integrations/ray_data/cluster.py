@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
-import queue
-import threading
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset
-from ray.exceptions import RayError
-from ray.util.annotations import RayDeprecationWarning
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayError
 
 T = TypeVar("T")
 Parcel = dict[str, Any]
-Answering = Callable[[Parcel], pa.Table]  # what a replica does
 POLL_SECONDS = 1.0
-MAX_RETRIES = 2  # of a parcel whose replica's process ended
+MAX_RETRIES = 2  # of a parcel whose replica was lost
 LOST = f"the process that was to answer it ended {MAX_RETRIES + 1} times"
 
 
@@ -77,86 +71,75 @@ class Replicas:
         gpu = " and a GPU" * num_gpus
         raise ValueError(f"replicas: the cluster has {each}{gpu} for {room(least)} of them, got {number}")
 
-    def answer(self, parcels: Iterable[Parcel], replica: Callable[..., Answering], **constructor: Any) -> Dataset:
-        """What `replica(**constructor)` makes of each parcel, a table, in the order in which they are done.
+    def answer(
+        self,
+        parcels: Sequence[T],
+        pack: Callable[[T], Parcel],
+        check: Callable[[], None],
+        replica: Callable[..., Any],
+        **constructor: Any,
+    ) -> Iterator[Any]:
+        """What `replica(**constructor)` returns of each parcel, in the order in which they are done.
 
-        parcels: each is handed out whole, the first ones first. One whose replica dies is taken again, MAX_RETRIES
-        times, or left out, which ends nothing else. They are put into Ray's object store one after the other, so no two
-        are in this process at a time."""
-        context = DataContext.get_current().copy()
-        context.max_errored_blocks = -1
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        gc.collect()  # replicas of a pass before this one live, and keep their CPUs, while a cycle refers to them
-        stored = [ray.put(parcel) for parcel in parcels]
-        # Rows are numbers of parcels, and their blocks are made here: to look at stored ones, Ray runs tasks, and one
-        # that it sends to a node that has just gone is waited for.
-        numbers = [pa.table({"parcel": [number]}) for number in range(len(stored))]
-        with DataContext.current(context), warnings.catch_warnings():
-            # No parameter of map_batches' own says how often a row is tried.
-            warnings.simplefilter("ignore", RayDeprecationWarning)
-            return ray.data.from_blocks(numbers).map_batches(
-                Fed,
-                batch_size=1,
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=min(self.number, len(stored)), max_tasks_in_flight_per_actor=1),
-                fn_constructor_args=(stored, replica, constructor),
-                num_cpus=self.num_threads,
-                num_gpus=self.num_gpus,
-                max_task_retries=MAX_RETRIES,
-            )
+        parcels: the first ones are handed out first, each as `pack` makes it then. One whose replica is lost, with its
+        process or its node, is handed out again, MAX_RETRIES times, or left out, which ends nothing else.
+        check: is called at least every POLL_SECONDS, and may raise.
+
+        A replica that is lost is made again, where there is room and as soon as there is: nothing is handed to one that
+        does not stand yet, so nothing waits for it. One that finds no parcel to be handed out gives its place back.
+
+        Raises ValueError where no replica can be made."""
+        remote = ray.remote(num_cpus=self.num_threads, num_gpus=self.num_gpus)(replica)
+        waiting, tries = deque(range(len(parcels))), Counter[int]()
+        tasks: dict[ray.ObjectRef, tuple[ActorHandle, int | None]] = {}  # None: it is being made
+        num_unmade = 0  # since one stood
+
+        def make() -> None:
+            actor = remote.remote(**constructor)
+            tasks[actor.__ray_ready__.remote()] = actor, None
+
+        for _ in range(min(self.number, len(parcels))):
+            make()
+        try:
+            while waiting or any(number is not None for _, number in tasks.values()):
+                check()
+                for task in ray.wait(list(tasks), timeout=POLL_SECONDS)[0]:
+                    actor, number = tasks.pop(task)
+                    try:
+                        result = ray.get(task)
+                    except RayError as error:
+                        ray.kill(actor)
+                        if number is None:
+                            num_unmade += 1
+                            check_made(error, num_unmade, self.number)
+                        elif tries[number] <= MAX_RETRIES:
+                            waiting.append(number)
+                        if waiting:
+                            make()
+                        continue
+                    if waiting:
+                        handed = waiting.popleft()
+                        tries[handed] += 1
+                        tasks[actor.__call__.remote(pack(parcels[handed]))] = actor, handed
+                    else:
+                        ray.kill(actor)
+                    if number is None:
+                        num_unmade = 0
+                    else:
+                        yield result
+        finally:
+            for actor, _ in tasks.values():
+                ray.kill(actor)
 
 
-class Fed:
-    """A replica that gets its parcels by their numbers."""
-
-    def __init__(
-        self, stored: list[ray.ObjectRef], replica: Callable[..., Answering], constructor: dict[str, Any]
-    ) -> None:
-        self._stored, self._replica = stored, replica(**constructor)
-
-    def __call__(self, numbers: pa.Table) -> pa.Table:
-        [number] = numbers["parcel"].to_pylist()
-        return self._replica(ray.get(self._stored[number]))
+def check_made(error: RayError, num_unmade: int, num_replicas: int) -> None:
+    """Raises ValueError where a replica that could not be made says that none can be."""
+    if isinstance(error, RayActorError) and not error.actor_init_failed and num_unmade <= MAX_RETRIES * num_replicas:
+        return  # its process or its node was lost
+    raise ValueError(f"Ray: {str(error).strip().splitlines()[-1]}")
 
 
 def halved(parcel: list[T]) -> list[list[T]]:
     """What is handed out in the place of a parcel that did not come back."""
     middle = (len(parcel) + 1) // 2
     return [half for half in (parcel[:middle], parcel[middle:]) if half]
-
-
-def polled(items: Iterable[T], check: Callable[[], None]) -> Iterator[T]:
-    """The same items; while none comes, `check` is called every POLL_SECONDS, and may raise. Where this is left early,
-    the others end with the item that comes next."""
-    found: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
-    is_left = threading.Event()
-
-    def take() -> None:
-        try:
-            for item in items:
-                found.put((True, item))
-                if is_left.is_set():
-                    return
-            found.put((False, None))
-        except RayError as error:  # no replica could be made
-            found.put((False, ValueError(f"Ray: {str(error).strip().splitlines()[-1]}")))
-        except BaseException as error:
-            found.put((False, error))
-
-    threading.Thread(target=take, daemon=True).start()
-    try:
-        while True:
-            try:
-                is_item, item = found.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                check()
-                continue
-            if is_item:
-                yield item
-            elif item is None:
-                return
-            else:
-                raise item
-    finally:
-        is_left.set()

@@ -30,7 +30,6 @@ ANSWER_COLUMNS = {
     "completion_tokens": pa.int64(),
 }
 ROW = "__batchllm_row"  # a row's place in the Dataset that was given
-NO_ROW = -1  # whose error is that of all rows
 
 
 def answer_dataset(
@@ -61,30 +60,30 @@ def answer_dataset(
     params = params or SamplingParams(**reader.sampling_defaults)
     prompts, errors = read_rows(table[column].to_pylist(), column, params, reader, options.seed)
     pool = Replicas.of(replicas, options.num_threads, options.device)
-    answered: list[Dataset] = []
+    answered: list[ray.ObjectRef] = []  # tables, in the driver's own keeping: what nodes have goes with them
+    back: set[int] = set()
     parcels: list[list[int]] = []  # of lines of `prompts`
     if len(prompts):
         job = tokenized_job(prompts, reader.limits)
         parcels = [parcel.tolist() for parcel in parcels_of(job, reader.config, reader.device, replicas)]
+
+    def pack(parcel: list[int]) -> dict[str, Any]:
+        return {"lines": pack_lines(prompts, parcel), "rows": taken(table, [row_of(prompts, line) for line in parcel])}
+
+    constructor = {"model": reader.name, "engine": engine_options | {"num_threads": pool.num_threads}}
     while parcels:
-        packed = (
-            {
-                "lines": pack_lines(prompts, parcel),
-                "rows": taken(table, [row_of(prompts, line) for line in parcel]),
-            }
-            for parcel in parcels
-        )
-        engine = engine_options | {"num_threads": pool.num_threads}
-        done = pool.answer(packed, DatasetReplica, model=reader.name, engine=engine).materialize()
-        back = rows_that_came(done)
-        answered.append(done)
+        for result in pool.answer(parcels, pack, lambda: None, DatasetReplica, **constructor):
+            if isinstance(result, str):
+                raise ValueError(result)
+            back |= set(result[ROW].to_pylist())
+            answered.append(ray.put(result.drop_columns([ROW])))
         left = [[line for line in parcel if row_of(prompts, line) not in back] for parcel in parcels]
         for parcel, lost in zip(parcels, left, strict=True):
             if lost and len(parcel) == 1:
                 errors.append(LineError("no_answer", None, LOST).at(prompts.line_number(lost[0]), None))
         parcels = [half for parcel, lost in zip(parcels, left, strict=True) if len(parcel) > 1 for half in halved(lost)]
     failed = with_answers(taken(table, [(error.line or 0) - 1 for error in errors]), list(errors))
-    return ray.data.from_arrow(failed).union(*answered).drop_columns([ROW])
+    return ray.data.from_arrow_refs([ray.put(failed.drop_columns([ROW])), *answered])
 
 
 def whole_table(dataset: Dataset, column: str) -> pa.Table:
@@ -127,23 +126,14 @@ def row_of(prompts: JobPrompts, line: int) -> int:
     return prompts.line_number(line) - 1
 
 
-def rows_that_came(answered: Dataset) -> frozenset[int]:
-    """Raises ValueError for a row that says why none comes."""
-    rows = frozenset(row[ROW] for row in answered.select_columns([ROW]).iter_rows())
-    if NO_ROW in rows:
-        raise ValueError(next(row["error"] for row in answered.iter_rows() if row[ROW] == NO_ROW))
-    return rows
-
-
 class DatasetReplica(Replica):
     """Answers a parcel as the rows that it came with."""
 
-    def __call__(self, parcel: dict[str, Any]) -> pa.Table:
-        """parcel: rows, and lines as pack_lines makes them."""
+    def __call__(self, parcel: dict[str, Any]) -> pa.Table | str:
+        """parcel: rows, and lines as pack_lines makes them. Returns those that are answered, or why none can be."""
         rows = parcel["rows"]
         if self.fatal:
-            error = LineError("no_answer", None, self.fatal)
-            return with_answers(rows.slice(0, 1).set_column(rows.num_columns - 1, ROW, pa.array([NO_ROW])), [error])
+            return self.fatal
         lines = unpack_lines(parcel["lines"])
         answers: dict[int, Answer] = {}
         try:

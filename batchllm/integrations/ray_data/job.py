@@ -15,9 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from batchllm.integrations.ray_data.cluster import LOST, Replicas, connected, halved, polled
+from batchllm.integrations.ray_data.cluster import LOST, Replicas, connected, halved
 from batchllm.integrations.ray_data.figures import ReplicaFigures
 from batchllm.integrations.ray_data.parts import PartFiles
 from batchllm.integrations.ray_data.reader import WeightlessReader
@@ -212,12 +210,11 @@ class JobOnRay:
             parcels = list(self._left(numbered, stopped_by, failed))
 
     def _results(self, numbered: dict[int, Parcel], constructor: dict[str, Any]) -> Iterator[ParcelResult]:
-        parcels = (
-            {"number": number, "lines": pack_lines(self._prompts, parcel)} for number, parcel in numbered.items()
-        )
-        answered = self._replicas.answer(parcels, JobReplica, **constructor)
-        for row in polled(answered.iter_rows(), self._check_time):
-            yield msgspec.msgpack.decode(row["result"], type=ParcelResult)
+        def pack(parcel: tuple[int, Parcel]) -> dict[str, Any]:
+            number, lines = parcel
+            return {"number": number, "lines": pack_lines(self._prompts, lines)}
+
+        return self._replicas.answer(list(numbered.items()), pack, self._check_time, JobReplica, **constructor)
 
     def _left(self, numbered: dict[int, Parcel], stopped_by: dict[int, str], failed: set[int]) -> Iterator[Parcel]:
         """What of the parcels has neither answer nor error, to be handed out anew; a line that was handed out alone

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pyarrow as pa
 
 from batchllm.engine.recorder import RunRecorder
 from batchllm.jobs.earlier import read_answered
@@ -90,13 +89,13 @@ class JobReplica(Replica):
         super().__init__(model, engine)
         self._directory, self._job_id, self._model_name = Path(directory), job_id, model_name
 
-    def __call__(self, parcel: dict[str, Any]) -> pa.Table:
+    def __call__(self, parcel: dict[str, Any]) -> ParcelResult:
         """parcel: number, and lines as pack_lines makes them."""
         result = ParcelResult(parcel["number"], fatal=self.fatal)
         if not result.fatal:
             with told(result):
                 self._answer(unpack_lines(parcel["lines"]), result)
-        return pa.table({"result": [msgspec.msgpack.encode(result)]})
+        return result
 
     def _answer(self, lines: list[TokenizedLine], result: ParcelResult) -> None:
         path = part_path(self._directory, result.parcel)

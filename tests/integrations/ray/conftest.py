@@ -18,15 +18,15 @@ from tests.engine import tiny  # noqa: E402
 from tests.jobs.batch_lines import completion_line, write_lines  # noqa: E402
 
 NUM_LINES, QUESTIONS = 500, 8
+NODE = {"num_cpus": 2, "object_store_memory": 150_000_000}
 ENGINE = {"dtype": "float32", "num_threads": 1, "kv_cache_tokens": 16384, "max_batch_tokens": 128}
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Two nodes on this machine, of two CPUs each, whatever it has."""
-    node = {"num_cpus": 2, "object_store_memory": 150_000_000}
-    nodes = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
-    nodes.add_node(**node)
+    nodes = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
+    nodes.add_node(**NODE)
     ray.init(nodes.address, log_to_driver=False)
     yield nodes
     ray.shutdown()

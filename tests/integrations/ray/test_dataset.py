@@ -3,29 +3,25 @@
 import runpy
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import ray
 
 from batchllm import LLM, SamplingParams
 from batchllm.integrations.ray_data import answer_dataset, dataset
-from batchllm.integrations.ray_data.cluster import MAX_RETRIES, Replicas
+from batchllm.integrations.ray_data.cluster import Replicas
 from batchllm.integrations.ray_data.replica import Answer
 from batchllm.jobs.line import BatchRequest
 from batchllm.jobs.reading import TokenizedLine
 from tests.engine import tiny
 from tests.integrations.ray.conftest import ENGINE, ROOT
+from tests.integrations.ray.here import Died, HereReplicas
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6)
 EXAMPLE = ROOT / "examples" / "ray_documents.py"
-
-
-class Died(BaseException):
-    """In the place of a process that ends."""
 
 
 class CarefulReplica(dataset.DatasetReplica):
@@ -41,22 +37,6 @@ class CarefulReplica(dataset.DatasetReplica):
             if text == "raises":
                 raise RuntimeError("logits are not finite")
             yield from super().answers([line], on_step)
-
-
-class HereReplicas(Replicas):
-    """In this process. Rows that die are tried as often as Ray tries them, and then left out."""
-
-    def answer(self, parcels: Iterable[dict[str, Any]], replica: type, **constructor: Any) -> ray.data.Dataset:
-        made = replica(**constructor)
-        answered = []
-        for parcel in parcels:
-            for _ in range(MAX_RETRIES + 1):
-                try:
-                    answered.append(made(parcel))
-                    break
-                except Died:
-                    pass
-        return ray.data.from_arrow(answered or [pa.table({"__batchllm_row": pa.array([], pa.int64())})])
 
 
 @pytest.mark.usefixtures("cluster")

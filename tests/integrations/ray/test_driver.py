@@ -2,30 +2,25 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from ray.exceptions import RayActorError
 
-from batchllm.integrations.ray_data import cluster, run_job_on_ray
 from batchllm.integrations.ray_data import job as driver
-from batchllm.integrations.ray_data.cluster import Replicas, polled
+from batchllm.integrations.ray_data import run_job_on_ray
+from batchllm.integrations.ray_data.cluster import Replicas
 from batchllm.integrations.ray_data.parts import PartFiles, part_paths
 from batchllm.integrations.ray_data.replica import Answer, JobReplica
 from batchllm.jobs.line import BatchRequest
 from batchllm.jobs.reading import TokenizedLine
 from batchllm.jobs.run import JobInterrupted, JobSummary, OutOfTime
 from tests.integrations.ray.conftest import ENGINE
+from tests.integrations.ray.here import Died, HereReplicas
 from tests.jobs.batch_lines import completion_line, read_records, write_lines
-
-
-class Died(BaseException):
-    """In the place of a process that ends."""
 
 
 class CarefulReplica(JobReplica):
@@ -47,26 +42,9 @@ class CarefulReplica(JobReplica):
                 raise OSError("no space left on device")
             if name == "stops":
                 raise KeyboardInterrupt
-            if name.startswith("sleeps"):
-                time.sleep(1)
+            if name == "sleeps":
+                time.sleep(2)
             yield from super().answers([line], on_step)
-
-
-class HereReplicas(Replicas):
-    """Rows that die are tried as often as Ray tries them, and then left out."""
-
-    def answer(self, parcels: Iterable[dict[str, Any]], replica: type, **constructor: Any) -> Any:
-        def rows() -> Iterator[dict[str, Any]]:
-            made = replica(**constructor)
-            for parcel in parcels:
-                for _ in range(cluster.MAX_RETRIES + 1):
-                    try:
-                        yield from made(parcel).to_pylist()
-                        break
-                    except Died:
-                        pass
-
-        return SimpleNamespace(iter_rows=rows)
 
 
 @pytest.fixture(autouse=True)
@@ -146,13 +124,14 @@ def test_an_interrupted_job_goes_on_with_what_is_left(
     assert answered(tmp_path) == ["a", "b", "stops"]
 
 
-def test_a_job_ends_by_its_time_limit_in_the_middle_of_a_parcel(
+def test_a_job_ends_by_its_time_limit_between_two_parcels(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(driver, "parcels_of", lambda job, *planned: [np.arange(2), np.arange(2, 3)])
     with pytest.raises(JobInterrupted, match=r"the answers so far are in .*out; --resume goes on") as stopped:
-        run(tmp_path, model, ["a", "sleeps 1", "sleeps 2", "sleeps 3"], time_limit_s=1)
+        run(tmp_path, model, ["a", "sleeps", "b"], time_limit_s=2)
     assert isinstance(stopped.value.__cause__, OutOfTime)
+    assert answered(tmp_path) == ["a", "sleeps"]
 
 
 def test_bad_lines_are_errors_of_the_driver_and_too_many_end_the_job(model: Path, tmp_path: Path) -> None:
@@ -200,30 +179,3 @@ def test_a_replica_that_does_not_start_ends_the_job_with_its_reason(model: Path,
     shutil.copytree(model, copied, ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(ValueError, match=r"a replica did not start: .*safetensors.*--resume goes on"):
         run(tmp_path, copied, ["a"])
-
-
-def test_while_nothing_comes_the_clock_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "POLL_SECONDS", 0.01)
-    looks = []
-
-    def items() -> Iterator[int]:
-        yield 1
-        while len(looks) < 3:
-            pass
-        yield 2
-
-    assert list(polled(items(), lambda: looks.append(1))) == [1, 2]
-
-    def fails() -> Iterator[int]:
-        yield 1
-        raise OSError("gone")
-
-    with pytest.raises(OSError, match="gone"):
-        list(polled(fails(), lambda: None))
-
-    def is_not_made() -> Iterator[int]:
-        yield from ()
-        raise RayActorError(error_msg="a long story\nModuleNotFoundError: no batchllm there\n")
-
-    with pytest.raises(ValueError, match=r"^Ray: ModuleNotFoundError: no batchllm there$"):
-        list(polled(is_not_made(), lambda: None))

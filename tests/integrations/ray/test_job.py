@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from ray.cluster_utils import Cluster
 from typer.testing import CliRunner
 
 from batchllm import run_job
@@ -22,7 +23,7 @@ from batchllm.integrations.ray_data.replica import Answer, JobReplica
 from batchllm.jobs.line import BatchRequest
 from batchllm.jobs.reading import TokenizedLine
 from batchllm.jobs.run import JobSummary
-from tests.integrations.ray.conftest import ENGINE, NUM_LINES
+from tests.integrations.ray.conftest import ENGINE, NODE, NUM_LINES
 from tests.integrations.ray.jobs import answers, records, run
 from tests.jobs.batch_lines import completion_line, read_records, write_lines
 
@@ -68,7 +69,7 @@ class Killer(threading.Thread):
 def writer_of(path: Path) -> int | None:
     for process in psutil.process_iter():
         try:
-            if "MapWorker" in process.name() and any(file.path == str(path) for file in process.open_files()):
+            if "JobReplica" in process.name() and any(file.path == str(path) for file in process.open_files()):
                 return process.pid
         except psutil.Error:
             pass
@@ -100,6 +101,30 @@ def test_a_killed_replica_loses_nothing_and_answers_are_those_of_one_machine(
     planned = planned_tokens(directory, lines)
     assert summary.stats["computed_prompt_tokens"] <= 1.05 * planned
     assert planned <= 1.5 * stats["computed_prompt_tokens"]
+
+
+def test_a_lost_node_loses_nothing_and_is_not_waited_for(
+    cluster: Cluster, source: Path, model: Path, tmp_path: Path, alone: tuple[Any, Any]
+) -> None:
+    """Where the replicas fill the cluster, so that there is no room for another."""
+    out = tmp_path / "out"
+    [second] = cluster.worker_nodes
+
+    def remove() -> None:
+        while sum(path.read_bytes().count(b"\n") >= 5 for path in part_paths(out)) < 2:  # both are at work
+            time.sleep(0.002)
+        cluster.remove_node(second, allow_graceful=False)
+
+    remover = threading.Thread(target=remove)
+    remover.start()
+    try:
+        summary = run(source, out, model, num_threads=2)
+        assert second not in cluster.worker_nodes
+    finally:
+        remover.join()
+        cluster.add_node(**NODE)
+    assert (summary.num_answered, summary.num_failed) == (NUM_LINES, 0)
+    assert answers(records(out)) == alone[0]
 
 
 def test_the_same_pipeline_with_shuffled_rows_computes_twice_as_much_and_takes_more_time(
