@@ -127,8 +127,13 @@ class JobOptions:
             raise typer.BadParameter("give --resume or --overwrite, not both")
         if (self.ray is None) != (self.replicas is None):
             raise typer.BadParameter("--ray ADDRESS and --replicas N go together")
-        if self.ray is not None and (self.errors or self.ordered or self.report):
-            raise typer.BadParameter("--errors, --ordered and --report do not go with --ray")
+        if self.ray is not None and self.errors:
+            raise typer.BadParameter("--errors does not go with --ray: they are in OUT/errors.jsonl")
+        if self.ray is not None and self.ordered:
+            raise typer.BadParameter(
+                "--ordered does not go with --ray; of what it leaves in OUT "
+                "`batchllm merge IN.jsonl OUT -o ANSWERS.jsonl --ordered` makes one file"
+            )
 
 
 def with_job_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -165,13 +170,13 @@ def answer_lines(input: str, output: Path, model: str, options: JobOptions, **as
         may_replace = options.overwrite or options.resume
         if options.ray is None or options.replicas is None:
             errors = options.errors or errors_beside(output, resume=options.resume)
-            answer = partial(run_job, errors=errors, report=options.report, ordered=options.ordered)
+            answer = partial(run_job, errors=errors, ordered=options.ordered)
         else:
             try:
                 from batchllm.integrations.ray_data import run_job_on_ray
             except ImportError as error:
                 raise ValueError(f"--ray: {error}") from None
-            errors = None
+            errors = output / "errors.jsonl"
             answer = partial(run_job_on_ray, ray=options.ray, replicas=options.replicas)
         with (
             show_progress(log) as show,
@@ -182,6 +187,7 @@ def answer_lines(input: str, output: Path, model: str, options: JobOptions, **as
                 output,
                 model,
                 summary=options.json_summary,
+                report=options.report,
                 metrics=options.metrics,
                 resume=options.resume,
                 overwrite=options.overwrite,
@@ -211,7 +217,8 @@ def answer_lines(input: str, output: Path, model: str, options: JobOptions, **as
             say(log, f"batchllm: {error}", style="red")
     if options.report:
         try:
-            write_report(ReportFiles(output, options.report, None, errors, figures_beside(output), may_replace))
+            lines = Path(input) if Path(input).is_file() else None
+            write_report(ReportFiles(output, options.report, lines, errors, figures_beside(output), may_replace))
         except (OSError, ValueError) as error:
             say(log, f"batchllm: {error}", style="red")
     holds_records = any(is_standard_output(path) for path in (output, errors, options.json_summary, options.report))

@@ -16,7 +16,10 @@ from batchllm.cli.option_types import Overwrite
 @app.command()
 def merge(
     input: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="The whole job, in the OpenAI Batch format.")],
-    shards: Annotated[list[Path], typer.Argument(metavar="SHARD.jsonl...", help="What `run` answered of its shards.")],
+    shards: Annotated[
+        list[Path],
+        typer.Argument(metavar="SHARD.jsonl...", help="What `run` answered of it; a directory with --ray."),
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Answers: lines, or a table (.parquet).")
     ],

@@ -15,7 +15,7 @@ from batchllm.cli.option_types import Overwrite
 
 @app.command()
 def report(
-    output: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="The answers of a job.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="The answers of a job; a directory with --ray.")],
     page: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="The page.", show_default="OUT.html")
     ] = None,
@@ -38,9 +38,10 @@ def report(
     """
     log = console_of(sys.stderr)
     with exit_status(log):
+        from batchllm.jobs.parts import errors_path
         from batchllm.reports.html import ReportFiles, write_report
 
         page = page or output.with_suffix(".html")
-        beside = [output.with_suffix(suffix) for suffix in (".errors.jsonl", ".figures.json")]
-        write_report(ReportFiles(output, page, input, errors or beside[0], beside[1], overwrite))
+        figures = output.with_suffix(".figures.json")
+        write_report(ReportFiles(output, page, input, errors or errors_path(output), figures, overwrite))
         say(log, f"wrote {page}")

@@ -17,6 +17,7 @@ from batchllm.jobs.finished import check_library
 from batchllm.jobs.line import DUPLICATE_ID, BatchRequest, LineError
 from batchllm.jobs.manifest import Fingerprint, Manifest, differences, manifest_path, read_manifest
 from batchllm.jobs.openai_records import ID_PREFIX, record_opening
+from batchllm.jobs.parts import answer_paths, errors_path
 from batchllm.jobs.sinks import RecordFiles, Sink
 from batchllm.jobs.sources import Source, open_source
 
@@ -78,9 +79,9 @@ class _Answer(msgspec.Struct):
 def merge(input: Path, shards: Sequence[Path], files: RecordFiles, *, overwrite: bool) -> MergedJob:
     """Writes files.output and files.errors, and a manifest by which `run` knows the job again, as its own.
 
-    input: the whole job, in the OpenAI Batch format. shards: outputs of `run` for parts of its lines, cut in any way;
-    errors are beside them. What is open stays so: `run` with resume answers it. Where files.output is a table or
-    ordered, it is made when no line is open.
+    input: the whole job, in the OpenAI Batch format. shards: outputs of `run` for parts of its lines, cut in any way,
+    with their errors beside them, or the directory of a job on a cluster. What is open stays so: `run` with resume
+    answers it. Where files.output is a table or ordered, it is made when no line is open.
 
     Raises OSError or ValueError, before anything is written, for shards that are still being written, that are of
     different jobs, or that answer a line twice or one that is not in the input; and OSError where a file fails.
@@ -90,7 +91,8 @@ def merge(input: Path, shards: Sequence[Path], files: RecordFiles, *, overwrite:
     if files.journal != files.output:
         outputs["journal"] = files.journal
     check_library(files.output)
-    check_files(input, outputs, overwrite=overwrite, others={"shard": shards})
+    answers = [path for shard in shards for path in answer_paths(shard)]
+    check_files(input, outputs, overwrite=overwrite, others={"shard": answers})
     with ExitStack() as stack:
         found = [stack.enter_context(open_shard(path)) for path in shards]
         common = agreed(found)
@@ -119,8 +121,8 @@ def merge(input: Path, shards: Sequence[Path], files: RecordFiles, *, overwrite:
 
 @contextmanager
 def open_shard(output: Path) -> Iterator[Shard]:
-    """Nobody writes it meanwhile. Raises OSError or ValueError for a file that is no shard's output."""
-    descriptor = os.open(output, os.O_RDONLY)
+    """Nobody writes it meanwhile. Raises OSError or ValueError for what is no shard's output."""
+    descriptor = os.open(errors_path(output) if output.is_dir() else output, os.O_RDONLY)
     try:
         lock(descriptor, f"shard {str(output)!r}")
         manifest = read_manifest(output)
@@ -128,7 +130,7 @@ def open_shard(output: Path) -> Iterator[Shard]:
             raise ValueError(f"shard {str(output)!r}: there is no {manifest_path(output).name!r} beside it")
         if OF_A_TABLE in manifest.fingerprint:
             raise ValueError(f"shard {str(output)!r}: answers rows of a table; only lines of a batch file are merged")
-        yield Shard(output, output.with_suffix(".errors.jsonl"), manifest)
+        yield Shard(output, errors_path(output), manifest)
     finally:
         os.close(descriptor)
 
@@ -170,6 +172,7 @@ def merged_records(shards: Sequence[Shard], lines: JobLines, job_id: str) -> Ite
             error["line"] = lines.line_of[custom_id]
             yield True, msgspec.json.encode(failed) + b"\n"
         end = len(record_opening(shard.manifest.job_id)) + LINE_DIGITS
-        for _, record in whole_records("shard", shard.output, shard.manifest.job_id):
-            unique = claim(msgspec.json.decode(record, type=_Answer).custom_id, shard.output)
-            yield False, record.replace(record[end - len(unique) : end], unique.encode())
+        for path in answer_paths(shard.output):
+            for _, record in whole_records("shard", path, shard.manifest.job_id):
+                unique = claim(msgspec.json.decode(record, type=_Answer).custom_id, path)
+                yield False, record.replace(record[end - len(unique) : end], unique.encode())

@@ -21,6 +21,7 @@ from batchllm.engine.recorder import MAX_LEVELS
 from batchllm.jobs.figures import JobFigures, read_figures
 from batchllm.jobs.files import check_files, write_file
 from batchllm.jobs.line import BatchRequest, LineError
+from batchllm.jobs.parts import answer_paths
 from batchllm.jobs.read_answers import Answers, Failure
 from batchllm.jobs.sources import open_source
 from batchllm.reports.browser_data import BrowserData, browser_data
@@ -71,7 +72,8 @@ def write_report(files: ReportFiles) -> None:
 def report_page(files: ReportFiles) -> str:
     figures = read_figures(files.figures) if files.figures and files.figures.exists() else None
     answers = Answers()
-    answers.read(files.answers)
+    for path in answer_paths(files.answers):
+        answers.read(path)
     has_errors = files.errors is not None and files.errors.is_file()
     if has_errors and files.errors:
         answers.read(files.errors)

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from batchllm.cli import app
+from batchllm.jobs.manifest import manifest_path
 from batchllm.jobs.merge import MergedJob, merge
+from batchllm.jobs.parts import errors_path, part_path
 from batchllm.jobs.run import BatchFiles, JobSummary, RunOptions, run_batch_file
 from batchllm.jobs.sinks import RecordFiles
 from tests.jobs.batch_lines import chat_line, completion_line, read_records, write_lines
@@ -110,6 +113,27 @@ def test_the_order_of_the_lines(tmp_path: Path, whole: Path) -> None:
         overwrite=False,
     )
     assert [record["custom_id"] for record in read_records(tmp_path / "o.jsonl")] == ["a", "b", "c", "d"]
+
+
+def test_parts_of_a_cluster_are_merged_as_a_shard_is(tmp_path: Path, whole: Path) -> None:
+    run(whole, tmp_path / "one.jsonl")
+    directory = tmp_path / "parts"
+    directory.mkdir()
+    answers = (tmp_path / "one.jsonl").read_bytes().splitlines(keepends=True)
+    for number, records in enumerate((answers[2:], answers[:2])):
+        part_path(directory, number).write_bytes(b"".join(records))
+    shutil.copy(tmp_path / "one.errors.jsonl", errors_path(directory))
+    shutil.copy(tmp_path / "one.jsonl.manifest.json", manifest_path(directory))
+    output = files_at(tmp_path / "out.jsonl", ordered=True)
+    with pytest.raises(ValueError, match=r"output '.*part-000001.jsonl': is the shard file"):
+        merge(whole, [directory], files_at(part_path(directory, 1)), overwrite=True)
+    with errors_path(directory).open() as errors:  # as the driver of a job that runs has it
+        fcntl.flock(errors, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError, match=r"shard '.*parts': another job is writing it"):
+            merge(whole, [directory], output, overwrite=False)
+    assert merge(whole, [directory], output, overwrite=False) == MergedJob(4, 3, 0)
+    assert [record["custom_id"] for record in read_records(output.output)] == ["a", "b", "c", "d"]
+    assert without_ids(read_records(output.output)) == without_ids(read_records(tmp_path / "one.jsonl"))
 
 
 def test_a_torn_end_is_open(tmp_path: Path, whole: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +34,6 @@ def connected(address: str, num_replicas: int, num_threads: int | None) -> Itera
         options |= {"num_cpus": max(os.cpu_count() or 1, num_replicas * (num_threads or 1)), "include_dashboard": False}
     try:
         ray.init(**options, logging_level="ERROR", log_to_driver=False)
-        logging.getLogger("ray.data").setLevel("ERROR")
         yield
     finally:
         ray.shutdown()

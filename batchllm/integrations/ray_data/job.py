@@ -22,6 +22,7 @@ from batchllm.integrations.ray_data.reader import WeightlessReader
 from batchllm.integrations.ray_data.replica import JobReplica, ParcelResult
 from batchllm.jobs.earlier import EarlierRuns
 from batchllm.jobs.files import check_files, check_writable
+from batchllm.jobs.finished import is_parquet
 from batchllm.jobs.inputs import is_remote
 from batchllm.jobs.job import run_options, what_to_ask
 from batchllm.jobs.job_prompts import JobPrompts
@@ -54,6 +55,7 @@ def run_job_on_ray(
     ray: str,
     replicas: int,
     summary: Path | None = None,
+    report: Path | None = None,
     metrics: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -92,6 +94,7 @@ def run_job_on_ray(
         overwrite,
         str(model),
         resume,
+        report=report,
         metrics=metrics,
     )
     options = run_options(
@@ -158,11 +161,15 @@ def check_directory(files: BatchFiles) -> None:
     directory, may_replace = files.output, files.overwrite or files.resume
     if directory.exists() and not directory.is_dir():
         raise NotADirectoryError(f"output {str(directory)!r}: is a file; a job on Ray writes a directory")
+    if is_parquet(directory):
+        raise ValueError(
+            f"output {str(directory)!r}: a job on Ray writes a directory, and `batchllm merge` a table of that"
+        )
     if PartFiles.holds_something(directory) and not may_replace:
         raise FileExistsError(
             f"output {str(directory)!r}: holds answers; --overwrite replaces them, --resume goes on with their job"
         )
-    outputs = {"summary": files.summary}
+    outputs = {"summary": files.summary, "report": files.report}
     if directory.is_dir():
         outputs["errors"] = files.errors
     else:

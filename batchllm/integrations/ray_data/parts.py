@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,18 +10,14 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from batchllm.integrations.ray_data.replica import part_path
 from batchllm.jobs.earlier import EarlierRuns, read_answered, read_failed, whole_records
 from batchllm.jobs.files import RecordFile
 from batchllm.jobs.line import LineError
 from batchllm.jobs.manifest import Manifest, write_manifest
 from batchllm.jobs.openai_records import error_record
+from batchllm.jobs.parts import errors_path, part_path, part_paths
 
 IntArray = NDArray[np.int64]
-
-
-def part_paths(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.glob("part-*.jsonl") if re.fullmatch(r"part-\d{6,}\.jsonl", path.name))
 
 
 class PartFiles:
@@ -34,14 +29,14 @@ class PartFiles:
         """directory: made if it is not there. replaces: files that are not empty."""
         directory.mkdir(exist_ok=True)
         self._directory = directory
-        self._errors_path = directory / "errors.jsonl"
+        self._errors_path = errors_path(directory)
         self._errors = RecordFile("errors", self._errors_path, overwrite=replaces)
         self._job_id = ""
 
     @staticmethod
     def holds_something(directory: Path) -> bool:
         """Whether there is anything to be lost."""
-        paths = [*part_paths(directory), directory / "errors.jsonl"]
+        paths = [*part_paths(directory), errors_path(directory)]
         return any(path.exists() and path.stat().st_size for path in paths)
 
     def read(self, manifest: Manifest, *, retry_errors: bool) -> EarlierRuns:

@@ -17,6 +17,7 @@ from batchllm.jobs.job_prompts import JobPrompts
 from batchllm.jobs.line import BatchRequest, LineError
 from batchllm.jobs.openai_records import answer_record
 from batchllm.jobs.parcels import unpack_lines
+from batchllm.jobs.parts import part_path
 from batchllm.jobs.reading import TokenizedLine, checked
 from batchllm.jobs.run import answers, is_cut, what_is_wrong
 from batchllm.llm import LLM
@@ -127,8 +128,3 @@ def told(result: ParcelResult) -> Iterator[None]:
         result.fatal = str(error)
     except Exception as error:
         result.stopped_by = f"{type(error).__name__}: {error}"
-
-
-def part_path(directory: Path, parcel: int) -> Path:
-    """Where the answers of a parcel are. One replica at a time writes there."""
-    return directory / f"part-{parcel:06}.jsonl"

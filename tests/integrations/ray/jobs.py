@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from batchllm.integrations.ray_data import run_job_on_ray
-from batchllm.integrations.ray_data.parts import part_paths
+from batchllm.jobs.parts import part_paths
 from batchllm.jobs.run import JobSummary
 from tests.integrations.ray.conftest import ENGINE
 from tests.jobs.batch_lines import read_records

@@ -13,9 +13,10 @@ import pytest
 from batchllm.integrations.ray_data import job as driver
 from batchllm.integrations.ray_data import run_job_on_ray
 from batchllm.integrations.ray_data.cluster import Replicas
-from batchllm.integrations.ray_data.parts import PartFiles, part_paths
+from batchllm.integrations.ray_data.parts import PartFiles
 from batchllm.integrations.ray_data.replica import Answer, JobReplica
 from batchllm.jobs.line import BatchRequest
+from batchllm.jobs.parts import part_paths
 from batchllm.jobs.reading import TokenizedLine
 from batchllm.jobs.run import JobInterrupted, JobSummary, OutOfTime
 from tests.integrations.ray.conftest import ENGINE
@@ -172,6 +173,12 @@ def test_a_directory_is_one_jobs_at_a_time(model: Path, tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     with pytest.raises(NotADirectoryError, match="is a file; a job on Ray writes a directory"):
         run(tmp_path, model, ["a"])
+
+
+def test_a_table_is_refused_with_the_way_to_one(model: Path, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [completion_line("a", "a", max_tokens=2)])
+    with pytest.raises(ValueError, match="a job on Ray writes a directory, and `batchllm merge` a table of that"):
+        run_job_on_ray(source, tmp_path / "out.parquet", model, ray="local", replicas=1)
 
 
 def test_a_replica_that_does_not_start_ends_the_job_with_its_reason(model: Path, tmp_path: Path) -> None:

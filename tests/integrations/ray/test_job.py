@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 from batchllm import run_job
 from batchllm.cli import app
 from batchllm.integrations.ray_data import job as driver
-from batchllm.integrations.ray_data.parts import part_paths
 from batchllm.integrations.ray_data.replica import Answer, JobReplica
 from batchllm.jobs.line import BatchRequest
+from batchllm.jobs.parts import part_paths
 from batchllm.jobs.reading import TokenizedLine
 from batchllm.jobs.run import JobSummary
 from tests.integrations.ray.conftest import ENGINE, NODE, NUM_LINES
@@ -165,7 +165,9 @@ def test_the_command_goes_on_with_a_job_that_was_cut_off(
     earlier = first.read_bytes().count(b"\n") + second.read_bytes().count(b"\n") - 1
     summary = tmp_path / "summary.json"
     command = ["run", str(source), "-o", str(out), "--model", str(model), "--ray", "local", "--replicas", "2"]
+    page, ordered = tmp_path / "page.html", tmp_path / "ordered.jsonl"
     options = ["--dtype", "float32", "--kv-cache-tokens", "16384", "--json-summary", str(summary)]
+    options += ["--report", str(page)]
     refused = CliRunner().invoke(app, [*command, *options])
     assert refused.exit_code == 1
     assert "holds answers; --overwrite replaces them, --resume goes on with their job" in refused.output
@@ -173,6 +175,10 @@ def test_the_command_goes_on_with_a_job_that_was_cut_off(
     figures = json.loads(summary.read_text())
     assert (figures["num_answered"], figures["num_earlier"]) == (NUM_LINES, earlier)
     assert answers(records(out)) == whole
+    assert f"<dt>lines answered</dt><dd>{NUM_LINES}</dd>" in page.read_text()
+    assert CliRunner().invoke(app, ["merge", str(source), str(out), "-o", str(ordered), "--ordered"]).exit_code == 0
+    names = [json.loads(line)["custom_id"] for line in source.read_text().splitlines()]
+    assert [record["custom_id"] for record in read_records(ordered)] == names
     finished = CliRunner().invoke(app, [*command, *options, "--resume"])  # no replica is started
     assert finished.exit_code == 0
     assert "answered or failed in earlier runs" in finished.output
