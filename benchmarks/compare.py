@@ -11,7 +11,7 @@ benchmarks/peers/README.md says how those known here are made.
 Each round measures the ceilings of the machine (ceilings.py) in every precision that runs, then every contestant once;
 all others are stopped meanwhile. A run starts when the machine is quiet, and what others took of it during the run is
 recorded. -o DIR writes engines.csv with a row a run, engines.md and engines.png; workloads and precisions that are not
-measured again keep their rows.
+measured again keep their rows. --isa avx2 takes a CPU for an older one; that has tables of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 
 from batchllm.models.backend import describe_model
 from batchllm.models.description import ModelDescription
-from benchmarks import compare_report
+from benchmarks import compare_report, isa
 from benchmarks.bound import Work
 from benchmarks.contestant import ARITHMETIC, read_requests
 from benchmarks.contestant_process import ContestantError, ContestantProcess
@@ -155,12 +155,15 @@ def main() -> None:
     parser.add_argument("contestants", nargs="+", metavar="CONTESTANT", help=f"NAME=COMMAND, or of {', '.join(KNOWN)}")
     parser.add_argument("--workloads", nargs="+", default=["W1", "W2", "W3", "W4"], help="of workloads.py, or files")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--isa", choices=isa.LIMITS, help="the instruction set that all are limited to")
     parser.add_argument("--model", default="models/smollm2-135m-instruct")
     parser.add_argument("--peers", default="build/peers", help="where benchmarks/peers/install.sh made them")
     parser.add_argument("--timeout", type=float, default=1200, help="seconds that a contestant may take to answer")
     parser.add_argument("--quiet-limit", type=float, default=60, help="seconds to wait for a quiet machine")
     parser.add_argument("-o", "--output", type=Path, help="directory of engines.csv, engines.md and engines.png")
     options = parser.parse_args()
+    if options.isa:
+        isa.limit(options.isa)
     with tempfile.TemporaryDirectory() as directory:
         try:
             commands = parse_contestants(
@@ -182,7 +185,7 @@ def report_job(contest: Contest, job: Job, model: ModelDescription, options: arg
     if not runs:
         return
     work = Work.of(read_requests(job.path))
-    rows = compare_report.finished(runs, list(contest.commands), work, model, describe())
+    rows = compare_report.finished(runs, list(contest.commands), work, model, describe(), options.isa)
     print(f"\n{job.name}: {compare_report.job_report(rows)}", flush=True)
     if options.output:
         compare_report.write(rows, options.output)

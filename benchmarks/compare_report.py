@@ -19,7 +19,7 @@ Row = dict[str, Any]  # of one run
 
 GEMM = "gemm_gflops_m"
 COLUMNS = (
-    "workload kv_tokens round contestant engine version variant dtype precision wall_s requests prompt_tokens"
+    "workload kv_tokens round contestant engine version variant dtype precision isa wall_s requests prompt_tokens"
     " distinct_prompt_tokens computed_prompt_tokens output_tokens output_tokens_per_s bound_s same_first_tokens"
     f" peak_rss_gib cpu_s foreign_share load_s {GEMM}1 {GEMM}16 {GEMM}64 {GEMM}256 {GEMM}2048 lm_head_gflops"
     " read_gb_per_s machine"
@@ -28,14 +28,18 @@ COLUMNS = (
 TEMPLATE = Path(__file__).parent / "engines.template.md"
 
 
-def finished(rows: list[Row], names: list[str], work: Work, model: ModelDescription, machine: str) -> list[Row]:
+def finished(
+    rows: list[Row], names: list[str], work: Work, model: ModelDescription, machine: str, isa: str | None = None
+) -> list[Row]:
     """The rows with what the job and the other runs tell of them, and without the tokens themselves. `names` are the
-    contestants': the first of a precision is what its others are compared with."""
-    for of_precision in by_precision(rows).values():
-        ran = {row["contestant"] for row in of_precision}
+    contestants': the first of a precision is what its others are compared with. `isa` is what all were limited to."""
+    for row in rows:
+        row["isa"] = isa or ""
+    for of_table in by_table(rows).values():
+        ran = {row["contestant"] for row in of_table}
         first = next(name for name in names if name in ran)
-        expected = {row["round"]: row["first_tokens"] for row in of_precision if row["contestant"] == first}
-        for row in of_precision:
+        expected = {row["round"]: row["first_tokens"] for row in of_table if row["contestant"] == first}
+        for row in of_table:
             pairs = list(zip(row["first_tokens"], expected.get(row["round"], []), strict=False))
             row["same_first_tokens"] = round(statistics.mean(a == b for a, b in pairs), 3) if pairs else ""
     for row in rows:
@@ -136,10 +140,10 @@ def job_report(rows: list[Row]) -> str:
         f"{row['requests']:,} requests, {row['prompt_tokens']:,} prompt tokens of which"
         f" {row['distinct_prompt_tokens']:,} are distinct, {row['output_tokens']:,} output tokens{pool}.\n"
     )
-    return job + "".join(map(precision_report, by_precision(rows).values()))
+    return job + "".join(table_report(title, of_table) for title, of_table in by_table(rows).items())
 
 
-def precision_report(rows: list[Row]) -> str:
+def table_report(title: str, rows: list[Row]) -> str:
     precision, machine = rows[0]["precision"], rows[0]["machine"]
     median = {
         name: statistics.median(row[name] for row in rows)
@@ -148,7 +152,7 @@ def precision_report(rows: list[Row]) -> str:
     }
     by_rows = ", ".join(f"{name.removeprefix(GEMM)}: {median[name]:.0f}" for name in median if name.startswith(GEMM))
     return (
-        f"\n### {precision}\n\n"
+        f"\n### {title}\n\n"
         f"{machine}. Matrix products in {ARITHMETIC[precision]} by rows, GFLOP/s: {by_rows}.\n"
         f"Memory read: {median['read_gb_per_s']:.0f} GB/s. Bound: {median['bound_s']:.2f} s.\n\n"
         f"{table([standing.cells() for standing in standings(rows)])}\n"
@@ -156,21 +160,21 @@ def precision_report(rows: list[Row]) -> str:
 
 
 def write(rows: list[Row], directory: Path) -> None:
-    """engines.csv with these rows in place of older ones of the same jobs in the same precisions; the page and the plot
-    of all of them."""
+    """engines.csv with these rows in place of older ones of the same jobs and tables; the page and the plot of all of
+    them."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "engines.csv"
-    measured = {(row["workload"], row["precision"]) for row in rows}
+    measured = {(row["workload"], table_title(row)) for row in rows}
     old = read_rows(path) if path.exists() else []
-    jobs = by_job([*(row for row in old if (row["workload"], row["precision"]) not in measured), *rows])
+    jobs = by_job([*(row for row in old if (row["workload"], table_title(row)) not in measured), *rows])
     write_csv([row for job in jobs.values() for row in job], path)
     (directory / "engines.md").write_text(page(jobs))
     plot(jobs, directory / "engines.png")
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Of an engines.csv, which may be of a time when all contestants ran in one precision."""
-    rows = [{"precision": PRECISIONS[row["dtype"]]} | row for row in read_csv(path)]
+    """Of an engines.csv, which may be of a time when all ran in one precision and with all that the CPU has."""
+    rows = [{"precision": PRECISIONS[row["dtype"]], "isa": ""} | row for row in read_csv(path)]
     return [{column: row[column] for column in COLUMNS} for row in rows]
 
 
@@ -180,9 +184,18 @@ def by_job(rows: list[Row]) -> dict[str, list[Row]]:
     }
 
 
-def by_precision(rows: list[Row]) -> dict[str, list[Row]]:
-    present = {row["precision"] for row in rows}
-    return {name: [row for row in rows if row["precision"] == name] for name in ARITHMETIC if name in present}
+def table_title(row: Row) -> str:
+    return f"{row['precision']}, {row['isa']}" if row["isa"] else row["precision"]
+
+
+def by_table(rows: list[Row]) -> dict[str, list[Row]]:
+    """Rows that are compared with each other, by the title of their table: those of one precision, then the same with
+    an older instruction set."""
+    ordered = sorted(rows, key=lambda row: (row["isa"], list(ARITHMETIC).index(row["precision"])))
+    tables: dict[str, list[Row]] = {}
+    for row in ordered:
+        tables.setdefault(table_title(row), []).append(row)
+    return tables
 
 
 def page(jobs: dict[str, list[Row]]) -> str:
@@ -201,18 +214,18 @@ def plot(jobs: dict[str, list[Row]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    precisions = list(by_precision([row for job in jobs.values() for row in job]))
+    titles = list(by_table([row for job in jobs.values() for row in job]))
     figure, panels = plt.subplots(
-        *(len(precisions), len(jobs)),
-        figsize=(3.4 * len(jobs), 2.6 * len(precisions)),
+        *(len(titles), len(jobs)),
+        figsize=(3.4 * len(jobs), 2.6 * len(titles)),
         squeeze=False,
         layout="constrained",
     )
     colors = {
         name: f"C{i}" for i, name in enumerate(dict.fromkeys(r["contestant"] for job in jobs.values() for r in job))
     }
-    for axes, (precision, name) in zip(panels.flat, itertools.product(precisions, jobs), strict=True):
-        rows = by_precision(jobs[name]).get(precision)
+    for axes, (title, name) in zip(panels.flat, itertools.product(titles, jobs), strict=True):
+        rows = by_table(jobs[name]).get(title)
         if rows is None:
             axes.set_visible(False)
             continue
@@ -222,7 +235,7 @@ def plot(jobs: dict[str, list[Row]], path: Path) -> None:
             axes.barh(place, median_s, xerr=spread, color=colors[contestant], height=0.7)
             axes.text(0, place, f" {contestant}", va="center", fontsize=7)
         axes.axvline(statistics.median(row["bound_s"] for row in rows), color="k", linewidth=0.8, linestyle="--")
-        axes.set(title=f"{name}, {precision}", xlabel="seconds (dashed: bound)", yticks=[])
+        axes.set(title=f"{name}, {title}", xlabel="seconds (dashed: bound)", yticks=[])
         axes.invert_yaxis()
     figure.savefig(path, dpi=110)
     plt.close(figure)

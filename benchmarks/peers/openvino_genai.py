@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino
 import openvino_genai as genai
 
+from benchmarks import isa
 from benchmarks.contestant import WARM_UP, Contestant, Outputs, Request, serve
 
 BLOCK_TOKENS = 32  # of a KV block on the CPU
@@ -88,6 +91,14 @@ def exactly(num_tokens: int) -> genai.GenerationConfig:
     return config
 
 
+def hide_avx512() -> None:
+    """Where all are limited: starts this program again with what answers OpenVINO's questions about the CPU."""
+    library = str(Path(sys.prefix) / "lib/libavx2.so")
+    if isa.limited_to() == "avx2" and os.environ.get("LD_PRELOAD") != library:
+        os.environ["LD_PRELOAD"] = library
+        os.execv(sys.executable, sys.orig_argv)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="exported, see README.md")
@@ -95,7 +106,9 @@ def main() -> None:
     parser.add_argument("--at-once", action="store_true", help="add all requests together")
     parser.add_argument("--kv-gib", type=int, default=4, help="of KV cache where a job names no number of tokens")
     parser.add_argument("--max-batch-tokens", type=int, default=2048)
-    serve(OpenVino(parser.parse_args()))
+    options = parser.parse_args()
+    hide_avx512()
+    serve(OpenVino(options))
 
 
 if __name__ == "__main__":

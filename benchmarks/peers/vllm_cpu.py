@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import isa
 from benchmarks.contestant import WARM_UP, Contestant, Outputs, Request, serve
 
 CPUS = sorted(os.sched_getaffinity(0))
@@ -23,7 +24,19 @@ SETTINGS = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
+    # What it compiles is kept, by all that it is made for but the instruction set.
+    "VLLM_CACHE_ROOT": str(Path("~/.cache/vllm").expanduser() / (isa.limited_to() or "native")),
 }
+
+if isa.limited_to() == "avx2":  # vLLM takes its kernels by what torch says; its processes run this file's head, too
+    import torch
+
+    NEWER = ("avx512", "avx10", "avx_vnni", "amx")
+    CAPABILITIES = {
+        name: False if name.startswith(NEWER) else value for name, value in torch.cpu.get_capabilities().items()
+    }
+    torch.cpu.get_capabilities = lambda: CAPABILITIES
+
 TCMALLOC = Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4")
 OPENMP = Path(sys.prefix) / "lib/libiomp5.so"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -204,8 +205,10 @@ def run(
     workload: str = "W1",
     foreign: float = 0.0,
     precision: str = "bfloat16",
+    isa: str = "",
 ) -> dict:
-    row = dict.fromkeys(compare_report.COLUMNS, "") | CEILINGS | {"dtype": precision, "precision": precision}
+    row = dict.fromkeys(compare_report.COLUMNS, "") | CEILINGS
+    row |= {"dtype": precision, "precision": precision, "isa": isa}
     counts = {"requests": 2, "prompt_tokens": 8, "distinct_prompt_tokens": 6, "output_tokens": 4, "peak_rss_gib": 0.5}
     identity = {"workload": workload, "contestant": contestant, "version": "11434", "round": number, "wall_s": wall_s}
     return row | counts | identity | {"bound_s": 1.0, "foreign_share": foreign, "machine": "a machine"}
@@ -258,18 +261,33 @@ def test_precisions_have_tables_of_their_own_and_keep_their_rows(tmp_path: Path)
     assert ratios == {"a": "1.000", "b": "1.500", "d": "1.000", "e": "2.000"}
 
 
-def test_rows_of_a_file_without_precisions_are_of_what_their_weights_were(tmp_path: Path) -> None:
+def test_what_was_limited_has_tables_of_its_own_and_keeps_its_rows(tmp_path: Path) -> None:
+    compare_report.write([run("a", 0, 2.0, precision="int8"), run("b", 0, 3.0, precision="int8")], tmp_path)
+    compare_report.write([run("c", 0, 4.0, isa="avx2"), run("d", 0, 8.0, precision="int8", isa="avx2")], tmp_path)
+    compare_report.write([run("e", 0, 5.0, precision="int8")], tmp_path)
+    compare_report.write([run("f", 0, 16.0, precision="int8", isa="avx2")], tmp_path)
+    rows = compare_report.read_rows(tmp_path / "engines.csv")
+    titles = {row["contestant"]: compare_report.table_title(row) for row in rows}
+    assert titles == {"e": "int8", "c": "bfloat16, avx2", "f": "int8, avx2"}
+    page = (tmp_path / "engines.md").read_text()
+    assert [line for line in page.splitlines() if line.startswith("###")] == [
+        "### int8",
+        "### bfloat16, avx2",
+        "### int8, avx2",
+    ]
+
+
+@pytest.mark.parametrize("name", ["precision", "isa"])
+def test_rows_of_an_older_file_are_of_what_their_weights_were_and_not_limited(tmp_path: Path, name: str) -> None:
     compare_report.write([run("a", 0, 2.0), run("b", 0, 3.0)], tmp_path)
     path = tmp_path / "engines.csv"
-    rows = [
-        {name: value for name, value in row.items() if name != "precision"} for row in compare_report.read_csv(path)
-    ]
+    rows = [{key: value for key, value in row.items() if key != name} for row in compare_report.read_csv(path)]
     compare_report.write_csv(rows, path)
     compare_report.write([run("c", 0, 1.0, precision="float32")], tmp_path)
     rows = compare_report.read_rows(path)
-    assert [(row["contestant"], row["precision"]) for row in rows] == [
-        *(("a", "bfloat16"), ("b", "bfloat16")),
-        ("c", "float32"),
+    assert [(row["contestant"], row["precision"], row["isa"]) for row in rows] == [
+        *(("a", "bfloat16", ""), ("b", "bfloat16", "")),
+        ("c", "float32", ""),
     ]
     assert list(rows[0]) == list(compare_report.COLUMNS)
 
@@ -298,7 +316,8 @@ def test_the_command_compares_and_writes(
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(compare, "measure_ceilings", lambda model, arithmetic: CEILINGS)
-    arguments = f"--workloads {job.path} --rounds 2 --quiet-limit 0 --model {tmp_path} -o {tmp_path / 'out'}"
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    arguments = f"--workloads {job.path} --rounds 2 --isa avx2 --quiet-limit 0 --model {tmp_path} -o {tmp_path / 'out'}"
     contestants = [f"base={fake('honest')}", f"new={fake('honest')}", f"bad={fake('dies')}"]
     monkeypatch.setattr(sys, "argv", ["compare", *contestants, *arguments.split()])
     with pytest.raises(SystemExit) as ended:
@@ -309,3 +328,4 @@ def test_the_command_compares_and_writes(
     rows = compare_report.read_csv(tmp_path / "out/engines.csv")
     assert [row["contestant"] for row in rows] == ["base", "new", "new", "base"]
     assert {row["same_first_tokens"] for row in rows} == {1}
+    assert {row["isa"] for row in rows} == {"avx2"}

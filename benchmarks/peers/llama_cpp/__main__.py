@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import isa
 from benchmarks.contestant import WARM_UP, Contestant, Outputs, Request, serve
 
 
@@ -30,8 +31,9 @@ class LlamaCpp(Contestant):
         if self.runner:
             self.runner.stdin.close()
             self.runner.wait()
+        build = f"build-{isa.limited_to() or 'native'}"
         program, model = (
-            str(self.options.directory / name) for name in ("build/job_runner", f"model-{self.dtype}.gguf")
+            str(self.options.directory / name) for name in (f"{build}/job_runner", f"model-{self.dtype}.gguf")
         )
         numbers = (len(os.sched_getaffinity(0)), self.options.wave, kv_tokens or 0)
         self.runner = subprocess.Popen(
@@ -74,7 +76,7 @@ class LlamaCpp(Contestant):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--directory", required=True, type=Path, help="has model-DTYPE.gguf and build/job_runner")
+    parser.add_argument("--directory", required=True, type=Path, help="has model-DTYPE.gguf and build-*/job_runner")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "Q8_0", "Q4_K_M"), help="of the weights")
     parser.add_argument("--wave", type=int, default=32, help="requests that run together")
     serve(LlamaCpp(parser.parse_args()))
