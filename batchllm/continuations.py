@@ -79,6 +79,12 @@ def scoring_params(begin: int, last_token_ids: list[int]) -> SamplingParams:
     )
 
 
+def is_scoring(params: SamplingParams) -> bool:
+    """Whether they ask what `scoring_params` do: then the one token that is drawn is of no use."""
+    is_asked = params.logprob_token_ids is not None and params.prompt_logprobs is not None
+    return params.max_tokens == 1 and params.ignore_eos and params.greedy and is_asked
+
+
 def perplexity(mean_logprob: float) -> float:
     """exp of the mean negative log-probability of a text's tokens; infinity where a float has no room for it."""
     try:

@@ -327,7 +327,7 @@ class LLM:
 
     def _check_continuation(self, continuation: Continuation) -> None:
         *before, last = continuation.token_ids
-        self._loaded.limits.check(before, scoring_params(continuation.begin, [last]), is_scored=True)
+        self._loaded.limits.check(before, scoring_params(continuation.begin, [last]))
 
     def _scores(
         self, continuations: Sequence[Continuation], use_tqdm: bool | Callable[..., Any]

@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypedDict
 
 import numpy as np
 
+from batchllm.continuations import is_scoring
 from batchllm.sampling_params import SamplingParams
 
 
@@ -82,9 +83,8 @@ class RequestLimits:
     kv_cache_tokens: int
     eos_token_ids: tuple[int, ...] = ()
 
-    def check(self, prompt_token_ids: Sequence[int], params: SamplingParams, *, is_scored: bool = False) -> None:
-        """Raises ValueError, with the numbers, if this request could never run. is_scored: what follows the prompt is
-        given, and never stored, so the prompt may be as long as the model takes."""
+    def check(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
+        """Raises ValueError, with the numbers, if this request could never run."""
         if len(prompt_token_ids) == 0:
             raise ValueError("the prompt is empty")
         if not self._are_tokens(prompt_token_ids):
@@ -95,13 +95,13 @@ class RequestLimits:
         if params.min_tokens:
             self._check_min_tokens(params)
         prompt_len = len(prompt_token_ids)
-        if prompt_len >= self.max_model_len + is_scored:
-            with_output = "" if is_scored else " with the output"
+        max_output_tokens = self.max_output_tokens(prompt_len, params)
+        if max_output_tokens <= 0:
+            with_output = "" if is_scoring(params) else " with the output"
             raise ValueError(
                 f"the prompt has {prompt_len} tokens, and the model takes {self.max_model_len}{with_output}"
             )
-        # The last one sampled is never stored.
-        output_tokens = 0 if is_scored else self.max_output_tokens(prompt_len, params) - 1
+        output_tokens = max_output_tokens - 1  # the last one sampled is never stored
         num_pages = -(-(prompt_len + output_tokens) // self.page_size)
         pool_pages = self.kv_cache_tokens // self.page_size
         if num_pages > pool_pages:
@@ -150,8 +150,9 @@ class RequestLimits:
             raise ValueError(f"min_tokens: {params.min_tokens}, but each of allowed_token_ids ends the request")
 
     def max_output_tokens(self, prompt_len: int, params: SamplingParams) -> int:
-        """Tokens that a prompt of that length may generate, at most."""
-        room = self.max_model_len - prompt_len
+        """Tokens that a prompt of that length may generate, at most. What follows a prompt that is scored is given, and
+        never stored: such a prompt may be as long as the model takes."""
+        room = self.max_model_len - prompt_len + is_scoring(params)
         return room if params.max_tokens is None else min(params.max_tokens, room)
 
 

@@ -22,6 +22,10 @@ def score_line(custom_id: str, prompt: Any, continuations: Any, **body: Any) -> 
     return {"custom_id": custom_id, "method": "POST", "url": "/v1/score", "body": body}
 
 
+def perplexity_line(custom_id: str, prompt: Any) -> dict[str, Any]:
+    return {"custom_id": custom_id, "method": "POST", "url": "/v1/perplexity", "body": {"prompt": prompt}}
+
+
 def write_lines(path: Path, lines: list[dict[str, Any] | bytes]) -> Path:
     path.write_bytes(
         b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)

@@ -15,7 +15,15 @@ from batchllm.continuations import perplexity
 from batchllm.jobs.line import SCORE, ContinuedPrompt, LineError
 from batchllm.jobs.openai_batch import parse_line
 from batchllm.jobs.read_answers import Answers
-from tests.jobs.batch_lines import chat_line, completion_line, read_records, score_line, write_lines
+from tests.engine import tiny
+from tests.jobs.batch_lines import (
+    chat_line,
+    completion_line,
+    perplexity_line,
+    read_records,
+    score_line,
+    write_lines,
+)
 from tests.jobs.test_end_to_end import model_dir, run
 
 __all__ = ["model_dir"]  # a fixture
@@ -92,6 +100,27 @@ def test_a_line_that_cannot_be_scored_is_named_and_ends_nothing(model_dir: Path,
     assert "continuation 1: logprob_token_ids: 260, but the vocabulary has 260 tokens" in errors["unknown"]["message"]
     assert errors["mixed"]["message"].endswith("expected token ids after a prompt of token ids, got text")
     assert {error["line"] for error in errors.values()} == {1, 2, 3}
+
+
+def test_a_line_may_be_one_token_longer_than_what_the_model_takes_as_llm_score_has_it(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    """Nothing is computed of its last token."""
+    text = [5 + i % 100 for i in range(tiny.MAX_MODEL_LEN + 1)]
+    lines = [
+        score_line("score", text[:-2], [text[-2:]]),
+        score_line("too long", text[:-1], [text[-1:] * 2]),
+        perplexity_line("perplexity", text),
+    ]
+    answers = run(model_dir, lines, tmp_path)
+    llm = LLM(model_dir, dtype="float32")
+    [[score]] = llm.score([text[:-2]], [[text[-2:]]])
+    [given] = answers["score"]["scores"]
+    assert given["token_logprobs"] == pytest.approx(score.logprobs, abs=1e-5)
+    assert answers["perplexity"]["perplexity"] == pytest.approx(llm.perplexity(text)[0], rel=1e-5)
+    [error] = read_records(tmp_path / "out.errors.jsonl")
+    takes = f"the prompt has {tiny.MAX_MODEL_LEN + 1} tokens, and the model takes {tiny.MAX_MODEL_LEN}"
+    assert (error["custom_id"], error["error"]["message"].endswith(takes)) == ("too long", True)
 
 
 def score(model_dir: Path, source: Path, folder: Path, *options: str) -> tuple[int, dict[str, Any], list[Any]]:

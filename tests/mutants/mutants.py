@@ -776,8 +776,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "a_scored_text_is_no_longer_than_another",
         "batchllm/requests.py",
-        "self.max_model_len + is_scored",
-        "self.max_model_len",
+        "prompt_len + is_scoring(params)",
+        "prompt_len",
         IN_SCORING + "test_a_text_may_be_one_token_longer_than_what_the_model_takes",
     ),
     Mutant(
