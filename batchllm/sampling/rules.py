@@ -76,7 +76,7 @@ class LogitsRule:
 
     def allowed(self, rows: Rows) -> Tensor | None:
         """The tokens that may be drawn in rows of `concerns`: int32 [R, ceil(vocab_size / 32)] on the CPU, where token
-        i is bit i % 32 of word i / 32; None is all tokens."""
+        i is bit i % 32 of word i / 32; None is all tokens. The caller may change it."""
         return None
 
     def after_draw(self, rows: Rows, tokens: np.ndarray) -> list[tuple[int, End]]:

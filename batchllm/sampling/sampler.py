@@ -92,14 +92,22 @@ class Sampler:
 
     def _allowed(self, rows: Rows, vocab_size: int) -> Tensor:
         """int32 [C, ceil(vocab_size / 32)]: what all rules that mask allow together."""
-        allowed = torch.full((len(rows), -(-vocab_size // WORD_BITS)), -1, dtype=torch.int32)
+        allowed: Tensor | None = None
         for rule in self._rules.in_use:
             mask = rule.concerns(rows) if rule.masks else None
-            if mask is None or not mask.any():
+            if mask is None or not mask.any() or (bits := rule.allowed(rows.take(mask))) is None:
                 continue
-            if (bits := rule.allowed(rows.take(mask))) is not None:
-                allowed[torch.from_numpy(mask)] &= bits
-        return allowed
+            if allowed is None and mask.all():
+                allowed = bits  # nearly always: one rule masks, and these are its rows
+                continue
+            if allowed is None:
+                allowed = all_allowed(len(rows), vocab_size)
+            allowed[torch.from_numpy(mask)] &= bits
+        return all_allowed(len(rows), vocab_size) if allowed is None else allowed
+
+
+def all_allowed(num_rows: int, vocab_size: int) -> Tensor:
+    return torch.full((num_rows, -(-vocab_size // WORD_BITS)), -1, dtype=torch.int32)
 
 
 def places_of(some: np.ndarray, num_rows: int) -> np.ndarray:
