@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from batchllm.dependencies import check_dependencies
 
-# OpenMP's threads wait for each other by spinning, for a few ms by default: a busy machine loses most of its time to
-# that. This many turns are about 0.03 ms, which costs a quiet machine nothing. Read when torch or batchllm_ext loads
-# libgomp; what the user sets stays.
+# OpenMP's threads wait for each other by spinning, by default for a few ms, which costs a busy machine most of its
+# time. This many turns take about 0.03 ms, which costs an idle machine nothing. The variable is read when torch or
+# batchllm_ext loads libgomp; a user's own setting stays.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 

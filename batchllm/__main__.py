@@ -1,10 +1,10 @@
-"""`batchllm`, or `python -m batchllm`: the command line, which alone needs packages that the library does without."""
+"""`batchllm`, or `python -m batchllm`: the command line, which needs packages that the library does not."""
 
 from __future__ import annotations
 
 import sys
 
-NEEDED = ("typer", "rich")  # those of the extra [cli]
+NEEDED = ("typer", "rich")  # the extra [cli]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What an engine finished, as outputs: completions with their text, gathered by prompt."""
+"""Turns finished requests into outputs: completions with their text, grouped by prompt."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from batchllm.sampling.growing_text import text_after
 from batchllm.sampling_params import SamplingParams
 from batchllm.tokenizer import Tokenizer
 
-NUM_TOKENS_AFTER_TAG = 8  # of white space, at most, where a prompt begins the reasoning
+NUM_TOKENS_AFTER_TAG = 8  # at most, of white space, if a prompt begins the reasoning
 
 
 class PendingAnswer:
-    """A prompt whose n completions are under way."""
+    """A prompt whose n completions are not all finished."""
 
     def __init__(
         self, request_id: str, prompt: str | None, token_ids: list[int], params: SamplingParams, tokenizer: Tokenizer
     ) -> None:
         self.request_id, self.prompt, self.token_ids, self.params = request_id, prompt, token_ids, params
-        self.outputs: list[CompletionOutput] = []  # of those that ended, as they did
+        self.outputs: list[CompletionOutput] = []  # in the order in which they ended
         self._tokenizer = tokenizer
         self._num_computed = 0  # prompt tokens, for all completions
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
 
     def add(self, sample: int, finished: Finished) -> RequestOutput | None:
-        """Completion number `sample` ended; the answer with the last of them."""
+        """Completion number `sample` ended. Returns the answer with the last one."""
         self.outputs.append(self.completion(sample, finished))
         self._num_computed += len(self.token_ids) - finished.num_cached_tokens
         if sample == 0 and self.params.prompt_logprobs is not None:
@@ -52,7 +52,7 @@ class PendingAnswer:
         return self._tokenizer.decode(token_ids, self.params)
 
     def completion(self, sample: int, finished: Finished) -> CompletionOutput:
-        """Its finish_reason is "error", with what failed as its stop_reason, where its tokens cannot be decoded."""
+        """If its tokens cannot be decoded, its finish_reason is "error" and its stop_reason says what failed."""
         end, token_ids = finished.end, finished.token_ids
         finish_reason = "length" if end is None else "stop"
         stop_reason: int | str | None = None
@@ -93,7 +93,7 @@ class PendingAnswer:
         return (None, text) if tags is None else split_reasoning(text, tags, is_open=self._ends_in_reasoning(tags))
 
     def _ends_in_reasoning(self, tags: ReasoningTags) -> bool:
-        """Whether the prompt has begun the reasoning."""
+        """Whether the prompt has already begun the reasoning."""
         end = self.token_ids[-len(tags.begin.encode()) - NUM_TOKENS_AFTER_TAG :]
         return self._tokenizer.decode(end, SamplingParams(skip_special_tokens=False)).rstrip().endswith(tags.begin)
 

@@ -1,4 +1,4 @@
-"""`AsyncLLM`: a model for many callers at a time, each of whom sees the answer grow."""
+"""`AsyncLLM`: one model for many concurrent callers, each of whom sees its answer grow."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from batchllm.sampling_params import SamplingParams
 
 
 class AsyncLLM:
-    """One engine, which runs in a thread of its own as long as anybody waits for it, and any number of callers.
+    """One engine for any number of callers. It runs in its own thread while anybody waits for it.
 
-    model, rules, options: as LLM takes them. Nothing needs to be closed: the thread ends with the process, and with the
-    last reference to this object.
+    model, rules, options: as LLM takes them. Nothing needs to be closed: the thread ends with the process or with
+    the last reference to this object.
     """
 
     def __init__(self, model: str | Path, *, rules: Sequence[LogitsRule] = (), **options: Any) -> None:
         self._loaded = LoadedModel.from_directory(model, EngineOptions(**options), rules)
         self._loop = EngineLoop(self._loaded.engine)
         self._numbers = itertools.count()
-        self._used_ids: set[str] = set()  # of requests that are under way
+        self._used_ids: set[str] = set()  # of unfinished requests
         thread = threading.Thread(target=_run, args=[weakref.ref(self._loop), self._loop.mail], daemon=True)
         thread.start()
-        weakref.finalize(self, _stop, self._loop.mail, thread)  # at the latest when the process ends
+        weakref.finalize(self, _stop, self._loop.mail, thread)  # at process exit at the latest
 
     @property
     def device_choice(self) -> str:
-        """As LLM.device_choice."""
+        """See LLM.device_choice."""
         return str(self._loaded.device_choice)
 
     @property
@@ -54,20 +54,20 @@ class AsyncLLM:
     async def generate(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
     ) -> AsyncIterator[RequestOutput]:
-        """The answer so far, each time that it has grown; the last output is `finished`. Whoever stops iterating, or is
-        cancelled, aborts the request.
+        """Yields the answer so far each time it has grown; the last output is `finished`. Stopping the iteration, or
+        cancelling it, aborts the request.
 
-        prompt: text, token ids, or a dict with either, as LLM.generate takes them. sampling_params: None takes those of
-        LLM.get_default_sampling_params. request_id: of the outputs; None gives a number.
+        prompt: text, token ids, or a dict with either, as for LLM.generate. sampling_params: by default those of
+        LLM.get_default_sampling_params. request_id: of the outputs; by default a number.
 
-        Raises ValueError for a prompt that could never run or a request_id that is under way, and what ended the
-        engine's step where one failed, after which the engine takes new requests.
+        Raises ValueError for a prompt that could never run or a request_id that is in use. If a step of the engine
+        fails, raises its exception; the engine then takes new requests.
         """
         params = sampling_params or self._loaded.default_sampling_params()
         number = next(self._numbers)
         name = str(number) if request_id is None else request_id
         if name in self._used_ids:
-            raise ValueError(f"request_id: {name!r} is under way")
+            raise ValueError(f"request_id: {name!r} is in use")
         self._used_ids.add(name)
         caller = None
         try:
@@ -91,18 +91,18 @@ class AsyncLLM:
 
 @dataclass(eq=False)
 class Caller:
-    """Who waits for a request, and in which event loop."""
+    """A caller that waits for a request, and its event loop."""
 
     request: EngineRequest
     event_loop: asyncio.AbstractEventLoop
-    ids: range = range(0)  # of its completions in the engine, once it is there
+    ids: range = range(0)  # of its completions in the engine, once it has them
     left: bool = False
     _news: deque[Any] = field(default_factory=deque)
     _arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def news(self) -> list[Any]:
-        """All that was told since the last call: (sample, token) or (sample, Finished). Raises what ended the request
-        early."""
+        """The news since the last call: (sample, token) or (sample, Finished). Raises the exception that ended the
+        request early, if any."""
         await self._arrived.wait()
         self._arrived.clear()
         told = []
@@ -120,7 +120,7 @@ class Caller:
 
 
 class Mailbox:
-    """What callers ask of the engine's thread: a Caller to be added, or something to be done with the loop."""
+    """Messages to the engine's thread: a Caller to add, or something to do with the loop."""
 
     def __init__(self) -> None:
         self._items: deque[Caller | Callable[[EngineLoop], None]] = deque()
@@ -138,7 +138,7 @@ class Mailbox:
             self._has_some.notify()
 
     def take(self, *, wait: bool) -> list[Caller | Callable[[EngineLoop], None]] | None:
-        """What has come; `wait` for something. None once closed."""
+        """The messages so far; `wait` blocks until there is one. None once closed."""
         with self._has_some:
             while wait and not self._items and not self._closed:
                 self._has_some.wait()
@@ -148,7 +148,7 @@ class Mailbox:
 
 
 class EngineLoop:
-    """The engine and those who wait for its requests. Only the engine's thread calls it."""
+    """The engine and the callers of its requests. Only the engine's thread uses it."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -156,7 +156,7 @@ class EngineLoop:
         self.callers: dict[int, Caller] = {}  # by request of the engine
 
     def turn(self, items: list[Caller | Callable[[EngineLoop], None]]) -> None:
-        """Takes in what has come, all new requests together, and makes a step."""
+        """Handles the messages, adding all new requests together, and makes a step."""
         new = [item for item in items if isinstance(item, Caller)]
         for item in items:
             if not isinstance(item, Caller):
@@ -202,7 +202,7 @@ class EngineLoop:
 
 
 class GrowingAnswer:
-    """A caller's view of its request: what each completion has come to."""
+    """A caller's view of its request: the state of each completion."""
 
     def __init__(self, pending: PendingAnswer) -> None:
         self._pending = pending
@@ -210,7 +210,7 @@ class GrowingAnswer:
         self._texts: dict[int, GrowingText] = {}
 
     def take(self, news: list[Any]) -> RequestOutput | None:
-        """The answer after these news; None where there is none yet."""
+        """The answer after this news; None if there is none yet."""
         output: RequestOutput | None = None
         for sample, item in news:
             if isinstance(item, int):
@@ -241,7 +241,7 @@ def _abort(caller: Caller, loop: EngineLoop) -> None:
 
 
 def _stop(mail: Mailbox, thread: threading.Thread) -> None:
-    """Waits for the step that runs: a thread must not be inside native code when the interpreter ends."""
+    """Waits for the running step: no thread may be inside native code when the interpreter exits."""
     mail.close()
     if thread is not threading.current_thread():
         thread.join()

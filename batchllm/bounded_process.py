@@ -1,6 +1,6 @@
-"""Work that a stranger's input could make endless runs in a process of its own, within bounds.
+"""Runs work that untrusted input could make endless, in a separate process with limits.
 
-The process answers JSON lines. One that runs on, or crashes, ends itself and nothing else; the next question starts a
+The process answers JSON lines. If it runs too long or crashes, only that process ends, and the next question starts a
 new one.
 """
 
@@ -19,12 +19,12 @@ from typing import Any
 
 
 class BoundedProcess:
-    """A process that the first question starts, as does the next after one that ended it.
+    """A process that the first question starts. A question that ends it is followed by a new process.
 
     serve: "module:function", called in the process, which calls `answer_lines`.
-    subject: what its errors speak of.
-    time_limit_s: of CPU, for one answer.
-    opening: a question that every new process gets first; its answer is nobody's.
+    subject: named in its errors.
+    time_limit_s: CPU time for one answer.
+    opening: a question that every new process gets first; its answer is dropped.
     """
 
     def __init__(self, serve: str, subject: str, time_limit_s: float, opening: dict[str, Any] | None = None) -> None:
@@ -35,11 +35,12 @@ class BoundedProcess:
 
     @property
     def pid(self) -> int | None:
-        """None before the first question, and after one that ended it."""
+        """None before the first question, and after a question that ended the process."""
         return None if self._process is None else self._process.pid
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """What the process answers. Raises ValueError where it ended instead; TypeError for what is no JSON."""
+        """The answer of the process. Raises ValueError if it ended instead; TypeError for a question that is not
+        JSON."""
         lines = [json.dumps(question).encode() + b"\n"]
         with self._lock:
             if self._process is None and self._opening is not None:
@@ -50,7 +51,7 @@ class BoundedProcess:
 
     def _answer(self, line: bytes) -> bytes:
         process = self._process or self._start()
-        self._process = None  # until the answer is whole
+        self._process = None  # until the answer is complete
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -68,7 +69,7 @@ class BoundedProcess:
         return answer
 
     def _start(self) -> subprocess.Popen[bytes]:
-        """A process that finds the modules that this one has."""
+        """Starts a process with this one's module path."""
         module, _, function = self._serve.partition(":")
         program = f"import sys; sys.path[:] = {[*map(str, sys.path)]!r}; from {module} import {function}; {function}()"
         command = [sys.executable, "-I", "-c", program]
@@ -90,9 +91,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def answer_lines(
     answer: Callable[[dict[str, Any]], dict[str, Any]], *, time_limit_s: float, memory_limit_bytes: int
 ) -> None:
-    """In the process: answers each line of standard input by one.
+    """In the process: answers each line of standard input with one line.
 
-    memory_limit_bytes: beside what the process has by now; `answer` meets a MemoryError there.
+    memory_limit_bytes: beyond the process's current use; past it, `answer` gets a MemoryError.
     """
     questions, answers = sys.stdin.buffer, sys.stdout.buffer
     num_pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -100,7 +101,7 @@ def answer_lines(
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for question in questions:
-        signal.setitimer(signal.ITIMER_PROF, time_limit_s)  # SIGPROF, which nobody handles, ends the process
+        signal.setitimer(signal.ITIMER_PROF, time_limit_s)  # SIGPROF, which is not handled, ends the process
         reply = answer(json.loads(question))
         signal.setitimer(signal.ITIMER_PROF, 0)
         answers.write(json.dumps(reply).encode() + b"\n")

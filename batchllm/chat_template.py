@@ -1,6 +1,6 @@
-"""A chat template is a program of whoever published the model: it runs in a process of its own, within bounds.
+"""A chat template is a program by the model's publisher, so it runs in a separate process with limits.
 
-The process costs what importing transformers does, once.
+The process costs as much as importing transformers, once.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 from batchllm.bounded_process import BoundedProcess, answer_lines
 from batchllm.text import printable
 
-TIME_LIMIT_S = 5.0  # of CPU, for one conversation
-MEMORY_LIMIT_BYTES = 1 << 30  # beside what the process has before it runs any template
-# A conversation's text is little longer than its messages.
+TIME_LIMIT_S = 5.0  # CPU time for one conversation
+MEMORY_LIMIT_BYTES = 1 << 30  # beyond what the process has before it runs any template
+# A rendered conversation is not much longer than its messages.
 OUTPUT_LIMIT_CHARS = 1 << 20
 OUTPUT_CHARS_PER_INPUT_CHAR = 8
 
 
 class MessagesRefused(ValueError):
-    """The template's own answer to these messages, which others may not get."""
+    """The template itself refuses these messages; it may accept others."""
 
 
 class ChatTemplateRunner:
@@ -32,8 +32,8 @@ class ChatTemplateRunner:
         """transformers' `render_jinja_template` with these arguments, which must be JSON: a text for each of
         `conversations`.
 
-        Raises MessagesRefused; ValueError where a bound is exceeded or nothing can be rendered; TypeError for what is
-        no JSON.
+        Raises MessagesRefused; ValueError if a limit is exceeded or nothing can be rendered; TypeError for arguments
+        that are not JSON.
         """
         reply = self.process.ask(arguments)
         if "refused" in reply:
@@ -55,7 +55,7 @@ def serve() -> None:
 
 
 def _render(render_jinja_template: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """{"texts": one for each conversation}, {"refused": why these messages} or {"failed": why the template}."""
+    """{"texts": one per conversation}, {"refused": the template's reason} or {"failed": what went wrong}."""
     import jinja2
 
     try:

@@ -1,4 +1,4 @@
-"""Continuations that are given with a prompt: the forms in which they come, and what is asked for to score them."""
+"""Continuations given with a prompt: their forms, and the scores they ask for."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from batchllm.sampling_params import SamplingParams
 
 @dataclass(frozen=True)
 class Continuation:
-    """What is scored of a text: its tokens from `begin` on, given those before."""
+    """The scored part of a text: its tokens from `begin` on, given those before."""
 
-    token_ids: list[int]  # of all of it, at least two
+    token_ids: list[int]  # of the whole text, at least two
     begin: int  # at least 1, and less than their number
 
 
 def continuation_of(prompt_token_ids: Sequence[int], token_ids: list[int]) -> Continuation:
-    """Of a text that begins with the prompt's: from the first token on that is not the prompt's, too. A tokenizer may
-    join the prompt's end with what follows.
+    """The part of a text from the first token that differs from the prompt's. (A tokenizer may join the end of the
+    prompt with what follows.)
 
-    Raises ValueError where no token follows, or none comes before.
+    Raises ValueError if no token follows, or none comes before.
     """
     pairs = zip(prompt_token_ids, token_ids, strict=False)
     begin = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -37,15 +37,15 @@ def continuation_of(prompt_token_ids: Sequence[int], token_ids: list[int]) -> Co
 
 
 def text_after_first_token(token_ids: list[int]) -> Continuation:
-    """All that is scored of a text by itself: nothing predicts its first token. Raises ValueError for a shorter one."""
+    """A text scored by itself, except its first token, which nothing predicts. Raises ValueError for a shorter text."""
     if len(token_ids) < 2:
         raise ValueError(f"expected at least two tokens, got {len(token_ids)}")
     return Continuation(token_ids, 1)
 
 
 def continuations_of(continuations: Sequence[Any], num_prompts: int) -> list[list[Any]]:
-    """Those of each prompt, where either all have the same (text or token ids) or each its own list. ValueError for
-    another number of lists, or where there is none of either."""
+    """The continuations of each prompt: the same for all (text or token ids), or a list for each. Raises ValueError for
+    a wrong number of lists, or if there are none."""
     items = list(continuations) if isinstance(continuations, (list, tuple)) else []
     if not items:
         raise ValueError(f"continuations: expected a non-empty list, got {continuations!r:.80}")
@@ -59,7 +59,7 @@ def continuations_of(continuations: Sequence[Any], num_prompts: int) -> list[lis
     if all(map(is_one, items)):
         return [items] * num_prompts
     if len(items) != num_prompts:
-        raise ValueError(f"continuations: expected those of each of {num_prompts} prompts, got {len(items)} lists")
+        raise ValueError(f"continuations: expected a list for each of {num_prompts} prompts, got {len(items)} lists")
     for index, mine in enumerate(items):
         if not isinstance(mine, (list, tuple)) or not mine or not all(map(is_one, mine)):
             expected = "expected a non-empty list of texts or token ids"
@@ -68,7 +68,7 @@ def continuations_of(continuations: Sequence[Any], num_prompts: int) -> list[lis
 
 
 def scoring_params(begin: int, last_token_ids: list[int]) -> SamplingParams:
-    """Of a request whose prompt is scored from `begin` on, and whose last row is asked for these tokens."""
+    """The scores of a request whose prompt is scored from `begin` on, and whose last row scores these tokens."""
     return SamplingParams(
         temperature=0,
         max_tokens=1,
@@ -86,7 +86,7 @@ def is_scoring(params: SamplingParams) -> bool:
 
 
 def perplexity(mean_logprob: float) -> float:
-    """exp of the mean negative log-probability of a text's tokens; infinity where a float has no room for it."""
+    """exp of the mean negative log-probability of a text's tokens; infinity if a float cannot hold it."""
     try:
         return math.exp(-mean_logprob)
     except OverflowError:
@@ -94,7 +94,7 @@ def perplexity(mean_logprob: float) -> float:
 
 
 def probabilities(logprobs: Sequence[float]) -> list[float]:
-    """Of one of several outcomes with these log-probabilities, given that it is one of them."""
+    """Probabilities of the outcomes with these log-probabilities, given that one of them occurs."""
     most = max(logprobs)
     weights = [math.exp(logprob - most) for logprob in logprobs]
     return [weight / sum(weights) for weight in weights]

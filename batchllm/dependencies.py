@@ -1,4 +1,4 @@
-"""What the package stands on: whether it is there, and new enough."""
+"""Checks that the required packages are installed and new enough."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from importlib.util import find_spec
 
 @cache
 def check_dependencies() -> None:
-    """Raises ImportError that names a package which is missing or too old, and what to type.
+    """Raises ImportError that names a missing or outdated package and the command that installs it.
 
-    The lower bounds are those of the installed distribution; a checkout that is on the path alone has none. Newer
-    versions than pip would take are let through.
+    The lower bounds come from the installed distribution; a checkout that is only on the path has none. Versions newer
+    than pip would accept are let through.
     """
     if find_spec("batchllm_ext") is None:
         raise ImportError("batchllm needs its native module batchllm_ext: `pip install .` in the checkout builds it")

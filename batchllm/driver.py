@@ -19,11 +19,11 @@ SECONDS_BETWEEN_PROGRESS = 0.1
 
 
 class JobDriver:
-    """Steps the engine for whichever job waits, and tells each job what ended of it."""
+    """Steps the engine for whichever job waits, and tells each job which of its requests ended."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._waiting: dict[range, deque[Finished]] = {}  # by requests of the engine: where their ends are awaited
+        self._waiting: dict[range, deque[Finished]] = {}  # by the engine's request ids: where finished ones go
 
     def run(
         self,
@@ -31,14 +31,14 @@ class JobDriver:
         on_progress: Callable[[JobProgress], None] | None = None,
         recorder: RunRecorder | None = None,
     ) -> Generator[tuple[int, int, Finished], None, None]:
-        """Each completion as it ends, with its place among the requests and its number. Closing the iterator aborts the
-        others."""
+        """Yields each completion as it ends, with the index of its request and its number. Closing the iterator aborts
+        the others."""
         ids = range(0)
-        begins = array("q")  # the first of the ids, by request
+        begins = array("q")  # the first id, by request
         num_left = 0
         ended: deque[Finished] = deque()
         next_progress_s = 0.0
-        freezes = gc.get_freeze_count() == 0  # else what a caller has frozen would thaw with ours
+        freezes = gc.get_freeze_count() == 0  # otherwise a caller's frozen objects would thaw with ours
         try:
             self._engine.recorder = recorder or self._engine.recorder
             with never_collected() if freezes else nullcontext():
@@ -57,7 +57,7 @@ class JobDriver:
                 while ended:
                     finished = ended.popleft()
                     num_left -= 1
-                    index = finished.request_id - ids.start  # of completions, each of which may be a request
+                    index = finished.request_id - ids.start  # of the completion
                     if len(begins) < len(ids):
                         index = bisect_right(begins, finished.request_id) - 1
                     yield index, finished.request_id - begins[index], finished
@@ -71,13 +71,13 @@ class JobDriver:
                 gc.unfreeze()
 
     def _step(self) -> None:
-        """A step for all jobs that are under way, each of which is told what ended of it."""
+        """One step for all running jobs, each of which is told which of its requests ended."""
         try:
             step = self._engine.step()
         except BaseException:
             self._waiting.clear()  # the engine is empty
             raise
         if step is None:
-            raise RuntimeError("the requests of this job have gone: a step of another one failed")
+            raise RuntimeError("the requests of this job were dropped: a step of another job failed")
         for finished in step.finished:
             next(ended for ids, ended in self._waiting.items() if finished.request_id in ids).append(finished)

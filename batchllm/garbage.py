@@ -1,5 +1,4 @@
-"""Where Python does not look for cycles: it would pass what a job keeps again and again, the more of it there is the
-longer."""
+"""Keeps Python's cycle collector away from a job's objects, which it would scan again and again, at growing cost."""
 
 from __future__ import annotations
 
@@ -10,8 +9,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def set_aside() -> Iterator[None]:
-    """What is there already is not looked at meanwhile; what is made is. Nothing changes where others have frozen
-    something: it would thaw with ours."""
+    """Existing objects are not scanned meanwhile; new ones are. Does nothing if others have frozen objects, which would
+    thaw with ours."""
     is_ours = gc.get_freeze_count() == 0
     if is_ours:
         gc.freeze()
@@ -24,7 +23,7 @@ def set_aside() -> Iterator[None]:
 
 @contextmanager
 def never_collected() -> Iterator[None]:
-    """What is made here stays: it is not looked at until gc.unfreeze."""
+    """Objects made here are meant to stay: they are not scanned until gc.unfreeze."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""`LLM`: a model, and jobs of prompts for it."""
+"""`LLM`: a model that answers jobs of prompts."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class LLM:
     """A Hugging Face causal language model that answers whole jobs, computing each shared prefix once.
 
     model: a directory with config.json and safetensors, a hub id, or a .gguf file.
-    rules: of your own, for the logits of every request (batchllm.sampling.rules.LogitsRule).
-    options: those of batchllm.options.EngineOptions, which says what each means: dtype, quantize, device, backend,
+    rules: your own, for the logits of every request (batchllm.sampling.rules.LogitsRule).
+    options: the fields of batchllm.options.EngineOptions, which explains them: dtype, quantize, device, backend,
         levels, page_size, kv_cache_tokens, max_batch_tokens, num_threads, seed, allow_special_tokens,
         generation_config.
 
-    Raises FileNotFoundError or ValueError that names the file, the field, the tensor or the option at fault.
+    Raises FileNotFoundError or ValueError that names the faulty file, field, tensor or option.
     """
 
     def __init__(self, model: str | Path, *, rules: Sequence[LogitsRule] = (), **options: Any) -> None:
@@ -53,7 +53,7 @@ class LLM:
 
     @classmethod
     def on(cls, loaded: LoadedModel) -> LLM:
-        """One on what is there already."""
+        """An LLM on parts that are already loaded."""
         llm = cls.__new__(cls)
         llm._take(loaded)
         return llm
@@ -67,12 +67,12 @@ class LLM:
 
     @property
     def engine(self) -> Engine:
-        """What runs the requests: add, step, abort."""
+        """The engine that runs the requests: add, step, abort."""
         return self._loaded.engine
 
     @property
     def directory(self) -> Path:
-        """Of the model, or its .gguf file."""
+        """The model's directory, or its .gguf file."""
         return self._loaded.directory
 
     @property
@@ -90,12 +90,12 @@ class LLM:
 
     @property
     def max_model_len(self) -> int:
-        """Tokens of the longest context the model takes, prompt and output together."""
+        """Tokens of the model's longest context, prompt and output together."""
         return self.config.max_model_len
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights and the KV cache."""
+        """The dtype of the weights and the KV cache."""
         return self.engine.model.dtype
 
     @property
@@ -113,7 +113,7 @@ class LLM:
         return self._tokenizer.hugging_face()
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What `generate` and `chat` take where none are given."""
+        """The sampling parameters of `generate` and `chat` if none are given."""
         return self._loaded.default_sampling_params()
 
     def generate(
@@ -123,13 +123,13 @@ class LLM:
         *,
         use_tqdm: bool | Callable[..., Any] = True,
     ) -> list[RequestOutput]:
-        """Answers every prompt; the outputs are in the order of the prompts.
+        """Answers every prompt. Outputs are in the order of the prompts.
 
         prompts: text, token ids, {"prompt": text} or {"prompt_token_ids": ids}, or a list of these.
-        sampling_params: one for all, or one for each prompt; None takes `get_default_sampling_params`.
-        use_tqdm: show a progress bar; a callable is used in tqdm's place.
+        sampling_params: one for all, or one for each prompt; by default `get_default_sampling_params()`.
+        use_tqdm: shows a progress bar; a callable replaces tqdm.
 
-        Raises ValueError, before anything runs, that names the index of the prompt at fault.
+        Raises ValueError, before anything runs, that names the index of the faulty prompt.
         """
         items = prompt_list(prompts)
         params = params_list(self._or_default(sampling_params), len(items))
@@ -147,8 +147,8 @@ class LLM:
         """`generate` for one conversation or a list of them, each rendered with the model's chat template.
 
         template_options: those of transformers' `apply_chat_template` (chat_template, add_generation_prompt, tools,
-            documents, continue_final_message), and variables of the template (enable_thinking), which may also stand
-            in chat_template_kwargs. A template runs in a process of its own, for 5 s and in 1 GiB at most.
+            documents, continue_final_message), and variables of the template (enable_thinking), which may also be
+            in chat_template_kwargs. A template runs in a separate process, within 5 s and 1 GiB.
 
         Raises ValueError that names the conversation, before anything runs.
         """
@@ -172,14 +172,14 @@ class LLM:
     ) -> list[list[ContinuationScore]]:
         """How likely each continuation is after its prompt: for each prompt a score for each of its continuations.
 
-        continuations: those of every prompt (text, or token ids), or a list of them for each prompt. The tokens of a
-            text are those of prompt and continuation as one text, from the first that is not the prompt's, too; after
-            a prompt of token ids it is encoded by itself.
+        continuations: one list (of texts or token ids) for every prompt, or a list for each. Prompt and continuation
+            are tokenized as one text, and scored from the first token that differs from the prompt's. After a prompt
+            of token ids, a continuation is encoded by itself.
 
-        Nothing is decoded, prompts that share a prefix share its computation, and continuations that differ in their
-        last token only are one request.
+        Nothing is decoded. Prompts that share a prefix share its computation, and continuations that differ only in
+        their last token are one request.
 
-        Raises ValueError, before anything runs, that names the prompt and the continuation at fault.
+        Raises ValueError, before anything runs, that names the faulty prompt and continuation.
         """
         items = prompt_list(prompts)
         token_ids, texts = self._loaded.parse_prompts(items)
@@ -209,8 +209,8 @@ class LLM:
     ) -> list[Choice]:
         """For each prompt the likeliest of its choices, and the probability of each, given that it is one of them.
 
-        choices: as the continuations of `score`, which it raises the errors of. per_token: compares the mean
-            log-probability of a choice's tokens, so that long choices are none the worse.
+        choices: as the continuations of `score`, with the same errors. per_token: compares the mean log-probability of
+            a choice's tokens, so that long choices are not at a disadvantage.
         """
         chosen = []
         for scores in self.score(prompts, choices, use_tqdm=use_tqdm):
@@ -221,9 +221,9 @@ class LLM:
     def perplexity(
         self, texts: Prompt | Sequence[Prompt], *, use_tqdm: bool | Callable[..., Any] = False
     ) -> list[float]:
-        """Of each text: exp of the mean negative log-probability of its tokens, all but the first.
+        """For each text, exp of the mean negative log-probability of its tokens except the first.
 
-        Raises ValueError that names the text, for one of fewer than two tokens or more than the model takes.
+        Raises ValueError that names a text of fewer than two tokens or more than the model takes.
         """
         token_ids, _ = self._loaded.parse_prompts(prompt_list(texts))
         texts_after_first: list[Continuation] = []
@@ -240,13 +240,13 @@ class LLM:
         return self._tokenizer.encode(texts)
 
     def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]:
-        """Token ids of a conversation in the model's chat template, opened for the assistant's answer, unless that is
-        to continue its last message."""
+        """Token ids of a conversation in the model's chat template, opened for the assistant's answer unless the last
+        message is to be continued."""
         is_opened = not options.get("continue_final_message")
         return self._tokenizer.encode_chat(messages, **{"add_generation_prompt": is_opened, **options})
 
     def check_chat_template(self) -> None:
-        """Raises ValueError where the model's chat template can render no conversation at all."""
+        """Raises ValueError if the model's chat template can render no conversation at all."""
         self._tokenizer.check_chat_template()
 
     def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
@@ -254,7 +254,7 @@ class LLM:
         self._loaded.check_request(prompt_token_ids, params)
 
     def check_requests(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> None:
-        """`check_request` for each of them, at little cost where all are good; its error names the prompt's index."""
+        """`check_request` for each of them, cheap if all are good. The error names the prompt's index."""
         self._loaded.check_requests(prompts, params)
 
     def generate_as_completed(
@@ -265,9 +265,10 @@ class LLM:
         on_progress: Callable[[JobProgress], None] | None = None,
         recorder: RunRecorder | None = None,
     ) -> Iterator[tuple[int, RequestOutput]]:
-        """Answers token-id prompts, yielding (index, output) as each finishes. Closing the iterator aborts the others.
+        """Answers prompts of token ids, yielding (index, output) as each finishes. Closing the iterator aborts the
+        rest.
 
-        recorder: is told of the requests and of every step until the last answer.
+        recorder: is told about the requests and every step until the last answer.
 
         Raises ValueError, before anything runs, for a prompt that `check_request` refuses, naming its index.
         """
@@ -285,8 +286,8 @@ class LLM:
         tokenize_s, self._tokenizer.encode_s = self._tokenizer.encode_s, 0.0  # since the last job
         detokenize_s = 0.0
         self._num_jobs += 1
-        stream = f"{self.options.seed}/{self._num_jobs}"  # so that asking again gives other answers
-        pending: dict[int, PendingAnswer] = {}  # of which a completion has ended
+        stream = f"{self.options.seed}/{self._num_jobs}"  # so that asking again gives different answers
+        pending: dict[int, PendingAnswer] = {}  # with at least one finished completion
         requests = (
             self._loaded.engine_request(prompt, p, f"{stream}/{index}")
             for index, (prompt, p) in enumerate(zip(prompts, params, strict=True))

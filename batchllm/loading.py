@@ -1,4 +1,4 @@
-"""A model directory, or a model, becomes something that answers: what `LLM` and `AsyncLLM` have in common."""
+"""Loads a model directory, or takes a model, and prepares its engine: shared by `LLM` and `AsyncLLM`."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ from batchllm.sampling_params import SamplingParams
 from batchllm.text import printable
 from batchllm.tokenizer import Tokenizer
 
-NO_SEED = (0,)  # of a single completion, which draws nothing
-CHECKED_AT_ONCE = 4096  # prompts whose tokens are looked at together
+NO_SEED = (0,)  # of a single completion that draws nothing
+CHECKED_AT_ONCE = 4096  # prompts whose tokens are checked together
 
 
 class LoadedModel:
-    """A model that answers: its engine, and what it takes."""
+    """A loaded model: its engine, and the requests it accepts."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class LoadedModel:
         device_choice: DeviceChoice,
         rules: Sequence[LogitsRule] = (),
     ) -> None:
-        """eos_token_ids: what ends a sequence. `rules` come before those of the sampling parameters."""
+        """eos_token_ids: tokens that end a sequence. `rules` come before those of the sampling parameters."""
         self.config, self.tokenizer, self.options, self.device_choice = config, tokenizer, options, device_choice
         self.sampling_defaults: dict[str, Any] = {}  # fields of SamplingParams
         self.load_s = 0.0
@@ -99,7 +99,7 @@ class LoadedModel:
 
     @classmethod
     def from_directory(cls, model: str | Path, options: EngineOptions, rules: Sequence[LogitsRule] = ()) -> LoadedModel:
-        """Raises FileNotFoundError or ValueError that names the file, the field or the tensor at fault."""
+        """Raises FileNotFoundError or ValueError that names the faulty file, field or tensor."""
         start = time.perf_counter()
         choice = choose_device(options.device, options.dtype, options.quantize)
         dtype = choose_dtype(options.dtype, options.quantize, choice.device)
@@ -119,7 +119,7 @@ class LoadedModel:
             allow_special_tokens=options.allow_special_tokens,
             reasoning_tags=options.reasoning_tags,
         )
-        # What any of the model's files names as an end of sequence is one.
+        # Every token that a file of the model names as an end of sequence is one.
         known = [token for token in tokenizer.eos_token_ids if token < config.vocab_size]
         eos_token_ids = tuple(dict.fromkeys((*config.eos_token_ids, *known)))
         refusals = [why for kind in config.attention_kinds if (why := refusal_of_head_dim(kind.head_dim))]
@@ -139,7 +139,7 @@ class LoadedModel:
 
     @property
     def directory(self) -> Path:
-        """Of the model, or its GGUF file."""
+        """The model's directory, or its GGUF file."""
         return self.tokenizer.directory
 
     def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
@@ -165,10 +165,10 @@ class LoadedModel:
         return SamplingParams(**self.sampling_defaults)
 
     def engine_request(self, token_ids: Sequence[int], params: SamplingParams, stream: str) -> EngineRequest:
-        """`stream` seeds a request that names no seed, unless it is greedy and draws nothing. ValueError where it needs
-        a tokenizer that is not there."""
+        """`stream` seeds a request without a seed, unless it is greedy and draws nothing. Raises ValueError if it needs
+        a tokenizer that is missing."""
         if params.stop_strings or params.bad_words:
-            self.tokenizer.backend()  # what is wrong with it is no request's fault
+            self.tokenizer.backend()  # its faults are not the request's
         prompt = np.asarray(token_ids, np.int32)
         if params.greedy:
             seeds: Sequence[int] = NO_SEED if params.n == 1 else [0] * params.n
@@ -178,7 +178,7 @@ class LoadedModel:
         return EngineRequest(prompt, params, seeds, self.limits.max_output_tokens(len(prompt), params))
 
     def parse_prompts(self, prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[str | None]]:
-        """(token ids, texts); the text is None where the prompt came as token ids. Raises ValueError that names the
+        """(token ids, texts); the text is None if the prompt came as token ids. Raises ValueError that names the
         prompt's index."""
         parsed = [parse_prompt(index, prompt) for index, prompt in enumerate(prompts)]
         texts = [text for text, _ in parsed]
@@ -187,10 +187,10 @@ class LoadedModel:
         return [next(encoded) if ids is None else ids for _, ids in parsed], texts
 
     def _encode(self, texts: list[tuple[int, str]]) -> list[list[int]]:
-        """All at once; one at a time where that fails, to name the prompt's index."""
+        """All at once; if that fails, one at a time, to name the prompt's index."""
         if not texts:
             return []
-        self.tokenizer.hugging_face()  # what is wrong with it is no prompt's fault
+        self.tokenizer.hugging_face()  # its faults are not the prompt's
         try:
             return self.tokenizer.encode([text for _, text in texts])
         except ValueError:

@@ -1,4 +1,4 @@
-"""The options of an engine and their defaults: of `LLM`, `AsyncLLM`, the command line and estimates."""
+"""The options of an engine and their defaults, for `LLM`, `AsyncLLM`, the command line and estimates."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from batchllm.sampling_params import MAX_INT32
 # What one more shared segment costs each of its readers, in prompt tokens (docs/design/planner.md, "Segments").
 READER_COST_TOKENS = 2.0
 DEFAULT_MAX_BATCH_TOKENS = 1024
-QUANTIZATIONS = ("int8",)  # of weights and activations
+QUANTIZATIONS = ("int8",)  # for weights and activations
 BACKENDS = ("auto", "native", "transformers")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """dtype: "float32", "bfloat16" (or torch's), or "auto": bfloat16 with `quantize` and where the CPU has bf16 dot
-        products, else float32. A GPU takes bfloat16 only.
-    quantize: "int8" multiplies weights and activations of 8 bits, on a CPU, and dtype is that of KV and logits; None
-        multiplies those of the dtype.
-    device: "cpu"; "cuda", torch's current GPU, for models of head_dim 64, 96, 128 or 256; or "auto": the GPU, if one
-        is there that takes the model and the dtype and the tests have run on one (not yet), else the CPU.
-        `LLM.device_choice` says what was taken and why.
+    """dtype: "float32", "bfloat16" (or torch's), or "auto": bfloat16 with `quantize` or if the CPU has bfloat16 dot
+        products, otherwise float32. A GPU takes only bfloat16.
+    quantize: "int8" multiplies weights and activations in 8 bits, on a CPU; dtype is then that of KV and logits. None
+        multiplies in the dtype.
+    device: "cpu"; "cuda", torch's current GPU, for models with head_dim 64, 96, 128 or 256; or "auto": a GPU if there
+        is one that takes the model and the dtype and the tests have run on one (not yet), otherwise the CPU.
+        `LLM.device_choice` says what was chosen and why.
     backend: what runs the model: "native", our own decoder; "transformers", the modules of the transformers package
-        with our attention, KV pages and matrix products, on a CPU; or "auto": the latter where the former does not run
-        the model.
+        with our attention, KV pages and matrix products, on a CPU; or "auto": "native" if it runs the model, otherwise
+        "transformers".
     levels: depth of prefix sharing: None any, 1 a single level, 0 none.
-    page_size: tokens of a KV page.
-    kv_cache_tokens: size of the KV pool; None takes three quarters of the memory available. On a CPU a pool takes
+    page_size: tokens per KV page.
+    kv_cache_tokens: size of the KV pool; by default three quarters of the available memory. On a CPU a pool takes
         memory as it fills.
-    max_batch_tokens: tokens of one forward pass that prefill may fill up to; None is the default.
-    num_threads: threads of torch and of the kernels (torch's setting is process-wide); None keeps torch's, which is
-        the CPUs that the process may run on, or as many as the quota of its control group lets run all the time.
-    seed: with the job's number and the prompt's index, seeds the requests that name no seed.
-    allow_special_tokens: whether special tokens in the messages of a chat are taken as such; otherwise, but for the
-        assistant's own turns, they are text.
+    max_batch_tokens: tokens up to which prefill fills a forward pass; None is the default.
+    num_threads: threads of torch and of the kernels (torch's setting is process-wide). None keeps torch's: one per CPU
+        that the process may run on, or as many as the quota of its control group sustains.
+    seed: with the job's number and the prompt's index, seeds the requests without a seed.
+    allow_special_tokens: whether special tokens in the messages of a chat are treated as such; otherwise they are
+        plain text, except in the assistant's own turns.
     generation_config: "auto" takes the temperature, top_p, top_k, min_p, repetition_penalty and max_tokens of
-        `generate` and `chat` without sampling_params from the model's generation_config.json, and warns of its settings
-        that do not exist here; "vllm" takes SamplingParams' own defaults, as in vLLM. SamplingParams that are given
-        stay as they are.
-    reasoning_tags: what begins and what ends the reasoning in a text, a pair of strings; it is told apart from the
-        answer as `reasoning_content`. "auto" is <think> and </think> where the model's chat template or tokenizer has
-        them; None tells nothing apart.
+        `generate` and `chat` without sampling_params from the model's generation_config.json, and warns of settings
+        that do not exist here; "vllm" takes the defaults of SamplingParams, as in vLLM. Explicit SamplingParams are
+        never changed.
+    reasoning_tags: a pair of strings that begin and end the reasoning in a text, which is then separated from the
+        answer as `reasoning_content`. "auto" is <think> and </think> if the model's chat template or tokenizer has
+        them; None separates nothing.
 
-    Raises ValueError that names the option, what was expected and what came.
+    Raises ValueError that names the option, what was expected and what was found.
     """
 
     dtype: Any = "auto"

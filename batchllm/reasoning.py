@@ -1,4 +1,4 @@
-"""What a model thinks before it answers, told from its answer by the tags around it."""
+"""Separates a model's reasoning from its answer by the tags around it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ THINK_TAGS = ReasoningTags("<think>", "</think>")
 
 
 def split_reasoning(text: str, tags: ReasoningTags, *, is_open: bool) -> tuple[str | None, str | None]:
-    """(reasoning, answer), without the tags. Reasoning is None where there is none, the answer where nothing follows
-    the reasoning, which may have been cut.
+    """(reasoning, answer), without the tags. Reasoning is None if there is none; the answer is None if nothing follows
+    the reasoning, which may have been cut short.
 
-    is_open: the text goes on with reasoning that its prompt has begun.
+    is_open: the text continues reasoning that its prompt has begun.
     """
     if text.lstrip().startswith(tags.begin):
         text = text.lstrip().removeprefix(tags.begin)

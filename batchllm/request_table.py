@@ -1,4 +1,4 @@
-"""The requests that an engine holds, and arrays over them: the one place where what is known of a request lives."""
+"""The requests that an engine holds, and arrays over them: the single place for all data about a request."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ NO_SLOT = -1
 
 @dataclass(frozen=True)
 class End:
-    """Why a request ended by itself, and what that makes of its text."""
+    """Why a request ended by itself, and how that changes its text."""
 
     reason: int | str | None = None  # the stop token or string; None is the end of sequence
-    text: str | None = None  # all of it; None: what the tokens decode to
-    hides_last_token: bool = False  # it is no part of the text
+    text: str | None = None  # the whole text; None: what the tokens decode to
+    hides_last_token: bool = False  # it is not part of the text
     error: str | None = None  # the tokens cannot be decoded: why
 
 
@@ -29,44 +29,44 @@ class LiveRequest:
     """One completion that is waiting or running."""
 
     id: int
-    slot: int  # in the columns
+    slot: int  # its index in the columns
     prompt_token_ids: np.ndarray  # int32 [prompt length], the same array for all completions of a prompt
     params: SamplingParams
     seed: int  # 64 bits
     max_output_tokens: int
-    rules: tuple[int, ...] = ()  # places of those that know it
+    rules: tuple[int, ...] = ()  # indices of those that know it
     end: End | None = None
-    logprobs: list[dict[int, Logprob]] | None = None  # by token of the output, where they are wanted
-    # Of the last tokens of the prompt, where their log-probabilities are wanted.
+    logprobs: list[dict[int, Logprob]] | None = None  # by output token, if they are wanted
+    # Of the last prompt tokens, if their log-probabilities are wanted.
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
 
 
 class Column:
-    """An array over the slots. Read and written by slot; it grows with the table, so it is asked for anew each time."""
+    """An array over the slots, read and written by slot. It grows with the table, so fetch it again each time."""
 
     def __init__(self, capacity: int, dtype: Any, fill: Any) -> None:
         self.values = np.full(capacity, fill, dtype)
         self.fill = fill
 
     def at(self, slots: np.ndarray | list[int]) -> np.ndarray:
-        """A copy of what it holds there."""
+        """A copy of the values at these slots."""
         values: np.ndarray = self.values.take(slots)
         return values
 
 
 @dataclass
 class RequestTable:
-    """Live requests by id. A slot is a place in every column; it is given again once its request has gone."""
+    """Live requests by id. A slot is an index into every column; it is reused once its request is gone."""
 
     _requests: list[LiveRequest | None] = field(default_factory=lambda: [None] * FIRST_CAPACITY)  # by slot
     _free: list[int] = field(default_factory=lambda: list(reversed(range(FIRST_CAPACITY))))
     _columns: list[Column] = field(default_factory=list)
-    _base: int = 0  # the id of _slot_of[0]; lower ones are gone
-    _end: int = 0  # the id after the last one that was added
+    _base: int = 0  # the id of _slot_of[0]; lower ids are gone
+    _end: int = 0  # the id after the last one added
     _slot_of: np.ndarray = field(default_factory=lambda: np.full(FIRST_CAPACITY, NO_SLOT, np.int32))
 
     def column(self, dtype: Any, fill: Any = 0) -> Column:
-        """A new array over the slots, `fill` where a request has said nothing."""
+        """A new array over the slots, filled with `fill`."""
         column = Column(len(self._requests), dtype, fill)
         self._columns.append(column)
         return column
@@ -78,7 +78,7 @@ class RequestTable:
         return self._base <= request_id < self._end and bool(self._slot_of[request_id - self._base] != NO_SLOT)
 
     def __getitem__(self, request_id: int) -> LiveRequest:
-        """Raises KeyError where there is no such live request."""
+        """Raises KeyError if there is no such live request."""
         if request_id not in self:
             raise KeyError(request_id)
         request = self._requests[int(self._slot_of[request_id - self._base])]
@@ -87,7 +87,7 @@ class RequestTable:
 
     @property
     def room(self) -> int:
-        """Entries of the largest array."""
+        """The number of slots."""
         return max(len(self._requests), len(self._slot_of))
 
     @property
@@ -136,7 +136,7 @@ class RequestTable:
             column.values = np.concatenate([column.values, np.full(capacity, column.fill, column.values.dtype)])
 
     def _make_room_for(self, request_id: int) -> None:
-        """Ids of requests that are gone leave at the front, in steps of half the room, so that moving is rare."""
+        """Drops ids of gone requests at the front, in steps of half the capacity, so that moving is rare."""
         room = len(self._slot_of)
         if request_id - self._base < room:
             return

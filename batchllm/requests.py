@@ -1,4 +1,4 @@
-"""The forms in which a caller may hand over prompts and their parameters, brought to one, and what a model takes."""
+"""Normalises the forms in which callers give prompts and parameters, and checks them against a model's limits."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def parse_prompt(index: int, prompt: Prompt) -> tuple[str | None, list[int] | No
 
 
 def params_list(sampling_params: SamplingParams | Sequence[SamplingParams], num_prompts: int) -> list[SamplingParams]:
-    """One for each prompt. Raises ValueError for another number, or for something else in the list."""
+    """One for each prompt. Raises ValueError for a wrong number, or for another type in the list."""
     if isinstance(sampling_params, SamplingParams):
         return [sampling_params] * num_prompts
     sampling_params = list(sampling_params)
@@ -75,7 +75,7 @@ def params_list(sampling_params: SamplingParams | Sequence[SamplingParams], num_
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What a model and its KV pool can take. Sizes are in tokens."""
+    """What a model and its KV pool can hold. Sizes are in tokens."""
 
     vocab_size: int
     max_model_len: int  # of a prompt and its output together
@@ -111,23 +111,23 @@ class RequestLimits:
             )
 
     def are_met(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> bool:
-        """Whether `check` takes each of these requests, at least one: True only if it does. Looks at all tokens at
-        once, and once at each object among the parameters."""
-        longest: dict[int, tuple[Sequence[int], SamplingParams]] = {}  # of the prompts with the same parameters
+        """Whether `check` accepts each of these requests (at least one); True only if it does. Checks all tokens at
+        once, and each distinct parameters object once."""
+        longest: dict[int, tuple[Sequence[int], SamplingParams]] = {}  # the longest prompt with the same parameters
         for prompt, p in zip(prompts, params, strict=True):
             if id(p) not in longest or len(prompt) > len(longest[id(p)][0]):
                 longest[id(p)] = prompt, p
         try:
             if not all(map(len, prompts)) or not self._are_tokens(_joined(prompts)):
                 return False
-            for prompt, p in longest.values():  # a shorter one needs no more
+            for prompt, p in longest.values():  # a shorter one needs less
                 self.check(prompt, p)
         except ValueError:
             return False
         return True
 
     def _are_tokens(self, token_ids: Sequence[int] | np.ndarray) -> bool:
-        """Whether all of them, at least one, are integers and of the vocabulary."""
+        """Whether all of them (at least one) are integers in the vocabulary."""
         if isinstance(token_ids, list) and set(map(type, token_ids)) == {int}:
             return bool(min(token_ids) >= 0 and max(token_ids) < self.vocab_size)
         ids = np.asarray(token_ids)
@@ -150,14 +150,14 @@ class RequestLimits:
             raise ValueError(f"min_tokens: {params.min_tokens}, but each of allowed_token_ids ends the request")
 
     def max_output_tokens(self, prompt_len: int, params: SamplingParams) -> int:
-        """Tokens that a prompt of that length may generate, at most. What follows a prompt that is scored is given, and
-        never stored: such a prompt may be as long as the model takes."""
+        """The most tokens that a prompt of that length may generate. The continuation of a scored prompt is given and
+        never stored, so such a prompt may be as long as the model's context."""
         room = self.max_model_len - prompt_len + is_scoring(params)
         return room if params.max_tokens is None else min(params.max_tokens, room)
 
 
 def _joined(prompts: Sequence[Sequence[int]]) -> np.ndarray | list[int]:
-    """The tokens of all prompts. Raises ValueError where they differ in their types."""
+    """The tokens of all prompts. Raises ValueError if their types differ."""
     array_types = {prompt.dtype if isinstance(prompt, np.ndarray) else None for prompt in prompts}
     if array_types == {None}:
         tokens = [token for prompt in prompts for token in prompt]

@@ -1,4 +1,4 @@
-"""What one request asks of the sampler. Names and defaults are vLLM's."""
+"""The sampling parameters of a request. Names and defaults are vLLM's."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import msgspec
 
 MAX_INT32 = 2**31 - 1
-REPETITION_PENALTIES = (1e-6, 1e6)  # with which no logit leaves float32
+REPETITION_PENALTIES = (1e-6, 1e6)  # within which no logit overflows float32
 
 
 class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the text of an answer must be: one of these.
+    """The form that an answer's text must have: exactly one of these.
 
-    json: a JSON schema, as an object or its text; an object has no properties beside those that its schema names.
-    regex: a regular expression that the whole text matches.
+    json: a JSON schema, as an object or its text; objects have only the properties that the schema names.
+    regex: a regular expression that matches the whole text.
     choice: one of these texts.
     grammar: in GBNF, with a rule `root`.
     json_object: any JSON object.
@@ -47,7 +47,7 @@ class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, forbid_
 
     @property
     def source(self) -> tuple[str, str]:
-        """The kind of grammar and its text: equal ones are one grammar."""
+        """The kind of grammar and its text; equal pairs are the same grammar."""
         if self.json is not None:
             return "json", self.json if isinstance(self.json, str) else json.dumps(self.json)
         if self.choice is not None:
@@ -62,28 +62,28 @@ class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, forbid_
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Sampling parameters of one request.
 
-    Which token is drawn: `temperature=0` is greedy. `top_k=0` (or -1), `top_p=1` and `min_p=0` switch their filters
-    off; the filters apply after the temperature. A token that the output holds already costs `presence_penalty`, and
-    `frequency_penalty` for each time that it does; `repetition_penalty` divides the logits of the tokens of prompt and
-    output if they are positive, and multiplies them otherwise. `logit_bias` is added to the logits of the tokens it
-    names. Only `allowed_token_ids` are drawn, where they are given, and no token that would complete one of `bad_words`
-    in the output: with a space before it and without. Neither the end-of-sequence token nor `stop_token_ids` are drawn
-    before `min_tokens` tokens. A request that is left with no token at all ends with the finish_reason "error".
+    Choice of token: `temperature=0` is greedy. `top_k=0` (or -1), `top_p=1` and `min_p=0` switch their filters off; the
+    filters apply after the temperature. `presence_penalty` is subtracted from the logit of each token already in the
+    output, and `frequency_penalty` once per occurrence. `repetition_penalty` divides the logits of tokens in prompt or
+    output if they are positive, and multiplies them otherwise. `logit_bias` is added to the logits of the tokens that
+    it names. If `allowed_token_ids` are given, only they are drawn. No token is drawn that would complete one of
+    `bad_words` in the output, with or without a space before it, and neither the end-of-sequence token nor
+    `stop_token_ids` before `min_tokens` tokens. A request left without any token ends with the finish_reason "error".
 
-    When it ends: `max_tokens=None` means up to the model's length; that ends requests for more, too, with the
+    End: `max_tokens=None` means up to the model's context length, which also ends requests for more, with the
     stop_reason "max_model_len". No stop string ends the text before `min_tokens` tokens.
 
-    A request with a `seed` gives the same tokens in any batch (up to the rounding of its logits); every prompt, and
+    A request with a `seed` gives the same tokens in any batch (up to the rounding of its logits). Every prompt, and
     sample i of its `n`, draws its own stream from that seed.
 
-    `structured_outputs` says what the text must be; it is that if the request is not cut by its `max_tokens` or a stop.
+    The text has the form that `structured_outputs` describes, unless `max_tokens` or a stop cuts it short.
 
-    What is told of it: for each token of the output, `logprobs` asks for its log-probability and those of that many of
-    the likeliest ones (-1: of all), and `logprob_token_ids` for those of the tokens it names; `prompt_logprobs` is
-    `logprobs` of the prompt's tokens, from position `prompt_logprobs_start` on: nothing predicts the one at 0. All are
-    under the model, before anything above changes the logits.
+    Log-probabilities: for each output token, `logprobs` asks for its log-probability and those of this many of the
+    likeliest tokens (-1: all), and `logprob_token_ids` for those of the tokens that it names. `prompt_logprobs` is the
+    same as `logprobs` for the prompt's tokens from position `prompt_logprobs_start` on; nothing predicts the one at 0.
+    All are under the model, before anything above changes the logits.
 
-    Raises ValueError, naming the field, what was expected and what came.
+    Raises ValueError, naming the field, what was expected and what was found.
     """
 
     n: int = 1

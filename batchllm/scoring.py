@@ -1,10 +1,10 @@
-"""How likely given continuations are: requests that draw nothing of use, whose tokens are known before.
+"""Scores given continuations: requests whose tokens are known beforehand, so that their draws are ignored.
 
-    prompt ──┬── token a            one request: the prompt, whose last row is asked for a and b
+    prompt ──┬── token a            one request: the prompt, whose last row scores a and b
              ├── token b
              └── tokens c d         another: the prompt and c; c is scored by the row before it, d by the last row
 
-A row of what several requests share is computed once, and asked for the next token of each.
+A row that several requests share is computed once and scores the next token of each.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from batchllm.outputs import ContinuationScore, Logprob
 
 
 class ScoringJob:
-    """The requests that score continuations: one for all that differ in their last token only."""
+    """The requests that score continuations: one for all continuations that differ only in their last token."""
 
     def __init__(self, continuations: Sequence[Continuation]) -> None:
         self._continuations = continuations
-        self._members: list[list[int]] = []  # places in continuations, by request
+        self._members: list[list[int]] = []  # indices of continuations, by request
         groups: dict[tuple[bytes, int], int] = {}
         for place, continuation in enumerate(continuations):
             key = (np.array(continuation.token_ids[:-1], np.int32).tobytes(), continuation.begin)
@@ -39,7 +39,7 @@ class ScoringJob:
         return EngineRequest(np.array(first.token_ids[:-1], np.int32), params, [0], 1)
 
     def scores(self, number: int, finished: Finished) -> list[tuple[int, ContinuationScore]]:
-        """Of every continuation that the request scores: its place among them, and what came."""
+        """For every continuation that the request scores: its index and its score."""
         assert finished.logprobs is not None
         return [(place, self._score(self._continuations[place], finished)) for place in self._members[number]]
 

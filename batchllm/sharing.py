@@ -15,7 +15,7 @@ class LevelFigures(msgspec.Struct, frozen=True):
     median_readers: float
     max_readers: int
     stored_tokens: int
-    saved_tokens: int  # prompt tokens not computed, against no sharing
+    saved_tokens: int  # prompt tokens not computed, compared with no sharing
 
 
 def segment_depths(parent: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -30,7 +30,7 @@ def segment_depths(parent: NDArray[np.int32]) -> NDArray[np.int32]:
 def level_figures(
     depth: NDArray[np.int32], num_tokens: NDArray[np.int64], num_readers: NDArray[np.int32]
 ) -> list[LevelFigures]:
-    """A row for each depth that segments have, from the top. All arrays are [num_segments]."""
+    """One row per depth, from the top. All arrays are [num_segments]."""
     return [
         LevelFigures(
             depth=level,

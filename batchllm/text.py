@@ -1,4 +1,4 @@
-"""Text of others in messages of ours: what a terminal would obey is shown instead."""
+"""Untrusted text in our messages: control characters are shown, not obeyed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from types import TracebackType
 
 def printable(text: str) -> str:
     r"""`text` with every character that a terminal may obey or hide (controls, bidirectional marks, line separators,
-    lone surrogates) written as its Python escape, `\x1b`; tabs and line breaks too. Letters of any script stay."""
+    lone surrogates, also tabs and line breaks) as its Python escape, such as `\x1b`. Letters of any script stay."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class as_value_error:
-    """A context in which whatever a tokenizer raises is a ValueError that says what failed: a panic of its Rust code,
-    too, which is no Exception."""
+    """A context that turns whatever a tokenizer raises into a ValueError that says what failed, even a panic of its
+    Rust code, which is not an Exception."""
 
     def __init__(self, what: str) -> None:
         self._what = what

@@ -26,11 +26,11 @@ from batchllm.text import as_value_error, printable
 Message = dict[str, Any]
 TOKENIZER_FILE, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 OTHER_FILES = ("chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "tokenizer.model")
-# Texts that tell apart how spaces, bytes and special tokens are taken.
+# Texts that reveal how spaces, bytes and special tokens are handled.
 PROBES = ("Hello world", "  two  spaces\n\ttabs, and one at the end ", "naïve café, 東京 🙂 \u0301", "1234 5,678.9")
-# Widely sent: where a template never mentions it, there is nothing to switch.
+# Widely sent; if a template never mentions it, there is nothing to switch.
 HARMLESS_VARIABLES = frozenset({"enable_thinking"})
-# Options, and what the template has by other ways.
+# Options, and variables that the template gets in other ways.
 NOT_VARIABLES = frozenset(
     {
         *("messages", "conversations", "chat_template", "tools", "documents", "add_generation_prompt"),
@@ -40,17 +40,17 @@ NOT_VARIABLES = frozenset(
 
 
 class Tokenizer:
-    """Encodes, renders chats and decodes; keeps the seconds that loading and encoding took. Loaded on first use.
+    """Encodes, renders chats and decodes, and records the seconds of loading and encoding. Loaded on first use.
 
-    A tokenizer.json is taken as it is, which is how its publisher used it: classes of transformers that build another
-    from its parts read some files differently. No Python of the model directory is run.
+    A tokenizer.json is used as it is, as its publisher used it: classes of transformers that rebuild a tokenizer from
+    its parts read some files differently. No Python in the model directory is run.
 
     directory: of a model, or its GGUF file.
-    max_tokens: of the longest prompt that is of use. A text that cannot be one by its length alone is refused before it
-        is encoded; None encodes every text.
-    allow_special_tokens: whether text in the messages of others than the assistant can be a special token. Otherwise
-        it is text.
-    reasoning_tags: as EngineOptions has them.
+    max_tokens: of the longest usable prompt. A text that is certainly longer is refused before it is encoded; None
+        encodes every text.
+    allow_special_tokens: whether text in messages other than the assistant's can be a special token. Otherwise it is
+        plain text.
+    reasoning_tags: as in EngineOptions.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Tokenizer:
 
     @classmethod
     def of(cls, hugging_face: Any, max_tokens: int | None = None, **options: Any) -> Tokenizer:
-        """A transformers tokenizer that is loaded already. Raises ValueError if it cannot be relied on."""
+        """Wraps a loaded transformers tokenizer. Raises ValueError if it cannot be relied on."""
         tokenizer = cls(Path(hugging_face.name_or_path), max_tokens, **options)
         tokenizer._hugging_face, tokenizer.exists = hugging_face, True
         tokenizer.backend()
@@ -92,21 +92,21 @@ class Tokenizer:
         return self._hugging_face
 
     def backend(self) -> tokenizers.Tokenizer:
-        """What transformers wraps. Raises ValueError if there is none, or it cannot be loaded."""
+        """The tokenizer that transformers wraps. Raises ValueError if there is none or it cannot be loaded."""
         backend: tokenizers.Tokenizer | None = getattr(self.hugging_face(), "backend_tokenizer", None)
         if backend is None:
             raise ValueError(f"{self.directory}: expected a fast tokenizer ({TOKENIZER_FILE})")
         return backend
 
     def check_chat_template(self) -> None:
-        """Raises ValueError where there is a template that can render no conversation at all: the fault is the model's,
-        not a message's."""
+        """Raises ValueError if there is a template that can render no conversation at all, which is the model's fault
+        and not a message's."""
         if not self.exists or self.hugging_face().chat_template is None:
             return
         template = self._chat_template(None, None)
         try:
             self.templates.render(conversations=[], chat_template=template)
-            with suppress(MessagesRefused):  # a template may want other messages than these
+            with suppress(MessagesRefused):  # a template may require other messages
                 self.encode_chat([{"role": "user", "content": "Hello"}], add_generation_prompt=True)
         except ValueError as error:
             raise ValueError(f"{self.directory}: {error}") from None
@@ -122,7 +122,7 @@ class Tokenizer:
 
     @cached_property
     def reasoning_tags(self) -> ReasoningTags | None:
-        """What tells reasoning from an answer, if there is a tokenizer and anything does."""
+        """The tags that separate reasoning from an answer, if there is a tokenizer that has any."""
         if not self.exists or self._reasoning_tags is None:
             return None
         if self._reasoning_tags != "auto":
@@ -133,8 +133,8 @@ class Tokenizer:
         return THINK_TAGS if all(tag in known or tag in template for tag in THINK_TAGS) else None
 
     def check_length(self, text: str) -> None:
-        """Raises ValueError for a text that max_tokens of the longest token cannot hold: encoding takes hundreds of
-        bytes per character."""
+        """Raises ValueError for a text longer than max_tokens of the longest token: encoding takes hundreds of bytes
+        per character."""
         if self.max_tokens is None or len(text) <= self.max_tokens:
             return
         self._longest_token = self._longest_token or max(map(len, self.backend().get_vocab()))
@@ -145,7 +145,8 @@ class Tokenizer:
             )
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
-        """Token ids of each text. Raises ValueError as `check_length`, or for a text that the tokenizer cannot take."""
+        """Token ids of each text. Raises ValueError like `check_length`, or for a text that the tokenizer cannot
+        encode."""
         for text in texts:
             self.check_length(text)
         tokenizer = self.hugging_face()
@@ -164,7 +165,7 @@ class Tokenizer:
         return token_ids
 
     def _encode_batch(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
-        """What transformers makes of them, without its objects for each text and without places in the texts."""
+        """Encodes like transformers, but without its objects and offsets for each text."""
         backend = self.backend()
         backend.no_truncation()
         backend.no_padding()
@@ -183,10 +184,10 @@ class Tokenizer:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **variables: Any,
     ) -> list[int]:
-        """A conversation in the model's chat template. The options are those of transformers' `apply_chat_template`;
-        variables of the template stand in chat_template_kwargs or beside them.
+        """A conversation in the model's chat template. Options are those of transformers' `apply_chat_template`;
+        variables of the template may be in chat_template_kwargs or beside them.
 
-        Raises ValueError where there is no template, it has no such variable, or it fails, or a message is amiss.
+        Raises ValueError if there is no template, it has no such variable, it fails, or a message is malformed.
         """
         tokenizer = self.hugging_face()
         from transformers.utils.chat_template_utils import encode_marked_chat, get_json_schema
@@ -229,7 +230,7 @@ class Tokenizer:
         return token_ids
 
     def decode(self, token_ids: list[int], params: SamplingParams) -> str:
-        """Text of the tokens; empty where the model directory has no tokenizer. Raises ValueError if that fails."""
+        """Text of the tokens; empty if the model directory has no tokenizer. Raises ValueError if decoding fails."""
         if not self.exists:
             return ""
         if (decode := self._decoders.get(params.skip_special_tokens)) is None:
@@ -237,8 +238,8 @@ class Tokenizer:
         return decode(token_ids)
 
     def token_text(self, token_id: int) -> str | None:
-        """What the token adds to a text, be it special or not: what a second one adds to the first, because a tokenizer
-        may take the first space off. None where it cannot be decoded."""
+        """The text that a token adds, special or not, measured as what a second copy adds to a first, because a
+        tokenizer may drop a leading space. None if it cannot be decoded."""
         if token_id not in self._token_texts:
             decode = decoder(self.backend(), SamplingParams(skip_special_tokens=False))
             try:
@@ -257,7 +258,7 @@ class Tokenizer:
         return template
 
     def _check_files(self) -> None:
-        """What would make a loader wait, ask, or fail later."""
+        """Refuses files that would make a loader wait, ask, or fail later."""
         path = self.directory / TOKENIZER_CONFIG
         for name in (TOKENIZER_FILE, TOKENIZER_CONFIG, *OTHER_FILES):
             check_regular(self.directory / name)
@@ -297,7 +298,7 @@ class Tokenizer:
 
 @contextmanager
 def _printable_log(name: str) -> Iterator[None]:
-    """What a logger shows meanwhile, which may quote the model's files, is printable."""
+    """Makes a logger's output, which may quote the model's files, printable meanwhile."""
 
     def rewrite(record: logging.LogRecord) -> bool:
         record.msg, record.args = printable(record.getMessage()), ()
@@ -314,7 +315,7 @@ def _printable_log(name: str) -> Iterator[None]:
 
 
 def _check_same(plain: tokenizers.Tokenizer, loaded: Any) -> None:
-    """Raises ValueError where transformers makes something else of tokenizer.json than it says."""
+    """Raises ValueError if transformers reads tokenizer.json differently from what it says."""
     plain.no_truncation()
     plain.no_padding()
     for text in PROBES:
@@ -331,7 +332,7 @@ def _check_same(plain: tokenizers.Tokenizer, loaded: Any) -> None:
 
 
 def _control_tokens(tokenizer: Any, template: str) -> re.Pattern[str]:
-    """What matches the special tokens, and the other added tokens that the template writes; the longest first."""
+    """A pattern for the special tokens and the other added tokens that the template writes, longest first."""
     contents = [
         token.content
         for token in tokenizer.added_tokens_decoder.values()
@@ -341,7 +342,7 @@ def _control_tokens(tokenizer: Any, template: str) -> re.Pattern[str]:
 
 
 def _mark(inputs: dict[str, Any], control_tokens: re.Pattern[str]) -> dict[str, Any]:
-    """The same, where what looks like a control token in any text but the assistant's is marked as text."""
+    """The same messages, with text that looks like a control token marked as text, except in the assistant's."""
     from transformers.utils.chat_template_utils import mark_control_tokens
 
     marked: dict[str, Any] = mark_control_tokens(inputs, control_tokens)
@@ -351,8 +352,8 @@ def _mark(inputs: dict[str, Any], control_tokens: re.Pattern[str]) -> dict[str, 
 
 
 def _plain_message(place: int, message: Message) -> Message:
-    """The message as templates take it: without nulls, OpenAI's list of text parts joined by newlines, and the
-    arguments of tool calls as objects. Content may be missing where an assistant calls tools."""
+    """The message as templates expect it: without nulls, OpenAI's list of text parts joined by newlines, and the
+    arguments of tool calls as objects. An assistant that calls tools may have no content."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise ValueError(f"messages[{place}]: expected a dict with a role and content, got {message!r:.80}")
     plain = {name: value for name, value in message.items() if value is not None}

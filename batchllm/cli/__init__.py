@@ -1,4 +1,4 @@
-"""The command line: a file per command."""
+"""The command line, one file per command."""
 
 from batchllm.cli import merge, plan, report, run, score  # noqa: F401  (the commands)
 from batchllm.cli.app import app, main

@@ -1,6 +1,6 @@
-"""The command line: what its commands have in common, and how it begins and ends.
+"""The command line: what all commands share, and how it starts and ends.
 
-Everything heavy is imported inside the commands, so that `batchllm --help` answers at once.
+Slow imports happen inside the commands, so that `batchllm --help` answers at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def exit_status(log: Console, when_interrupted: str = "") -> Iterator[None]:
-    """Says in one line what ended a command early, and exits with its status. Import what is slow inside."""
+    """Reports in one line what ended a command early, and exits with its status. Slow imports belong inside."""
     try:
         check_dependencies()
         yield
@@ -58,7 +58,7 @@ def exit_status(log: Console, when_interrupted: str = "") -> Iterator[None]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Python's, a GPU's, or what torch says of a CPU."""
+    """Whether memory ran out: by Python's error, a GPU's, or torch's message about a CPU."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
@@ -85,7 +85,7 @@ def terminate(*_: object) -> NoReturn:
 
 
 def main() -> None:
-    # Where a standard stream is closed, the next file opened would have its number, and hold what is meant for it.
+    # If a standard stream is closed, the next file opened would get its number, and receive its output.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)

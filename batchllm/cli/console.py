@@ -1,4 +1,4 @@
-"""What commands say to people: to a terminal, or to a stream that may fail."""
+"""Output for people: to a terminal, or to a stream that may fail."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from rich.console import Console
 
 from batchllm.text import printable
 
-PIPED_WIDTH = 140  # of tables that no terminal shows
+PIPED_WIDTH = 140  # of tables, if the output is no terminal
 
 
 def console_of(stream: TextIO, *, piped_width: int | None = None) -> Console:
-    """Prints what a terminal obeys to a terminal only, whatever the environment asks for."""
+    """Prints control codes only to a terminal, whatever the environment asks for."""
     is_terminal = stream.isatty()
     return Console(file=stream, force_terminal=is_terminal, width=None if is_terminal else piped_width)
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """A line as it is, wrapped by the terminal alone, with nothing in it that a terminal obeys."""
+    """Prints a line, wrapped only by the terminal, without control codes."""
     console.print(printable(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 class BestEffort:
-    """A standard stream that drops what it cannot take: a closed pipe or a full disk under a log ends no job."""
+    """A standard stream that drops what it cannot write: a closed pipe or a full disk under a log ends no job."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -41,7 +41,7 @@ class BestEffort:
         try:
             action(*args)
         except OSError:
-            null = os.open(os.devnull, os.O_WRONLY)  # for what is buffered, too, which Python writes when it ends
+            null = os.open(os.devnull, os.O_WRONLY)  # also for buffered text, which Python writes when it exits
             os.dup2(null, self._stream.fileno())
             os.close(null)
 

@@ -1,4 +1,4 @@
-"""A command that answers every line of a file: the options of each such command, and what it does with them."""
+"""The commands that answer every line of a file: their options, and how they run a job."""
 
 from __future__ import annotations
 
@@ -36,43 +36,43 @@ Model = Annotated[str, typer.Option(help="Hugging Face model directory (or hub i
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """Those of every command that answers lines, as the command line has them."""
+    """Options that every command that answers lines has, as on the command line."""
 
     errors: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
             help="Lines without an answer.",
-            show_default="OUT.errors.jsonl, or the log if OUT is no file",
+            show_default="OUT.errors.jsonl, or the log if OUT is not a file",
         ),
     ] = None
     overwrite: Overwrite = False
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the job that OUT.jsonl belongs to, or begin it.")
+        bool, typer.Option("--resume", help="Continue the job that OUT.jsonl belongs to, or start it.")
     ] = False
     ordered: Annotated[
-        bool, typer.Option("--ordered", help="Answers in the order of the lines, once all are there.")
+        bool, typer.Option("--ordered", help="Write answers in the order of the lines, once all are there.")
     ] = False
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Only the first N lines.", show_default="all")
     ] = None
-    sample: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Only N lines at random.", show_default="all")
-    ] = None
+    sample: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only N random lines.", show_default="all")] = (
+        None
+    )
     seed: Annotated[
-        int, typer.Option(help="Seeds --sample and, with its custom_id, each request that names no seed.")
+        int, typer.Option(help="Seed of --sample and, with their custom_id, of requests without a seed.")
     ] = 0
     retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="With --resume: try lines with an error again.")
+        bool, typer.Option("--retry-errors", help="With --resume: try lines that failed again.")
     ] = False
     max_error_rate: Annotated[
         float | None,
-        typer.Option(min=0, max=1, metavar="X", help="End the job when more than that part of its lines failed."),
+        typer.Option(min=0, max=1, metavar="X", help="End the job when more than this share of its lines has failed."),
     ] = None
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End the job at the first line that fails.")] = False
     time_limit: Annotated[
         float | None,
-        typer.Option(metavar="TIME", parser=duration, help="End the job by then: minutes or [D-]HH:MM:SS."),
+        typer.Option(metavar="TIME", parser=duration, help="End the job after this time: minutes or [D-]HH:MM:SS."),
     ] = None
     levels: Annotated[
         Levels, typer.Option(help="Depth of prefix sharing: any (auto), a single level (1), none (0).")
@@ -80,15 +80,16 @@ class JobOptions:
     dtype: Annotated[
         Dtype,
         typer.Option(
-            metavar="TYPE", help="float32, bfloat16 or auto: bfloat16 with --quantize and where the CPU multiplies it."
+            metavar="TYPE", help="float32, bfloat16 or auto: bfloat16 with --quantize or if the CPU multiplies it."
         ),
     ] = Dtype.auto
     quantize: Annotated[
         Quantization | None,
-        typer.Option(help="Weights and activations of 8 bits, on a CPU.", show_default="those of the dtype"),
+        typer.Option(help="Weights and activations in 8 bits, on a CPU.", show_default="those of the dtype"),
     ] = None
     device: Annotated[
-        RunDevice, typer.Option(metavar="NAME", help="cpu, cuda or auto: the CPU, until the tests have run on a GPU.")
+        RunDevice,
+        typer.Option(metavar="NAME", help="cpu, cuda or auto, which is the CPU until the tests have run on a GPU."),
     ] = RunDevice.auto
     backend: BackendOption = Backend.auto
     kv_cache_tokens: Annotated[
@@ -99,25 +100,28 @@ class JobOptions:
     num_threads: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="CPU threads.", show_default="the CPUs it may use")
     ] = None
-    json_summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the final figures as JSON, too.")] = (
+    json_summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the final figures as JSON.")] = (
         None
     )
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page about the job, as `batchllm report` does.")
+        Path | None, typer.Option(metavar="FILE", help="Write a page about the job, like `batchllm report`.")
     ] = None
     metrics: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep figures for Prometheus there while the job runs.")
+        Path | None, typer.Option(metavar="FILE", help="Keep current figures for Prometheus in this file.")
     ] = None
 
     ray: Annotated[
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Run on a Ray cluster, or local: on one made here; the output is a directory on shared storage.",
+            help="Run on a Ray cluster; local starts one here. The output is a directory on shared storage.",
         ),
     ] = None
     replicas: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="With --ray: engines, a GPU each where there are.")
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="With --ray: number of engines, each with its own GPU if --device is cuda."
+        ),
     ] = None
 
     def check(self) -> None:
@@ -137,7 +141,7 @@ class JobOptions:
 
 
 def with_job_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with JobOptions beside its own options; it gets them as one, its last parameter."""
+    """Adds the options of JobOptions to a command, which gets them as one object, its last parameter."""
     *own, _ = signature(command, eval_str=True).parameters.values()
     hints = get_type_hints(JobOptions, include_extras=True)
     shared = [
@@ -156,7 +160,7 @@ def with_job_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def answer_lines(input: str, output: Path, model: str, options: JobOptions, **asked: Any) -> None:
-    """Runs the job, shows how it goes, and exits with its status. asked: what else run_job takes."""
+    """Runs the job, shows its progress, and exits with its status. asked: further arguments of run_job."""
     log = console_of(sys.stderr)
     with exit_status(log, when_interrupted="; nothing was written"):
         from batchllm.jobs.files import is_standard_output
@@ -213,7 +217,7 @@ def answer_lines(input: str, output: Path, model: str, options: JobOptions, **as
     if options.json_summary:
         try:
             write_summary(options.json_summary, summary, overwrite=may_replace)
-        except OSError as error:  # the answers are there all the same
+        except OSError as error:  # the answers are written all the same
             say(log, f"batchllm: {error}", style="red")
     if options.report:
         try:

@@ -1,4 +1,4 @@
-"""`batchllm merge IN.jsonl SHARD.jsonl... -o OUT.jsonl`: the answers of shards, made those of the job."""
+"""`batchllm merge IN.jsonl SHARD.jsonl... -o OUT.jsonl`: the answers of shards become those of the job."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def merge(
     input: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="The whole job, in the OpenAI Batch format.")],
     shards: Annotated[
         list[Path],
-        typer.Argument(metavar="SHARD.jsonl...", help="What `run` answered of it; a directory with --ray."),
+        typer.Argument(
+            metavar="SHARD.jsonl...", help="The answers that `run` wrote for its shards; a directory with --ray."
+        ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Answers: lines, or a table (.parquet).")
@@ -28,13 +30,13 @@ def merge(
         typer.Option(metavar="FILE", help="Lines without an answer.", show_default="OUT.errors.jsonl"),
     ] = None,
     overwrite: Overwrite = False,
-    ordered: Annotated[bool, typer.Option("--ordered", help="Answers in the order of the lines.")] = False,
+    ordered: Annotated[bool, typer.Option("--ordered", help="Write answers in the order of the lines.")] = False,
 ) -> None:
-    """Make one output of the outputs of a job's shards, as if one run had answered all its lines.
+    """Join the outputs of a job's shards, as if one run had answered all lines.
 
-    Lines are told apart by their custom_id, so the job may have been cut in any way. Shards that ran with another
-    model or other options, that answer a line twice, or that are still being written, are refused. Lines that no shard
-    has are left open: `run IN.jsonl -o OUT.jsonl --resume` goes on with them.
+    Lines are identified by their custom_id, so the job may have been cut in any way. Shards are refused if they ran
+    with another model or other options, answer a line twice, or are still being written. Lines that no shard answered
+    stay open: `run IN.jsonl -o OUT.jsonl --resume` continues with them.
 
     Exit status: 0 every line has an answer; 3 some lines failed or are open; 1 the shards could not be merged; 2 wrong
     usage; 130 interrupted; 143 terminated.

@@ -1,4 +1,4 @@
-"""What options hold, and how they are written."""
+"""The types of options, and how their values are written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 STANDARD_OUTPUT = Path("-")
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are not empty.", show_default=False)]
-MaxTokens = Annotated[int, typer.Option(min=1, metavar="N", help="Limit of a chat answer that names none.")]
+MaxTokens = Annotated[int, typer.Option(min=1, metavar="N", help="Limit for chat lines that set none.")]
 MaxBatchTokens = Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of one forward pass.")]
 
 UNIT_BYTES = {"B": 1, **{f"{p}B": 1000**n for n, p in enumerate("KMGT", 1)}}
@@ -63,13 +63,13 @@ BackendOption = Annotated[
     typer.Option(
         "--backend",
         metavar="NAME",
-        help="What runs the model: native, transformers or auto, which is native where that runs it.",
+        help="What runs the model: native, transformers, or auto, which prefers native.",
     ),
 ]
 
 
 def memory_size(text: str) -> int:
-    """Bytes of 40GiB, 512MiB or 12.5GB."""
+    """Parses 40GiB, 512MiB or 12.5GB to bytes."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?i?B)", text)
     if not match or match[2] not in UNIT_BYTES or not (size := int(float(match[1]) * UNIT_BYTES[match[2]])):
         raise typer.BadParameter(f"expected a size such as 40GiB, 512MiB or 12GB, got {text!r}")
@@ -77,7 +77,7 @@ def memory_size(text: str) -> int:
 
 
 def duration(text: str) -> float:
-    """Seconds of a duration as Slurm writes it: minutes, MM:SS, HH:MM:SS, DD-HH, DD-HH:MM or DD-HH:MM:SS."""
+    """Parses a duration as Slurm writes it to seconds: minutes, MM:SS, HH:MM:SS, DD-HH, DD-HH:MM or DD-HH:MM:SS."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if not match:
         raise typer.BadParameter(f"expected a duration such as 90 (minutes), 1:30:00 or 2-12:00:00, got {text!r}")

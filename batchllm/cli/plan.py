@@ -34,7 +34,7 @@ def plan(
     ],
     device: Annotated[
         DeviceName,
-        typer.Option(metavar="NAME", help="What the model of time is for: a100, h100, h200, or cpu, the one at hand."),
+        typer.Option(metavar="NAME", help="Device to predict for: a100, h100, h200, or cpu, this machine's."),
     ] = DeviceName.h100,
     backend: BackendOption = Backend.auto,
     kv_memory: Annotated[
@@ -42,8 +42,8 @@ def plan(
         typer.Option(
             metavar="SIZE",
             parser=memory_size,
-            help="KV memory, as 40GiB, 512MiB or 12GB.",
-            show_default="90% of what the weights leave of the device",
+            help="KV memory, such as 40GiB, 512MiB or 12GB.",
+            show_default="90% of the device's memory after the weights",
         ),
     ] = None,
     kv_cache_tokens: Annotated[
@@ -51,11 +51,11 @@ def plan(
     ] = None,
     quantize: Annotated[
         Quantization | None,
-        typer.Option(help="Weights and activations of 8 bits, on a CPU.", show_default="those of the checkpoint"),
+        typer.Option(help="Weights and activations in 8 bits, on a CPU.", show_default="those of the checkpoint"),
     ] = None,
     dtype: Annotated[
         Dtype,
-        typer.Option(metavar="TYPE", help="Of weights and KV: float32, bfloat16 or auto, which is what `run` takes."),
+        typer.Option(metavar="TYPE", help="Of weights and KV: float32, bfloat16 or auto, the choice of `run`."),
     ] = Dtype.auto,
     max_tokens: MaxTokens = 256,
     expected_output_tokens: Annotated[
@@ -63,7 +63,7 @@ def plan(
         typer.Option(
             min=1,
             metavar="N",
-            help="Tokens that each answer is assumed to have, within its limit.",
+            help="Tokens assumed for each answer, within its limit.",
             show_default="limit",
         ),
     ] = None,
@@ -72,20 +72,22 @@ def plan(
         Path | None, typer.Option(metavar="FILE", help="Draw the token batches and the KV memory (.png, .svg, .pdf).")
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every figure as JSON.")] = None,
-    errors: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the lines that cannot run.")] = None,
+    errors: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the lines that cannot run to this file.")
+    ] = None,
     overwrite: Overwrite = False,
     shards: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Cut the job into so many files of equal cost.")
+        int | None, typer.Option(min=1, metavar="N", help="Cut the job into this many files of equal cost.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where shards go.")] = None,
 ) -> None:
-    """Tell what a job would gain, before a device is rented.
+    """Predict what a job would take and gain, without running it.
 
-    The job is simulated under several policies; nothing is run, and times are those of a roofline model. Prompts of
-    text need the model's tokenizer; prompts of token ids need only its config.json.
+    The job is simulated under several policies. No model runs; times come from a roofline model. Text prompts need the
+    model's tokenizer; prompts of token ids need only its config.json.
 
-    Exit status: 0 every line was planned; 3 some lines cannot run and were left out; 1 the job could not be planned,
-    or a file not be written; 2 wrong usage; 130 interrupted; 143 terminated.
+    Exit status: 0 every line was planned; 3 some lines cannot run and were left out; 1 the job could not be planned
+    or a file could not be written; 2 wrong usage; 130 interrupted; 143 terminated.
     """
     if kv_memory and kv_cache_tokens:
         raise typer.BadParameter("give --kv-memory or --kv-cache-tokens, not both")

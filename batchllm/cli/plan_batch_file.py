@@ -1,4 +1,4 @@
-"""A plan of a batch file, from files to files."""
+"""Plans a batch file: reads files, writes files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PlanFiles:
     overwrite: bool = False  # of files that are not empty
 
     def check(self, model: str) -> None:
-        """Raises OSError or ValueError for files that no plan can be made with. Changes none of them."""
+        """Raises OSError or ValueError for files that cannot be used. Changes none of them."""
         if self.plot:
             if self.plot.suffix.lower() not in PLOT_SUFFIXES:
                 raise ValueError(f"plot {str(self.plot)!r}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}")
@@ -69,9 +69,9 @@ def plan_batch_file(
     max_batch_tokens: int,
     log: Callable[[str], None],
 ) -> JobPlan:
-    """Plans the lines of files.input that `run` would answer, and writes the other files that are given.
+    """Plans the lines of files.input that `run` would answer, and writes the other files.
 
-    kv_bytes or kv_tokens: the KV pool; where neither is given, KV_SHARE of what the weights leave of the device.
+    kv_bytes or kv_tokens: the KV pool; by default KV_SHARE of the device's memory after the weights.
 
     Raises OSError or ValueError before anything is written.
     """
@@ -128,8 +128,8 @@ def plan_batch_file(
 
 
 def find_config(model: str) -> Path:
-    """config.json of a model: the file itself, or that of its directory or hub id, of which no weights are fetched; or
-    a GGUF file."""
+    """config.json of a model: the file itself, or the one of its directory or hub id, without fetching weights; or a
+    GGUF file."""
     path = Path(model).expanduser()
     return path if path.is_file() else config_file(resolve_model(model, weights=False))
 

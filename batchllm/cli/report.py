@@ -1,4 +1,4 @@
-"""`batchllm report OUT.jsonl`: a page about a job that ran."""
+"""`batchllm report OUT.jsonl`: a page about a finished job."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def report(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make a page of a job's answers: its steps, what was shared, what failed, and every answer below its prefix.
+    """Make a page about a job: its steps, what was shared, what failed, and every answer.
 
-    The page stands alone: it opens from a file and asks no network. What a run leaves in OUT.figures.json it shows, and
-    without that it says what is missing. No model is needed.
+    The page is a single file that needs no network. It shows the figures that a run leaves in OUT.figures.json; without
+    that file it says what is missing. No model is needed.
 
     Exit status: 0 the page was written; 1 it could not be; 2 wrong usage; 130 interrupted; 143 terminated.
     """

@@ -21,31 +21,33 @@ def run(
     model: Model,
     template: Annotated[
         str | None,
-        typer.Option(metavar="TEXT|FILE", help="Jinja; makes a user's message of each row of a table: {{ column }}."),
+        typer.Option(
+            metavar="TEXT|FILE", help="Jinja text that makes the user's message from a row of a table: {{ column }}."
+        ),
     ] = None,
     completion: Annotated[
-        bool, typer.Option("--completion", help="The template makes the prompt itself, and no message of a chat.")
+        bool, typer.Option("--completion", help="The template makes the prompt itself, not a chat message.")
     ] = False,
     body: Annotated[
-        str, typer.Option(metavar="JSON", help='With --template: fields of every request, as {"temperature": 0}.')
+        str, typer.Option(metavar="JSON", help='With --template: fields of every request, such as {"temperature": 0}.')
     ] = "{}",
     max_tokens: MaxTokens = 256,
     generation_config: Annotated[
         GenerationConfig,
         typer.Option(
-            help="auto: the model's temperature, top_p, top_k, min_p and repetition_penalty where a line has none; "
+            help="auto: the model's temperature, top_p, top_k, min_p and repetition_penalty if a line has none; "
             "vllm: 1, 1, 0, 0 and 1."
         ),
     ] = GenerationConfig.auto,
     allow_special_tokens: Annotated[
-        bool, typer.Option("--allow-special-tokens", help="Special tokens in messages are no text.")
+        bool, typer.Option("--allow-special-tokens", help="Let special tokens in messages through.")
     ] = False,
     reasoning_tags: Annotated[
         tuple[str, str] | None,
         typer.Option(
             metavar="BEGIN END",
-            help="Around what a model thinks before it answers.",
-            show_default="<think> </think>, where the model has them",
+            help="Tags around a model's reasoning.",
+            show_default="<think> </think>, if the model has them",
         ),
     ] = None,
     *,
@@ -53,19 +55,19 @@ def run(
 ) -> None:
     """Answer every line of a batch file.
 
-    Lines: POST to /v1/chat/completions, /v1/completions, /v1/score or /v1/perplexity. Answers are written as they
-    complete, in any order; match them by custom_id. Without a limit of its own, a chat answer ends after --max-tokens
-    and a completion after 16 tokens; without a temperature, top_p, top_k, min_p or repetition_penalty it has those of
-    the model's generation_config.json. What a model thinks before it answers is the reasoning_content beside the
-    content. An answer that the model's length ends before its limit has the finish_reason "length" and the stop_reason
+    A line is a POST to /v1/chat/completions, /v1/completions, /v1/score or /v1/perplexity. Answers are written as they
+    complete, in any order; match them by custom_id. A line that sets no limit ends after --max-tokens for a chat and
+    after 16 tokens for a completion. A temperature, top_p, top_k, min_p or repetition_penalty that it does not set
+    comes from the model's generation_config.json. A model's reasoning is in reasoning_content, beside content. If the
+    model's context length ends an answer before its limit, its finish_reason is "length" and its stop_reason
     "max_model_len".
 
-    Whatever ends a job, --resume goes on with it: no line is lost, and none is answered twice. Beside OUT.jsonl,
-    OUT.jsonl.manifest.json says which job it is; another one is refused.
+    Whatever ends a job, --resume continues it: no line is lost and none is answered twice. OUT.jsonl.manifest.json
+    records which job OUT.jsonl belongs to; any other job is refused.
 
     Exit status, of the whole job: 0 every line was answered; 3 the job ran, but some lines failed (see --errors); 1 the
-    job could not run, or its answers not be written, or too many lines failed; 2 wrong usage; 124 out of time
-    (--time-limit), 130 interrupted and 143 terminated, with the answers so far in OUT.jsonl."""
+    job could not run, its answers could not be written, or too many lines failed; 2 wrong usage; 124 out of time
+    (--time-limit), 130 interrupted, 143 terminated, each with the answers so far in OUT.jsonl."""
     if template is None and (completion or body != "{}"):
         raise typer.BadParameter("--completion and --body go with --template")
     answer_lines(

@@ -1,4 +1,4 @@
-"""`batchllm score IN.jsonl -o OUT.jsonl --model DIR`: log-probabilities of texts that are given."""
+"""`batchllm score IN.jsonl -o OUT.jsonl --model DIR`: log-probabilities of given texts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ INPUT_HELP = "Lines of JSON, or a table, with the columns prompt and continuatio
 
 
 def continuation_list(text: str) -> list[Any]:
-    """Of " yes, no" or '[" yes", " no"]'. What is neither text nor token ids is told of when it is read."""
+    """Parses " yes, no" or '[" yes", " no"]'. Values that are neither text nor token ids are refused when read."""
     if not text.startswith("["):
         return text.split(",")
     try:
         return msgspec.json.decode(text, type=list[Any])
     except msgspec.DecodeError as error:
         raise typer.BadParameter(
-            f"--continuations: expected texts with commas between them or a list in JSON: {error}"
+            f"--continuations: expected texts separated by commas, or a JSON list: {error}"
         ) from None
 
 
@@ -38,8 +38,8 @@ def score(
             "--continuations",
             "--choices",
             metavar="TEXT,...",
-            help="Those of every prompt, spaces included, with commas between them or as a list in JSON.",
-            show_default="those of each row",
+            help="For every prompt, spaces included: separated by commas, or a JSON list.",
+            show_default="the column continuations",
         ),
     ] = None,
     perplexity: Annotated[
@@ -49,7 +49,7 @@ def score(
         str | None,
         typer.Option(
             metavar="TEXT|FILE",
-            help="Jinja; makes the prompt of each row: {{ column }}.",
+            help="Jinja text that makes the prompt from a row: {{ column }}.",
             show_default="the column prompt",
         ),
     ] = None,
@@ -58,10 +58,10 @@ def score(
 ) -> None:
     """Score given continuations of prompts, or whole texts; nothing is decoded.
 
-    A row is as {"prompt": "2 + 2 =", "continuations": [" 4", " five"]}, perhaps with a custom_id. Its answer has the
-    log-probability of each continuation after the prompt, token by token and in sum, the probability of each, given
-    that it is one of them, and which is the likeliest. With --perplexity it has the perplexity of the prompt. What
-    prompts have in common is computed once.
+    A row looks like {"prompt": "2 + 2 =", "continuations": [" 4", " five"]}, optionally with a custom_id. Its answer
+    has the log-probability of each continuation after the prompt, per token and in total, the probability of each among
+    the continuations, and which is the likeliest. With --perplexity it has the perplexity of the prompt. What prompts
+    have in common is computed once.
 
     Errors, --resume, the files beside OUT.jsonl and the exit status are those of `batchllm run`."""
     if perplexity and continuations is not None:

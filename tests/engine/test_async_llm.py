@@ -99,7 +99,7 @@ def test_what_is_refused_is_that_callers_alone(llm):
     out_of_vocabulary, named, taken, good = asyncio.run(run())
     assert "the vocabulary has" in str(out_of_vocabulary)
     assert named[-1].request_id == "a"
-    assert str(taken) == "request_id: 'a' is under way"
+    assert str(taken) == "request_id: 'a' is in use"
     assert good[-1].finished
     assert asyncio.run(outputs_of(llm, {"prompt_token_ids": [5]}, request_id="a"))[-1].request_id == "a"
 

@@ -148,7 +148,7 @@ def test_the_perplexity_of_a_text_is_transformers_loss(tiny_llm, model):
     [
         ([[5], [6]], [], r"^continuations: expected a non-empty list, got \[\]$"),
         ([[5], [6]], "no", "^continuations: expected a non-empty list, got 'no'$"),
-        ([[5], [6]], [["a"]], "^continuations: expected those of each of 2 prompts, got 1 lists$"),
+        ([[5], [6]], [["a"]], "^continuations: expected a list for each of 2 prompts, got 1 lists$"),
         ([[5], [6]], [["a"], []], r"^continuations\[1\]: expected a non-empty list of texts or token ids, got \[\]$"),
         ([[5], [6]], [["a"], [3.5]], r"^continuations\[1\]: expected a non-empty list of texts or token ids, got "),
         ([[5], [6]], [["a"], ["b", ""]], "^prompt 1: continuation 1: expected at least one token after the prompt$"),
