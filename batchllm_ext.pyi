@@ -449,11 +449,11 @@ class AttentionPlan:
         rounds in which they go; and launch_s. The ways through the batch, all by these formulas:
 
         plan: the launches of this plan's wide and narrow tiles (side by side where the GPU can), and their merge. Rows
-        of q and partial states (float32) count as often as they are read or written.
+        of q and partial states (out in bfloat16, lse in float32) count as often as they are read or written.
         per_request: a plan for this GPU in which every request reads its keys for itself.
         cascade: a launch for each level of the longest chain, planned for this GPU like ours, a merge where a level is
-        split, and between levels a launch that makes one state of two (out in bfloat16, lse in float32).
-        cascade_float32: the same with states in float32, as ours are.
+        split, and between levels a launch that makes one state of two. States are like ours.
+        cascade_float32: the same with states in float32.
         """
 
 class PlanLayout:

@@ -3,7 +3,7 @@
     python -m benchmarks.predictions > docs/results/predictions.md
 
 One layer in bfloat16, head_dim 128, decodes and the prefill of the last level, for every GPU of gpu_models(). "before":
-plans made before they were chosen by this model, priced by it once (data/SOURCES.md).
+plans made before they were chosen by this model, priced by it once, with states in float32 (data/SOURCES.md).
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def main() -> None:
     print(
         "data sheets' peaks. Written by `python -m benchmarks.predictions`. Trees: nodes per level _ tokens per level."
     )
-    print("before: plans made before they were chosen by this model, priced by it once (benchmarks/data/SOURCES.md).")
+    print("before: plans made before they were chosen by this model, priced by it once, with partial states in float32")
+    print("(benchmarks/data/SOURCES.md).")
     for (gpu, model), prefill in itertools.product(ext.gpu_models().items(), (False, True)):
         print(f"\n## {model['name']}, {'prefill of the last level' if prefill else 'decodes'}\n")
         print(table(rows(gpu, prefill=prefill)))

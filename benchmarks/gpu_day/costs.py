@@ -66,7 +66,7 @@ def merge_bytes_per_s() -> float:
     """Of the states that sharing a short prefix writes and reads, its launches included."""
     shape = Shape(PAGE_SIZE, MANY, PAGE_SIZE)
     states_s = tiles_s(shape, share="always") - tiles_s(shape)
-    return 2 * 2 * MANY * 4 * HEADS[0] * (HEAD_DIM + 1) / states_s
+    return 2 * 2 * MANY * HEADS[0] * (2 * HEAD_DIM + 4) / states_s
 
 
 def measure() -> dict[str, float]:

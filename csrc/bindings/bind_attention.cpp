@@ -158,9 +158,9 @@ class DevicePlan {
     const cuda::PlanLayout& layout() const { return layout_; }
     const Tensor& buffer() const { return buffer_; }
     cuda::AttentionCall call(const AttentionParams& params) const {
-        auto* const partial_out = static_cast<float*>(workspace_.data());
-        return layout_.call(layout_.arrays(static_cast<const int32_t*>(buffer_.data())), params, partial_out,
-                            partial_out + layout_.num_partial_outs());
+        auto* const workspace = static_cast<float*>(workspace_.data());
+        return layout_.call(layout_.arrays(static_cast<const int32_t*>(buffer_.data())), params, workspace,
+                            workspace + layout_.num_partial_outs() / 2);
     }
 
  private:

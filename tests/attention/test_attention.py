@@ -271,6 +271,9 @@ def test_plan_explains_what_sharing_saves():
     assert alone["kv_bytes_read"] == 8080 * 2 * 2 * 64 * 4
     assert shared["flops"] == alone["flops"] == 4 * 8080 * 8 * 64
     assert shared["num_partial_rows"] == 16
+    assert shared["partial_bytes"] == 16 * 8 * 4 * (64 + 1)
+    on_gpu = batchllm_ext.plan_attention(**inputs.plan_arguments, device="cuda").explain()
+    assert on_gpu["partial_bytes"] == on_gpu["num_partial_rows"] * 8 * (2 * 64 + 4) > 0
     assert alone["num_partial_rows"] == 0
     assert shared["num_shared_segments"] == 1
 
@@ -292,9 +295,9 @@ def test_predicted_seconds_of_one_prefix_by_hand(device: str):
 
     # Memory is the limit.
     assert plan.predict_seconds(flops_per_s=1e15, bytes_per_s=1e9, launch_s=1.0) == {
-        # q of every row for either item, out of every row; 16 states in float32, written and read; wide tiles (the
-        # prefix's), narrow ones and a merge
-        "plan": pytest.approx((1080 * kv_token + (16 + 8) * row + 2 * 16 * float32_state) / 1e9 + 3, abs=1e-8),
+        # q of every row for either item, out of every row; 16 states, written and read; wide tiles (the prefix's),
+        # narrow ones and a merge
+        "plan": pytest.approx((1080 * kv_token + (16 + 8) * row + 2 * 16 * state) / 1e9 + 3, abs=1e-8),
         # The prefix of all is read at the same time, so it comes from memory once.
         "per_request": pytest.approx((1080 * kv_token + 2 * 8 * row) / 1e9 + 1, abs=1e-8),
         "cascade": cascade(state),

@@ -79,7 +79,7 @@ class DeviceAttention:
 def test_a_device_plan_lies_on_one_gpu_and_has_its_size():
     layout = DeviceAttention(99).layout
     num_ints, num_floats = layout.num_ints, layout.num_workspace_floats
-    assert num_floats == layout.sizes["num_partial_rows"] * 8 * (64 + 1)
+    assert num_floats == layout.sizes["num_partial_rows"] * 8 * (64 // 2 + 1)
     for name, tensor, error, message in (
         ("buffer", np.zeros(num_ints, np.int32), ValueError, "expected a CUDA tensor, got one on the CPU"),
         ("buffer", OnGpu(np.zeros(num_ints + 1, np.int32), 99), ValueError, f"num_ints is {num_ints + 1}, but the"),

@@ -18,29 +18,15 @@ def predicted(case: Case, gpu: str) -> dict[str, float]:
     return plan.explain()["predicted_seconds"][GPUS[gpu]["name"]]
 
 
-def pays_for_float32(tree: str, num_heads: tuple[int, int], gpu: str, *, prefill: bool) -> bool:
-    """Where a cascade with states in bfloat16 is ahead: in two levels it has no more launches than ours has kernels,
-    and the states of so many rows, few of each request, take longer than what runs side by side saves."""
-    if tree != "1,1024_2048,32":
-        return False
-    return num_heads in ((32, 32), (16, 8)) if prefill else not GPUS[gpu]["begins_early"]
-
-
 @pytest.mark.parametrize("prefill", [False, True], ids=["decode", "prefill"])
 @pytest.mark.parametrize("gpu", GPUS)
 @pytest.mark.parametrize("tree", TREES)
 def test_no_plan_is_predicted_slower_than_a_cascade_or_than_reading_per_request(tree: str, gpu: str, prefill: bool):
-    """Than a cascade whose states are as precise as ours, nowhere; than one with states in bfloat16, where these cost
-    more than all else saves, by less than they do."""
     for num_heads, head_dim in itertools.product(HEADS, HEAD_DIMS):
         case = tree_case(tree, num_heads, head_dim, prefill=prefill)
         seconds = predicted(case, gpu)
-        assert seconds["plan"] <= seconds["cascade_float32"] * ROUNDING
-        assert seconds["plan"] <= seconds["per_request"] * ROUNDING
-        if pays_for_float32(tree, num_heads, gpu, prefill=prefill):
-            assert seconds["plan"] <= 1.08 * seconds["cascade"]
-        else:
-            assert seconds["plan"] <= seconds["cascade"] * ROUNDING
+        for way in ("cascade", "cascade_float32", "per_request"):
+            assert seconds["plan"] <= seconds[way] * ROUNDING
 
 
 def plan_of(case: Case, gpu: str) -> ext.AttentionPlan:
@@ -53,7 +39,7 @@ def test_splits_are_as_few_as_the_whole_gpu_needs():
     plan = plan_of(Case("split", decodes(prefix(2048), [64] * 256), head_dim=128, **heads(4, 8)), "h100")
     prefix_items = [item for item in plan.buffers["items"] if item[4] < 2048]
     assert len(prefix_items) <= 4 * 8
-    assert plan.explain()["partial_bytes"] <= 5 * 256 * 32 * 129 * 4
+    assert plan.explain()["partial_bytes"] <= 5 * 256 * 32 * (2 * 128 + 4)
 
 
 def test_a_single_tile_is_split_until_the_gpu_is_busy():

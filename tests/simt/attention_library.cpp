@@ -150,8 +150,8 @@ extern "C" __attribute__((visibility("default"))) const char* simt_attention(con
     const DeviceArray sinks("sinks", call->sinks, 4, Use::kInput);
     const DeviceArray out("out", call->out, 2, Use::kOutput), lse("lse", call->lse, 4, Use::kOutput);
     const int64_t num_outs = layout.num_partial_outs();
-    const GlobalBuffer partial_out("partial_out", num_outs * sizeof(float), Use::kOutput);
-    const GlobalBuffer partial_lse("partial_lse", (layout.num_workspace_floats() - num_outs) * sizeof(float),
+    const GlobalBuffer partial_out("partial_out", num_outs * sizeof(uint16_t), Use::kOutput);
+    const GlobalBuffer partial_lse("partial_lse", (layout.num_workspace_floats() - num_outs / 2) * sizeof(float),
                                    Use::kOutput);
 
     const DType dtype = call->is_half ? DType::kFloat16 : DType::kBFloat16;
@@ -169,7 +169,7 @@ extern "C" __attribute__((visibility("default"))) const char* simt_attention(con
         .soft_cap = call->soft_cap,
         .sinks = call->sinks.data == nullptr ? nullptr : sinks.data<float>(),
     };
-    cuda::AttentionCall attention = layout.call(plan, params, partial_out.data<float>(), partial_lse.data<float>());
+    cuda::AttentionCall attention = layout.call(plan, params, partial_out.data<void>(), partial_lse.data<float>());
     if (call->heads_per_block != 0) attention.args.heads_per_block = call->heads_per_block;
     simt_test::run_attention(attention, {static_cast<simt::Order>(call->order), call->seed, call->preempt_one_in});
     out.copy_back();

@@ -39,7 +39,7 @@ struct AttentionArgs {
     float soft_cap;           // in base 2; 0: off
     // Every base and stride of q, k_pages, v_pages and out is a multiple of 16 bytes, and all have one type.
     AttentionParams params;
-    float* partial_out;  // [num_slots, num_qo_heads, head_dim]
+    void* partial_out;   // [num_slots, num_qo_heads, head_dim], of that type
     float* partial_lse;  // [num_slots, num_qo_heads], natural log
 };
 

@@ -32,7 +32,7 @@ void launch_attention(const AttentionCall& call, const Launcher& launch) {
         .num_merge_rows = call.num_merge_rows,
         .num_qo_heads = args.num_kv_heads * args.group_size,
         .head_dim = kHeadDim,
-        .partial_out = args.partial_out,
+        .partial_out = static_cast<const T*>(args.partial_out),
         .partial_lse = args.partial_lse,
         .sinks = args.params.sinks,
         .out = args.params.out,

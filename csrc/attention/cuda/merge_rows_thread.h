@@ -25,7 +25,7 @@ struct MergeRowsWork {
     int32_t num_merge_rows;
     int32_t num_qo_heads;
     int32_t head_dim;          // a multiple of kVector
-    const float* partial_out;  // [num_slots, num_qo_heads, head_dim]
+    const T* partial_out;      // [num_slots, num_qo_heads, head_dim]
     const float* partial_lse;  // [num_slots, num_qo_heads]
     const float* sinks;        // [num_qo_heads], or null
     OutputTensor out;          // of T
@@ -48,7 +48,7 @@ struct MergeRowsWork {
             const auto part = load_vector<kVector>(partial_out + state * head_dim + d);
             merged_lse = weights.lse;
             for (int i = 0; i < kVector; ++i) {
-                merged.elements[i] = merge_out(weights, merged.elements[i], part.elements[i]);
+                merged.elements[i] = merge_out(weights, merged.elements[i], to_float(part.elements[i]));
             }
         }
         if (sinks != nullptr) {  // a key with v = 0

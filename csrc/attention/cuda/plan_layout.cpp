@@ -96,7 +96,7 @@ int64_t PlanLayout::num_partial_outs() const {
 }
 
 int64_t PlanLayout::num_workspace_floats() const {
-    return num_partial_outs() + int64_t{sizes_.num_partial_rows} * shape_.num_qo_heads;
+    return num_partial_outs() / 2 + int64_t{sizes_.num_partial_rows} * shape_.num_qo_heads;
 }
 
 bool PlanLayout::has_room_for(const PlanSizes& sizes) const {
@@ -138,7 +138,7 @@ PackedPlan PlanLayout::arrays(const int32_t* buffer) const {
     return plan;
 }
 
-AttentionCall PlanLayout::call(const PackedPlan& plan, const AttentionParams& params, float* partial_out,
+AttentionCall PlanLayout::call(const PackedPlan& plan, const AttentionParams& params, void* partial_out,
                                float* partial_lse) const {
     return {
         .head_dim = shape_.head_dim,

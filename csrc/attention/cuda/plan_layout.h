@@ -83,7 +83,8 @@ class PlanLayout {
     int64_t num_pages() const { return num_pages_; }
     int64_t num_ints() const;  // of the buffer
 
-    // Memory for partial states: out [num_partial_rows, num_qo_heads, head_dim], then lse without head_dim.
+    // Memory for partial states: out [num_partial_rows, num_qo_heads, head_dim] in 16 bits, then lse in 32 without
+    // head_dim.
     int64_t num_partial_outs() const;
     int64_t num_workspace_floats() const;
 
@@ -93,7 +94,7 @@ class PlanLayout {
     void pack(const PlanArrays& plan, std::span<int32_t> buffer) const;
     PackedPlan arrays(const int32_t* buffer) const;
 
-    AttentionCall call(const PackedPlan& plan, const AttentionParams& params, float* partial_out,
+    AttentionCall call(const PackedPlan& plan, const AttentionParams& params, void* partial_out,
                        float* partial_lse) const;
 
  private:

@@ -406,29 +406,23 @@ class TileAttention {
         }
         scale = sum == 0.0f ? 0.0f : scale * reciprocal_approx(sum);
         const float lse = sum == 0.0f ? -INFINITY : (max_score + log2f(sum)) * kLn2OfLog2;
-        const bool has_lse = dim_warp_ == 0 && lane_ % 4 == 0;
-        const int first = dim_warp_ * Shape::kWarpDims;
-        if (work.slot != kWriteThrough) {
-            const int64_t state = int64_t{work.slot} * args_.num_kv_heads * args_.group_size + head;
-            float* to = args_.partial_out + state * Shape::kHeadDim + first + lane_ % 4 * 2;
+        const bool is_partial = work.slot != kWriteThrough;
+        const int64_t state = int64_t{work.slot} * args_.num_kv_heads * args_.group_size + head;
+        const OutputTensor& outs = args_.params.out;
+        T* to = is_partial ? static_cast<T*>(args_.partial_out) + state * Shape::kHeadDim
+                           : static_cast<T*>(outs.data) + work.token * outs.token_stride + head * outs.head_stride;
+        to += dim_warp_ * Shape::kWarpDims + lane_ % 4 * 2;
 #pragma unroll
-            for (int half = 0; half < 2 * kOutBlocks; ++half) {
-                const float* from = out_[block][half / 2][half % 2] + 2 * i;
-                *reinterpret_cast<float2*>(to + half * 8) = {from[0] * scale, from[1] * scale};
-            }
-            if (has_lse) args_.partial_lse[state] = lse;
-        } else {
-            const OutputTensor& outs = args_.params.out;
-            T* to = static_cast<T*>(outs.data) + work.token * outs.token_stride + head * outs.head_stride + first +
-                    lane_ % 4 * 2;
-#pragma unroll
-            for (int half = 0; half < 2 * kOutBlocks; ++half) {
-                const float* from = out_[block][half / 2][half % 2] + 2 * i;
-                *reinterpret_cast<uint32_t*>(to + half * 8) = pack<T>(from[0] * scale, from[1] * scale);
-            }
-            const LseTensor& lses = args_.params.lse;
-            if (has_lse && lses.data != nullptr)
-                lses.data[work.token * lses.token_stride + head * lses.head_stride] = lse;
+        for (int half = 0; half < 2 * kOutBlocks; ++half) {
+            const float* from = out_[block][half / 2][half % 2] + 2 * i;
+            *reinterpret_cast<uint32_t*>(to + half * 8) = pack<T>(from[0] * scale, from[1] * scale);
+        }
+        if (dim_warp_ != 0 || lane_ % 4 != 0) return;
+        const LseTensor& lses = args_.params.lse;
+        if (is_partial) {
+            args_.partial_lse[state] = lse;
+        } else if (lses.data != nullptr) {
+            lses.data[work.token * lses.token_stride + head * lses.head_stride] = lse;
         }
     }
 

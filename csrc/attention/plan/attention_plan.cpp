@@ -178,6 +178,7 @@ AttentionPlan::AttentionPlan(std::shared_ptr<const BatchCopy> batch, const Atten
                              const PlanOptions& options)
     : batch_(std::move(batch)),
       shape_(shape),
+      is_for_gpu_(options.gpu != nullptr),
       gpu_(options.gpu == nullptr ? kDefaultGpu : *options.gpu),
       num_threads_(options.num_threads) {
     const AttentionBatch& view = batch_->view();

@@ -47,7 +47,8 @@ class AttentionPlan {
 
     const AttentionShape& shape() const { return shape_; }
     int32_t num_threads() const { return num_threads_; }  // of a GPU its multiprocessors
-    const GpuModel& gpu() const { return gpu_; }          // that it is for; of a CPU's plan kDefaultGpu
+    bool is_for_gpu() const { return is_for_gpu_; }
+    const GpuModel& gpu() const { return gpu_; }  // that it is for; of a CPU's plan kDefaultGpu
     int32_t num_tokens() const { return num_tokens_; }
     int32_t num_slots() const { return num_slots_; }          // partial states per query head
     int32_t max_page_id() const { return max_page_id_; }      // -1: no pages
@@ -68,6 +69,7 @@ class AttentionPlan {
 
     std::shared_ptr<const BatchCopy> batch_;
     AttentionShape shape_;
+    bool is_for_gpu_;
     GpuModel gpu_;
     int32_t num_threads_;
     int32_t num_tokens_;

@@ -44,7 +44,7 @@ inline constexpr DeviceCosts kCpuCosts{
 
 // A multiprocessor's part of what a GPU sustains, assumed: 85 % of its memory's rate and 60 % of its peak.
 constexpr DeviceCosts gpu_costs(const GpuModel& gpu, int32_t head_dim) {
-    constexpr double kKeyBytes = 2 * 2 * 128, kStateBytes = 2 * 4 * 129, kFlops = 4 * 128;
+    constexpr double kKeyBytes = 2 * 2 * 128, kStateBytes = 2 * (2 * 128 + 4), kFlops = 4 * 128;
     const double byte = 1e9 * gpu.num_multiprocessors / (0.85 * gpu.bytes_per_s);
     const double flop = 1e9 * gpu.num_multiprocessors / (0.6 * gpu.flops_per_s);
     const int32_t max_packed_rows = gpu_tile_rows(head_dim);

@@ -72,7 +72,9 @@ int64_t attention_flops(const AttentionPlan& plan) {
 }
 
 int64_t partial_bytes(const AttentionPlan& plan) {
-    return int64_t{4} * plan.num_slots() * plan.shape().num_qo_heads * (plan.shape().head_dim + 1);
+    const int32_t head_dim = plan.shape().head_dim;
+    const int64_t state_bytes = plan.is_for_gpu() ? our_style(head_dim).partial_bytes : 4 * (head_dim + 1);
+    return state_bytes * plan.num_slots() * plan.shape().num_qo_heads;
 }
 
 int64_t kv_bytes_per_token(const AttentionShape& shape, int64_t element_bytes) {

@@ -17,7 +17,7 @@ struct AttentionSeconds {
     // A launch for each level of the longest chain, which is planned for this GPU like ours, with a merge where it
     // splits; states are `out` in bfloat16 and `lse` in float32. Between levels a launch that makes one state of two.
     double cascade;
-    // The same with states in float32, as ours are.
+    // The same with states in float32.
     double cascade_float32;
 };
 
