@@ -75,8 +75,8 @@ test-cpp: .venv/installed $(DOCTEST)
 	$(BIN)/cmake --build build/cpp
 	$(BIN)/ctest --test-dir build/cpp --output-on-failure
 
-# The planner, the simulator and the kernels as a 64-bit ARM machine runs them, under QEMU. Debian has what it takes:
-# g++-aarch64-linux-gnu and qemu-user-static.
+# The planner, the simulator and the kernels as a 64-bit ARM machine runs them, under QEMU, with a twentieth of the
+# planner's random jobs. Debian has what it takes: g++-aarch64-linux-gnu and qemu-user-static.
 AARCH64 := -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
   '-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64-static;-L;/usr/aarch64-linux-gnu'
 
