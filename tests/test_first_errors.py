@@ -58,6 +58,20 @@ def test_no_compiler(tmp_path: Path) -> None:
     assert said in " ".join(done.stderr.split())
 
 
+def test_make_with_a_python_that_is_too_old(tmp_path: Path) -> None:
+    old = tmp_path / "python3.9"
+    old.write_text(f"#!{sys.executable}\nimport sys\nsys.version_info = (3, 9, 18)\nexec(sys.argv[2])\n")
+    old.chmod(0o755)
+    for path in ROOT.iterdir():
+        if path.name != ".venv":
+            (tmp_path / path.name).symlink_to(path)
+    command = ["make", "-C", str(tmp_path), f"PYTHON={old}", ".venv/installed"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert f"BatchLLM needs Python 3.10 or later, and {old} is 3.9: make PYTHON=python3.12" in done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
 @pytest.fixture
 def required(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What the installed distribution says that it needs."""
