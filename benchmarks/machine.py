@@ -61,7 +61,7 @@ def peak_rss_bytes(tree: list[Process]) -> int:
     """The peaks of all processes, added; of pages of files, mostly the same libraries, only those of the largest."""
     private, shared = 0, 0
     for process in tree:
-        with suppress(OSError):
+        with suppress(OSError, KeyError):  # it ended meanwhile: it is gone, or has no memory any more
             status = dict(line.split(":", 1) for line in (PROC / str(process.pid) / "status").read_text().splitlines())
             peak, file = (int(status[name].split()[0]) * 1024 for name in ("VmHWM", "RssFile"))
             private += peak - file

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from benchmarks.machine import Meter, process_tree
+from benchmarks.machine import Meter, peak_rss_bytes, process_tree
 
 MIB = 1 << 20
 SPIN = "import time\nwhile time.process_time() < 0.3: pass"
@@ -53,3 +53,10 @@ def test_a_tree_starts_at_its_root_and_has_all_that_descends_from_it() -> None:
     assert tree[0].pid == os.getpid()
     assert (first.pid, first.parent, second.parent) == (child.pid, os.getpid(), child.pid)
     assert {first.pid, second.pid} <= {process.pid for process in tree}
+
+
+def test_a_child_that_has_ended_and_is_not_waited_for_has_no_memory() -> None:
+    with subprocess.Popen(["true"]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        (ended,) = process_tree(child.pid)
+        assert peak_rss_bytes([ended]) == 0
