@@ -28,7 +28,7 @@ from batchllm.engine.recorder import RunRecorder
 from batchllm.loading import LoadedModel
 from batchllm.models.description import ModelDescription
 from batchllm.options import EngineOptions
-from batchllm.outputs import Choice, ContinuationScore, JobProgress, RequestOutput
+from batchllm.outputs import Choice, ContinuationScore, EchoedPrompt, JobProgress, RequestOutput
 from batchllm.requests import Prompt, params_list, prompt_list
 from batchllm.sampling.rules import LogitsRule
 from batchllm.sampling_params import SamplingParams
@@ -238,6 +238,11 @@ class LLM:
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, with the special tokens that the tokenizer adds to a prompt."""
         return self._tokenizer.encode(texts)
+
+    def echo(self, prompt_token_ids: list[int], params: SamplingParams) -> EchoedPrompt:
+        """The text of a prompt's tokens, as an answer would show them. Raises ValueError where they have none."""
+        first_token = self._tokenizer.token_text(prompt_token_ids[0]) if self._tokenizer.exists else None
+        return EchoedPrompt(self._tokenizer.decode(prompt_token_ids, params), first_token)
 
     def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]:
         """Token ids of a conversation in the model's chat template, opened for the assistant's answer unless the last

@@ -58,6 +58,14 @@ class RequestOutput:
 
 
 @dataclass(frozen=True)
+class EchoedPrompt:
+    """A prompt as an answer repeats it."""
+
+    text: str
+    first_token: str | None  # what it adds to the text, as Logprob.decoded_token: nothing predicts it
+
+
+@dataclass(frozen=True)
 class ContinuationScore:
     """How likely a continuation is after its prompt, under the model."""
 

@@ -7,7 +7,7 @@ from array import array
 from bisect import bisect_right
 from typing import NamedTuple
 
-from batchllm.jobs.line import BatchRequest, LineKind
+from batchllm.jobs.line import AnswerForm, BatchRequest, LineKind
 from batchllm.jobs.reading import TokenizedLine
 from batchllm.jobs.spool import PromptSpool
 from batchllm.sampling_params import SamplingParams
@@ -21,6 +21,7 @@ class _Terms(NamedTuple):
     kind: LineKind
     model: str | None
     params: SamplingParams
+    form: AnswerForm
 
 
 class JobPrompts:
@@ -35,7 +36,8 @@ class JobPrompts:
         self._custom_id_ends = array("q", [0])
         self._terms: list[_Terms] = []
         self._terms_of = array("q")  # by line
-        self._known_terms: dict[tuple[str, str | None, int], int] = {}  # by endpoint, model and id of the parameters
+        # By endpoint, model, id of the parameters, and form.
+        self._known_terms: dict[tuple[str, str | None, int, AnswerForm], int] = {}
 
     def add(self, line: TokenizedLine) -> None:
         request = line.request
@@ -46,10 +48,10 @@ class JobPrompts:
         self._line_numbers.append(request.line)
         self._custom_ids += request.custom_id.encode()
         self._custom_id_ends.append(len(self._custom_ids))
-        self._terms_of.append(self._shared(_Terms(request.kind, request.model, request.params)))
+        self._terms_of.append(self._shared(_Terms(request.kind, request.model, request.params, request.form)))
 
     def _shared(self, terms: _Terms) -> int:
-        key = terms.kind.url, terms.model, id(terms.params)
+        key = terms.kind.url, terms.model, id(terms.params), terms.form
         if (known := self._known_terms.get(key)) is not None:
             return known
         if len(self._known_terms) >= KNOWN_TERMS:
@@ -85,6 +87,6 @@ class JobPrompts:
 
     def request(self, line: int) -> BatchRequest:
         """As it was read, but for its prompts."""
-        kind, model, params = self._terms[self._terms_of[line]]
+        kind, model, params, form = self._terms[self._terms_of[line]]
         custom_id = self._custom_ids[self._custom_id_ends[line] : self._custom_id_ends[line + 1]].decode()
-        return BatchRequest(self._line_numbers[line], custom_id, kind, model, (), params)
+        return BatchRequest(self._line_numbers[line], custom_id, kind, model, (), params, form=form)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from batchllm.outputs import EchoedPrompt
 from batchllm.sampling_params import SamplingParams
 
 
@@ -52,6 +53,17 @@ class ScoredText:
     prompt: str | list[int]
 
 
+class AnswerForm(msgspec.Struct, frozen=True):
+    """How an answer shows what was generated, where it is more than its text."""
+
+    echo: bool = False  # the prompt stands before it
+    generates: bool = True  # False: the prompt stands alone, without the one token that was drawn
+    function: str | None = None  # the text is the arguments of a call of this function
+    is_calls: bool = False  # the text is a list of calls
+
+
+PLAIN = AnswerForm()
+
 BatchPrompt = str | list[int] | Conversation | ContinuedPrompt | ScoredText
 
 
@@ -86,6 +98,8 @@ class BatchRequest:
     params: SamplingParams
     named_fields: frozenset[str] = frozenset()  # of the parameters, those that the line gives
     prompt_place: str = ""  # where the prompt stands in the line, as errors name it
+    form: AnswerForm = PLAIN
+    echoed: Sequence[EchoedPrompt] = ()  # the prompts, once they are answered, where the form is to show them
 
     def names_another(self, model_name: str) -> bool:
         """Whether the line names a model, by itself or after a directory or an organisation, other than that."""

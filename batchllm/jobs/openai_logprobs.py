@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from typing import Any, NamedTuple
 
+from batchllm.jobs.line import PLAIN, AnswerForm
 from batchllm.outputs import CompletionOutput, Logprob, RequestOutput
 from batchllm.sampling_params import SamplingParams
 
@@ -21,23 +23,43 @@ def chat_logprobs(completion: CompletionOutput, params: SamplingParams) -> dict[
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(completion: CompletionOutput) -> dict[str, Any] | None:
-    """Lists over the tokens; "text_offset" is where the text of each begins in the text of all."""
+class _Token(NamedTuple):
+    text: str
+    logprob: float | None
+    top: dict[str, float] | None  # it and the likeliest, by text
+
+
+def completion_logprobs(
+    completion: CompletionOutput,
+    form: AnswerForm = PLAIN,
+    prompt: RequestOutput | None = None,
+    first_token: str | None = None,
+) -> dict[str, Any] | None:
+    """Lists over the tokens; "text_offset" is where the text of each begins in the text of all.
+
+    prompt: whose tokens come first, where the form shows them. Nothing predicts the first, whose text is first_token.
+    """
     if completion.logprobs is None:
         return None
-    entries = list(zip(completion.token_ids, completion.logprobs, strict=True))
-    tokens = [_text(token, entry[token]) for token, entry in entries]
-    offsets = [0]
-    for text in tokens[:-1]:
-        offsets.append(offsets[-1] + len(text))
+    tokens: list[_Token] = []
+    if prompt is not None and prompt.prompt_logprobs is not None:
+        tokens.append(_Token(_text(prompt.prompt_token_ids[0], first_token), None, None))
+        tokens += map(_token, prompt.prompt_token_ids[1:], prompt.prompt_logprobs[1:])
+    if form.generates:
+        tokens += map(_token, completion.token_ids, completion.logprobs)
+    offsets = itertools.accumulate((len(token.text) for token in tokens), initial=0)
     return {
-        "tokens": tokens,
-        "token_logprobs": [_number(entry[token]) for token, entry in entries],
-        "top_logprobs": [
-            {_text(token, logprob): _number(logprob) for token, logprob in entry.items()} for _, entry in entries
-        ],
-        "text_offset": offsets[: len(tokens)],
+        "tokens": [token.text for token in tokens],
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": [token.top for token in tokens],
+        "text_offset": list(offsets)[: len(tokens)],
     }
+
+
+def _token(token: int, entry: dict[int, Logprob] | None) -> _Token:
+    assert entry is not None
+    top = {_text(other, logprob.decoded_token): _number(logprob) for other, logprob in entry.items()}
+    return _Token(_text(token, entry[token].decoded_token), _number(entry[token]), top)
 
 
 def continuation_logprobs(output: RequestOutput) -> dict[str, Any]:
@@ -53,7 +75,7 @@ def continuation_logprobs(output: RequestOutput) -> dict[str, Any]:
     scored.append(list(completion.logprobs[0].items())[-1])
     logprobs = [_number(logprob) for _, logprob in scored]
     return {
-        "tokens": [_text(*item) for item in scored],
+        "tokens": [_text(token, logprob.decoded_token) for token, logprob in scored],
         "token_logprobs": logprobs,
         "logprob": sum(logprobs),
         "is_greedy": all(logprob.rank == 1 for _, logprob in scored),
@@ -82,7 +104,7 @@ def _asked_for(entry: dict[int, Logprob], params: SamplingParams) -> list[tuple[
 
 def _chat_token(token: int, logprob: Logprob) -> dict[str, Any]:
     """Its bytes are null where it is no text by itself: a part of a character."""
-    text = _text(token, logprob)
+    text = _text(token, logprob.decoded_token)
     return {
         "token": text,
         "logprob": _number(logprob),
@@ -90,8 +112,8 @@ def _chat_token(token: int, logprob: Logprob) -> dict[str, Any]:
     }
 
 
-def _text(token: int, logprob: Logprob) -> str:
-    return f"token_id:{token}" if logprob.decoded_token is None else logprob.decoded_token
+def _text(token: int, decoded: str | None) -> str:
+    return f"token_id:{token}" if decoded is None else decoded
 
 
 def _number(logprob: Logprob) -> float:

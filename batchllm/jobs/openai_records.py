@@ -8,6 +8,7 @@ is read from the opening of its records."""
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import time
 from typing import Any
@@ -18,8 +19,8 @@ from msgspec import UNSET, UnsetType
 from batchllm.continuations import perplexity, probabilities
 from batchllm.jobs.line import CHAT, SCORE, BatchRequest, LineError
 from batchllm.jobs.openai_logprobs import chat_logprobs, completion_logprobs, continuation_logprobs, prompt_logprobs
-from batchllm.outputs import CompletionOutput, Logprob, RequestOutput
-from batchllm.sampling_params import SamplingParams
+from batchllm.jobs.openai_tools import calls_in
+from batchllm.outputs import CompletionOutput, EchoedPrompt, RequestOutput
 
 ID_PREFIX = "batch_req_"
 
@@ -28,11 +29,23 @@ ID_PREFIX = "batch_req_"
 # and stands only where there is some.
 
 
+class _Function(msgspec.Struct, gc=False):
+    name: str
+    arguments: str
+
+
+class _ToolCall(msgspec.Struct, gc=False):
+    id: str
+    function: _Function
+    type: str = "function"
+
+
 class _Message(msgspec.Struct, gc=False):
     role: str
     content: str | None
     refusal: None
     reasoning_content: str | UnsetType
+    tool_calls: list[_ToolCall] | UnsetType
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -88,6 +101,8 @@ def answer_record(request: BatchRequest, outputs: list[RequestOutput], model: st
         cached_tokens += output.num_cached_tokens
         for completion in output.outputs:
             completion_tokens += len(completion.token_ids)
+    if not request.form.generates:
+        completion_tokens = 0
     if not request.kind.draws:  # the last token of what is scored is given, too
         prompt_tokens, completion_tokens = prompt_tokens + len(outputs), 0
     body: dict[str, Any] = {
@@ -95,7 +110,7 @@ def answer_record(request: BatchRequest, outputs: list[RequestOutput], model: st
         "object": request.kind.answer_object,
         "created": int(time.time()),
         "model": model,
-        **_answer(request, outputs),
+        **_answer(request, outputs, unique),
         "usage": _Usage(
             prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, _CachedTokens(cached_tokens)
         ),
@@ -105,9 +120,9 @@ def answer_record(request: BatchRequest, outputs: list[RequestOutput], model: st
     return _line(_Record(f"{ID_PREFIX}{unique}", request.custom_id, _Response(200, f"req_{unique}", body), None))
 
 
-def _answer(request: BatchRequest, outputs: list[RequestOutput]) -> dict[str, Any]:
+def _answer(request: BatchRequest, outputs: list[RequestOutput], unique: str) -> dict[str, Any]:
     if request.kind.draws:
-        return {"choices": _choices(request, outputs)}
+        return {"choices": _choices(request, outputs, unique)}
     return _scores(outputs) if request.kind is SCORE else _perplexity(outputs)
 
 
@@ -126,28 +141,44 @@ def _scores(outputs: list[RequestOutput]) -> dict[str, Any]:
     return {"choice": logprobs.index(max(logprobs)), "scores": scores}
 
 
-def _choices(request: BatchRequest, outputs: list[RequestOutput]) -> list[_Choice]:
-    completions = [(output, completion) for output in outputs for completion in output.outputs]
+def _choices(request: BatchRequest, outputs: list[RequestOutput], unique: str) -> list[_Choice]:
     if request.kind is CHAT:
-        return [_chat_choice(index, of, request.params) for index, (_, of) in enumerate(completions)]
-    return [_completion_choice(index, of, output.prompt_logprobs) for index, (output, of) in enumerate(completions)]
+        completions = itertools.chain.from_iterable(output.outputs for output in outputs)
+        return [_chat_choice(index, of, request, unique) for index, of in enumerate(completions)]
+    echoed = request.echoed or [None] * len(outputs)
+    of_prompts = [(output, echo, of) for output, echo in zip(outputs, echoed, strict=True) for of in output.outputs]
+    return [_completion_choice(index, request, *of) for index, of in enumerate(of_prompts)]
 
 
-def _chat_choice(index: int, completion: CompletionOutput, params: SamplingParams) -> _Choice:
+def _chat_choice(index: int, completion: CompletionOutput, request: BatchRequest, unique: str) -> _Choice:
     reasoning = UNSET if completion.reasoning_content is None else completion.reasoning_content
     stop_reason = UNSET if completion.stop_reason is None else completion.stop_reason
-    message = _Message("assistant", completion.content, None, reasoning)
-    logprobs = chat_logprobs(completion, params)
-    return _Choice(index, message, UNSET, completion.finish_reason, stop_reason, UNSET, logprobs)
+    message = _Message("assistant", completion.content, None, reasoning, UNSET)
+    finish_reason = completion.finish_reason
+    if calls := calls_in(completion.text, request.form):
+        called = [_ToolCall(f"call_{unique}{index:02x}{i:04x}", _Function(*call)) for i, call in enumerate(calls)]
+        message = _Message("assistant", None, None, UNSET, called)
+        if request.form.is_calls and finish_reason == "stop":  # of a function that the line names OpenAI's is "stop"
+            finish_reason = "tool_calls"
+    logprobs = chat_logprobs(completion, request.params)
+    return _Choice(index, message, UNSET, finish_reason, stop_reason, UNSET, logprobs)
 
 
 def _completion_choice(
-    index: int, completion: CompletionOutput, of_prompt: list[dict[int, Logprob] | None] | None
+    index: int, request: BatchRequest, output: RequestOutput, echo: EchoedPrompt | None, completion: CompletionOutput
 ) -> _Choice:
     stop_reason = UNSET if completion.stop_reason is None else completion.stop_reason
-    scored = UNSET if of_prompt is None else prompt_logprobs(of_prompt)
-    logprobs = completion_logprobs(completion)
-    return _Choice(index, UNSET, completion.text, completion.finish_reason, stop_reason, scored, logprobs)
+    scored = UNSET if output.prompt_logprobs is None else prompt_logprobs(output.prompt_logprobs)
+    if echo is None:
+        logprobs = completion_logprobs(completion)
+        return _Choice(index, UNSET, completion.text, completion.finish_reason, stop_reason, scored, logprobs)
+    finish_reason, text = completion.finish_reason, echo.text + completion.text
+    if not request.form.generates:
+        finish_reason, stop_reason, text = "length", UNSET, echo.text
+    logprobs = completion_logprobs(completion, request.form, output, echo.first_token)
+    if logprobs is not None:  # they are told of there
+        scored = UNSET
+    return _Choice(index, UNSET, text, finish_reason, stop_reason, scored, logprobs)
 
 
 def error_record(error: LineError, job_id: str) -> bytes:

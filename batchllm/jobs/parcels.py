@@ -14,7 +14,7 @@ from batchllm.estimate.roofline import Device
 from batchllm.estimate.tokenized_job import TokenizedJob
 from batchllm.jobs.depth_first import depth_first
 from batchllm.jobs.job_prompts import JobPrompts
-from batchllm.jobs.line import KINDS, BatchRequest
+from batchllm.jobs.line import KINDS, AnswerForm, BatchRequest
 from batchllm.jobs.reading import TokenizedLine
 from batchllm.jobs.shards import IntArray, LineSequence, request_costs
 from batchllm.models.description import ModelDescription
@@ -28,6 +28,7 @@ class PackedLine(msgspec.Struct):
     url: str
     model: str | None
     params: bytes  # SamplingParams
+    form: AnswerForm
     prompts: list[tuple[bytes, bytes]]  # token ids, int32, and SamplingParams
 
 
@@ -84,13 +85,16 @@ def packed_line(prompts: JobPrompts, line: int) -> PackedLine:
     request = prompts.request(line)
     params = msgspec.msgpack.encode(request.params)
     mine = [(prompts.token_ids[i].tobytes(), msgspec.msgpack.encode(prompts.params[i])) for i in prompts.of_line(line)]
-    return PackedLine(request.line, request.custom_id, request.kind.url, request.model, params, mine)
+    return PackedLine(request.line, request.custom_id, request.kind.url, request.model, params, request.form, mine)
 
 
 def unpack_lines(parcel: bytes) -> list[TokenizedLine]:
     return [
         TokenizedLine(
-            BatchRequest(packed.line, packed.custom_id, KINDS[packed.url], packed.model, (), _params_of(packed.params)),
+            BatchRequest(
+                *(packed.line, packed.custom_id, KINDS[packed.url], packed.model, (), _params_of(packed.params)),
+                form=packed.form,
+            ),
             [np.frombuffer(ids, np.int32).tolist() for ids, _ in packed.prompts],
             [_params_of(params) for _, params in packed.prompts],
         )

@@ -10,8 +10,23 @@ import msgspec
 from batchllm.jobs.inputs import read_lines
 
 
+class _Function(msgspec.Struct):
+    name: str = ""
+    arguments: str = ""
+
+
+class _ToolCall(msgspec.Struct):
+    function: _Function = msgspec.field(default_factory=_Function)
+
+
 class _Message(msgspec.Struct):
     content: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+    def text(self) -> str:
+        """A call as programs write one."""
+        calls = [f"{call.function.name}({call.function.arguments})" for call in self.tool_calls or ()]
+        return "\n".join([*([self.content] if self.content else []), *calls])
 
 
 class _Choice(msgspec.Struct):
@@ -116,7 +131,7 @@ class Answers:
         details = usage.prompt_tokens_details or _TokenDetails()
         completions = [
             Completion(
-                (choice.message.content if choice.message else choice.text) or "",
+                (choice.message.text() if choice.message else choice.text) or "",
                 choice.finish_reason,
                 choice.stop_reason,
             )

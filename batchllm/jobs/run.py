@@ -426,4 +426,16 @@ def answers(
         outputs[at] = output
         if len(outputs) == prompts.num_prompts(line):
             del unfinished[line]
-            yield prompts.request(line), [outputs[i] for i in range(len(outputs))]
+            request = prompts.request(line)
+            if request.form.echo:
+                echo_prompts(llm, request, outputs)
+            yield request, [outputs[i] for i in range(len(outputs))]
+
+
+def echo_prompts(llm: LLM, request: BatchRequest, outputs: Mapping[int, RequestOutput]) -> None:
+    """Gives the request the text of its prompts; where one has none, its completions have failed."""
+    try:
+        request.echoed = [llm.echo(outputs[i].prompt_token_ids, request.params) for i in range(len(outputs))]
+    except ValueError as error:
+        for completion in outputs[0].outputs:
+            completion.finish_reason, completion.stop_reason = "error", str(error)

@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from batchllm.jobs.line import BatchRequest, LineError
+from batchllm.jobs.openai_batch import parse_line
 from batchllm.jobs.sources import open_source
 
 
@@ -24,6 +27,18 @@ def score_line(custom_id: str, prompt: Any, continuations: Any, **body: Any) -> 
 
 def perplexity_line(custom_id: str, prompt: Any) -> dict[str, Any]:
     return {"custom_id": custom_id, "method": "POST", "url": "/v1/perplexity", "body": {"prompt": prompt}}
+
+
+def parse(line: dict[str, Any] | bytes, **line_of: int) -> BatchRequest:
+    data = line if isinstance(line, bytes) else json.dumps(line).encode()
+    return parse_line(data, 7, line_of, chat_max_tokens=99)
+
+
+def refusal(line: dict[str, Any] | bytes, **line_of: int) -> LineError:
+    with pytest.raises(LineError) as caught:
+        parse(line, **line_of)
+    assert caught.value.line == 7
+    return caught.value
 
 
 def write_lines(path: Path, lines: list[dict[str, Any] | bytes]) -> Path:

@@ -6,32 +6,13 @@ from typing import Any
 
 import pytest
 
-from batchllm.jobs.line import CHAT, COMPLETION, BatchRequest, Conversation, LineError
+from batchllm.jobs.line import CHAT, COMPLETION, Conversation, LineError
 from batchllm.jobs.openai_batch import parse_line
-from batchllm.jobs.openai_records import answer_record, error_record
-from batchllm.outputs import CompletionOutput, RequestOutput
-from batchllm.sampling_params import SamplingParams, StructuredOutputsParams
-from tests.jobs.batch_lines import chat_line, completion_line
+from batchllm.sampling_params import SamplingParams
+from tests.jobs.batch_lines import chat_line, completion_line, parse, refusal
 
 JOB = "0123456789abcdef"
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
-
-
-def parse(line: dict[str, Any] | bytes, **line_of: int) -> BatchRequest:
-    data = line if isinstance(line, bytes) else json.dumps(line).encode()
-    return parse_line(data, 7, line_of, chat_max_tokens=99)
-
-
-def refusal(line: dict[str, Any] | bytes, **line_of: int) -> LineError:
-    with pytest.raises(LineError) as caught:
-        parse(line, **line_of)
-    assert caught.value.line == 7
-    return caught.value
-
-
-def output(num_prompt_tokens: int, texts: list[str], num_cached_tokens: int = 0) -> RequestOutput:
-    completions = [CompletionOutput(i, text, [5, 6], -1.0, "length") for i, text in enumerate(texts)]
-    return RequestOutput("0", None, [1] * num_prompt_tokens, completions, True, num_cached_tokens)
 
 
 def test_chat_line_becomes_a_conversation() -> None:
@@ -190,7 +171,6 @@ def test_tools_and_the_last_turn_go_to_the_chat_template() -> None:
     assert prompt == Conversation([{"role": "user", "content": "Hello"}], {"add_generation_prompt": False})
     for fields in ({"continue_final_message": True, "add_generation_prompt": True}, {"continue_final_message": 1}):
         assert refusal(chat_line("a", **fields)).param == "body.continue_final_message"
-    assert refusal(chat_line("a", tools=tools, tool_choice="required")).param == "body.tool_choice"
     assert refusal(chat_line("a", tools=["f"])).param == "body.tools[0]"
     assert refusal(completion_line("a", tools=tools)).param == "body.tools"
 
@@ -247,14 +227,6 @@ def test_a_line_may_name_another_model(model: str | None, is_another: bool) -> N
     assert parse(chat_line("a", model=model)).names_another("dir") is is_another
 
 
-def test_a_completion_cut_by_the_models_length_says_so() -> None:
-    cut = RequestOutput("0", None, [1], [CompletionOutput(0, "x", [5], -1.0, "length", "max_model_len")], True, 0)
-    [choice] = json.loads(answer_record(parse(chat_line("a")), [cut], "dir", JOB))["response"]["body"]["choices"]
-    assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "max_model_len")
-    assert cut.outputs[0].is_cut
-    assert not CompletionOutput(0, "x", [5], -1.0, "stop", "max_model_len").is_cut  # a stop string of that text
-
-
 @pytest.mark.parametrize(
     "fields",
     [
@@ -271,7 +243,6 @@ def test_fields_that_ask_for_nothing_are_accepted(fields: dict[str, Any]) -> Non
 @pytest.mark.parametrize(
     "field",
     [
-        {"tool_choice": "required"},
         {"functions": [{"name": "f"}]},
         {"stream": True},
         {"echo": True},
@@ -412,108 +383,3 @@ def test_seeds_depend_on_the_job_the_custom_id_and_the_prompt_alone() -> None:
     assert len({seed("a"), seed("b"), seed("a", job_seed=1), seed("a", at=1)}) == 4
     assert parse(completion_line("a", seed=5)).seeded_params(1, 3).seed == 5
     assert parse(completion_line("a", seed=0)).seeded_params(1, 3).seed == 0
-
-
-def test_chat_answer_has_openais_shape() -> None:
-    record = json.loads(answer_record(parse(chat_line("a")), [output(10, ["Hi."], num_cached_tokens=4)], "dir", JOB))
-    body = record["response"].pop("body")
-    assert record["custom_id"] == "a"
-    assert record["error"] is None
-    assert record["id"] == f"batch_req_{JOB}0000000000000007"
-    assert record["response"]["status_code"] == 200
-    assert body.pop("id").startswith("chatcmpl-")
-    assert isinstance(body.pop("created"), int)
-    assert body == {
-        "object": "chat.completion",
-        "model": "dir",  # the one that ran; the line names "m"
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": "Hi.", "refusal": None},
-                "finish_reason": "length",
-                "logprobs": None,
-            }
-        ],
-        "usage": {
-            "prompt_tokens": 10,
-            "completion_tokens": 2,
-            "total_tokens": 12,
-            "prompt_tokens_details": {"cached_tokens": 4},
-        },
-    }
-
-
-def test_completion_choices_go_prompt_by_prompt() -> None:
-    request = parse(completion_line("a", ["one", "two"], n=2))
-    record = json.loads(answer_record(request, [output(3, ["p", "q"], 2), output(4, ["r", "s"], 3)], "dir", JOB))
-    body = record["response"]["body"]
-    assert (body["object"], body["model"]) == ("text_completion", "dir")
-    assert [(choice["index"], choice["text"]) for choice in body["choices"]] == [(0, "p"), (1, "q"), (2, "r"), (3, "s")]
-    assert body["usage"]["prompt_tokens"] == 7
-    assert body["usage"]["completion_tokens"] == 8
-
-
-def test_cached_tokens_are_those_of_all_prompts_of_a_line() -> None:
-    outputs = [output(10, ["x"], 4), output(10, ["x"], 9)]
-    record = json.loads(answer_record(parse(chat_line("a")), outputs, "dir", JOB))
-    assert record["response"]["body"]["usage"]["prompt_tokens_details"]["cached_tokens"] == 13
-
-
-def test_error_record_has_openais_shape() -> None:
-    record = json.loads(error_record(LineError("invalid_body", "body.n", "too many").at(7, "a"), JOB))
-    assert record.pop("id") == f"batch_req_{JOB}0000000000000007"
-    assert record == {
-        "custom_id": "a",
-        "response": None,
-        "error": {"code": "invalid_body", "message": "body.n: too many", "param": "body.n", "line": 7},
-    }
-
-
-SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"response_format": {"type": "json_object"}}, {"json_object": True}),
-        (
-            {
-                "response_format": {
-                    "type": "json_schema",
-                    "json_schema": {"name": "n", "strict": True, "schema": SCHEMA},
-                }
-            },
-            {"json": SCHEMA},
-        ),
-        ({"structured_outputs": {"choice": ["yes", "no"]}}, {"choice": ["yes", "no"]}),
-        ({"structured_outputs": {"regex": "[ab]+"}, "response_format": {"type": "text"}}, {"regex": "[ab]+"}),
-    ],
-)
-def test_a_grammar_comes_in_openais_form_and_in_vllms(fields: dict[str, Any], expected: dict[str, Any]) -> None:
-    for line in (chat_line, completion_line):
-        assert parse(line("a", **fields)).params.structured_outputs == StructuredOutputsParams(**expected)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"response_format": {"type": "xml"}}, "body.response_format.type: invalid enum value 'xml'"),
-        ({"response_format": {"type": "json_schema"}}, "body.response_format: expected json_schema with the type"),
-        (
-            {"response_format": {"type": "json_object", "json_schema": {"schema": {}}}},
-            "body.response_format: expected json_schema with the type 'json_schema' only",
-        ),
-        (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}},
-            "body.response_format.json_schema: object missing required field `schema`",
-        ),
-        (
-            {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
-            "body.structured_outputs: excludes response_format; give one of them",
-        ),
-        ({"structured_outputs": {}}, "body.structured_outputs: expected one of json, regex, choice, grammar, json_obj"),
-        ({"structured_outputs": {"choice": []}}, "body.structured_outputs: choice: expected a non-empty list"),
-    ],
-)
-def test_a_grammar_of_another_form_is_refused_by_place(fields: dict[str, Any], message: str) -> None:
-    assert str(refusal(chat_line("a", **fields))).startswith(message)

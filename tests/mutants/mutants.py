@@ -376,6 +376,9 @@ STRINGS = "batchllm/sampling/stop_strings.py"
 PENALTIES = "batchllm/sampling/penalties.py"
 BAD_WORDS = "batchllm/sampling/bad_words.py"
 BATCH = "batchllm/jobs/openai_batch.py"
+BATCH_PARAMS = "batchllm/jobs/openai_params.py"
+BATCH_PROMPTS = "batchllm/jobs/openai_prompts.py"
+BATCH_TOOLS = "batchllm/jobs/openai_tools.py"
 FILES = "batchllm/jobs/files.py"
 INPUTS = "batchllm/jobs/inputs.py"
 LINE = "batchllm/jobs/line.py"
@@ -397,6 +400,7 @@ IN_OPENAI = "tests/jobs/test_openai_answers.py::"
 IN_ASYNC = "tests/engine/test_async_llm.py::"
 IN_FILES = "tests/jobs/test_files.py::"
 IN_BATCH = "tests/jobs/test_openai_batch.py::"
+IN_TOOL_CALLS = "tests/jobs/test_openai_grammars.py::"
 IN_RUNNER = "tests/jobs/test_runner.py::"
 IN_WINDOWS = "tests/engine/test_windows.py::"
 IN_RESUME = "tests/jobs/test_resume.py::"
@@ -917,7 +921,7 @@ PYTHON_MUTANTS = [
     ),
     Mutant(
         "a_line_that_is_scored_may_ask_for_draws",
-        BATCH,
+        BATCH_PARAMS,
         " if kind.draws else frozenset()\n",
         "\n",
         "tests/jobs/test_scores.py::test_what_cannot_be_scored_is_refused_by_place",
@@ -953,15 +957,29 @@ PYTHON_MUTANTS = [
     ),
     # Jobs.
     Mutant(
+        "a_call_that_is_to_be_alone_may_have_others",
+        BATCH_TOOLS,
+        'schema["maxItems"] = 1',
+        'schema["maxItems"] = 2',
+        IN_TOOL_CALLS + "test_a_required_call_is_bound_to_a_list_of_calls_of_the_tools",
+    ),
+    Mutant(
+        "an_echo_alone_goes_on",
+        BATCH_PARAMS,
+        "AnswerForm(echo=True, generates=False)",
+        "AnswerForm(echo=True)",
+        "tests/jobs/test_openai_answers.py::test_an_echo_is_the_prompt_before_its_completion",
+    ),
+    Mutant(
         "a_chats_flag_is_a_number",
-        BATCH,
+        BATCH_PARAMS,
         "return count if is_asked_for else None",
         "return count + 1 if is_asked_for else None",
         IN_BATCH + "test_a_chat_asks_for_logprobs_by_a_flag_and_a_number",
     ),
     Mutant(
         "an_answer_goes_on_with_a_turn_that_is_closed",
-        BATCH,
+        BATCH_PROMPTS,
         'return asked_for if opens else asked_for | {"add_generation_prompt": False}',
         "return asked_for",
         IN_BATCH + "test_tools_and_the_last_turn_go_to_the_chat_template",
@@ -1080,7 +1098,7 @@ PYTHON_MUTANTS = [
     ),
     Mutant(
         "zero_is_false",
-        BATCH,
+        BATCH_PARAMS,
         "isinstance(value, bool) is isinstance(allowed, bool) and value == allowed",
         "value == allowed",
         IN_BATCH + "test_fields_that_would_change_the_answer_are_refused_by_name",
