@@ -63,7 +63,7 @@ def leave_figures(
 
     figures = JobFigures(
         model=model,
-        input=str(input.absolute()) if isinstance(input, Path) and input.is_file() else None,
+        input=str(input.absolute()) if isinstance(input, Path) and (input.is_file() or input.is_dir()) else None,
         progress=recorder.progress,
         seconds=stats.get("seconds", recorder.progress.seconds),
         timeline=recorder.timeline.figures,

@@ -17,6 +17,7 @@ import numpy as np
 from batchllm.jobs.earlier import whole_records
 from batchllm.jobs.files import replacing
 from batchllm.jobs.inputs import optional_import
+from batchllm.jobs.read_answers import Message
 
 ROWS_AT_ONCE = 4096
 
@@ -86,7 +87,7 @@ def parquet_row(record: bytes) -> dict[str, Any]:
     choices = [
         {
             "index": choice["index"],
-            "text": choice["message"]["content"] if "message" in choice else choice["text"],
+            "text": msgspec.convert(choice["message"], Message).text() if "message" in choice else choice["text"],
             "finish_reason": choice["finish_reason"],
             "stop_reason": None if choice.get("stop_reason") is None else str(choice["stop_reason"]),
         }

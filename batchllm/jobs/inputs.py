@@ -62,6 +62,11 @@ def open_decompressed(path: Path, name: str) -> BinaryIO:
     return file
 
 
+def begins_with(path: Path, opening: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(opening)) == opening
+
+
 class ZstdReader(io.RawIOBase):
     """What a file of zstd frames holds. Raises EOFError where the last one is not whole, which zstandard's own reader
     takes for the end."""

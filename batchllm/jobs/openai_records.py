@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -145,7 +146,7 @@ def _choices(request: BatchRequest, outputs: list[RequestOutput], unique: str) -
     if request.kind is CHAT:
         completions = itertools.chain.from_iterable(output.outputs for output in outputs)
         return [_chat_choice(index, of, request, unique) for index, of in enumerate(completions)]
-    echoed = request.echoed or [None] * len(outputs)
+    echoed: Sequence[EchoedPrompt | None] = request.echoed or [None] * len(outputs)
     of_prompts = [(output, echo, of) for output, echo in zip(outputs, echoed, strict=True) for of in output.outputs]
     return [_completion_choice(index, request, *of) for index, of in enumerate(of_prompts)]
 

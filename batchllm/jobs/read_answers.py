@@ -7,7 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from batchllm.jobs.inputs import read_lines
+from batchllm.jobs.inputs import PARQUET, begins_with, optional_import, read_lines
+
+ROWS_AT_ONCE = 1024  # of a table
 
 
 class _Function(msgspec.Struct):
@@ -19,19 +21,21 @@ class _ToolCall(msgspec.Struct):
     function: _Function = msgspec.field(default_factory=_Function)
 
 
-class _Message(msgspec.Struct):
+class Message(msgspec.Struct):
+    """Of a chat's answer."""
+
     content: str | None = None
     tool_calls: list[_ToolCall] | None = None
 
-    def text(self) -> str:
-        """A call as programs write one."""
+    def text(self) -> str | None:
+        """With its calls as programs write them."""
         calls = [f"{call.function.name}({call.function.arguments})" for call in self.tool_calls or ()]
-        return "\n".join([*([self.content] if self.content else []), *calls])
+        return "\n".join([self.content or "", *calls]).lstrip("\n") if calls else self.content
 
 
 class _Choice(msgspec.Struct):
     text: str | None = None
-    message: _Message | None = None
+    message: Message | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
 
@@ -75,6 +79,19 @@ class _Record(msgspec.Struct):
     error: _Error | None = None
 
 
+class _Row(msgspec.Struct):
+    """Of a table, in which the texts of what was scored are not."""
+
+    custom_id: str
+    choices: list[_Choice] | None
+    scores: list[_Score] | None
+    perplexity: float | None
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int | None
+    model: str | None
+
+
 @dataclass(frozen=True)
 class Completion:
     """Or what was scored, with its probability in the place of its reason."""
@@ -110,7 +127,11 @@ class Answers:
     failures: list[Failure] = field(default_factory=list)
 
     def read(self, path: Path) -> None:
-        """Adds the records of a file. Raises OSError or ValueError as `read_lines`."""
+        """Adds the records of a file, or the rows of a job's table. Raises OSError or ValueError as `read_lines`, and
+        for another table."""
+        if begins_with(path, PARQUET):
+            self._read_table(path)
+            return
         for number, data in enumerate(read_lines(path, str(path)), start=1):
             if not data.strip():
                 continue
@@ -120,6 +141,20 @@ class Answers:
                 self.failures.append(Failure("unreadable_record", f"{path.name}, line {number}: {error}"))
                 continue
             self._add(record)
+
+    def _read_table(self, path: Path) -> None:
+        parquet = optional_import("pyarrow.parquet", f"answers {str(path)!r} are a Parquet file")
+        with parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches(ROWS_AT_ONCE):
+                for row in batch.to_pylist():
+                    try:
+                        answer = msgspec.convert(row, _Row)
+                    except msgspec.ValidationError as error:
+                        raise ValueError(f"answers {str(path)!r}: {error}") from None
+                    details = _TokenDetails(answer.cached_tokens)
+                    usage = _Usage(answer.prompt_tokens, answer.completion_tokens, details)
+                    given = (answer.choices or [], answer.scores or [], answer.perplexity)
+                    self._add(_Record(answer.custom_id, _Response(_Body(*given, usage, answer.model))))
 
     def _add(self, record: _Record) -> None:
         error, body = record.error, record.response.body if record.response else None
@@ -137,7 +172,10 @@ class Answers:
             )
             for choice in body.choices
         ]
-        completions += [Completion("".join(score.tokens), _percent(score.probability), None) for score in body.scores]
+        completions += [
+            Completion("".join(score.tokens) or f"continuation {at}", _percent(score.probability), None)
+            for at, score in enumerate(body.scores)
+        ]
         if body.perplexity is not None:
             completions.append(Completion(f"perplexity {body.perplexity:,.2f}", None, None))
         self.answers.append(

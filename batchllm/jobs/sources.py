@@ -7,15 +7,18 @@ import itertools
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from batchllm.jobs.inputs import read_lines, rereadable
-from batchllm.jobs.line import CHAT, BatchRequest, LineError, LineKind
+from batchllm.jobs.line import CHAT, KINDS, BatchRequest, LineError, LineKind
 from batchllm.jobs.manifest import Fingerprint, fingerprint_file
 from batchllm.jobs.openai_batch import parse_line
+from batchllm.sampling_params import MAX_INT32
 
 NO_LINES = b""
 
@@ -131,3 +134,33 @@ def open_source(
         if limit is not None or sample is not None:
             source.choose(limit, sample, seed)
         yield source
+
+
+class _Reading(msgspec.Struct):
+    """Of a fingerprint, how the job's input was read."""
+
+    template: str | None = None
+    url: str | None = None  # None: lines in the OpenAI Batch format
+    body: str = "{}"
+    limit: int | None = None
+    sample: int | None = None
+    seed: int = 0
+    max_tokens: int = MAX_INT32
+
+
+def open_source_of(path: Path, fingerprint: Fingerprint) -> AbstractContextManager[Source]:
+    """What a job with that fingerprint read, read again; of an empty one, lines in the OpenAI Batch format. Raises
+    ValueError where it is no job's, and as `open_source`."""
+    try:
+        reading = msgspec.convert(fingerprint, _Reading)
+        ask = None if reading.url is None else Ask(reading.template, KINDS[reading.url], reading.body)
+    except (msgspec.ValidationError, KeyError) as error:
+        raise ValueError(f"manifest: fingerprint: {error}") from None
+    return open_source(
+        path,
+        chat_max_tokens=reading.max_tokens,
+        ask=ask,
+        limit=reading.limit,
+        sample=reading.sample,
+        seed=reading.seed,
+    )

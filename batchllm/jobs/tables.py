@@ -15,7 +15,7 @@ import jinja2
 import jinja2.sandbox
 import msgspec
 
-from batchllm.jobs.inputs import PARQUET, optional_import, read_lines
+from batchllm.jobs.inputs import PARQUET, begins_with, optional_import, read_lines
 from batchllm.jobs.line import CHAT, BatchRequest, LineError, brief
 from batchllm.jobs.manifest import Fingerprint
 from batchllm.jobs.openai_batch import parse_line
@@ -175,8 +175,3 @@ def open_table(path: Path, name: str, ask: Ask, *, chat_max_tokens: int) -> Tabl
     if suffixes and (delimiter := DELIMITERS.get(suffixes[-1].lower())):
         return CsvTable(path, name, ask, delimiter, chat_max_tokens=chat_max_tokens)
     return JsonTable(path, name, ask, chat_max_tokens=chat_max_tokens)
-
-
-def begins_with(path: Path, opening: bytes) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(opening)) == opening

@@ -21,9 +21,10 @@ from batchllm.engine.recorder import MAX_LEVELS
 from batchllm.jobs.figures import JobFigures, read_figures
 from batchllm.jobs.files import check_files, write_file
 from batchllm.jobs.line import BatchRequest, LineError
+from batchllm.jobs.manifest import read_manifest
 from batchllm.jobs.parts import answer_paths
 from batchllm.jobs.read_answers import Answers, Failure
-from batchllm.jobs.sources import open_source
+from batchllm.jobs.sources import open_source_of
 from batchllm.reports.browser_data import BrowserData, browser_data
 from batchllm.reports.charts import bar, curve
 from batchllm.reports.run_text import duration, percent
@@ -79,8 +80,9 @@ def report_page(files: ReportFiles) -> str:
         answers.read(files.errors)
     input_path = files.input or (Path(figures.input) if figures and figures.input else None)
     requests: list[BatchRequest] | None = None
-    if input_path and input_path.is_file():
-        with open_source(input_path, chat_max_tokens=1) as source:
+    if input_path and (input_path.is_file() or input_path.is_dir()):
+        manifest = read_manifest(files.answers)
+        with open_source_of(input_path, manifest.fingerprint if manifest else {}) as source:
             lines = list(source.requests())
         requests = [line for line in lines if not isinstance(line, LineError)]
         errors = [line for line in lines if isinstance(line, LineError)]

@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from batchllm.engine.recorder import TimelineFigures
 from batchllm.jobs.figures import JobFigures, LineGroup
-from batchllm.jobs.openai_batch import LineError
+from batchllm.jobs.finished import write_parquet
+from batchllm.jobs.line import LineError
+from batchllm.jobs.manifest import Manifest, write_manifest
 from batchllm.jobs.openai_records import error_record
+from batchllm.jobs.read_answers import Answers
 from batchllm.outputs import JobProgress
 from batchllm.reports.browser_data import CHUNK_BYTES, MAX_TEXT_CHARS
-from batchllm.reports.charts import curve, nice_ceiling, time_text, time_ticks
 from batchllm.reports.html import MAX_FAILURES, ReportFiles, report_page, sha256, write_report
 from batchllm.sharing import LevelFigures
 from tests.jobs.batch_lines import chat_line, completion_line, write_lines
@@ -218,6 +222,71 @@ def test_a_stopped_job_and_answers_of_another_job_are_told(job: ReportFiles) -> 
     assert "1 answers belong to no line" in page.text
 
 
+@pytest.mark.parametrize("form", ["rows.csv", "rows.parquet", "rows"])
+def test_prompts_of_a_table_are_made_as_the_job_made_them(job: ReportFiles, tmp_path: Path, form: str) -> None:
+    rows = [{"text": f"{DOCUMENT}Question {i}?", "n": 2} for i in range(4)]
+    source = tmp_path / form
+    if form == "rows.csv":
+        source.write_text("text,n\n" + "".join(f'"{row["text"]}",2\n' for row in rows))
+    elif form == "rows.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), source)
+    else:
+        source.mkdir()
+        pq.write_table(pa.Table.from_pylist(rows), source / "part.parquet")
+    write_lines(job.answers, [answer("row-2", "One."), answer("row-1", "Zero.")])
+    asked = {"template": "Read. {{ text }} {{ n }}", "url": "/v1/completions", "body": "{}", "limit": 3}
+    write_manifest(job.answers, Manifest(JOB, asked, 3, 0))
+    shown = [row for row in Page(report_page(with_(job, input=source))).rows if len(row) > 2]
+    assert [(row[1], row[2], row[3]) for row in shown] == [
+        ("row-1", 1, [["Zero.", "stop"]]),
+        ("row-2", 2, [["One.", "stop"]]),
+        ("row-3", 3, []),
+    ]
+    [prefix] = [row for row in Page(report_page(with_(job, input=source))).rows if len(row) == 2]
+    assert prefix[0].startswith("Read. ")
+
+
+def test_continuations_that_were_scored_stand_below_their_prompt(job: ReportFiles, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "rows.jsonl", [{"prompt": DOCUMENT, "continuations": [" yes", " no"]}])
+    scores = [{"tokens": [" yes"], "probability": 0.75}, {"tokens": [" n", "o"], "probability": 0.25}]
+    record = {"id": "x", "custom_id": "row-1", "response": {"body": {"scores": scores}}, "error": None}
+    write_lines(job.answers, [record])
+    write_manifest(job.answers, Manifest(JOB, {"template": None, "url": "/v1/score", "body": "{}"}, 1, 0))
+    rows = Page(report_page(with_(job, input=source))).rows
+    assert rows[0][0] == DOCUMENT
+    assert [row[3] for row in rows[1:]] == [[[" yes", "75.0%"]], [[" no", "25.0%"]]]
+
+
+def test_answers_may_be_a_table(job: ReportFiles, tmp_path: Path) -> None:
+    records = [answer("q1", "One."), answer("q0", "Zero.", "Null.")]
+    calls = [{"function": {"name": "f", "arguments": "{}"}, "id": "c", "type": "function"}]
+    records[0]["response"]["body"]["choices"][0]["message"] = {"content": None, "tool_calls": calls}
+    scores = [{"index": i, "logprob": -1.0, "probability": 0.5, "is_greedy": False} for i in range(2)]
+    body = {"scores": scores, "model": "m", "usage": records[0]["response"]["body"]["usage"]}
+    records.append({"custom_id": "scored", "response": {"body": body}})
+    table = tmp_path / "out.parquet"
+    with table.open("wb") as file:
+        write_parquet(file, (json.dumps(record | {"id": f"{i:016x}"}).encode() for i, record in enumerate(records)))
+    answers = Answers()
+    answers.read(table)
+    assert [(a.custom_id, [(c.text, c.finish_reason) for c in a.completions]) for a in answers.answers] == [
+        ("q1", [("f({})", "stop")]),
+        ("q0", [("Zero.", "stop"), ("Null.", "stop")]),
+        ("scored", [("continuation 0", "50.0%"), ("continuation 1", "50.0%")]),
+    ]
+    assert {(a.prompt_tokens, a.cached_tokens) for a in answers.answers} == {(70, 60)}
+    assert "Null." in str(Page(report_page(with_(job, answers=table))).rows)
+    pq.write_table(pa.table({"x": [1]}), table)
+    with pytest.raises(ValueError, match=r"answers '.*out.parquet': Object missing required field `custom_id`"):
+        answers.read(table)
+
+
+def test_a_manifest_that_is_none_is_named(job: ReportFiles) -> None:
+    write_manifest(job.answers, Manifest(JOB, {"url": "/v1/embeddings"}, 1, 0))
+    with pytest.raises(ValueError, match="manifest: fingerprint: '/v1/embeddings'"):
+        report_page(job)
+
+
 def test_prompts_of_one_line_have_their_own_answers(job: ReportFiles) -> None:
     write_lines(job.answers.with_name("in.jsonl"), [completion_line("a", [DOCUMENT + "x", DOCUMENT + "y"], n=2)])
     write_lines(job.answers, [answer("a", "x0", "x1", "y0", "y1")])
@@ -315,31 +384,3 @@ def test_missing_files_are_named(job: ReportFiles, tmp_path: Path) -> None:
         write_report(with_(job, answers=tmp_path / "none"))
     with pytest.raises(FileNotFoundError, match=r"input '.*none': no such file"):
         write_report(with_(job, input=tmp_path / "none"))
-
-
-def test_a_curve_is_drawn_to_scale() -> None:
-    svg = str(curve("kv", "label", [0, 1, 4], [50, 100], limit=100, has_time=True))
-    assert 'd="M0 100V50H250.0V0H1000.0V100Z"' in svg
-    assert ">100</text>" in svg
-    assert re.findall(r">([0-9]+ s)<", svg) == ["0 s", "1 s", "2 s", "3 s", "4 s"]
-
-
-@pytest.mark.parametrize(("value", "ceiling"), [(1, 1), (1024, 1200), (64, 80), (13328, 16000), (3.2, 4), (1e9, 1e9)])
-def test_an_axis_ends_at_a_round_number(value: float, ceiling: float) -> None:
-    assert nice_ceiling(value) == pytest.approx(ceiling)
-
-
-@pytest.mark.parametrize("span_s", [1e-9, 0.004, 0.7, 13, 60, 400, 5000, 90_000, 4e6, 1e9])
-def test_an_axis_of_time_has_few_marks(span_s: float) -> None:
-    ticks = time_ticks(span_s)
-    assert 1 <= len(ticks) <= 7
-    assert ticks[0] == 0
-    assert ticks[-1] <= span_s * (1 + 1e-6)
-    assert len({time_text(tick) for tick in ticks}) == len(ticks)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0 s"), (0.002, "2 ms"), (15, "15 s"), (90, "1.5 min"), (3600, "1 h"), (86400, "1 d")]
-)
-def test_times_have_the_unit_that_fits(seconds: float, text: str) -> None:
-    assert time_text(seconds) == text
