@@ -257,12 +257,14 @@ class BatchPlanner:
         expected_output_tokens: Any = None,
         order: Literal["decode_first", "arrival", "blend"] = "decode_first",
         max_running_requests: int | None = None,
+        window_left: int = -1,
     ) -> None:
         """The pool, the size of a step, and the first requests, as add_requests() takes them.
 
         order: how groups follow each other, always depth-first: "decode_first" by descending ratio of expected output
         to prefill tokens (the paper), "arrival" by the smallest request id, "blend" from both ends of the ratio
-        (BlendServe, arXiv 2411.16102). max_running_requests: None leaves the bound to KV memory.
+        (BlendServe, arXiv 2411.16102). max_running_requests: None leaves the bound to KV memory. window_left: positions
+        before its own that a row sees in the layer that sees most, -1 all; what no later row sees is dropped.
         """
 
     @overload
@@ -275,6 +277,7 @@ class BatchPlanner:
         order: Literal["decode_first", "arrival", "blend"] = "decode_first",
         max_running_requests: int | None = None,
         first_request_id: int = 0,
+        window_left: int = -1,
     ) -> None:
         """Without requests yet; their ids will count on from first_request_id."""
 
@@ -357,6 +360,11 @@ class BatchPlanner:
 
     def audit(self) -> None:
         """Recomputes every count, range and page owner; RuntimeError on a mismatch."""
+
+    @staticmethod
+    def most_segment_pages(*, page_size: int = 16, max_batch_tokens: int = 1024, window_left: int = -1) -> int | None:
+        """Pages that one segment, a request's own part or a shared one, holds at any time, however long it is. None
+        without a window: then it holds those of all its tokens."""
 
 def simulate_lru(
     tokens: Any,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import batchllm_ext as ext
 from batchllm.device.choice import (
     CPU,
     DeviceChoice,
@@ -28,6 +29,7 @@ from batchllm.models.backend import describe_model, load_model
 from batchllm.models.config import GENERATION_CONFIG, resolve_model, sampling_defaults
 from batchllm.models.description import ModelDescription
 from batchllm.models.forward_pass import ForwardPass
+from batchllm.models.layer_spec import widest_window
 from batchllm.options import EngineOptions
 from batchllm.requests import Prompt, RequestLimits, parse_prompt
 from batchllm.sampling.allowed_tokens import AllowedTokens
@@ -73,7 +75,16 @@ class LoadedModel:
         else:
             check_kv_tokens(kv_cache_tokens, kv_bytes_per_token, model.device)
         self.limits = RequestLimits(
-            config.vocab_size, config.max_model_len, options.page_size, kv_cache_tokens, eos_token_ids
+            config.vocab_size,
+            config.max_model_len,
+            options.page_size,
+            kv_cache_tokens,
+            eos_token_ids,
+            most_pages=ext.BatchPlanner.most_segment_pages(
+                page_size=options.page_size,
+                max_batch_tokens=options.max_batch_tokens,
+                window_left=widest_window(config.attention_kinds),
+            ),
         )
         stop_tokens = StopTokens(eos_token_ids)
         self._grammars = GrammarCompiler(tokenizer.hugging_face, config.vocab_size)

@@ -82,6 +82,7 @@ class RequestLimits:
     page_size: int
     kv_cache_tokens: int
     eos_token_ids: tuple[int, ...] = ()
+    most_pages: int | None = None  # that a request ever holds, however long it is; None: those of all its tokens
 
     def check(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         """Raises ValueError, with the numbers, if this request could never run."""
@@ -103,6 +104,8 @@ class RequestLimits:
             )
         output_tokens = max_output_tokens - 1  # the last one sampled is never stored
         num_pages = -(-(prompt_len + output_tokens) // self.page_size)
+        if self.most_pages is not None:
+            num_pages = min(num_pages, self.most_pages)
         pool_pages = self.kv_cache_tokens // self.page_size
         if num_pages > pool_pages:
             raise ValueError(

@@ -237,6 +237,14 @@ class Fuzzer:
             expected_output_tokens=self.choice([None, max_output]),
             order=self.choice(["decode_first", "arrival", "blend"]),
             max_running_requests=self.choice([None, self.between(1, 9)]),
+            window_left=self.choice([-1, self.between(-2, 9)]),
+        )
+        self.call(
+            "BatchPlanner",
+            ext.BatchPlanner.most_segment_pages,
+            page_size=page_size,
+            max_batch_tokens=self.between(1, 30),
+            window_left=self.between(-2, 9),
         )
         if planner is None:
             return

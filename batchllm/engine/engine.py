@@ -24,7 +24,7 @@ from batchllm.engine.in_flight import StepInFlight
 from batchllm.engine.recorder import RunRecorder
 from batchllm.engine.runner import Runner
 from batchllm.models.forward_pass import ForwardPass
-from batchllm.models.layer_spec import attention_plans
+from batchllm.models.layer_spec import attention_plans, widest_window
 from batchllm.options import READER_COST_TOKENS
 from batchllm.outputs import JobProgress
 from batchllm.request_table import RequestTable
@@ -102,6 +102,7 @@ class Engine:
                 page_size=self.page_size,
                 max_batch_tokens=self.max_batch_tokens,
                 first_request_id=self._next_id,
+                window_left=widest_window(self.model.attention_kinds),
             )
         assert self._planner is not None
         if not requests:

@@ -63,6 +63,12 @@ class LayerSpec:
         return self.num_linear_parameters(hidden_size) + norms + biases
 
 
+def widest_window(kinds: Sequence[AttentionSpec]) -> int:
+    """window_left of the layers that see most; -1 where some see all."""
+    windows = [kind.window_left for kind in kinds]
+    return -1 if -1 in windows else max(windows)
+
+
 def attention_plans(
     batch: ext.TokenBatch, kinds: Sequence[AttentionSpec], page_size: int, **options: Any
 ) -> tuple[ext.AttentionPlan, ...]:

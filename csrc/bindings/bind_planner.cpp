@@ -263,12 +263,13 @@ std::vector<std::pair<std::vector<TokenId>, int32_t>> outputs(SharedPlanner& pla
 
 std::unique_ptr<SharedPlanner> new_planner(int32_t num_pages, int32_t page_size, int32_t max_batch_tokens,
                                            const std::string& order, std::optional<int32_t> max_running_requests,
-                                           int32_t first_request_id) {
+                                           int32_t first_request_id, int32_t window_left) {
     if (first_request_id < 0) {
         throw py::value_error("first_request_id: expected at least 0, got " + std::to_string(first_request_id));
     }
     PlannerOptions options{num_pages, page_size, max_batch_tokens};
     options.first_request_id = {first_request_id};
+    options.window_left = window_left;
     options.order = group_order_by_name(order);
     if (max_running_requests) options.max_running_requests = *max_running_requests;
     return std::make_unique<SharedPlanner>(options);
@@ -278,22 +279,25 @@ void bind_batch_planner(py::module_& module) {
     py::class_<SharedPlanner> planner(module, "BatchPlanner",
                                       "Turns a job into token batches: next_batch(), run the model, commit(), until "
                                       "next_batch() returns None. Threads take turns.");
-    planner.def(py::init([](const py::object& tokens, const py::object& indptr, const Segments& segments,
-                            const py::object& max_output_tokens, int32_t num_pages, int32_t page_size,
-                            int32_t max_batch_tokens, const py::object& expected_output_tokens,
-                            const std::string& order, std::optional<int32_t> max_running_requests) {
-                    auto planner = new_planner(num_pages, page_size, max_batch_tokens, order, max_running_requests, 0);
-                    add_requests(*planner, tokens, indptr, segments, max_output_tokens, expected_output_tokens, 0.0,
-                                 py::none(), py::none());
-                    return planner;
-                }),
-                py::arg("tokens"), py::arg("indptr"), py::arg("segments"), py::kw_only(), py::arg("max_output_tokens"),
-                py::arg("num_pages"), py::arg("page_size") = 16, py::arg("max_batch_tokens") = 1024,
-                py::arg("expected_output_tokens") = py::none(), py::arg("order") = "decode_first",
-                py::arg("max_running_requests") = py::none());
+    planner.def(
+        py::init([](const py::object& tokens, const py::object& indptr, const Segments& segments,
+                    const py::object& max_output_tokens, int32_t num_pages, int32_t page_size, int32_t max_batch_tokens,
+                    const py::object& expected_output_tokens, const std::string& order,
+                    std::optional<int32_t> max_running_requests, int32_t window_left) {
+            auto planner =
+                new_planner(num_pages, page_size, max_batch_tokens, order, max_running_requests, 0, window_left);
+            add_requests(*planner, tokens, indptr, segments, max_output_tokens, expected_output_tokens, 0.0, py::none(),
+                         py::none());
+            return planner;
+        }),
+        py::arg("tokens"), py::arg("indptr"), py::arg("segments"), py::kw_only(), py::arg("max_output_tokens"),
+        py::arg("num_pages"), py::arg("page_size") = 16, py::arg("max_batch_tokens") = 1024,
+        py::arg("expected_output_tokens") = py::none(), py::arg("order") = "decode_first",
+        py::arg("max_running_requests") = py::none(), py::arg("window_left") = -1);
     planner.def(py::init(&new_planner), py::kw_only(), py::arg("num_pages"), py::arg("page_size") = 16,
                 py::arg("max_batch_tokens") = 1024, py::arg("order") = "decode_first",
-                py::arg("max_running_requests") = py::none(), py::arg("first_request_id") = 0, "Without requests yet.");
+                py::arg("max_running_requests") = py::none(), py::arg("first_request_id") = 0,
+                py::arg("window_left") = -1, "Without requests yet.");
     planner.def("add_requests", &add_requests, py::arg("tokens"), py::arg("indptr"), py::arg("segments"), py::kw_only(),
                 py::arg("max_output_tokens"), py::arg("expected_output_tokens") = py::none(),
                 py::arg("reader_cost") = 0.0, py::arg("prompt_of_request") = py::none(),
@@ -359,6 +363,14 @@ void bind_batch_planner(py::module_& module) {
     planner.def(
         "audit", [](SharedPlanner& planner) { planner.locked([](const BatchPlanner& self) { self.audit(); }); },
         "Recomputes every counter; RuntimeError on a mismatch.");
+    planner.def_static(
+        "most_segment_pages",
+        [](int32_t page_size, int32_t max_batch_tokens, int32_t window_left) -> std::optional<int64_t> {
+            const KvWindow window(window_left, page_size, max_batch_tokens);
+            return window.slides() ? std::optional(window.most_pages()) : std::nullopt;
+        },
+        py::kw_only(), py::arg("page_size") = 16, py::arg("max_batch_tokens") = 1024, py::arg("window_left") = -1,
+        "Pages of one segment, however long it is; None without a window: as many as it has tokens for.");
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -20,7 +21,9 @@ class Admission {
         int32_t num_steps;   // until it is expected to end
     };
 
-    explicit Admission(int32_t page_size) : forecast_(page_size) {}
+    // most_decode_pages: that the own part of a request ever holds while it decodes.
+    explicit Admission(int32_t page_size, int64_t most_decode_pages = std::numeric_limits<int64_t>::max())
+        : forecast_(page_size, most_decode_pages) {}
 
     void add_running(const OwnPart& own) {
         forecast_.add(own.num_pages, own.num_tokens, own.num_steps);

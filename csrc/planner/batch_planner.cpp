@@ -61,6 +61,7 @@ void BatchPlanner::preempt_youngest() {
         prefill_queue_.pop_back();
     }
     pages_.release(place, request.work->own.pages);
+    request.work->own.begin = request.own_begin;
     request.work->own.num_stored = 0;
     request.status = Status::kPreempted;
     running_.pop_back();
@@ -93,14 +94,14 @@ void BatchPlanner::schedule_prefills(TokenBatch& batch) {
 
 // Called with nothing in prefill: every running request decodes.
 Admission BatchPlanner::running_parts() {
-    Admission admission(page_size_);
+    Admission admission(page_size_, window_.most_decode_pages());
     for (const Place place : running_) {
         const Request& request = request_at(place);
         const StoredSegment& own = request.work->own;
         admission.add_running({.num_pages = static_cast<int64_t>(own.pages.size()),
                                .num_tokens = own.num_stored,
                                .most_pages = largest_own_pages(request),
-                               .num_steps = expected_steps(request, own.num_stored)});
+                               .num_steps = expected_steps(request, own.begin + own.num_stored - request.own_begin)});
     }
     return admission;
 }
@@ -125,14 +126,14 @@ bool BatchPlanner::try_admit_next(Admission& admission) {
     chain_.clear();  // segments to pin, deepest first; the ancestors of a pinned segment are pinned
     int64_t pinned_pages = 0;
     int32_t pinned_tokens = 0;
-    for (SegmentId s = request.parent; s != kNoSegment && !shared_[s].is_pinned(); s = shared_[s].parent) {
+    for (SegmentId s = request.parent; s != kNoSegment && !shared_[s].is_pinned; s = shared_[s].parent) {
         chain_.push_back(s);
         if (shared_.can_borrow(s)) continue;
-        pinned_pages += shared_.num_pages(s);
+        pinned_pages += shared_.most_pages(s);
         pinned_tokens += shared_[s].num_tokens();
     }
     const int32_t own_tokens = request.num_tokens() - request.own_begin;
-    const int64_t own_pages = pages_for(own_tokens);
+    const int64_t own_pages = window_.most_pages(own_tokens);
     const auto decoding = static_cast<int32_t>(std::min<int64_t>(running_.size(), max_batch_tokens_ - 1));
     const int32_t prefill_steps = (pinned_tokens + own_tokens) / (max_batch_tokens_ - decoding);
     const auto steps = static_cast<int32_t>(std::min<int64_t>(
@@ -177,9 +178,10 @@ void BatchPlanner::append_shared_span(TokenBatch& batch, SegmentId segment, int3
     for (int32_t position = begin; position < end; ++position) append_row(batch, shared.kv, shared.prompt[position]);
     stats_.computed_prompt_tokens += count;
     if (!next_score_.empty()) append_scores(batch, segment, begin, end);
-    append_chain(batch, shared.parent);
+    if (!shared_.has_dropped(segment)) append_chain(batch, shared.parent);
     batch.link_segment.push_back(batch_number(batch, segment));
     end_span(batch, begin);
+    if (window_.slides()) grown_.emplace_back(segment);
 }
 
 // The same of a request's own part; the row of its last known token samples the next one.
@@ -207,9 +209,10 @@ void BatchPlanner::append_own_span(TokenBatch& batch, Place place, int32_t count
         awaited_.push_back(place);
     }
     if (!next_score_.empty()) append_scores(batch, place, begin, std::min(end, prompt_end));
-    append_chain(batch, request.parent);
+    if (work.own.begin == request.own_begin) append_chain(batch, request.parent);
     batch.link_segment.push_back(append_segment(batch, work.own));  // nobody else reads it
     end_span(batch, begin);
+    if (window_.slides()) grown_.emplace_back(place);
 }
 
 void BatchPlanner::append_row(TokenBatch& batch, StoredSegment& kv, TokenId token) const {
@@ -219,10 +222,12 @@ void BatchPlanner::append_row(TokenBatch& batch, StoredSegment& kv, TokenId toke
     batch.slots.push_back(int64_t{kv.pages[offset / page_size_]} * page_size_ + offset % page_size_);
 }
 
-// The span reads a shared segment and those above it, root first.
+// The span reads a shared segment and those above it that it sees, root first.
 void BatchPlanner::append_chain(TokenBatch& batch, SegmentId deepest) {
     chain_.clear();
-    for (SegmentId s = deepest; s != kNoSegment; s = shared_[s].parent) chain_.push_back(s);
+    for (SegmentId s = deepest; s != kNoSegment; s = shared_.has_dropped(s) ? kNoSegment : shared_[s].parent) {
+        chain_.push_back(s);
+    }
     for (auto s = chain_.rbegin(); s != chain_.rend(); ++s) batch.link_segment.push_back(batch_number(batch, *s));
 }
 
@@ -247,7 +252,7 @@ int32_t BatchPlanner::batch_number(TokenBatch& batch, SegmentId segment) {
 // final when it is first named.
 int32_t BatchPlanner::append_segment(TokenBatch& batch, const StoredSegment& kv) const {
     const int32_t number = batch.num_segments();
-    const auto pages_end = kv.pages.begin() + pages_for(kv.num_stored);
+    const auto pages_end = kv.pages.begin() + window_.pages_for(kv.num_stored);
     batch.segment_page_ids.insert(batch.segment_page_ids.end(), kv.pages.begin(), pages_end);
     batch.segment_page_indptr.push_back(static_cast<int32_t>(batch.segment_page_ids.size()));
     batch.segment_begin.push_back(kv.begin);
@@ -294,6 +299,7 @@ void BatchPlanner::forgo_scores(RequestId request) {
 void BatchPlanner::advance() {
     if (!in_flight_) throw std::logic_error("advance: no batch is in flight; call next_batch first");
     if (is_untold_) throw std::logic_error("advance: the tokens of the batch before have not been committed");
+    slide_windows();
     int64_t num_finished = 0;
     for (size_t i = 0; i < awaited_.size(); ++i) {
         if (awaited_[i] == kNoPlace) continue;
@@ -347,14 +353,30 @@ std::vector<RequestId> BatchPlanner::commit(std::span<const TokenId> sampled, st
     return finished_requests;
 }
 
+// The batch in flight comes before all that will be written into the pages that are left here.
+void BatchPlanner::slide_windows() {
+    for (const AnySegment segment : grown_) {
+        if (segment.is_shared()) {
+            shared_.slide(segment.shared());
+            continue;
+        }
+        StoredSegment& own = stored(segment);
+        window_.slide(own);
+        pages_.release_rest(segment, own.pages, window_.most_pages(segment_end(segment) - own.begin));
+    }
+    grown_.clear();
+}
+
 // Takes requests that are over, and segments that nobody is left to read, from wherever they stand.
 void BatchPlanner::leave_queues() {
     const auto is_over = [&](Place place) { return request_at(place).is_over(); };
     std::erase_if(running_, is_over);
     std::erase_if(preempted_, is_over);
-    std::erase_if(prefill_queue_, [&](AnySegment segment) {
-        return segment.is_shared() ? !shared_[segment.shared()].is_pinned() : is_over(segment.reader());
-    });
+    const auto is_left = [&](AnySegment segment) {
+        return segment.is_shared() ? !shared_[segment.shared()].is_pinned : is_over(segment.reader());
+    };
+    std::erase_if(prefill_queue_, is_left);
+    std::erase_if(grown_, is_left);
     for (Place& place : awaited_) {
         if (place != kNoPlace && is_over(place)) place = kNoPlace;
     }

@@ -49,6 +49,11 @@
 // nobody, its token is dropped, and the request's pages are free for the next batch, which comes after it on the
 // device. As such a request ends one batch later, and each is told once, the argument above holds.
 //
+// Where all layers of the model have a window (`window_left`), what no later row sees is dropped as soon as the batch
+// that saw it last has been followed by another (stored_segment.h). A segment then takes the pages of its window and
+// one chunk, however long it is: in the conditions above that is its size, and its own need at its longest. A span is
+// linked to the segments of its chain as far up as nothing is dropped.
+//
 // What is kept of a request that finished, its output, goes when it is forgotten; its prompt when all that were added
 // with it have finished. Ids are never given twice.
 #pragma once
@@ -73,6 +78,7 @@
 #include "planner/pinned_segments.h"
 #include "planner/prompts.h"
 #include "planner/segments.h"
+#include "planner/stored_segment.h"
 #include "planner/token_batch.h"
 
 namespace batchllm {
@@ -82,6 +88,7 @@ struct PlannerOptions {
     int32_t page_size = 16;
     int32_t max_batch_tokens = 1024;
     int32_t max_running_requests = std::numeric_limits<int32_t>::max();  // KV memory alone bounds them
+    int32_t window_left = -1;  // positions before its own that a row sees in the layer that sees most; -1: all
     GroupOrder order = GroupOrder::kDecodeFirst;
     RequestId first_request_id{0};  // where ids begin
 };
@@ -232,6 +239,7 @@ class BatchPlanner {
     int32_t expected_output(const Request& request);
     int32_t expected_steps(const Request& request, int32_t num_own_tokens);
     void finish(Place place);
+    void slide_windows();
     void leave_queues();
     bool drop_untold(Request& request);
     void skip_aborted();
@@ -246,16 +254,16 @@ class BatchPlanner {
     int32_t segment_end(AnySegment segment) const {  // position after its last known token
         return segment.is_shared() ? shared_[segment.shared()].end : request_at(segment.reader()).num_tokens();
     }
-    int64_t pages_for(int64_t num_tokens) const { return (num_tokens + page_size_ - 1) / page_size_; }
     int32_t num_places() const { return static_cast<int32_t>(requests_.size()); }
     int64_t largest_own_pages(const Request& request) const {  // nobody reads the K/V of the last token
-        return pages_for(int64_t{request.prompt_length} - request.own_begin + request.max_output_tokens - 1);
+        return window_.most_pages(int64_t{request.prompt_length} - request.own_begin + request.max_output_tokens - 1);
     }
 
     const int32_t page_size_;
     const int32_t max_batch_tokens_;
     const int32_t max_running_requests_;
     const GroupOrder group_order_;
+    const KvWindow window_;
 
     RequestId first_id_;        // lower ones are forgotten, or of a planner before this one
     std::vector<Place> place_;  // by id - first_id_; kNoPlace where refused or forgotten
@@ -281,6 +289,7 @@ class BatchPlanner {
     std::deque<AnySegment> prefill_queue_;  // at most one own segment, the youngest running request's, at the back
 
     bool in_flight_ = false, is_untold_ = false;
+    std::vector<AnySegment> grown_;             // by the batch in flight, where windows slide
     std::vector<Place> awaited_;                // the batch in flight samples a token of each; kNoPlace: it ended since
     std::vector<Place> untold_;                 // the same of the batch before, where that is not told yet
     TokenBatch::Size last_size_{};              // of the batch before

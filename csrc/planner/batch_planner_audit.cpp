@@ -34,23 +34,37 @@ void BatchPlanner::audit_pages() const {
         }
         num_used += static_cast<int64_t>(kv.pages.size());
     };
+    const auto expect_window = [&](const std::string& name, int32_t begin, const StoredSegment& kv) {
+        const int32_t num_dropped = kv.begin - begin;
+        expect(num_dropped >= 0 && num_dropped % page_size_ == 0, name + "drops whole pages");
+        expect(num_dropped == 0 || window_.drops(kv.num_stored + page_size_), name + "keeps its window");
+        expect(in_flight_ || !window_.drops(kv.num_stored), name + "keeps nothing that no later row sees");
+    };
     for (SegmentId s{0}; s.index < shared_.size(); ++s.index) {
         const SharedSegment& shared = shared_[s];
         const auto num_pages = static_cast<int64_t>(shared.kv.pages.size());
         const std::string name = "segment " + std::to_string(s.index) + ": ";
         expect(shared.batch_number == kNone, name + "has no number outside next_batch");
-        if (num_pages == 0) continue;
-        expect(num_pages == shared_.num_pages(s), name + "is pinned at full size");
-        expect(shared.kv.num_stored <= shared.num_tokens(), name + "stores no more than it has");
+        if (!shared.is_pinned) {
+            expect(num_pages == 0, name + "holds pages only while it is pinned");
+            continue;
+        }
+        expect(shared.kv.begin + shared.kv.num_stored <= shared.end, name + "stores no more than it has");
         if (shared.borrows) {
             const SharedSegment& source = shared_[shared.source];
-            expect(source.kv.begin == shared.kv.begin && source.end >= shared.end &&
-                       std::equal(shared.kv.pages.begin(), shared.kv.pages.end(), source.kv.pages.begin()),
+            const std::vector<PageId>& pages = shared_[shared_.stored_as(shared.source)].kv.pages;
+            expect(num_pages == (shared_.stored_as(s) == s ? window_.pages_for(shared.num_tokens()) : 0),
+                   name + "lists the pages that it reads only in part");
+            expect(source.begin == shared.begin && source.end >= shared.end &&
+                       std::equal(shared.kv.pages.begin(), shared.kv.pages.end(), pages.begin()),
                    name + "reads the first pages of its source");
+            expect(source.end == shared.end || !shared_.has_dropped(shared.source), name + "reads what is kept");
             expect(std::equal(shared.prompt, shared.prompt + shared.end, source.prompt),
                    name + "has the tokens of its source");
             continue;
         }
+        expect(num_pages == window_.most_pages(shared.end - shared.kv.begin), name + "is pinned with all it needs");
+        expect_window(name, shared.begin, shared.kv);
         expect_owner(s, name, shared.kv);
         num_pinned += num_pages;
     }
@@ -72,7 +86,6 @@ void BatchPlanner::audit_pages() const {
             continue;
         }
         const StoredSegment& own = request.work->own;
-        expect(own.begin == request.own_begin, name + "its own part ends its chain");
         if (request.status != Status::kFinished) largest_own = std::max(largest_own, largest_own_pages(request));
         if (request.status != Status::kPrefill && request.status != Status::kDecode) {
             expect(own.pages.empty(), name + "holds pages only while it runs");
@@ -80,13 +93,15 @@ void BatchPlanner::audit_pages() const {
         }
         const auto num_pages = static_cast<int64_t>(own.pages.size());
         expect(num_pages <= largest_own_pages(request), name + "grows no larger than planned");
+        expect_window(name, request.own_begin, own);
         const int64_t pending = request.num_tokens() - own.begin - own.num_stored;
         if (request.status == Status::kPrefill) {
             expect(pending >= 1, name + "is prefilled until nothing is pending");
-            expect(num_pages == pages_for(request.num_tokens() - own.begin), name + "holds its prompt's pages");
+            expect(num_pages == window_.most_pages(request.num_tokens() - own.begin),
+                   name + "holds the pages that its prompt needs");
         } else {
             expect(pending == (in_flight_ ? 0 : 1), name + "has one token to decode");
-            expect(num_pages == pages_for(own.num_stored), name + "holds the pages of its tokens");
+            expect(num_pages == window_.pages_for(own.num_stored), name + "holds the pages of its tokens");
         }
     }
     expect(num_pinned + largest_own <= pages_.num_pages(), "the oldest request can always finish");
@@ -164,8 +179,8 @@ void BatchPlanner::audit_queues() const {
         }
     }
     for (SegmentId s{0}; s.index < shared_.size(); ++s.index) {
-        if (!shared_[s].is_pinned()) continue;
-        const bool complete = shared_[s].kv.num_stored == shared_[s].num_tokens();
+        if (!shared_[s].is_pinned) continue;
+        const bool complete = shared_[s].kv.begin + shared_[s].kv.num_stored == shared_[s].end;
         expect(complete != queued.contains(s), "a pinned segment is complete or queued");
     }
 }
@@ -201,10 +216,10 @@ void BatchPlanner::audit_counts() const {
         expect(num_holders[s.index] == shared_[s].num_holders,
                name + "counts its unfinished readers and its borrowers");
         expect(!has_started[s.index] || shared_[s].was_pinned, name + "is pinned when its first reader starts");
-        expect(shared_[s].is_pinned() == (shared_[s].was_pinned && num_holders[s.index] > 0),
+        expect(shared_[s].is_pinned == (shared_[s].was_pinned && num_holders[s.index] > 0),
                name + "is pinned from its first reader's start to its last reader's end");
         expect(num_holders[s.index] > 0 || !shared_[s].tokens_owner, name + "keeps no tokens that nobody will read");
-        if (shared_[s].is_pinned() && shared_[s].borrows) ++num_holders[shared_[s].source.index];
+        if (shared_[s].is_pinned && shared_[s].borrows) ++num_holders[shared_[s].source.index];
         if (shared_[s].was_pinned && !shared_[s].borrows) num_first_computed += shared_[s].num_tokens();
     }
     expect(num_cached == num_prompt_tokens_started - num_first_computed, "cached tokens are those not computed");

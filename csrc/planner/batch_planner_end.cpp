@@ -106,13 +106,15 @@ void BatchPlanner::compact() {
             if (place != kNoPlace) place = new_place[place.index];
         }
     }
-    for (AnySegment& segment : prefill_queue_) {
+    const auto rename = [&](AnySegment& segment) {
         if (segment.is_shared()) {
             segment = new_segment[segment.shared().index];
         } else {
             segment = new_place[segment.reader().index];
         }
-    }
+    };
+    std::ranges::for_each(prefill_queue_, rename);
+    std::ranges::for_each(grown_, rename);
 
     RequestId first_known = next_request_id();
     for (const Request& request : requests_) first_known = std::min(first_known, request.id);

@@ -9,23 +9,15 @@
 
 namespace batchllm {
 
-namespace {
-
-int32_t positive(int32_t value, const char* name) {
-    if (value >= 1) return value;
-    throw std::invalid_argument(std::string(name) + ": expected at least 1, got " + std::to_string(value));
-}
-
-}  // namespace
-
 BatchPlanner::BatchPlanner(const PlannerOptions& options)
-    : page_size_(positive(options.page_size, "page_size")),
-      max_batch_tokens_(positive(options.max_batch_tokens, "max_batch_tokens")),
-      max_running_requests_(positive(options.max_running_requests, "max_running_requests")),
+    : page_size_(at_least(1, options.page_size, "page_size")),
+      max_batch_tokens_(at_least(1, options.max_batch_tokens, "max_batch_tokens")),
+      max_running_requests_(at_least(1, options.max_running_requests, "max_running_requests")),
       group_order_(options.order),
+      window_(options.window_left, page_size_, max_batch_tokens_),
       first_id_(options.first_request_id),
-      pages_(positive(options.num_pages, "num_pages")),
-      shared_(page_size_, pages_, lengths_) {}
+      pages_(at_least(1, options.num_pages, "num_pages")),
+      shared_(window_, pages_, lengths_) {}
 
 RequestId BatchPlanner::add_requests(const Prompts& prompts, Segments segments,
                                      std::span<const int32_t> max_output_tokens, const RequestOptions& options) {
@@ -68,6 +60,7 @@ RequestId BatchPlanner::add_requests(const Prompts& prompts, Segments segments,
             .kv = {.begin = forest.token_begin()[segment]},
             .parent = in_planner(forest.parent()[segment]),
             .prompt = prompts.row_data(forest.owner_request()[segment]),
+            .begin = forest.token_begin()[segment],
             .end = forest.token_end()[segment],
             .num_holders = forest.num_readers()[segment],
             .source = borrowed.source[segment],
@@ -110,20 +103,20 @@ std::vector<bool> BatchPlanner::detach_or_refuse(const Prompts& prompts, Segment
     for (SegmentId s{0}; s.index < segments.num_segments(); ++s.index) {
         const SegmentId parent = segments.parent()[s.index];
         chain_pages[s.index] =
-            pages_for(segments.num_tokens(s)) + (parent == kNoSegment ? 0 : chain_pages[parent.index]);
+            window_.most_pages(segments.num_tokens(s)) + (parent == kNoSegment ? 0 : chain_pages[parent.index]);
     }
     for (RequestIndex request = 0; request < prompts.num_requests(); ++request) {
         const int64_t num_tokens = int64_t{prompts.prompt_length(request)} + max_output_tokens[request] - 1;
         const SegmentId segment = segments.request_segment()[request];
-        const int64_t own_pages = pages_for(num_tokens - segments.covered_tokens(request));
+        const int64_t own_pages = window_.most_pages(num_tokens - segments.covered_tokens(request));
         if (own_pages + (segment == kNoSegment ? 0 : chain_pages[segment.index]) <= pages_.num_pages()) continue;
         segments.detach(request);  // in one piece it rounds up to whole pages only once
-        if (pages_for(num_tokens) <= pages_.num_pages()) continue;
+        const int64_t num_pages = window_.most_pages(num_tokens);
+        if (num_pages <= pages_.num_pages()) continue;
         refused[request] = true;
         const RequestId id{next_request_id().index + request};
-        refused_.emplace_back(id, "request " + std::to_string(id.index) + " needs " +
-                                      std::to_string(pages_for(num_tokens)) + " KV pages of " +
-                                      std::to_string(page_size_) + " tokens (prompt " +
+        refused_.emplace_back(id, "request " + std::to_string(id.index) + " needs " + std::to_string(num_pages) +
+                                      " KV pages of " + std::to_string(page_size_) + " tokens (prompt " +
                                       std::to_string(prompts.prompt_length(request)) + " + max_output_tokens " +
                                       std::to_string(max_output_tokens[request]) + "), the pool has " +
                                       std::to_string(pages_.num_pages()));
@@ -149,7 +142,7 @@ BorrowedSegments BatchPlanner::borrow(const Prompts& prompts, Segments segments,
     for (SegmentId s{0}; s.index < shared_.size(); ++s.index) {
         const SharedSegment& shared = shared_[s];
         if (shared.num_holders == 0) continue;
-        live.push_back({s, shared.parent, shared.kv.begin, shared.end, shared.prompt});
+        live.push_back({s, shared.parent, shared.begin, shared.end, shared.prompt});
     }
     if (live.empty()) {
         std::vector<SegmentId> no_source(segments.num_segments(), kNoSegment);
@@ -164,7 +157,7 @@ void BatchPlanner::forgo_sources_that_do_not_fit(Place first) {
     for (auto request = requests_.begin() + first.index; request != requests_.end(); ++request) {
         int64_t needed = largest_own_pages(*request);
         for (SegmentId s = request->parent; s != kNoSegment; s = shared_[s].parent) {
-            needed += shared_.num_held_pages(s);
+            needed += shared_.most_held_pages(s);
         }
         if (needed <= pages_.num_pages()) continue;
         for (SegmentId s = request->parent; s != kNoSegment; s = shared_[s].parent) shared_[s].source = kNoSegment;

@@ -22,13 +22,18 @@ void PageAllocator::allocate(AnySegment owner, int64_t count, std::vector<PageId
 }
 
 void PageAllocator::release(AnySegment owner, std::vector<PageId>& pages) {
-    for (auto page = pages.rbegin(); page != pages.rend(); ++page) {
-        assert(owner_[*page] == owner);
-        (void)owner;
-        owner_[*page] = kNobody;
-        free_.push_back(*page);
-    }
+    release_rest(owner, pages, 0);
     pages = {};  // gives the memory back too: a job has far more requests than run at once
+}
+
+void PageAllocator::release_rest(AnySegment owner, std::vector<PageId>& pages, int64_t num_kept) {
+    for (; std::ssize(pages) > num_kept; pages.pop_back()) {
+        const PageId page = pages.back();
+        assert(owner_[page] == owner);
+        (void)owner;
+        owner_[page] = kNobody;
+        free_.push_back(page);
+    }
 }
 
 void PageAllocator::audit() const {

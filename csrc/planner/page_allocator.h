@@ -25,8 +25,9 @@ class PageAllocator {
     // Appends `count` pages to the owner's list. At least that many must be free.
     void allocate(AnySegment owner, int64_t count, std::vector<PageId>& pages);
 
-    // Takes back all of the owner's pages.
+    // Takes back the owner's pages: all of them, or all but the first `num_kept`.
     void release(AnySegment owner, std::vector<PageId>& pages);
+    void release_rest(AnySegment owner, std::vector<PageId>& pages, int64_t num_kept);
 
     // The owner of these pages is called otherwise from now on.
     void rename(std::span<const PageId> pages, AnySegment owner) {

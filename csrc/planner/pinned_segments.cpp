@@ -6,17 +6,20 @@ namespace batchllm {
 
 int32_t PinnedSegments::pin(SegmentId id) {
     SharedSegment& segment = (*this)[id];
-    segment.was_pinned = true;
+    segment.is_pinned = segment.was_pinned = true;
     segment.population = lengths_.open(population_around(id), segment.num_holders);
     if (can_borrow(id)) {
         SharedSegment& source = (*this)[segment.source];
-        segment.kv.pages.assign(source.kv.pages.begin(), source.kv.pages.begin() + num_pages(id));
         segment.kv.num_stored = segment.num_tokens();  // by the time it is read: the source is queued before it
         segment.borrows = true;
         ++source.num_holders;
+        if (stored_as(id) == id) {
+            const std::vector<PageId>& pages = (*this)[stored_as(segment.source)].kv.pages;
+            segment.kv.pages.assign(pages.begin(), pages.begin() + window_.pages_for(segment.num_tokens()));
+        }
         return segment.num_tokens();
     }
-    pages_.allocate(id, num_pages(id), segment.kv.pages);
+    pages_.allocate(id, most_pages(id), segment.kv.pages);
     num_pinned_pages_ += static_cast<int64_t>(segment.kv.pages.size());
     return 0;
 }
@@ -25,7 +28,8 @@ void PinnedSegments::release(SegmentId id) {
     SharedSegment& segment = (*this)[id];
     if (--segment.num_holders > 0) return;
     segment.tokens_owner.reset();
-    if (!segment.is_pinned()) return;
+    if (!segment.is_pinned) return;
+    segment.is_pinned = false;
     lengths_.close(segment.population, population_around(id));
     if (segment.borrows) {
         segment.kv.pages = {};
@@ -42,6 +46,14 @@ void PinnedSegments::release_chain(SegmentId deepest) {
         release(segment);
         segment = parent;
     }
+}
+
+void PinnedSegments::slide(SegmentId id) {
+    SharedSegment& segment = (*this)[id];
+    window_.slide(segment.kv);
+    num_pinned_pages_ -= static_cast<int64_t>(segment.kv.pages.size());
+    pages_.release_rest(id, segment.kv.pages, window_.most_pages(segment.end - segment.kv.begin));
+    num_pinned_pages_ += static_cast<int64_t>(segment.kv.pages.size());
 }
 
 void PinnedSegments::renumber(std::span<const SegmentId> new_ids) {

@@ -1,9 +1,10 @@
 // The shared segments of a planner's requests: which are pinned, in which pages, and who holds them.
 //
 //   holders   unfinished readers, and pinned segments that borrow its pages
-//   pinned    from the start of its first reader to the end of its last holder, with all its pages
+//   pinned    from the start of its first reader to the end of its last holder, with all the pages it is to need
 //   borrows   its pages are the first ones of its source: an older segment that begins with the same tokens and was
-//             pinned when this one was; a source is held as long as it is borrowed from
+//             pinned when this one was; a source is held as long as it is borrowed from. One that drops tokens is
+//             borrowed to its end or not at all
 #pragma once
 
 #include <cstdint>
@@ -15,36 +16,32 @@
 #include "planner/ids.h"
 #include "planner/length_forest.h"
 #include "planner/page_allocator.h"
+#include "planner/stored_segment.h"
 
 namespace batchllm {
 
-struct StoredSegment {       // shared, or a request's own
-    int32_t begin = 0;       // position of its first token
-    int32_t num_stored = 0;  // tokens with K/V, those of the batch in flight included
-    std::vector<PageId> pages = {};
-};
-
 struct SharedSegment {
-    StoredSegment kv;
+    StoredSegment kv;  // no pages where it is stored as its source
     SegmentId parent;
     const TokenId* prompt;  // of a request that holds its tokens
+    int32_t begin;          // position of its first token
     int32_t end;            // position after its last token
     int32_t num_holders;
     SegmentId source;                                          // that it may borrow from, or kNoSegment
     LengthForest::Population population = LengthForest::kJob;  // while pinned: that its readers teach
     int32_t batch_number = kNone;                              // in the batch that is being built
+    bool is_pinned = false;
     bool borrows = false;
     bool was_pinned = false;
     std::shared_ptr<const void> tokens_owner = nullptr;  // of prompt, while there are holders; null: outlives all
 
-    int32_t num_tokens() const { return end - kv.begin; }
-    bool is_pinned() const { return !kv.pages.empty(); }
+    int32_t num_tokens() const { return end - begin; }
 };
 
 class PinnedSegments {
  public:
-    PinnedSegments(int32_t page_size, PageAllocator& pages, LengthForest& lengths)
-        : page_size_(page_size), pages_(pages), lengths_(lengths) {}
+    PinnedSegments(const KvWindow& window, PageAllocator& pages, LengthForest& lengths)
+        : window_(window), pages_(pages), lengths_(lengths) {}
 
     int32_t size() const { return static_cast<int32_t>(segments_.size()); }
     SharedSegment& operator[](SegmentId segment) { return segments_[segment.index]; }
@@ -53,15 +50,16 @@ class PinnedSegments {
     void add(SharedSegment segment) { segments_.push_back(std::move(segment)); }  // parents and sources come before
 
     int64_t num_pinned_pages() const { return num_pinned_pages_; }  // borrowed ones counted once
-    int64_t num_pages(SegmentId segment) const { return pages_for((*this)[segment].num_tokens()); }
+    int64_t most_pages(SegmentId segment) const { return window_.most_pages((*this)[segment].num_tokens()); }
     // That stay while it is pinned, whether it borrows or not.
-    int64_t num_held_pages(SegmentId segment) const {
+    int64_t most_held_pages(SegmentId segment) const {
         while ((*this)[segment].source != kNoSegment) segment = (*this)[segment].source;  // the last one is the longest
-        return num_pages(segment);
+        return most_pages(segment);
     }
     bool can_borrow(SegmentId segment) const {
         const SegmentId source = (*this)[segment].source;
-        return source != kNoSegment && (*this)[source].is_pinned();
+        if (source == kNoSegment || !(*this)[source].is_pinned) return false;
+        return (*this)[source].end == (*this)[segment].end || !window_.drops((*this)[source].num_tokens());
     }
     LengthForest::Population population_around(SegmentId segment) const {
         const SegmentId parent = (*this)[segment].parent;
@@ -74,21 +72,25 @@ class PinnedSegments {
         }
         return segment;
     }
+    // Whether the first tokens of a pinned segment are kept no more; then nobody sees those above it either.
+    bool has_dropped(SegmentId segment) const {
+        return window_.slides() && (*this)[stored_as(segment)].kv.begin > (*this)[segment].begin;
+    }
 
     // Its parent is pinned. Returns the borrowed tokens; 0 where it got pages of its own, to be computed.
     int32_t pin(SegmentId segment);
     // One holder less; the last one frees it, pinned or not.
     void release(SegmentId segment);
     void release_chain(SegmentId deepest);
+    // What is stored of it is computed: what no later row sees is dropped.
+    void slide(SegmentId segment);
 
     // Drops the segments whose `new_ids` are kNoSegment, which nobody holds or names; the others get new ids, in their
     // order.
     void renumber(std::span<const SegmentId> new_ids);
 
  private:
-    int64_t pages_for(int64_t num_tokens) const { return (num_tokens + page_size_ - 1) / page_size_; }
-
-    int32_t page_size_;
+    const KvWindow& window_;
     PageAllocator& pages_;
     LengthForest& lengths_;
     std::vector<SharedSegment> segments_;

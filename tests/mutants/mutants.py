@@ -22,6 +22,7 @@ PLANNER = "csrc/planner/batch_planner.cpp"
 ADDED = "csrc/planner/batch_planner_job.cpp"
 LEFT = "csrc/planner/batch_planner_end.cpp"
 PINNED = "csrc/planner/pinned_segments.cpp"
+STORED = "csrc/planner/stored_segment.h"
 BORROWING = "csrc/planner/borrowing.cpp"
 ADMISSION = "csrc/planner/admission.h"
 FORECAST = "csrc/planner/kv_forecast.h"
@@ -43,6 +44,38 @@ PLANNER_MUTANTS = [
         "const bool may = true;",
         EVERY_PROMISE,
         PLANNER,
+    ),
+    # Windows.
+    Mutant(
+        "a_window_is_dropped_a_token_early",
+        STORED,
+        "const int32_t num_pages = (kv.num_stored - num_kept_) / page_size_;",
+        "const int32_t num_pages = (kv.num_stored - num_kept_ + 1) / page_size_;",
+        EVERY_PROMISE,
+        PLANNER,
+    ),
+    Mutant(
+        "a_chunk_is_not_counted_beside_the_window",
+        STORED,
+        "page_size - 1 + max_batch_tokens);",
+        "page_size - 1 + 1);",
+        EVERY_PROMISE,
+        ADDED,
+    ),
+    Mutant(
+        "a_preempted_request_begins_where_its_window_began",
+        PLANNER,
+        "request.work->own.begin = request.own_begin;\n    request.work->own.num_stored = 0;",
+        "request.work->own.num_stored = 0;",
+        EVERY_PROMISE,
+    ),
+    Mutant(
+        "what_has_dropped_tokens_is_borrowed_in_part",
+        "csrc/planner/pinned_segments.h",
+        "|| !window_.drops((*this)[source].num_tokens());",
+        "|| true;",
+        EVERY_PROMISE,
+        PINNED,
     ),
     Mutant("a_preempted_request_stays_in_the_prefill_queue", PLANNER, "prefill_queue_.pop_back();", "", EVERY_PROMISE),
     Mutant(
@@ -109,7 +142,7 @@ PLANNER_MUTANTS = [
     Mutant(
         "segments_are_computed_for_aborted_readers",
         PLANNER,
-        "segment.is_shared() ? !shared_[segment.shared()].is_pinned() : is_over(",
+        "segment.is_shared() ? !shared_[segment.shared()].is_pinned : is_over(",
         "segment.is_own() && is_over(",
         EVERY_PROMISE,
     ),

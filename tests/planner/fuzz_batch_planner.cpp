@@ -35,10 +35,15 @@ class Decisions {
     size_t next_ = 0;
 };
 
-TokenId next_token(const std::vector<TokenId>& context) {
+// A context's; that of one token more follows from it.
+uint32_t hash_with(uint32_t hash, TokenId token) {
+    return hash * 31 + static_cast<uint32_t>(token) + 1;
+}
+
+uint32_t hash_of(std::span<const TokenId> context) {
     uint32_t hash = 1;
-    for (const TokenId token : context) hash = hash * 31 + static_cast<uint32_t>(token);
-    return static_cast<TokenId>(hash % 1000);
+    for (const TokenId token : context) hash = hash_with(hash, token);
+    return hash;
 }
 
 struct FuzzRequest {
@@ -72,6 +77,7 @@ class Fuzz {
                    .page_size = decide_.between(1, 3),
                    .max_batch_tokens = decide_.between(1, 12),
                    .max_running_requests = decide_.between(0, 3) == 0 ? decide_.between(1, 4) : 1000,
+                   .window_left = decide_.between(0, 2) == 0 ? decide_.between(0, 9) : -1,
                    .order = static_cast<GroupOrder>(decide_.between(0, 2))},
           planner_(options_) {}
 
@@ -247,20 +253,25 @@ class Fuzz {
             expect(untold_ && token_ids[batch.untold_rows[i]] == kUntoldToken, "only what is not told is missing");
             token_ids[batch.untold_rows[i]] = untold_->sampled.at(batch.untold_logits[i]);
         }
-        for (int32_t row = 0; row < batch.num_tokens(); ++row) {
-            slots_[batch.slots[row]] = {token_ids[row], batch.positions[row]};
+        for (int32_t span = 0; span < batch.num_spans(); ++span) {  // what a span goes on from is there before it
+            uint32_t hash = batch.span_begin[span] == 0 ? hash_of({}) : stored_before(batch, span).hash;
+            for (int32_t row = batch.span_indptr[span]; row < batch.span_indptr[span + 1]; ++row) {
+                hash = hash_with(hash, token_ids[row]);
+                slots_[batch.slots[row]] = {token_ids[row], batch.positions[row], hash};
+            }
         }
         Drawn drawn;
         for (int32_t span = 0; span < batch.num_spans(); ++span) {
-            const std::vector<TokenId> context = context_of(batch, span);
+            check_seen(batch, span);
             const size_t logit = drawn.sampled.size();
             if (logit == batch.logit_rows.size() || batch.logit_rows[logit] != batch.span_indptr[span + 1] - 1)
                 continue;
             FuzzRequest& request = requests_[batch.logit_request_ids[logit].index];
-            expect(context == request.context, "a request reads its own context");
+            const uint32_t hash = slots_[batch.slots[batch.logit_rows[logit]]].hash;
+            expect(hash == hash_of(request.context), "a request reads its own context");
             expect(!request.finished && !request.aborted, "a request that finished or was aborted does not run");
             drawn.requests.push_back(batch.logit_request_ids[logit]);
-            drawn.sampled.push_back(next_token(context));
+            drawn.sampled.push_back(static_cast<TokenId>(hash % 1000));
             const bool had_stopped = num_output(request) == request.ends_at;
             expect(!had_stopped || request.untold, "a request that stopped has at most the row in flight");
             counts_.wasted_rows += had_stopped;
@@ -288,20 +299,45 @@ class Fuzz {
         planner_.audit();
     }
 
-    // What a span's last row sees, read from the slots that this batch and earlier ones wrote.
-    std::vector<TokenId> context_of(const TokenBatch& batch, int32_t span) const {
-        std::vector<TokenId> context;
+    struct StoredToken {
+        TokenId token = -1;
+        int32_t position = -1;
+        uint32_t hash = 0;  // of the context that it ends
+    };
+
+    const StoredToken& stored(const TokenBatch& batch, int32_t segment, int32_t offset) const {
+        const PageId page = batch.segment_page_ids[batch.segment_page_indptr[segment] + offset / options_.page_size];
+        return slots_.at(int64_t{page} * options_.page_size + offset % options_.page_size);
+    }
+
+    // What stands before a span's first row.
+    const StoredToken& stored_before(const TokenBatch& batch, int32_t span) const {
         for (int32_t link = batch.link_indptr[span]; link < batch.link_indptr[span + 1]; ++link) {
             const int32_t segment = batch.link_segment[link];
-            expect(batch.segment_begin[segment] == static_cast<int32_t>(context.size()), "chains have no gaps");
-            for (int32_t i = 0; i < batch.segment_num_tokens[segment]; ++i) {
-                const PageId page = batch.segment_page_ids[batch.segment_page_indptr[segment] + i / options_.page_size];
-                const StoredToken& stored = slots_.at(int64_t{page} * options_.page_size + i % options_.page_size);
-                expect(stored.position == static_cast<int32_t>(context.size()), "K/V of another position");
-                context.push_back(stored.token);
+            const int32_t offset = batch.span_begin[span] - 1 - batch.segment_begin[segment];
+            if (offset >= 0 && offset < batch.segment_num_tokens[segment]) return stored(batch, segment, offset);
+        }
+        throw std::logic_error("fuzz_batch_planner: a span goes on from what is stored");
+    }
+
+    // What a span's rows see, in the slots that this batch and earlier ones wrote: all of their windows, without a gap,
+    // of one context.
+    void check_seen(const TokenBatch& batch, int32_t span) {
+        int32_t position = batch.segment_begin[batch.link_segment[batch.link_indptr[span]]];
+        const int32_t unseen = options_.window_left < 0 ? 0 : batch.span_begin[span] - options_.window_left;
+        expect(position <= std::max(unseen, 0), "a row sees its window");
+        counts_.cut_spans += position > 0;
+        std::optional<uint32_t> hash;
+        for (int32_t link = batch.link_indptr[span]; link < batch.link_indptr[span + 1]; ++link) {
+            const int32_t segment = batch.link_segment[link];
+            expect(batch.segment_begin[segment] == position, "chains have no gaps");
+            for (int32_t i = 0; i < batch.segment_num_tokens[segment]; ++i, ++position) {
+                const StoredToken& seen = stored(batch, segment, i);
+                expect(seen.position == position, "K/V of another position");
+                expect(!hash || seen.hash == hash_with(*hash, seen.token), "K/V of another context");
+                hash = seen.hash;
             }
         }
-        return context;
     }
 
     // Own rows of a request go on where they stopped. They begin anew only after a preemption, from the first one, and
@@ -315,7 +351,9 @@ class Fuzz {
             const int32_t own = batch.link_segment[batch.link_indptr[span + 1] - 1];
             const int32_t end = batch.span_begin[span] + batch.span_indptr[span + 1] - batch.span_indptr[span];
             if (request.own_begin < 0) request.own_begin = batch.segment_begin[own];
-            expect(batch.segment_begin[own] == request.own_begin, "an own part begins where it began");
+            const int32_t num_moved = batch.segment_begin[own] - request.own_begin;
+            expect(options_.window_left < 0 ? num_moved == 0 : num_moved % options_.page_size == 0,
+                   "an own part begins where it began, or whole pages from there where a window slides");
             // The span that samples ends the own part; it goes on by one token, or is the last chunk of a prefill.
             const bool goes_on = request.next_own == batch.span_begin[span] && end == request.next_own + 1;
             if (!goes_on && request.next_own >= 0) ++request.num_restarts;
@@ -326,18 +364,15 @@ class Fuzz {
     // Every prompt token that is to be scored is predicted once, in order, by a row that sees all before it and nothing
     // else.
     void check_scores(const TokenBatch& batch) {
-        int32_t span = 0;
         expect(batch.scores_indptr.size() == batch.scored_rows.size() + 1, "scores have rows");
         for (size_t i = 0; i < batch.scored_rows.size(); ++i) {
             const int32_t row = batch.scored_rows[i];
             expect(i == 0 || batch.scored_rows[i - 1] < row, "scored rows ascend");
-            while (batch.span_indptr[span + 1] <= row) ++span;
-            std::vector<TokenId> seen = context_of(batch, span);
-            seen.resize(batch.positions[row] + 1);
             for (int32_t j = batch.scores_indptr[i]; j < batch.scores_indptr[i + 1]; ++j) {
                 FuzzRequest& request = requests_[batch.score_request_ids[j].index];
                 expect(request.next_score == batch.positions[row] + 1, "each token is scored once, in order");
-                expect(std::equal(seen.begin(), seen.end(), request.context.begin()), "a score is of its own context");
+                const std::span<const TokenId> before = std::span(request.context).first(request.next_score);
+                expect(slots_[batch.slots[row]].hash == hash_of(before), "a score is of its own context");
                 expect(request.context[request.next_score] == batch.score_token_ids[j], "a score is of its own token");
                 ++request.next_score;
             }
@@ -357,7 +392,11 @@ class Fuzz {
             any_aborted |= request.aborted;
             expect((request.finished || request.aborted) != refused[id], "every request ends, or was refused");
             const int32_t longest = request.prompt_length + request.max_output_tokens - 1;
-            const int32_t pages = (longest + options_.page_size - 1) / options_.page_size;
+            int32_t pages = (longest + options_.page_size - 1) / options_.page_size;
+            if (options_.window_left >= 0) {  // the longest chunk, what it sees, and what shares a page with that
+                const int32_t seen = std::max(options_.window_left, 1) + options_.max_batch_tokens;
+                pages = std::min(pages, (seen + options_.page_size - 1 + options_.page_size - 1) / options_.page_size);
+            }
             expect(refused[id] == (pages > options_.num_pages), "refused are those that do not fit alone");
             if (request.finished) expect(request.next_score >= request.prompt_length, "every token is scored");
             if (!request.forgotten) check_output(RequestId{static_cast<int32_t>(id)});
@@ -375,11 +414,6 @@ class Fuzz {
         counts_.preemptions = stats.preemptions;
         counts_.borrowed_tokens = stats.borrowed_prompt_tokens;
     }
-
-    struct StoredToken {
-        TokenId token = -1;
-        int32_t position = -1;
-    };
 
     Decisions decide_;
     const PlannerOptions options_;
@@ -403,6 +437,7 @@ void FuzzCounts::operator+=(const FuzzCounts& other) {
     forgotten += other.forgotten;
     told_late += other.told_late;
     wasted_rows += other.wasted_rows;
+    cut_spans += other.cut_spans;
 }
 
 FuzzCounts fuzz_batch_planner(std::span<const uint8_t> bytes) {

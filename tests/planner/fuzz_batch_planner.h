@@ -10,6 +10,7 @@
 //   answers depend on nothing else     each is what its request gets alone, from the K/V that its rows can see
 //   tokens may be told late            one batch later, in any step: what is planned knows where they will stand
 //   what leaves is gone                aborted requests run no more, forgotten ones are unknown, prompts are given back
+//   what a window left is gone         rows see all of their windows; a segment takes the pages of one and a chunk
 //   a score is of its own token        each wanted prompt token is predicted once, by a row that sees all before it
 #pragma once
 
@@ -22,6 +23,7 @@ struct FuzzCounts {  // what a run met, so that a test can tell that its bytes a
     int64_t requests = 0, refused = 0, preemptions = 0, arrivals = 0, borrowed_tokens = 0;
     int64_t aborted = 0, forgotten = 0;
     int64_t told_late = 0, wasted_rows = 0;  // batches; rows of requests that had stopped by then
+    int64_t cut_spans = 0;                   // that no longer see the first tokens of their context
 
     void operator+=(const FuzzCounts& other);
 };

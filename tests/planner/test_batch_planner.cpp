@@ -66,9 +66,11 @@ TEST_CASE("every random job keeps every promise of the planner") {
     CHECK(counts.forgotten > 50'000 * part);
     CHECK(counts.told_late > 50'000 * part);
     CHECK(counts.wasted_rows > 3000 * part);
+    CHECK(counts.cut_spans > 30'000 * part);
     MESSAGE(counts.requests, " requests, ", counts.preemptions, " preemptions, ", counts.refused, " refused, ",
             counts.borrowed_tokens, " tokens borrowed, ", counts.aborted, " aborted, ", counts.forgotten,
-            " forgotten, ", counts.told_late, " batches told late, ", counts.wasted_rows, " rows wasted");
+            " forgotten, ", counts.told_late, " batches told late, ", counts.wasted_rows, " rows wasted, ",
+            counts.cut_spans, " spans cut by windows");
 }
 
 // make fuzz
@@ -172,4 +174,44 @@ TEST_CASE("a source outlives its own readers, forgotten or not, while it is borr
     }
     CHECK(planner.stats().finished == 3);
     CHECK(planner.stats().used_pages == 0);
+}
+
+TEST_CASE("a sliding window bounds what a segment holds, so the same pool runs more requests in fewer steps") {
+    constexpr int32_t kDocument = 400, kNumRequests = 8, kOutput = 200, kPageSize = 4, kChunk = 16;
+    Job job;
+    for (TokenId request = 0; request < kNumRequests; ++request) {
+        std::vector<TokenId> prompt(kDocument, 1);
+        prompt.push_back(10 + request);
+        job.add(prompt);
+    }
+    struct Run {
+        int64_t steps = 0, most_running = 0, document_pages = 0, pages_after_document = 0, peak_pages = 0;
+    };
+    const auto run = [&](int32_t window_left) {
+        BatchPlanner planner(
+            {.num_pages = 200, .page_size = kPageSize, .max_batch_tokens = kChunk, .window_left = window_left});
+        add(planner, job, std::vector<int32_t>(kNumRequests, kOutput));
+        Run run;
+        run.document_pages = (step(planner), planner.stats().used_pages);  // its first chunk
+        while (planner.stats().output_tokens == 0 && step(planner)) {
+        }
+        run.pages_after_document = planner.stats().used_pages;
+        do {
+            run.most_running = std::max(run.most_running, planner.stats().running);
+        } while (step(planner));
+        CHECK(planner.stats().finished == kNumRequests);
+        run.steps = planner.stats().steps;
+        run.peak_pages = planner.stats().peak_pages;
+        return run;
+    };
+    const Run all = run(-1), window = run(31);
+    CHECK(all.document_pages == kDocument / kPageSize + 1);
+    CHECK(window.document_pages <= (31 + kPageSize - 1 + kChunk + kPageSize - 1) / kPageSize + 1);
+    CHECK(window.pages_after_document < window.document_pages + kNumRequests);
+    CHECK(all.most_running < kNumRequests);
+    CHECK(window.most_running == kNumRequests);
+    CHECK(window.steps < all.steps);
+    // The document's last window, and of each request a window and a token, in pages where they may begin anywhere.
+    CHECK(window.peak_pages <= (kNumRequests + 1) * (31 + 1 + 2 * kPageSize) / kPageSize);
+    CHECK(all.peak_pages > 150);
 }

@@ -349,6 +349,7 @@ def test_output_tokens_of_no_request_is_an_index_error() -> None:
         ({"expected_output_tokens": [1, -4]}, r"expected_output_tokens\[1\]: expected at least 0, got -4"),
         ({"order": "lpm"}, 'order: expected "decode_first", "arrival" or "blend", got "lpm"'),
         ({"max_running_requests": 0}, "max_running_requests: expected at least 1, got 0"),
+        ({"window_left": -2}, "window_left: expected at least -1, got -2"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, object], message: str) -> None:
@@ -393,3 +394,19 @@ def test_nobody_writes_to_a_batch():
     batch = make_planner([[1, 2, 3]], [2], num_pages=4, page_size=2).next_batch()
     with pytest.raises(ValueError, match="read-only"):
         batch.slots[0] = 0
+
+
+@pytest.mark.parametrize("window_left", [0, 1, 5, 12])
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_a_request_of_any_length_fits_the_most_pages_of_a_segment_and_no_fewer(window_left: int, page_size: int):
+    options = {"page_size": page_size, "max_batch_tokens": 5, "window_left": window_left}
+    most = ext.BatchPlanner.most_segment_pages(**options)
+    assert most is not None
+    for num_pages in (most, most - 1):
+        planner = make_planner([list(range(150))], [60], num_pages, **options)
+        assert len(planner.refused) == (num_pages < most)
+        while (batch := planner.next_batch()) is not None:
+            planner.audit()
+            planner.commit(np.zeros(len(batch.logit_rows), np.int32))
+        assert planner.stats["peak_pages"] == (most if num_pages == most else 0)
+    assert ext.BatchPlanner.most_segment_pages(page_size=page_size) is None

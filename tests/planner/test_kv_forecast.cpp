@@ -56,6 +56,18 @@ TEST_CASE("the forecast is never below the true peak, and close to it") {
     CHECK(excess / 2000 < 0.1);
 }
 
+TEST_CASE("a request that outgrows its window counts as large as it becomes, and no larger") {
+    KvForecast forecast(16, 4);
+    forecast.add(2, 20, 100);  // 120 tokens without a window
+    CHECK(forecast.peak_pages() == 4);
+    forecast.add(6, 90, 10);  // a prefill's, for now
+    CHECK(forecast.peak_pages() == 10);
+    forecast.add(1, 10, 54);  // ends with its window full
+    CHECK(forecast.peak_pages() == 12);
+    forecast.remove(6, 90, 10);
+    CHECK(forecast.peak_pages() == 8);
+}
+
 TEST_CASE("a request that was removed is not counted") {
     KvForecast forecast(16);
     forecast.add(2, 20, 100);
