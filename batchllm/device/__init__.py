@@ -1,1 +1,1 @@
-"""What a device runs: the arrays of a step, its operations, products and KV pages."""
+"""The device side of a step: its arrays, operations, products and KV pages."""

@@ -11,7 +11,7 @@ import torch
 import batchllm_ext as ext
 from batchllm.device.int8 import can_multiply_int8
 
-# Whether the tests have run on a GPU: docs/results/gpu.md, which an installed package has not, is what came of it.
+# Whether the tests have run on a GPU: docs/results/gpu.md, which is not installed, has the result.
 TESTED_ON_GPU = False
 MIN_COMPUTE_CAPABILITY = (8, 0)  # what the kernels are compiled for
 GPU_DTYPES = ("auto", "bfloat16", torch.bfloat16)
@@ -30,7 +30,7 @@ class DeviceChoice:
 
 def choose_device(wanted: str, dtype: Any, quantize: str | None = None) -> DeviceChoice:
     """`wanted`: "auto", "cpu" or "cuda"; `dtype` and `quantize` as EngineOptions takes them. Raises ValueError for
-    "cuda" where there is no GPU that the kernels can run on, and for "int8" where nothing multiplies it."""
+    "cuda" without a GPU that the kernels can run on, and for "int8" if nothing multiplies it."""
     if wanted not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device: expected 'auto', 'cpu' or 'cuda', got {wanted!r}")
     if quantize is not None:
@@ -55,7 +55,7 @@ def choose_device(wanted: str, dtype: Any, quantize: str | None = None) -> Devic
 
 
 def choose_dtype(wanted: Any, quantize: str | None, device: torch.device) -> torch.dtype:
-    """Of weights and KV, as EngineOptions says. Raises ValueError for one that does not run there."""
+    """The dtype of weights and KV, as EngineOptions says. Raises ValueError for one that does not run there."""
     if device.type == "cuda":
         if wanted not in GPU_DTYPES:
             raise ValueError(f"dtype: expected 'auto' or 'bfloat16' on a GPU, got {wanted!r}")
@@ -70,14 +70,14 @@ def choose_dtype(wanted: Any, quantize: str | None, device: torch.device) -> tor
 
 
 def refusal_of_head_dim(head_dim: int) -> str | None:
-    """Why attention on a GPU does not take it, if it does not."""
+    """Why attention on a GPU does not support it, if so."""
     if head_dim in (known := ext.gpu_head_dims()):
         return None
     return f"head_dim is {head_dim}, and attention on a GPU is compiled for {', '.join(map(str, known))}"
 
 
 def _lacks() -> str | None:
-    """What is missing for a GPU to be used, if anything is."""
+    """What is missing for using a GPU, if anything."""
     if not torch.cuda.is_available():
         return f"a GPU, and torch {torch.__version__} finds none"
     if not ext.has_cuda():

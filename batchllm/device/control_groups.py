@@ -1,4 +1,4 @@
-"""The control groups (v2 or v1) that bound what this process may have."""
+"""The control groups (v2 or v1) that limit this process."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ MOUNT = Path("sys/fs/cgroup")
 
 
 def group_directories(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, bool]]:
-    """Of the groups that rule what `controller` does ("cpu", "memory"), the process's own and those above it, up to the
-    top; and whether each is of version 2. In a container names may be those of its host, and the top alone is there.
+    """The groups that govern `controller` ("cpu", "memory"): the process's own and those above it, up to the top, and
+    whether each is of version 2. In a container names may be the host's, and only the top exists.
 
     `root` is the root of the file system to read `proc` and `sys` from.
     """
@@ -32,7 +32,7 @@ def _mounts(controllers: str, controller: str) -> Iterator[Path]:
 
 
 def read(path: Path) -> str:
-    """Nothing where it cannot be read."""
+    """Empty if it cannot be read."""
     try:
         return path.read_text()
     except OSError:

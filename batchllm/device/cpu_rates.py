@@ -1,4 +1,4 @@
-"""How fast this CPU multiplies, reads weights and attends: measured once, for estimates."""
+"""How fast this CPU multiplies, reads weights and attends, measured once for estimates."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from batchllm.device.linear import Linear
 from batchllm.device.measurements import keep, kept, seconds
 
 FILE = "rates"
-# The fastest counts of so many turns in which no thread waited for a CPU that others had, or of those that time allows.
+# The fastest of this many turns in which no thread waited for a CPU that others had, or of as many as time allows.
 QUIET_TURNS, WAITED_SHARE, LIMIT_S = 20, 0.02, 2.0
-SIZE = 1024  # of a weight, outputs and inputs: a turn takes about a millisecond, which may pass without others
-ROWS = 128  # that a product is at its full rate with
+SIZE = 1024  # of a weight, outputs and inputs: a turn takes about a millisecond, which others may leave undisturbed
+ROWS = 128  # at which a product reaches its full rate
 COLD_WEIGHTS = 8  # each read once between two reads of CACHE_BYTES of other memory
 CACHE_BYTES = 256 << 20  # more than any cache
-# What attention reads: a segment, by this number of rows.
+# Attention reads a segment, with this number of rows.
 SEGMENT_TOKENS, READERS = 1024, 16
 PAGE_SIZE, NUM_QO_HEADS, NUM_KV_HEADS, HEAD_DIM = 16, 8, 2, 64
 
@@ -32,23 +32,23 @@ PAGE_SIZE, NUM_QO_HEADS, NUM_KV_HEADS, HEAD_DIM = 16, 8, 2, 64
 @dataclass(frozen=True)
 class CpuRates:
     product_flops_per_s: float
-    """Of matrix products of many rows."""
+    """Rate of matrix products with many rows."""
     weight_bytes_per_s: float
-    """Of a weight out of memory, by a product of one row."""
+    """Rate of reading a weight from memory in a product of one row."""
     attention_flops_per_s: float
-    """Of our kernel, over a segment that several rows read."""
+    """Rate of our kernel, over a segment that several rows read."""
 
 
 @dataclass(frozen=True)
 class MeasuredRates:
     rates: CpuRates
     was_quiet: bool
-    """Whether they are what the CPU does, and not what others left of it meanwhile."""
+    """Whether they are the CPU's own rates, undisturbed by other programs."""
 
 
 def cpu_rates(dtype: torch.dtype, quantize: str | None, num_threads: int) -> MeasuredRates:
-    """With weights of `dtype`, or of `quantize`, multiplied as a model's are, and KV of `dtype`: by a measurement of
-    some tenths of a second, or an earlier quiet one of this CPU, torch, instruction set and number of threads."""
+    """The rates with weights of `dtype` or `quantize`, multiplied like a model's, and KV of `dtype`: from a measurement
+    of some tenths of a second, or an earlier quiet one of this CPU, torch, instruction set and number of threads."""
     what = f"{quantize or dtype}, KV {dtype}, {ext.cpu_isa()}, {num_threads} threads"
     if rates := kept(FILE, what, [field.name for field in fields(CpuRates)]):
         return MeasuredRates(CpuRates(**rates), was_quiet=True)
@@ -56,7 +56,7 @@ def cpu_rates(dtype: torch.dtype, quantize: str | None, num_threads: int) -> Mea
     if measured.was_quiet:
         keep(FILE, what, asdict(measured.rates))
         return measured
-    # Threads that never have the CPU together may seem to be slower than one.
+    # Threads that never run at the same time may seem slower than one.
     alone = measure_rates(dtype, quantize, num_threads=1).rates
     best = {name: max(rate, getattr(alone, name)) for name, rate in asdict(measured.rates).items()}
     return MeasuredRates(CpuRates(**best), was_quiet=False)
@@ -79,12 +79,12 @@ def measure_rates(dtype: torch.dtype, quantize: str | None, num_threads: int) ->
 
 
 class Turns:
-    """Times, each of the fastest of several turns."""
+    """Times, each the fastest of several turns."""
 
-    were_quiet = True  # of each time at least one turn in which no thread waited for a CPU that others had
+    were_quiet = True  # each time had at least one turn in which no thread waited for a CPU that others had
 
     def best_s(self, run: Callable[[], object], before: Callable[[], None] = lambda: None) -> float:
-        """`before` comes before each turn and takes no time."""
+        """`before` runs before each turn and is not timed."""
         times: list[float] = []
         num_quiet, deadline = 0, time.perf_counter() + LIMIT_S
         while not times or (num_quiet < QUIET_TURNS and time.perf_counter() < deadline):
@@ -110,7 +110,7 @@ def _weight_bytes_per_s(turns: Turns, dtype: torch.dtype, quantize: str | None) 
     def evict() -> None:
         if next(reads) % COLD_WEIGHTS == 0:
             others.sum()
-            warm(x)  # the instructions are in a cache whenever a layer is read
+            warm(x)  # so that the instructions are cached, as whenever a layer is read
 
     return SIZE * SIZE * (1 if quantize else dtype.itemsize) / turns.best_s(lambda: next(weights)(x), before=evict)
 

@@ -1,4 +1,4 @@
-"""What part of the machine's CPUs this process may have, and what it got."""
+"""The share of the machine's CPUs that this process may use, and what it got."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ PROCESS = Path("/proc/self")
 
 
 def default_num_threads(num_cpus: int) -> int:
-    """Threads that a process takes unasked: `num_cpus`, those that it may run on, or fewer where a quota allows fewer
-    to run all the time."""
+    """The default number of threads: `num_cpus`, those that it may run on, or fewer if a quota sustains fewer."""
     return max(1, math.ceil(min(num_cpus, cpu_quota())))
 
 
 def cpu_quota(root: Path = Path("/")) -> float:
-    """CPUs that the control groups of the process let it have, the narrowest of them; infinite where none is set.
+    """The CPUs that the narrowest control group of the process allows; infinite if no limit is set.
 
     Version 2 has "quota period" in cpu.max, version 1 has two files, of microseconds. `root` is the root of the file
     system to read `proc` and `sys` from.
@@ -38,14 +37,14 @@ def cpu_quota(root: Path = Path("/")) -> float:
 
 @dataclass(frozen=True)
 class CpuTime:
-    """Of all threads that this process has now, in seconds."""
+    """Times of all current threads of this process, in seconds."""
 
     ran_s: float
-    waited_s: float  # ready to run, while others had the CPUs, or a quota was used up
+    waited_s: float  # ready to run while others had the CPUs or a quota was used up
 
     @classmethod
     def now(cls) -> CpuTime:
-        """0 where the kernel does not count."""
+        """0 if the kernel does not count it."""
         ran = waited = 0
         with suppress(OSError):
             for thread in os.listdir(PROCESS / "task"):

@@ -1,11 +1,11 @@
-"""Matrix products in 8 bits on a CPU, and what stands between them.
+"""Matrix products in 8 bits on a CPU, and the operations between them.
 
-A row of activations is its largest magnitude / 127 in float32 (its scale) and a byte per element. A weight has a scale
-per output, and its bytes are bounded in pairs, so that all sums of a product are exact, with VNNI as without: a row's
-bits do not depend on the rows beside it, and one set of weights serves every CPU.
+A row of activations is stored as a scale, its largest magnitude / 127 in float32, and a byte per element. A weight has
+one scale per output, and its bytes are bounded in pairs, so that all sums of a product are exact with or without VNNI:
+a row's bits do not depend on the rows beside it, and one set of weights serves every CPU.
 
 oneDNN's product without VNNI adds the products of two neighbouring columns in 16 bits, and saturates. 255 times the sum
-of two weights fits while that is at most 128, which costs little of their 8 bits; where a CPU pairs other columns
+of two weights fits if the sum is at most 128, which costs little of their 8 bits. If a CPU pairs other columns
 (`pairs_are_exact`), weights have half the range.
 """
 
@@ -25,14 +25,14 @@ from batchllm.device.rotation import hadamard, power_of_two_in
 
 INT8_MAX = 127
 ZERO_POINT = 128  # the byte of 0
-# Larger results would be new memory in every call: glibc gives back at once what is 32 MiB or more.
+# Larger results would be newly mapped in every call: glibc returns blocks of 32 MiB or more at once.
 MAX_PRODUCT_BYTES = 24 << 20
-MAX_SEGMENTS = 64  # of a Hadamard transform while the model runs; more gain nothing
+MAX_SEGMENTS = 64  # of a Hadamard transform at run time; more gain nothing
 
 
 @dataclass(frozen=True)
 class Int8Rows:
-    """T rows; an element stands for scales[row] * (values - 128)."""
+    """T rows; an element represents scales[row] * (values - 128)."""
 
     values: Tensor  # uint8 [T, size]
     scales: Tensor  # float32 [T]
@@ -50,7 +50,7 @@ class Int8Rows:
 
 @dataclass(frozen=True)
 class Products:
-    """What stands for scales[row] * values + bias."""
+    """Represents scales[row] * values + bias."""
 
     values: Tensor  # float32 [T, size]
     scales: Tensor  # float32 [T]
@@ -61,16 +61,16 @@ class Int8Linear:
     """y = x weight^T + bias, with a weight of 8 bits."""
 
     def __init__(self, weight: Tensor | Iterable[Tensor], bias: Tensor | None = None, *, num_segments: int = 1) -> None:
-        """weight: [out_features, in_features], whole or as blocks of its rows, which are made one after the other.
-        num_segments: it is multiplied with rows that went through a Hadamard transform over so many segments, and goes
-        through one itself; what is large in a few elements of a row costs all others their digits."""
+        """weight: [out_features, in_features], whole or as blocks of its rows, generated one after the other.
+        num_segments: it is multiplied with rows after a Hadamard transform over this many segments, and is transformed
+        itself, because a few large elements of a row would cost all others their precision."""
         blocks = [weight] if isinstance(weight, Tensor) else weight
         self.num_segments = num_segments
         quantized = [quantize_weight(mixed(block, num_segments)) for block in blocks]
         values = torch.cat([values for values, _ in quantized])
         self.out_features, self.in_features = values.shape
         self._scales = torch.cat([scales for _, scales in quantized])
-        # In the bias's place: with a zero point of its own, oneDNN would sum up the weight in every call.
+        # Passed as the bias: with its own zero point, oneDNN would sum the weight in every call.
         self._zero = -ZERO_POINT * values.sum(dim=1, dtype=torch.int64) * self._scales
         self._weight_zero_points = torch.zeros(self.out_features, dtype=torch.int64)
         self._packed = torch.ops.onednn.qlinear_prepack.default(values, None)
@@ -87,7 +87,7 @@ class Int8Linear:
         return "packed"
 
     def products(self, rows: Int8Rows) -> Products:
-        # Of any other type than float32 the result takes oneDNN's reference loop without AVX-512: seconds.
+        # Without AVX-512, any result type other than float32 uses oneDNN's reference loop, which takes seconds.
         values: Tensor = torch.ops.onednn.qlinear_pointwise.default(
             *(rows.values, 1.0, 0, self._packed, self._scales, self._weight_zero_points, self._zero),
             *(1.0, 0, torch.float32, "none", [], ""),
@@ -95,7 +95,7 @@ class Int8Linear:
         return Products(values, rows.scales, self.bias)
 
     def products_in_parts(self, rows: Int8Rows) -> Iterator[tuple[slice, Products]]:
-        """Some rows at a time, where there would be too much memory for all."""
+        """Some rows at a time, if all together would take too much memory."""
         rows_at_once = max(1, MAX_PRODUCT_BYTES // (4 * self.out_features))
         for begin in range(0, len(rows), rows_at_once):
             part = slice(begin, begin + rows_at_once)
@@ -112,13 +112,13 @@ class Int8Linear:
 
 
 def quantize(x: Tensor, *, out: Int8Rows, num_segments: int = 1) -> None:
-    """Of H(x), x [T, size] float32 or bfloat16; H is the Hadamard transform over so many segments of a row."""
+    """Quantises H(x), x [T, size] float32 or bfloat16; H is the Hadamard transform over this many segments of a row."""
     num_threads = torch.get_num_threads()
     ext.quantize_rows(x, out=out.values, scales=out.scales, num_segments=num_segments, num_threads=num_threads)
 
 
 def norm_quantize(x: Tensor, *, eps: float, out: Int8Rows, delta: Products | None = None) -> None:
-    """Of x / sqrt(mean(x^2) + eps), x float32 [T, size]. With delta, x += delta before."""
+    """Quantises x / sqrt(mean(x^2) + eps), x float32 [T, size]. With delta, x += delta before."""
     deltas: dict[str, Any] = {}
     if delta is not None:
         deltas = {"delta": delta.values, "delta_scales": delta.scales, "delta_bias": delta.bias}
@@ -126,7 +126,8 @@ def norm_quantize(x: Tensor, *, eps: float, out: Int8Rows, delta: Products | Non
 
 
 def silu_mul_quantize(gate_up: Products, *, out: Int8Rows, num_segments: int) -> None:
-    """Of H(silu(gate) * up), gate_up [T, 2 size]; H is the Hadamard transform over so many segments of a row."""
+    """Quantises H(silu(gate) * up), gate_up [T, 2 size]; H is the Hadamard transform over this many segments of a
+    row."""
     ext.silu_mul_quantize(
         gate_up.values,
         gate_up.scales,
@@ -145,7 +146,7 @@ def dequantize(products: Products, *, out: Tensor) -> None:
 
 
 def segments_of(size: int) -> int:
-    """Over how many segments a row of that size is transformed."""
+    """The number of segments in which a row of that size is transformed."""
     return min(power_of_two_in(size), MAX_SEGMENTS)
 
 
@@ -158,13 +159,13 @@ def mixed(weight: Tensor, num_segments: int) -> Tensor:
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 [out_features, in_features] and float32 [out_features], of a weight that is finite."""
+    """int8 [out_features, in_features] and float32 [out_features] for a finite weight."""
     weight = weight.float()
     largest = weight.abs().amax(dim=1)
     if pairs_are_exact():
         seconds = weight[:, 1::2]
         pairs = weight[:, 0::2][:, : seconds.shape[1]] + seconds
-        largest = largest.maximum(F.pad(pairs, (0, 1)).abs().amax(dim=1))  # of one column there are none
+        largest = largest.maximum(F.pad(pairs, (0, 1)).abs().amax(dim=1))  # a single column has none
         scales = largest / INT8_MAX
     else:
         scales = largest / (INT8_MAX // 2)
@@ -174,7 +175,7 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def pairs_are_exact() -> bool:
-    """Whether products are exact where two neighbouring weights add up to no more than 128."""
+    """Whether products are exact if two neighbouring weights add up to at most 128."""
     weight = torch.tensor([[127, 1], [1, 127], [-127, -1], [64, 64]], dtype=torch.int8).repeat(1, 64)
     packed = torch.ops.onednn.qlinear_prepack.default(weight, None)
     ones, zeros = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""The memory behind the planner's pages, and how much of it this machine can give."""
+"""The memory behind the planner's pages, and how much of it this machine has."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 
 from batchllm.device.control_groups import group_directories, read
 
-# Share of the available memory that a pool sized by us may take: activations, logits and the allocator need the rest.
+# Share of the available memory for a pool of default size: activations, logits and the allocator need the rest.
 POOL_SHARE = 0.75
 MAP_NORESERVE = 0x4000  # Linux's; Python has no name for it before 3.13
 
 
 class KvHeads(Protocol):
-    """What the keys and values of a layer are."""
+    """The shape of a layer's keys and values."""
 
     @property
     def num_kv_heads(self) -> int: ...
@@ -27,7 +27,7 @@ class KvHeads(Protocol):
     def head_dim(self) -> int: ...
 
 
-@dataclass(eq=False)  # a pool is itself only
+@dataclass(eq=False)  # a pool equals only itself
 class PagedKVCache:
     """KV pages of all layers. Pages are touched (and so become resident) only when tokens are written to them.
 
@@ -48,10 +48,10 @@ class PagedKVCache:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> PagedKVCache:
-        """Raises MemoryError, with the size asked for, where the machine refuses it."""
+        """Raises MemoryError, with the requested size, if the machine refuses it."""
         shapes = [(num_pages, page_size, layer.num_kv_heads, layer.head_dim) for layer in layers for _ in "kv"]
         sizes = [math.prod(shape) for shape in shapes]
-        try:  # at once, so that a pool which is too large is refused and not half of it granted
+        try:  # at once, so that a pool that is too large is refused, not half of it granted
             if torch.device(device).type == "cpu":
                 memory = _unreserved(sum(sizes), dtype)
             else:
@@ -66,20 +66,20 @@ class PagedKVCache:
 
 
 def _unreserved(num_elements: int, dtype: torch.dtype) -> torch.Tensor:
-    """Memory that counts for nothing until it is touched. Where it did, as torch's does, the pools of two engines could
-    lie side by side, be one area to Linux, and be larger than the machine, which it lets no process fork with."""
+    """Memory that is not counted until it is touched. If it were, like torch's, the adjacent pools of two engines could
+    be one area to Linux, larger than the machine, and Linux lets no process with such an area fork."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
     return torch.frombuffer(mmap.mmap(-1, num_elements * dtype.itemsize, flags=flags), dtype=dtype)
 
 
 def affordable_kv_tokens(kv_bytes_per_token: int, device: torch.device) -> int:
-    """The largest pool that the memory available now can hold beside everything else."""
+    """The largest pool that the memory available now can hold, leaving room for everything else."""
     return int(POOL_SHARE * _available_bytes(device)) // kv_bytes_per_token
 
 
 def check_kv_tokens(kv_cache_tokens: int, kv_bytes_per_token: int, device: torch.device) -> None:
-    """Raises MemoryError for a pool that is larger than the memory available now. Linux would grant it, and end the
-    process that comes to use it."""
+    """Raises MemoryError for a pool that is larger than the memory available now. Linux would grant it and later kill
+    the process that uses it."""
     available, num_bytes = _available_bytes(device), kv_cache_tokens * kv_bytes_per_token
     if num_bytes > available:
         raise MemoryError(
@@ -94,7 +94,7 @@ def _available_bytes(device: torch.device) -> int:
 
 
 def available_memory_bytes(root: Path = Path("/")) -> int:
-    """What this process may still allocate: MemAvailable, and less where a cgroup (v2 or v1) limits it.
+    """What this process may still allocate: MemAvailable, or less if a cgroup (v2 or v1) limits it.
 
     `root` is the root of the file system to read `proc` and `sys` from.
     """
@@ -104,7 +104,7 @@ def available_memory_bytes(root: Path = Path("/")) -> int:
 
 
 def _cgroup_headrooms(root: Path) -> list[int]:
-    """Limit less use (reclaimable file cache not counted) of every cgroup this process is in."""
+    """Limit minus use (without reclaimable file cache) of every cgroup of this process."""
     headrooms = []
     for directory, is_v2 in group_directories("memory", root):
         if is_v2:

@@ -1,4 +1,4 @@
-"""Matrix products with the model's weights: torch's, by oneDNN with weights packed once where that is faster."""
+"""Matrix products with the model's weights: torch's, by oneDNN with weights packed once if that is faster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from batchllm.device.packed import can_pack, packed, packed_linear
 from batchllm.device.product_times import gains_of_packing, mean_gain
 
 ANY_NUMBER = 1 << 62  # of rows
-OUTPUTS_AT_ONCE = 8192  # that are float32 together while a weight is quantized
+OUTPUTS_AT_ONCE = 8192  # in float32 at a time while a weight is quantised
 
 
 @dataclass
@@ -23,22 +23,22 @@ class Linear:
 
     weight: Tensor  # [out_features, in_features]; an opaque oneDNN tensor once packed
     bias: Tensor | None = None  # [out_features]
-    plain: Tensor | None = None  # beside a packed weight the weight as it is, for the rows of `plain_rows`
-    plain_rows: list[range] = field(default_factory=list)  # numbers of rows that are faster so
-    int8: Int8Linear | None = None  # in its place, once quantized
+    plain: Tensor | None = None  # the plain weight beside a packed one, for the rows in `plain_rows`
+    plain_rows: list[range] = field(default_factory=list)  # numbers of rows for which it is faster
+    int8: Int8Linear | None = None  # instead of it, once quantised
 
     @property
     def is_packed(self) -> bool:
         return bool(self.weight.is_mkldnn)
 
     def pack(self, *, keep_plain: bool = False) -> None:
-        """Brings the weight of a CPU into oneDNN's own layout, where `can_pack` allows it and it is the faster way.
+        """Converts a CPU weight to oneDNN's own layout, if `can_pack` allows it and it is faster.
 
-        In bfloat16 `F.linear` does that in every call, which costs the more of the product the fewer rows it has; in
-        float32 it calls MKL, which reads the weight as it is.
+        In bfloat16 `F.linear` does that in every call, which costs relatively more for fewer rows; in float32 it calls
+        MKL, which reads the plain weight.
 
-        keep_plain: whether the weight is in memory anyway. Then each number of rows takes its faster way; else all take
-        the one that is faster in the mean.
+        keep_plain: whether the weight is in memory anyway. Then each number of rows uses its faster way; otherwise all
+        use the one that is faster in the mean.
         """
         if self.is_packed or not self.weight.is_cpu or not can_pack(self.weight.dtype):
             return
@@ -54,7 +54,7 @@ class Linear:
         self.weight = packed(self.weight)
 
     def quantize(self) -> None:
-        """Gives up the weight of a CPU for one of 8 bits, to be multiplied with rows of 8 bits."""
+        """Replaces a CPU weight by one in 8 bits, to be multiplied with 8-bit rows."""
         size = self.weight.shape[1]
         self.int8 = Int8Linear(self.weight.split(OUTPUTS_AT_ONCE), self.bias, num_segments=segments_of(size))
         self.weight = self.weight.new_empty(0, size)
@@ -89,7 +89,7 @@ class Linear:
 
 
 def runs_below_one(gains: dict[int, float]) -> list[range]:
-    """The numbers of rows whose gain is below 1, by the largest measured number that is no larger (or the first)."""
+    """The numbers of rows whose gain is below 1, by the largest measured number not above them (or the first)."""
     measured = sorted(gains)
     begins, ends = [0, *measured[1:]], [*measured[1:], ANY_NUMBER]
     runs: list[range] = []

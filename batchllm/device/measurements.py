@@ -1,4 +1,4 @@
-"""What was measured of this CPU, and is kept in files of the user's."""
+"""Measurements of this CPU, kept in the user's cache files."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from pathlib import Path
 import torch
 
 MAX_KEPT = 1000  # measurements of a file
-# What limits the instructions of the libraries that multiply.
+# Settings that limit the instructions of the multiplying libraries.
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE")
 
 Measurement = dict[str, float]  # by name, above 0 and finite
 
 
 def kept(file: str, what: str, names: Iterable[str]) -> Measurement | None:
-    """What an earlier process kept of `what`, with this CPU, torch and limits."""
+    """An earlier process's measurement of `what`, with this CPU, torch and limits."""
     return _read_kept(cache_file(file), list(names)).get(_key(what))
 
 
 def keep(file: str, what: str, measurement: Measurement) -> None:
-    """For processes to come, where the file can be written: whole or not at all; the oldest leave."""
+    """Stores it for later processes, if the file can be written: whole or not at all. The oldest entries are
+    dropped."""
     path = cache_file(file)
     newest = _read_kept(path, list(measurement)) | {_key(what): measurement}
     with suppress(OSError):
@@ -49,7 +50,7 @@ def cache_file(name: str) -> Path:
 
 @cache
 def cpu_name() -> str:
-    """With family and model, which tell apart what vendors call alike."""
+    """Includes family and model, which distinguish CPUs that vendors name alike."""
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     except OSError:
@@ -66,7 +67,7 @@ def _key(what: str) -> str:
 
 
 def _read_kept(file: Path, names: list[str]) -> dict[str, Measurement]:
-    """Nothing where the file is not there, or not as we write it."""
+    """Empty if the file is missing or not in our format."""
     try:
         kept = json.loads(file.read_text())
         return {

@@ -1,4 +1,4 @@
-"""What a step does between its matrix products, and what sampling asks of logits: one class per device, chosen once."""
+"""The operations between a step's matrix products, and on its logits: one class per device, chosen once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import batchllm_ext as ext
 
 @dataclass(frozen=True)
 class DrawParams:
-    """How a token of each row is drawn: `ext.sample`'s columns, on the device of the logits."""
+    """How each row's token is drawn: the columns of `ext.sample`, on the device of the logits."""
 
     temperature: Tensor  # float32 [T]; 0 is greedy
     top_k: Tensor  # int32 [T]; 0 is off
@@ -22,15 +22,15 @@ class DrawParams:
     uniform: Tensor  # float64 [T], in [0, 1)
 
     def take(self, rows: slice) -> DrawParams:
-        """Of some of the rows."""
+        """The parameters of some of the rows."""
         columns = self.temperature, self.top_k, self.top_p, self.min_p, self.uniform
         return DrawParams(*(column[rows] for column in columns))
 
 
 class Ops(Protocol):
-    """All that a forward pass and a sampler ask of a device but matrix products.
+    """Everything except matrix products that a forward pass and a sampler need from a device.
 
-    T = rows, H = heads, D = head_dim. Tensors are on the device and of the model's dtype but where another is named.
+    T = rows, H = heads, D = head_dim. Tensors are on the device and have the model's dtype unless stated otherwise.
     Everything is computed in float32 and rounded once. A call may return before the device is done; the next one on the
     device sees its result.
     """
@@ -50,17 +50,17 @@ class Ops(Protocol):
         *,
         eps: float,
     ) -> None:
-        """Norms q and k of qkv [T, num_qo_heads + 2 num_kv_heads, D] by two weights [D] (or not at all), turns them by
-        cos and sin, float32 [T, D / 2] (or not at all), and writes k and v to slots, int64 [T], of the pages. q stays
-        in qkv; what stands there of k and v afterwards may be anything. A slot that is none of the pages' is an error
-        on a CPU; on a GPU nothing is written for its row."""
+        """Norms q and k of qkv [T, num_qo_heads + 2 num_kv_heads, D] by two weights [D] (or not at all), rotates them
+        by cos and sin, float32 [T, D / 2] (or not at all), and writes k and v to slots, int64 [T], of the pages. q
+        stays in qkv; k and v in it are undefined afterwards. A slot outside the pages is an error on a CPU; on a GPU
+        nothing is written for its row."""
 
     def append_kv(self, k: Tensor, v: Tensor, slots: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
-        """Writes k and v [T, num_kv_heads, D] to their slots as norm_rotate_append does; for a forward pass that norms
-        and rotates by itself."""
+        """Writes k and v [T, num_kv_heads, D] to their slots as norm_rotate_append does; for a forward pass that does
+        its own norms and rotations."""
 
     def silu_and_mul(self, gate_up: Tensor, *, out: Tensor) -> None:
-        """out [T, size] = silu(gate) * up, of gate_up [T, 2 size]."""
+        """out [T, size] = silu(gate) * up, from gate_up [T, 2 size]."""
 
     def attention(
         self,
@@ -91,10 +91,10 @@ class Ops(Protocol):
         """A token of each row of logits [T, vocab_size], int32 [T], and its log-probability under them before
         temperature and filters, float32 [T]: not finite where one of the row's logits is not.
 
-        ruled: logits that some rows' tokens are drawn from instead, float32 [C, vocab_size], and which of them each row
-        has, int32 [T], -1 for none.
-        allowed: bits of the tokens that may be drawn in some rows, int32 [C, ceil(vocab_size / 32)], and which of them
-        each row has, int32 [T], -1 for none.
+        ruled: logits to draw some rows' tokens from instead, float32 [C, vocab_size], and each row's index into them,
+        int32 [T], -1 for none.
+        allowed: bits of the tokens that may be drawn in some rows, int32 [C, ceil(vocab_size / 32)], and each row's
+        index into them, int32 [T], -1 for none.
         """
 
 

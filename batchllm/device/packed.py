@@ -14,14 +14,14 @@ def packed(weight: Tensor) -> Tensor:
 
 
 def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    # The overload by name, so that no call has to find it.
+    # The overload by name, so that calls need not resolve it.
     y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return y
 
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether torch has what its compiler uses to freeze a linear layer (private operators, so their absence is no
-    error), and the CPU multiplies this type."""
+    """Whether torch has the operators with which its compiler freezes a linear layer (they are private, so their
+    absence is no error), and the CPU multiplies this type."""
     operators: Any = torch.ops.mkldnn
     return (
         dtype in (torch.float32, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""What packing a weight gains on this CPU: measured once for a shape."""
+"""What packing a weight gains on this CPU, measured once per shape."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch.nn.functional as F
 from batchllm.device.measurements import keep, kept, seconds
 from batchllm.device.packed import packed, packed_linear
 
-# What a measurement multiplies: as many rows as the end of a job, a step of decodes and a step of prefill have, and of
-# a large weight a part, which tells as much as all of it.
+# What a measurement multiplies: as many rows as the end of a job, a step of decodes and a step of prefill have, and
+# only part of a large weight, which is just as telling.
 MEASURED_ROWS = (1, 16, 256)
 MEASURED_OUT_FEATURES = 2048
 MEASURED_TURNS = 3
 FILE = "products"
 
-Gains = dict[int, float]  # by MEASURED_ROWS, seconds as it is by seconds packed
+Gains = dict[int, float]  # by MEASURED_ROWS: seconds with the plain weight over seconds with the packed one
 
 
 @cache
 def gains_of_packing(out_features: int, in_features: int, dtype: torch.dtype, num_threads: int) -> Gains:
-    """By a measurement of some tens of milliseconds, or an earlier one of this CPU, torch, shape and number of
+    """From a measurement of some tens of milliseconds, or an earlier one of this CPU, torch, shape and number of
     threads."""
     what = f"{out_features}x{in_features} {dtype}, {num_threads} threads"
     gains = kept(FILE, what, map(str, MEASURED_ROWS))

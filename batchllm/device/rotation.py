@@ -1,4 +1,4 @@
-"""Orthogonal matrices in closed form, the same everywhere: they spread what is large in a few elements over all."""
+"""Orthogonal matrices in closed form, equal on every machine, that spread a few large elements over all."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def rotated(x: Tensor) -> Tensor:
     """x R over the last dimension of x, float32. R is a product of Hadamard matrices and, for the odd part of the
     dimension's size, of a discrete cosine transform."""
     size = x.shape[-1]
-    y = x.contiguous()  # products of tensors with other strides are torch's own loops
-    for factor in _factors(size):  # each takes its turn as the last of the indices, and becomes the first
+    y = x.contiguous()  # for other strides torch multiplies in its own loops
+    for factor in _factors(size):  # each in turn is the last index, then becomes the first
         y = (y.reshape(-1, size // len(factor), len(factor)) @ factor).transpose(1, 2)
     return y.reshape(x.shape)
 
 
 def rotated_rows(x: Tensor) -> Tensor:
-    """R^T x, for x [..., size, n]: the weight whose products are y R where those of x are y."""
+    """R^T x, for x [..., size, n]: the weight whose products are y R if those of x are y."""
     return rotated(x.transpose(-1, -2)).transpose(-1, -2)
 
 

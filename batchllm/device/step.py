@@ -1,4 +1,4 @@
-"""The arrays of one forward pass: for the CPU as they are, for a GPU in one buffer that is uploaded at once."""
+"""The arrays of one forward pass: for a CPU in place, for a GPU in one buffer that is uploaded at once."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from torch import Tensor
 
 import batchllm_ext as ext
 
-NO_SLOT = -1  # of a row that fills a graph: its K and V are not written
+NO_SLOT = -1  # of a row that pads a graph: its K and V are not written
 ALIGNMENT_INTS = 4  # every array of a buffer begins at a multiple of 16 bytes
 
 
 @dataclass
 class Step:
-    """What a forward pass over T rows reads, of which R have logits that somebody reads. Plans are what the device's
-    attention takes, one per kind of layer."""
+    """The inputs of a forward pass over T rows, R of which need logits. Plans are in the form of the device's
+    attention, one per kind of layer."""
 
     token_ids: Tensor  # int32 [T]
     positions: Tensor  # int32 [T]
     slots: Tensor  # int64 [T]
     plans: tuple[Any, ...]  # of all rows
-    logit_rows: Tensor | None = None  # int32 [R]; None where all rows have
+    logit_rows: Tensor | None = None  # int32 [R]; None if all rows need logits
     logit_plans: tuple[Any, ...] = ()  # of these rows
 
 
 def cpu_step(
     batch: ext.TokenBatch, plans: tuple[ext.AttentionPlan, ...], logit_plans: tuple[ext.AttentionPlan, ...]
 ) -> Step:
-    """`logit_plans` are those of `batch.logit_batch()`; none where all rows have logits that somebody reads."""
+    """`logit_plans` are those of `batch.logit_batch()`; none if all rows need logits."""
     return Step(
         token_ids=torch.tensor(batch.token_ids),
         positions=torch.tensor(batch.positions),
@@ -44,12 +44,11 @@ def cpu_step(
 
 
 class StepLayout:
-    """Where the arrays of a step stand in a buffer of int32. Rows that a step does not have write no K and V. In the
-    place of a token that is not told yet stands ~i: logit row i of the step before samples it (`with_tokens`)."""
+    """Offsets of a step's arrays in a buffer of int32. Padding rows write no K and V. An untold token is stored as ~i:
+    logit row i of the step before samples it (`with_tokens`)."""
 
     def __init__(self, plans: tuple[ext.PlanLayout, ...], logit_plans: tuple[ext.PlanLayout, ...] = ()) -> None:
-        """Room for the rows of `plans`, one per kind of layer, and for the logit rows of `logit_plans`, where there are
-        any."""
+        """Room for the rows of `plans`, one per kind of layer, and for the logit rows of `logit_plans`, if any."""
         self.plans, self.logit_plans = plans, logit_plans
         self.num_ints = 0
         num_rows = plans[0].sizes["num_rows"]
@@ -66,7 +65,7 @@ class StepLayout:
 
     @property
     def num_workspace_floats(self) -> int:
-        """Of the memory that all plans take in turns."""
+        """The size of the workspace that all plans use in turn."""
         return max(layout.num_workspace_floats for layout in (*self.plans, *self.logit_plans))
 
     def has_room_for(
@@ -98,7 +97,7 @@ class StepLayout:
                 layout.pack(plan, buffer[part])
 
     def step(self, buffer: Tensor, new_plan: Callable[[ext.PlanLayout, Tensor], Any]) -> Step:
-        """Views of int32 [num_ints] of the device; `new_plan` makes of a part what the device's attention takes."""
+        """Views of int32 [num_ints] on the device; `new_plan` makes a plan for the device's attention from a part."""
 
         def new_plans(layouts: tuple[ext.PlanLayout, ...], parts: list[slice]) -> tuple[Any, ...]:
             return tuple(new_plan(layout, buffer[part]) for layout, part in zip(layouts, parts, strict=True))
@@ -118,7 +117,7 @@ def _fill(part: np.ndarray, values: np.ndarray) -> None:
 
 
 def with_tokens(step: Step, sampled: Tensor) -> Step:
-    """The same with token ids in place of ~i, the places of untold ones in `sampled`: int32 of the device, what the
-    step before has sampled."""
+    """The same step with token ids from `sampled` in place of ~i. sampled: int32 on the device, the tokens of the step
+    before."""
     ids = step.token_ids
     return replace(step, token_ids=torch.where(ids < 0, sampled[(~ids).clamp_(min=0)], ids))

@@ -1,4 +1,4 @@
-"""Copies between host and device that nobody waits for before what is copied is needed."""
+"""Asynchronous copies between host and device."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor
 
 
 class Event(Protocol):
-    """Of torch.cuda.Event what copies and clocks need. It comes to pass once all that was queued before `record` is
-    done; one that was never recorded has."""
+    """The part of torch.cuda.Event that copies and clocks need. It completes once all work queued before `record` is
+    done; an event that was never recorded counts as complete."""
 
     def record(self) -> None: ...
     def synchronize(self) -> None: ...
     def query(self) -> bool:
-        """Whether it has come to pass."""
+        """Whether it has completed."""
 
     def elapsed_time(self, end_event: Any) -> float:
-        """Milliseconds until another one; both were made to be timed and have come to pass."""
+        """Milliseconds until another event; both were made for timing and have completed."""
 
 
 TORCH_TYPES = {np.dtype(name): getattr(torch, name) for name in ("int32", "int64", "float32", "float64")}
 
 
 def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Each of the arrays, which are of TORCH_TYPES, on the device, all by one copy that the host does not wait for.
-    Those of larger elements come first, since each is looked at in its place of the copy."""
+    """The arrays, which have TORCH_TYPES, on the device, by one copy that the host does not wait for. Those with larger
+    elements come first, for alignment, since each is a view into the copy."""
     sizes = [array.nbytes for array in arrays]
     host = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
     written, begin = host.numpy(), 0
@@ -45,7 +45,7 @@ def upload(host: Tensor, device: torch.device) -> Tensor:
 
 
 def to_host(*tensors: Tensor) -> list[Tensor]:
-    """Tensors of the device, which hold their values once an event that is recorded from now on has come to pass."""
+    """Tensors that hold their values once an event recorded from now on has completed."""
     return [tensor.to("cpu", non_blocking=True) for tensor in tensors]
 
 
@@ -53,14 +53,14 @@ class UploadRing:
     """Two pinned buffers that take turns: the host writes one while the copy out of the other may still run."""
 
     def __init__(self, new_buffer: Callable[[int], Tensor], new_event: Callable[[], Event]) -> None:
-        """`new_buffer` makes a pinned int32 tensor of so many elements."""
+        """`new_buffer` makes a pinned int32 tensor of a given number of elements."""
         self._new_buffer = new_buffer
         self._buffers = [new_buffer(0), new_buffer(0)]
         self._copied = [new_event(), new_event()]
         self._next = 0
 
     def upload(self, write: Callable[[np.ndarray], None], to: Tensor) -> None:
-        """Lets `write` fill a buffer of the size of `to`, int32 of the device, and starts the copy."""
+        """Lets `write` fill a buffer of the size of `to`, int32 on the device, and starts the copy."""
         turn, self._next = self._next, 1 - self._next
         self._copied[turn].synchronize()
         num_ints = to.numel()
@@ -73,7 +73,7 @@ class UploadRing:
 
 
 class DownloadRing:
-    """Two pinned buffers that take turns: what the copy before brought is read while another may run."""
+    """Two pinned buffers that take turns: the result of one copy is read while the next may run."""
 
     def __init__(
         self,
@@ -88,8 +88,8 @@ class DownloadRing:
         self._next = 0
 
     def download(self, *parts: Tensor) -> Callable[[], list[np.ndarray]]:
-        """Starts copies of int32 tensors [n] of the device. What is returned waits for them and gives them; it is
-        called before the next but one download."""
+        """Starts copies of int32 tensors [n] on the device. Returns a function that waits for them and returns them;
+        call it before the next but one download."""
         turn, self._next = self._next, 1 - self._next
         sizes = [part.numel() for part in parts]
         num_ints = sum(sizes)

@@ -1,7 +1,7 @@
-"""The engine: add requests, step until nothing is left, abort what nobody wants any more.
+"""The engine: add requests, step until nothing is left, abort what is no longer wanted.
 
-A step plans a batch, runs it, draws tokens and commits them. Requests may be added between steps; those that are added
-together are planned together, and share what they have in common with each other and with what is in the pool.
+A step plans a batch, runs it, draws tokens and commits them. Requests may be added between steps. Those added together
+are planned together, and share what they have in common with each other and with what is in the pool.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ NO_IDS = np.empty(0, np.int32)
 class Engine:
     """One model, one KV pool, any number of requests.
 
-    An exception out of `step` (logits that are not finite, Ctrl-C) ends all requests; the engine is empty then and
-    takes new ones.
+    An exception from `step` (logits that are not finite, Ctrl-C) ends all requests. The engine is then empty and takes
+    new ones.
     """
 
     def __init__(
@@ -57,14 +57,14 @@ class Engine:
         kv_cache_tokens: int,
         max_batch_tokens: int,
     ) -> None:
-        """Raises MemoryError where the machine has no room for a pool of kv_cache_tokens. Pages of a CPU take memory
-        when they are first written."""
+        """Raises MemoryError if the machine has no room for a pool of kv_cache_tokens. On a CPU pages take memory when
+        they are first written."""
         self.model, self.runner, self.rules = model, runner, rules
         self.levels, self.page_size, self.max_batch_tokens = levels, page_size, max_batch_tokens
         num_pages = kv_cache_tokens // page_size
         layers = [model.attention_kinds[kind] for kind in model.kind_of_layer]
         self.kv_cache = PagedKVCache.allocate(layers, num_pages, page_size, model.dtype, model.device)
-        self.recorder: RunRecorder | None = None  # is told of requests that are added, and of steps
+        self.recorder: RunRecorder | None = None  # is told about added requests and about steps
         self._next_id = 0
         self._reset()
 
@@ -75,8 +75,8 @@ class Engine:
         self._num_output_tokens = self.requests.column(np.int32)
         self._logprob = self.requests.column(np.float64)  # of the tokens so far, summed
         self._asks_for_logprobs = self.requests.column(bool)
-        self._remaining_tokens = 0  # that live requests may still generate, at most
-        self._num_ended_early = 0  # requests that generated less than they might have
+        self._remaining_tokens = 0  # the most that live requests may still generate
+        self._num_ended_early = 0  # requests that generated less than their limit
         self._planned_prompt_tokens = 0  # to be computed, a shared prefix once
         self._planner: ext.BatchPlanner | None = None
         self._in_flight: StepInFlight | None = None
@@ -90,10 +90,10 @@ class Engine:
         return len(self.requests)
 
     def add(self, requests: Sequence[EngineRequest]) -> list[range]:
-        """The ids of each request's completions. Ids ascend and are never given twice.
+        """Returns the ids of each request's completions. Ids ascend and are never reused.
 
-        Raises ValueError, naming the place in `requests`, for one that the pool can never hold or that a rule refuses;
-        then none is added.
+        Raises ValueError, naming the index in `requests`, for a request that the pool can never hold or that a rule
+        refuses; then none is added.
         """
         if self.num_live == 0:
             self._reset()
@@ -107,7 +107,7 @@ class Engine:
         assert self._planner is not None
         if not requests:
             return []
-        # Kept once for the planner and for the table; a request's own array may go.
+        # Stored once for the planner and the table; a request's own array can be freed.
         prompts = np.concatenate([request.prompt_token_ids for request in requests])
         with self._clock("plan"):
             first = self._add_to_planner(self._planner, requests, prompts)
@@ -173,7 +173,7 @@ class Engine:
             self._rules.add(live, rules)
 
     def abort(self, request_ids: Sequence[int]) -> None:
-        """Ends requests without more output; ids of those that have gone are passed over."""
+        """Ends requests without more output; ids of requests that are gone are ignored."""
         live = [request_id for request_id in dict.fromkeys(request_ids) if request_id in self.requests]
         if live:
             self._abort(np.array(live, np.int32))
@@ -185,8 +185,8 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> StepOutput | None:
-        """One forward pass, and the tokens of one; None where nothing is left to do. On a device that runs behind the
-        host they are those of the pass before, and there are none yet after the first.
+        """Runs one forward pass and returns the tokens of one; None if nothing is left to do. On a device that runs
+        behind the host they are those of the pass before, and the first call returns none.
 
         Raises ValueError for the first step whose logits are not finite, after which every answer would be worthless.
         """
@@ -197,8 +197,8 @@ class Engine:
             raise
 
     def _step(self) -> StepOutput | None:
-        """A device that runs behind the host is handed the next step before the tokens of the last one are looked at.
-        Where a rule must see them first, and on a CPU, one step follows the other."""
+        """A device that runs behind the host gets the next step before the tokens of the last one are read. If a rule
+        must see them first, and on a CPU, one step follows the other."""
         planner = self._planner
         if planner is None:
             return None
@@ -218,7 +218,7 @@ class Engine:
         return StepOutput(NO_IDS, NO_IDS, []) if output is None else output
 
     def _launch(self, planner: ext.BatchPlanner) -> StepInFlight | None:
-        """Plans a step and hands it to the device; None where nothing is left to plan."""
+        """Plans a step and hands it to the device; None if nothing is left to plan."""
         clock = self._clock
         with clock("schedule"):
             batch = planner.next_batch()
@@ -252,12 +252,12 @@ class Engine:
         return any(mask is not None and mask.any() for mask in concerned)
 
     def _complete(self, step: StepInFlight) -> StepOutput:
-        """Looks at the tokens of a step, and ends the requests that end with them."""
+        """Reads the tokens of a step, and ends the requests that end with them."""
         planner, clock = self._planner, self._clock
         assert planner is not None
         with clock("sample" if self.runner.new_event is None else "wait"):
             sampled, logprobs = step.drawn()
-        if not np.isfinite(logprobs).all():  # as they are where one logit of a row is not
+        if not np.isfinite(logprobs).all():  # one logit of a row that is not makes them so
             raise ValueError(
                 f"the logits are not finite since step {step.number} of the job: weights of the model are not, or "
                 "overflow"
@@ -287,8 +287,8 @@ class Engine:
     def _sample(
         self, hidden: torch.Tensor, outputs: ext.TokenBatch, rows: Rows
     ) -> tuple[torch.Tensor, torch.Tensor, list[Callable[[], None]]]:
-        """Tokens int32 [R] and their log-probabilities float32 [R], on the device, and what tells requests of the
-        others they ask for; a slice of the rows at a time, because logits are the largest activation."""
+        """Tokens int32 [R] and their log-probabilities float32 [R], on the device, and functions that give requests the
+        others they ask for. One slice of the rows at a time, because logits are the largest activation."""
         if len(outputs.scored_rows):
             hidden = hidden[to_device([np.array(outputs.logit_rows)], hidden.device)[0]]
         params = self._sampler.params_of(rows, hidden.device)
@@ -309,7 +309,7 @@ class Engine:
         return tokens, logprobs, told
 
     def _score(self, hidden: torch.Tensor, outputs: ext.TokenBatch) -> list[Callable[[], None]]:
-        """What tells requests of their prompt tokens that this step's rows predict."""
+        """Functions that give requests the scores of the prompt tokens that this step's rows predict."""
         if not len(outputs.scored_rows):
             return []
         scored, indptr = np.array(outputs.scored_rows), outputs.scores_indptr
@@ -326,7 +326,7 @@ class Engine:
         return told
 
     def _end(self, rows: Rows, sampled: np.ndarray) -> np.ndarray:
-        """bool [R]: the requests that a rule ends with their token of this step; the first rule that does says why."""
+        """bool [R]: the requests that a rule ends with their token of this step. The first such rule says why."""
         stopped = np.zeros(len(rows), bool)
         for rule in self._rules.in_use:
             for row, end in rule.after_draw(rows, sampled):
@@ -348,7 +348,7 @@ class Engine:
         )
 
     def _forget(self, request_ids: np.ndarray) -> None:
-        """int32 ids of requests that ended; the table need not know all of them."""
+        """int32 ids of ended requests; the table need not know all of them."""
         assert self._planner is not None
         known = [self.requests[request_id] for request_id in request_ids.tolist() if request_id in self.requests]
         slots = [request.slot for request in known]
@@ -363,7 +363,7 @@ class Engine:
         self._planner.forget(request_ids)
 
     def audit(self) -> None:
-        """Recomputes what the planner counts, and compares whom it and the table know. Raises RuntimeError."""
+        """Recomputes the planner's counts, and compares its requests with the table's. Raises RuntimeError."""
         if self._planner is None:
             return
         self._planner.audit()
@@ -395,7 +395,7 @@ class Engine:
 
     @property
     def elapsed_s(self) -> float:
-        """Since it last stood still."""
+        """Figures since the engine was last idle."""
         return self._clock.elapsed_s
 
     @property
@@ -427,7 +427,7 @@ class Engine:
 
 
 def _at_once(hidden: torch.Tensor, rows: Rows, params: DrawParams) -> Iterator[tuple[torch.Tensor, Rows, DrawParams]]:
-    """Up to ROWS_AT_ONCE of the rows, and what belongs to them."""
+    """Up to ROWS_AT_ONCE of the rows, and their data."""
     if 0 < len(rows) <= ROWS_AT_ONCE:
         yield hidden[: len(rows)], rows, params
         return

@@ -1,4 +1,4 @@
-"""What goes into the engine, and what comes out of it."""
+"""The engine's inputs and outputs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class EngineRequest(NamedTuple):
 
     @property
     def score_begin(self) -> int:
-        """The position of the first prompt token whose log-probability is wanted; the prompt's length for none."""
+        """The position of the first prompt token whose log-probability is wanted; the prompt's length if none is."""
         length, start = len(self.prompt_token_ids), self.params.prompt_logprobs_start
         return length if self.params.prompt_logprobs is None else min(start, length)
 
@@ -36,8 +36,8 @@ class Finished(NamedTuple):
     end: End | None  # None: by length
     cumulative_logprob: float
     num_cached_tokens: int
-    logprobs: list[dict[int, Logprob]] | None  # where its parameters ask, as the next
-    prompt_logprobs: list[dict[int, Logprob] | None] | None  # of the prompt's last tokens, from score_begin on
+    logprobs: list[dict[int, Logprob]] | None  # if its parameters ask for them, like the next
+    prompt_logprobs: list[dict[int, Logprob] | None] | None  # of the prompt's tokens from score_begin on
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a run counted and how long its phases took."""
+"""The counts of a run and the times of its phases."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from batchllm.device.transfer import Event
 
 @dataclass
 class RunFigures:
-    """Of an engine since it last stood still: all that was added until it does again. Tokens are counted once per
-    completion."""
+    """An engine's figures since it was last idle, until it is idle again. Tokens are counted once per completion."""
 
     num_requests: int = 0
     prompt_tokens: int = 0
-    computed_prompt_tokens: int = 0  # what preemptions made to be computed again included
+    computed_prompt_tokens: int = 0  # including those computed again after preemptions
     recomputed_tokens: int = 0  # prompt and generated
     output_tokens: int = 0
     steps: int = 0
     preemptions: int = 0
-    peak_kv_tokens: int = 0  # in the pages that were in use at a time
+    peak_kv_tokens: int = 0  # in the pages in use at the same time
     captures: int = 0  # of CUDA graphs
     num_threads: int = 0  # of the CPU
     cpu_s: float = 0.0  # CPU time of all threads of the process
-    cpu_wait_s: float = 0.0  # what they waited for a CPU that others had
-    # By phase: of the host plan, schedule, wait (for the tokens of a device that runs behind it); of the device, which
-    # runs meanwhile where it is a GPU, forward and sample.
+    cpu_wait_s: float = 0.0  # time that they waited for a CPU that others had
+    # By phase. Host: plan, schedule, wait (for the tokens of a device that runs behind it). Device: forward and sample,
+    # which overlap with the host's on a GPU.
     products: dict[str, str] = field(default_factory=dict)  # by shape and type of a matrix, how it is multiplied
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -39,7 +38,7 @@ class RunFigures:
 
 
 class _OnHost(AbstractContextManager[None]):
-    """Adds what the context takes to the seconds of its phase."""
+    """Adds the time of the context to the seconds of its phase."""
 
     def __init__(self, seconds: dict[str, float], phase: str) -> None:
         self._seconds, self._phase = seconds, phase
@@ -68,11 +67,11 @@ class _OnDevice(AbstractContextManager[None]):
 
 class PhaseClock:
     """Seconds by phase, of the host (`with clock("schedule"): ...`) and of the device (`with clock.on_device("sample"):
-    ...`). A device that runs behind the host is timed by its own events, which are read once they have come to pass:
+    ...`). A device that runs behind the host is timed by its own events, which are read once they have completed, so
     nobody waits for them."""
 
     def __init__(self, new_event: Callable[[], Event] | None = None) -> None:
-        """`new_event` makes an event to be timed; None: the device is the host."""
+        """`new_event` makes an event for timing; None: the device is the host."""
         self._seconds: dict[str, float] = defaultdict(float)
         self._new_event = new_event
         self._queued: deque[tuple[str, Event, Event]] = deque()  # begin and end of phases
@@ -92,7 +91,7 @@ class PhaseClock:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """So far; of the device what it has done."""
+        """The seconds so far; for the device, those of completed work."""
         self._collect()
         return dict(self._seconds)
 

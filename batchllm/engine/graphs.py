@@ -1,7 +1,7 @@
-"""CUDA graphs of the steps of one KV pool: which are worth capturing, and how much room each has.
+"""CUDA graphs for the steps of one KV pool: which are worth capturing, and how much room each has.
 
-To capture a step runs it twice and takes as long as many steps, so a graph is for a bucket of row counts that comes
-again and again, and has so much room that no plan of the bucket outgrows it.
+Capturing a step runs it twice and takes as long as many steps. So a graph is made only for a bucket of row counts that
+keeps coming, with so much room that no plan of the bucket outgrows it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import batchllm_ext as ext
 from batchllm.device.step import Step, StepLayout
 
 CAPTURED_AFTER = 8  # steps of a bucket that run without a graph
-# A step of prompt tokens is bound by arithmetic, which every row costs that only fills the graph.
+# A step of prompt tokens is bound by arithmetic, which padding rows cost, too.
 LEAST_FILLED = 0.9
-ROOM = 2  # for what depends on how keys are shared and split, against the most of the steps so far
+ROOM = 2  # for sizes that depend on how keys are shared and split, over the largest so far
 
 Plans = tuple[ext.AttentionPlan, ...]
-Bucket = tuple[int, int]  # rows, and logit rows where not all rows have logits, else 0
+Bucket = tuple[int, int]  # rows, and logit rows if not all rows have logits, otherwise 0
 
 
 @dataclass
@@ -28,18 +28,18 @@ class Graph:
     """A captured forward pass, over as many rows as its layout has."""
 
     layout: StepLayout
-    buffer: Tensor  # int32 [layout.num_ints], which it reads
-    step: Step  # kept, because the graph has the addresses of what is in it
+    buffer: Tensor  # int32 [layout.num_ints], read by the graph
+    step: Step  # kept, because the graph has the addresses of its arrays
     replay: Callable[[], None]
     hidden: Tensor  # [num_rows or num_logit_rows, hidden_size], of the last replay
 
 
 @dataclass
 class Steps:
-    """What is known of the steps of a bucket."""
+    """What is known about the steps of a bucket."""
 
     num_met: int = 0
-    sizes: list[dict[str, int]] = field(default_factory=list)  # of each plan, the most there were
+    sizes: list[dict[str, int]] = field(default_factory=list)  # of each plan, the largest so far
     graph: Graph | None = None
 
     def meet(self, plans: Plans) -> None:
@@ -52,7 +52,7 @@ class Steps:
 
 
 class Graphs:
-    """By bucket. A graph has the addresses of the pool's pages, so it goes with the pool."""
+    """Graphs by bucket. A graph has the addresses of the pool's pages, so it lives as long as the pool."""
 
     def __init__(self, num_pages: int) -> None:
         self._num_pages = num_pages
@@ -62,8 +62,7 @@ class Graphs:
         return sum(steps.graph is not None for steps in self._steps.values())
 
     def find(self, plans: Plans, logit_plans: Plans, capture: Callable[[StepLayout], Graph]) -> Graph | None:
-        """The graph that a step with these plans is to be replayed from, which may be captured now; None: it runs
-        without one."""
+        """The graph to replay a step with these plans from, which may be captured now; None to run without one."""
         bucket = bucket_of(plans[0].num_rows, logit_plans[0].num_rows if logit_plans else 0)
         if bucket is None:
             return None
@@ -87,7 +86,7 @@ class Graphs:
 
 
 def bucket_of(num_rows: int, num_logit_rows: int) -> Bucket | None:
-    """num_logit_rows: 0 where all rows have logits. None where the steps are not to be replayed."""
+    """num_logit_rows: 0 if all rows have logits. None if the steps are not to be replayed."""
     rows = row_bucket(num_rows)
     if num_logit_rows == 0:
         return rows, 0
@@ -105,13 +104,13 @@ def room_for(most: dict[str, int], num_rows: int, num_pages: int) -> dict[str, i
 
 def row_bucket(size: int) -> int:
     """The least of 8, 16, 32, 64, 96, 128, 192, 256, 384, ... that is no less than `size`. Few rows wait for the
-    weights, however many they are."""
+    weights, so padding costs nothing there."""
     power = max(1 << (size - 1).bit_length(), 8)
     return power * 3 // 4 if power > 64 and size <= power * 3 // 4 else power
 
 
 def logit_row_bucket(size: int) -> int:
-    """The least of 8, 32, 128, 512, ... that is no less than `size`: these rows are in one half of one layer."""
+    """The least of 8, 32, 128, 512, ... that is no less than `size`: these rows are used only in half of one layer."""
     bucket = 8
     while bucket < size:
         bucket *= 4

@@ -1,4 +1,4 @@
-"""What an engine's steps tell of a job, in memory that does not grow with their number."""
+"""Records figures of an engine's steps, in memory that does not grow with their number."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class GroupFigures(msgspec.Struct, frozen=True):
 
 
 class Timeline:
-    """Runs of steps, MAX_POINTS at most, all of one length but the last. Where there would be more, each two become
-    one."""
+    """At most MAX_POINTS runs of steps, all of one length except the last. When there would be more, pairs are
+    joined."""
 
     def __init__(self) -> None:
         self.steps_per_point = 1
@@ -74,7 +74,7 @@ class Timeline:
 
 
 class RunRecorder:
-    """Of the requests that are added while it is an engine's `recorder`."""
+    """Records the requests that are added while it is an engine's `recorder`."""
 
     def __init__(self) -> None:
         self.timeline = Timeline()
@@ -108,7 +108,7 @@ class RunRecorder:
         self._seconds = np.insert(self._seconds, num_segments, np.zeros(segments.num_segments))
 
     def stepped(self, batch: ext.TokenBatch, progress: JobProgress) -> None:
-        """A batch was computed and committed, in the time since the last one was."""
+        """A batch was computed and committed in the time since the last one."""
         self.progress = progress
         if self._first_id is None:
             return
@@ -116,7 +116,7 @@ class RunRecorder:
         seconds, self._time = now - self._time, now
         num_decodes = batch.num_decode_tokens
         self.timeline.add(seconds, num_decodes, batch.num_prefill_tokens, progress.kv_tokens)
-        # One request is prefilled after the other: the rows up to one with logits are that request's.
+        # Requests are prefilled one after the other: the rows up to one with logits belong to one request.
         per_row_s = seconds / batch.num_tokens
         bounds = np.concatenate([[-1], batch.logit_rows])
         spent_s = np.diff(bounds) * per_row_s
@@ -130,13 +130,13 @@ class RunRecorder:
 
     @property
     def levels(self) -> list[LevelFigures]:
-        """Of depth 1 to MAX_LEVELS, the last with all that is deeper."""
+        """For depths 1 to MAX_LEVELS; the last includes everything deeper."""
         depth = np.minimum(segment_depths(self._parent), MAX_LEVELS)
         return level_figures(depth, self._token_end - self._token_begin, self._num_readers)
 
     @property
     def groups(self) -> list[GroupFigures]:
-        """The slowest first, MAX_GROUPS at most, of the first depth that has more than one segment."""
+        """At most MAX_GROUPS groups, slowest first, at the first depth with more than one segment."""
         depth = segment_depths(self._parent)
         counts = np.bincount(depth, minlength=2)
         level = next((d for d in range(1, len(counts)) if counts[d] > 1), 1)

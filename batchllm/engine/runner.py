@@ -1,4 +1,4 @@
-"""How a device runs a step: the CPU as it comes; a GPU behind the host, by one upload and CUDA graphs."""
+"""How a device runs a step: a CPU at once; a GPU behind the host, by one upload and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from batchllm.device.transfer import DownloadRing, Event, UploadRing
 from batchllm.engine.graphs import Graph, Graphs
 from batchllm.models.forward_pass import ForwardPass
 
-FIRST_SAMPLED = 4096  # logit rows; more than most pools have requests that run at once
+FIRST_SAMPLED = 4096  # logit rows; more than most pools have running requests
 
 # Waits until tokens int32 [R] and log-probabilities float32 [R] are on the host, and gives them.
 Drawn = Callable[[], tuple[np.ndarray, np.ndarray]]
@@ -29,10 +29,10 @@ class Runner(Protocol):
     """Runs the steps of one model on its device, in their order."""
 
     ops: Ops  # of the device
-    plan_options: dict[str, Any]  # of ext.plan_attention: what it is to plan for
+    plan_options: dict[str, Any]  # of ext.plan_attention: the device to plan for
     new_event: Callable[[], Event] | None
-    """An event of the device to be timed; None where the device is the host: then calls return when they are done, and
-    a step is never planned before the tokens of the one before are known."""
+    """An event of the device for timing; None if the device is the host. Then calls return when they are done, and a
+    step is never planned before the tokens of the one before are known."""
     num_captures: int  # CUDA graphs so far
 
     def forward(
@@ -45,13 +45,13 @@ class Runner(Protocol):
         """The model's forward pass over a batch: hidden states [R, hidden_size] of batch.output_rows, on the device.
 
         plans: of the batch, one for each of the model's attention_kinds. logit_plans: as many of
-        `batch.logit_batch()`; none where all rows have logits that somebody reads. It may return before the device is
-        done, and a later step may overwrite what it returns. The batch's untold tokens are those of the last `draw`.
+        `batch.logit_batch()`; none if the logits of all rows are needed. It may return before the device is done, and a
+        later step may overwrite what it returns. The batch's untold tokens are those of the last `draw`.
         """
 
     def draw(self, token_ids: Tensor, logprobs: Tensor) -> Drawn:
-        """What a step has drawn, int32 [R] and float32 [R] of the device, by logit row. It stays there for the next
-        `forward`; what is returned gives it to the host, and is called before the next but one `draw`."""
+        """The results of a step's draw, int32 [R] and float32 [R] on the device, by logit row, which stay there for the
+        next `forward`. Returns a function that gives them to the host; call it before the next but one `draw`."""
 
 
 class CpuRunner(Runner):
@@ -83,8 +83,8 @@ class Gpu:
         self.device = torch.device("cuda", torch.cuda.current_device())
         properties = torch.cuda.get_device_properties(self.device)
         self.num_multiprocessors = properties.multi_processor_count
-        self.plan_device = ext.nearest_gpu(properties.name, properties.major)  # what plans take it for
-        self._pool = torch.cuda.graph_pool_handle()  # graphs never run at the same time, so they share their memory
+        self.plan_device = ext.nearest_gpu(properties.name, properties.major)  # the model that plans assume
+        self._pool = torch.cuda.graph_pool_handle()  # graphs never run at the same time, so they share memory
 
     def pinned_ints(self, size: int) -> Tensor:
         return torch.empty(size, dtype=torch.int32, pin_memory=True)
@@ -93,15 +93,15 @@ class Gpu:
         return torch.cuda.Event(enable_timing=timed)
 
     def download(self, values: Tensor, pinned: Tensor) -> None:
-        """Queues a copy to the host, which is there once an event that is recorded after it has come to pass."""
+        """Queues a copy to the host, complete once an event recorded after it has completed."""
         pinned.copy_(values, non_blocking=True)
 
     def plan(self, workspace: Tensor, layout: ext.PlanLayout, buffer: Tensor) -> ext.DevicePlan:
         return ext.DevicePlan(layout, buffer, workspace)
 
     def capture(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """What replays `run`, and where its result stands after each replay."""
-        run()  # what libraries set up once must not fall into the capture
+        """A function that replays `run`, and the place of its result after each replay."""
+        run()  # one-time setup of libraries must not be captured
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             result = run()
@@ -109,7 +109,7 @@ class Gpu:
 
 
 class GpuRunner(Runner):
-    """Steps of buckets that come again and again are replayed from CUDA graphs; others run eagerly."""
+    """Steps of frequent buckets are replayed from CUDA graphs; others run eagerly."""
 
     def __init__(self, model: ForwardPass, gpu: Gpu, ops: GpuOps) -> None:
         self.model, self.ops = model, ops
@@ -147,7 +147,7 @@ class GpuRunner(Runner):
         num_rows = token_ids.numel()
         if num_rows > self._sampled.numel():
             self._sampled = torch.zeros(2 * num_rows, dtype=torch.int32, device=self.gpu.device)
-            self.graphs.clear()  # they have the address of the one before
+            self.graphs.clear()  # they have the address of the old buffer
         self._sampled[:num_rows].copy_(token_ids)
         read = self._downloads.download(token_ids, logprobs.view(torch.int32))
 
@@ -164,7 +164,7 @@ class GpuRunner(Runner):
         return Graph(layout, buffer, step, replay, hidden)
 
     def _upload(self, layout: StepLayout, write: Callable[..., None]) -> tuple[Tensor, Step]:
-        """A new buffer, and the step that reads it."""
+        """A new buffer and the step that reads it."""
         buffer = torch.empty(layout.num_ints, dtype=torch.int32, device=self.gpu.device)
         workspace = torch.empty(layout.num_workspace_floats, device=self.gpu.device)
         self._uploads.upload(partial(write, layout), buffer)

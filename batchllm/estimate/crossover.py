@@ -1,4 +1,5 @@
-"""Where sharing stops paying: the KV memory with which a cache does as well, the prefix too short to be read once."""
+"""Where sharing stops paying: the KV memory with which a cache does as well, and the prefix too short to be read
+once."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Callable
 
 from batchllm.models.description import ModelDescription
 
-CLOSE = 1.01  # a policy that computes at most so many times our prompt tokens does as well
+CLOSE = 1.01  # a policy does as well if it computes at most this many times our prompt tokens
 PRECISION = 1.05  # of the memory that is searched for
 STATE_ELEMENT_BYTES = 4  # out and lse of a partial attention state are float32
 
@@ -14,11 +15,12 @@ STATE_ELEMENT_BYTES = 4  # out and lse of a partial attention state are float32
 def smallest_close_kv_tokens(
     computed_prompt_tokens: Callable[[int], int], ours: int, smallest: int, largest: int, page_size: int
 ) -> int:
-    """The KV memory, in tokens, from which a policy computes within 1 % of `ours` prompt tokens, as it does at largest.
+    """The KV memory, in tokens, from which on a policy computes within 1 % of `ours` prompt tokens, as it does at
+    largest.
 
-    computed_prompt_tokens: of the policy at a number of KV tokens, which is searched by bisection to within 5 %, as if
-    more memory never computed more (a cache may break that by little).
-    smallest: KV tokens in which the job runs at all. Both are whole pages.
+    computed_prompt_tokens: of the policy, as a function of KV tokens. It is searched by bisection to within 5 %, as if
+    more memory never meant more computed tokens (a cache may violate that slightly).
+    smallest: KV tokens in which the job can run at all. Both are whole pages.
     """
     if computed_prompt_tokens(smallest) <= CLOSE * ours:
         return smallest
@@ -36,9 +38,9 @@ def smallest_close_kv_tokens(
 def shortest_shared_read(model: ModelDescription, num_readers: int) -> int | None:
     """The shortest prefix, in tokens, that a decode step reads in fewer bytes once than once per reader.
 
-    Counted are bytes of memory: num_readers - 1 reads of the prefix's K and V saved, against one more partial state a
-    reader (out and lse, float32, of every query head in every layer), written by the kernel and read by the merge.
-    FLOPs are the same either way, and the launches of kernels are left out. None for a single reader.
+    Counts bytes of memory: num_readers - 1 reads of the prefix's K and V are saved, at the price of one more partial
+    state per reader (out and lse, float32, of every query head in every layer), written by the kernel and read by the
+    merge. FLOPs are the same either way, and kernel launches are left out. None for a single reader.
     """
     if num_readers < 2:
         return None

@@ -1,4 +1,4 @@
-"""The device that an estimate is for: one of a data sheet, or the CPU at hand as it was measured."""
+"""The device that an estimate is for: from a data sheet, or this machine's CPU as measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CPU_STEP_OVERHEAD_S = 5e-3
 
 def device_by_name(name: str, dtype: Any, quantize: str | None) -> Device:
     """`name`: THIS_CPU or one of DEVICES; `dtype` and `quantize` as EngineOptions takes them. Raises ValueError for
-    what the device does not multiply."""
+    types that the device does not multiply."""
     if name == THIS_CPU:
         return _this_cpu(dtype, quantize)
     if quantize is not None:
@@ -24,7 +24,7 @@ def device_by_name(name: str, dtype: Any, quantize: str | None) -> Device:
 
 
 def _this_cpu(dtype: Any, quantize: str | None) -> Device:
-    """In a function, because torch takes seconds to be imported."""
+    """A function, because importing torch takes seconds."""
     import torch
 
     from batchllm.device.choice import CPU, choose_device, choose_dtype

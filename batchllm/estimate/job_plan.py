@@ -1,6 +1,6 @@
-"""What a job would gain, before a device is rented: the figures of `batchllm plan`. Nothing is run.
+"""What a job would take and gain: the figures of `batchllm plan`. No model is run.
 
-Token counts are exact for the output lengths assumed; seconds come from the roofline, a model.
+Token counts are exact for the assumed output lengths; seconds come from the roofline, a model.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class PolicyFigures(msgspec.Struct, frozen=True):
 
 
 class CacheCrossover(msgspec.Struct, frozen=True):
-    """From which KV memory a cache computes within 1 % of our prompt tokens."""
+    """The KV memory from which on a cache computes within 1 % of our prompt tokens."""
 
     policy: Policy
     kv_tokens: int | None  # None: at no size
@@ -53,7 +53,7 @@ class CacheCrossover(msgspec.Struct, frozen=True):
 
 
 class ReadCrossover(msgspec.Struct, frozen=True):
-    """From which prefix on a decode step reads fewer bytes by reading it once; roofline."""
+    """The prefix length from which on a decode step reads fewer bytes by reading it once; roofline."""
 
     median_readers: int
     prefix_tokens: int | None  # None: nothing is shared
@@ -86,7 +86,7 @@ class JobPlan(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a plan takes for given."""
+    """What a plan assumes."""
 
     model_name: str
     model: ModelDescription
@@ -104,7 +104,7 @@ class Assumptions:
 def plan_job(
     job: TokenizedJob, trie: ext.PrefixTrie, failed_lines: int, given: Assumptions, log: Callable[[str], None]
 ) -> tuple[JobPlan, dict[Policy, Simulation]]:
-    """The figures, and the simulations they come from. `log` is told what is being simulated.
+    """The figures, and the simulations they come from. `log` is told about each simulation.
 
     trie: of the job's prompts, with drop_last=1.
     """
@@ -191,7 +191,7 @@ def cache_crossover(
 
 
 def read_crossover(segments: ext.Segments, model: ModelDescription) -> ReadCrossover:
-    """For the readers that the deepest segment of a request has, at the median over requests that share."""
+    """For the number of readers of a request's deepest segment, at the median over requests that share."""
     deepest = segments.request_segment[segments.request_segment >= 0]
     median_readers = int(np.median(segments.num_readers[deepest])) if len(deepest) else 1
     return ReadCrossover(median_readers, shortest_shared_read(model, median_readers))

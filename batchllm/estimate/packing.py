@@ -1,13 +1,13 @@
-"""Cutting a job into parcels for replicas that take one after the other: contiguous ranges of its depth-first order.
+"""Cuts a job into parcels, which replicas take one after the other: contiguous ranges of its depth-first order.
 
     share   the cost of the job over the number of replicas
-    wave    one parcel for each replica; each wave takes half of what the waves before it leave of a share
+    wave    one parcel per replica; each wave takes half of what the waves before it leave of a share
 
            ├───────── 1/2 ─────────┤├─── 1/4 ───┤├ 1/8 ┤├16┤├16┤      a share, if every cost is as predicted
 
-A replica that is done early takes the next parcel, largest first, so the small parcels of the last waves even out what
-was predicted wrongly, and a replica that dies has little to be done again. What a parcel shares with the one before it
-is computed anew (see partition.py), so a parcel ends where that is least within the last part of the room it has.
+A replica that finishes early takes the next parcel, largest first, so the small parcels of the last waves even out
+wrong predictions, and a replica that dies leaves little to do again. What a parcel shares with the one before it is
+computed again (see partition.py), so a parcel ends where that is least within the last part of its room.
 """
 
 from __future__ import annotations

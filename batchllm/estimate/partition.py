@@ -1,8 +1,8 @@
-"""Cutting a job into shards: contiguous ranges of its depth-first order, the most expensive one as cheap as can be.
+"""Cuts a job into shards: contiguous ranges of its depth-first order, the most expensive one as cheap as possible.
 
     rank    0   1   2   3   4   5            a cut before rank 3 falls inside `doc A`: the second shard computes
     system ─┬─ doc A ─ q1  q2  q3  q4        system and doc A again, 500 tokens; one before rank 4 falls between
-            └─ doc B ─ q5  q6                the documents and repeats system alone
+            └─ doc B ─ q5  q6                the documents and repeats only system
 
 Depth-first, an item shares with all items before it no more than it shares with its neighbour, so what a cut repeats is
 the prefix that the two items at the cut have in common: the path of ancestors there, at any depth of the tree.
@@ -23,10 +23,10 @@ class ShardFigures(msgspec.Struct, frozen=True):
     lines: int
     requests: int
     prompt_tokens: int
-    computed_prompt_tokens: int  # where every prefix that its requests share is computed once
-    replicated_tokens: int  # of them, the path above its first line, which the shard before it computes, too
+    computed_prompt_tokens: int  # if every prefix that its requests share is computed once
+    replicated_tokens: int  # of these, the path above its first line, which the shard before it also computes
     output_tokens: int
-    predicted_s: float  # the cost that shards are balanced by; not the time of a run, where steps do several things
+    predicted_s: float  # the cost by which shards are balanced; not the time of a run, whose steps overlap work
 
 
 def partition(cost: FloatArray, path_cost: FloatArray, num_shards: int) -> IntArray:

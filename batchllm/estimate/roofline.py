@@ -1,7 +1,8 @@
 """How long the steps of a simulation would take: a model, not a measurement.
 
 A step is its linear layers, then its attention, then a fixed overhead. Either part takes the longer of its arithmetic
-and its memory traffic, at the rates that a device sustains; linear layers of one that does not overlap them, the sum.
+and its memory traffic, at the rates that a device sustains; on a device that does not overlap them, linear layers take
+the sum.
 
     model = describe_model(Path("config.json"))
     step_seconds(simulation, model, DEVICES["h100"]).sum()
@@ -21,7 +22,7 @@ from batchllm.models.description import DTYPE_BYTES, ModelDescription
 
 @dataclass(frozen=True)
 class Device:
-    """Peaks, and the shares of them that a step sustains."""
+    """Peak rates, and the shares of them that a step sustains."""
 
     name: str
     flops_per_s: float
@@ -38,11 +39,11 @@ class Device:
     step_overhead_s: float
     """Scheduling, launches and sampling of one step."""
     dtype: str = "bfloat16"
-    """Of weights and KV, whatever that of the checkpoint; in DTYPE_BYTES."""
+    """The dtype of weights and KV, whatever the checkpoint's; in DTYPE_BYTES."""
     linear_element_bytes: int | None = None
-    """Of the weights of matrix products; None: those of the dtype."""
+    """Bytes per element of the weights of matrix products; None: as the dtype has."""
     reads_while_multiplying: bool = True
-    """Whether weights come out of memory while others are multiplied. Otherwise the two times add up."""
+    """Whether weights are read from memory while others are multiplied. Otherwise the two times add up."""
 
 
 def _gpu(model: str, matmul_efficiency: float) -> Device:
@@ -71,7 +72,8 @@ DEVICES = {
 
 
 def weight_bytes(model: ModelDescription, device: Device) -> int:
-    """What the weights take on the device. In 8 bits, the output layer is not the embedding, whatever they share."""
+    """The size of the weights on the device. In 8 bits, the output layer and the embedding are separate even if
+    tied."""
     if device.linear_element_bytes is None:
         return model.weight_bytes
     multiplied = model.num_linear_parameters + model.num_logit_parameters
@@ -80,8 +82,8 @@ def weight_bytes(model: ModelDescription, device: Device) -> int:
 
 
 def step_seconds(simulation: Simulation, model: ModelDescription, device: Device) -> NDArray[np.float64]:
-    """float64 [num_steps]; a model, not a measurement. Every row is taken to attend to all of its context, whatever the
-    windows of its layers."""
+    """float64 [num_steps]; a model, not a measurement. Assumes that every row attends to its whole context, whatever
+    the windows of its layers."""
     num_tokens = simulation.num_decode_tokens.astype(np.float64) + simulation.num_prefill_tokens
     linear_flops = 2 * (model.num_linear_parameters * num_tokens + model.num_logit_parameters * simulation.num_sampled)
     linear_weights = model.num_linear_parameters + model.num_logit_parameters * (simulation.num_sampled > 0)

@@ -1,4 +1,4 @@
-"""What a job would cost under the scheduling policies of several engines, and under ours: replayed, without a model.
+"""What a job would cost under the scheduling policies of several engines and ours, replayed without a model.
 
     job = SimulatedJob(tokens, indptr, output_tokens, max_output_tokens)
     simulate(job, Policy.LRU, kv_tokens=500_000).saved_share
@@ -26,7 +26,7 @@ Order = Literal["decode_first", "arrival", "blend"]
 
 @dataclass(frozen=True, eq=False)
 class SimulatedJob:
-    """Prompts, and how long each output will be. Generated text is taken to differ between requests."""
+    """Prompts, and the length of each output. Generated text is assumed to differ between requests."""
 
     tokens: Int32Array
     """int32 [num_tokens], all prompts one after the other."""
@@ -35,7 +35,7 @@ class SimulatedJob:
     output_tokens: Int32Array
     """int32 [num_requests], at least 1 each."""
     max_output_tokens: Int32Array
-    """int32 [num_requests], at least output_tokens: what is known before."""
+    """int32 [num_requests], at least output_tokens: the limits known beforehand."""
 
 
 class Policy(str, Enum):
@@ -57,13 +57,13 @@ class Policy(str, Enum):
 
 _DESCRIPTIONS = {
     Policy.NONE: "BatchLLM's planner without any sharing",
-    Policy.LRU: "first come, first served, full blocks in an LRU cache, capped batch (as vLLM)",
+    Policy.LRU: "first come, first served, full blocks in an LRU cache, capped batch (like vLLM)",
     Policy.LRU_SORTED: "the same, with the prompts sorted",
-    Policy.RADIX_LPM: "radix cache, longest cached prefix first (as SGLang)",
-    Policy.RADIX_DFS: "radix cache, depth-first by weight (as SGLang)",
+    Policy.RADIX_LPM: "radix cache, longest cached prefix first (like SGLang)",
+    Policy.RADIX_DFS: "radix cache, depth-first by weight (like SGLang)",
     Policy.BATCHLLM: "BatchLLM: shared segments at any depth, decode-heavy groups first",
-    Policy.BATCHLLM_SINGLE: "BatchLLM with one shared segment a request",
-    Policy.BATCHLLM_BLEND: "BatchLLM with groups taken from both ends by decode/prefill ratio (as BlendServe)",
+    Policy.BATCHLLM_SINGLE: "BatchLLM with one shared segment per request",
+    Policy.BATCHLLM_BLEND: "BatchLLM with groups taken from both ends by decode/prefill ratio (like BlendServe)",
 }
 
 
@@ -76,13 +76,14 @@ class Simulation:
     num_decode_tokens: Int32Array
     """int32 [num_steps]."""
     num_prefill_tokens: Int32Array
-    """int32 [num_steps]; generated tokens that are computed again are among them."""
+    """int32 [num_steps]; includes generated tokens that are computed again."""
     num_sampled: Int32Array
     """int32 [num_steps]; rows whose logits are sampled: output tokens that the step yields."""
     num_running: Int32Array
     """int32 [num_steps]; requests that hold KV."""
     used_kv_tokens: Int64Array
-    """int64 [num_steps]; held by running requests and pinned segments, in whole pages. What is only cached is free."""
+    """int64 [num_steps]; held by running requests and pinned segments, in whole pages. Pages that are only cached count
+    as free."""
     attention_pairs: Int64Array
     """int64 [num_steps]; (query row, key it sees). FLOPs = 4 * head_dim * num_qo_heads * num_layers * pairs."""
     kv_tokens_read: Int64Array
@@ -98,11 +99,11 @@ class Simulation:
     """Computed again because the policy would not share them with a pool of any size (blocks, order within a step,
     segments not chosen, the last token of a prompt)."""
     evicted_tokens: int
-    """Computed again because a pool without bound would still have had them."""
+    """Computed again, although an unbounded pool would still have had them."""
     preempted_tokens: int
     """Prompt tokens that a request had and lost when it was preempted."""
     recomputed_output_tokens: int
-    """Generated tokens, likewise."""
+    """Generated tokens that a request had and lost when it was preempted."""
     output_tokens: int
     preemptions: int
     peak_kv_tokens: int
@@ -133,14 +134,14 @@ def simulate(
     """Runs the job to its end under a policy.
 
     kv_tokens: size of the KV pool, in tokens. page_size: radix policies share to the token whatever it is.
-    max_num_seqs: the most requests that run at once. None is what the policy does by itself: 256 for LRU (vLLM's
+    max_num_seqs: the most requests that run at once. None is the policy's own limit: 256 for LRU (vLLM's
     default), 2,048 for RADIX (the least that SGLang derives), no bound for ours.
-    lengths, reader_cost, order: ours only. What the planner knows of output lengths: the truth, what it learns while
-    the job runs, or max_output_tokens. The cost of a shared segment for each reader, in tokens. The order of groups;
-    None is the policy's own.
+    lengths, reader_cost, order: only for ours. What the planner knows about output lengths: the truth, what it learns
+    while the job runs, or max_output_tokens. The cost of a shared segment for each reader, in tokens. The order of
+    groups; None is the policy's own.
 
     Raises ValueError for arrays that do not fit together, and for the first request that the pool can never hold at
-    its max_output_tokens, before anything runs and alike for every policy.
+    its max_output_tokens, before anything runs and identically for every policy.
     """
     arrays = (job.tokens, job.indptr, job.output_tokens, job.max_output_tokens)
     pool = {"kv_tokens": kv_tokens, "page_size": page_size, "max_batch_tokens": max_batch_tokens}

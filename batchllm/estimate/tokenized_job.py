@@ -1,4 +1,4 @@
-"""A job as an estimate needs it: token ids, and whose line each request is."""
+"""A job as an estimate needs it: token ids, and the line of each request."""
 
 from __future__ import annotations
 

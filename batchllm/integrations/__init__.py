@@ -1,1 +1,1 @@
-"""Other tools that run our engine, and other engines that run our plan: a file for each, imported by whom wants it."""
+"""Other tools that run our engine, and other engines that run our plan: one file each, imported only by its users."""

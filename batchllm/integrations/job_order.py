@@ -1,4 +1,4 @@
-"""In which order another engine should get the prompts of a job: that in which our planner would start them.
+"""The order in which another engine should get the prompts of a job: that in which our planner would start them.
 
 job_order = plan_order(prompts, max_tokens)
 outputs = job_order.restore(engine.generate(job_order.arrange(prompts)))
@@ -28,13 +28,13 @@ class JobOrder:
     decode to prefill go first."""
 
     order: Int32Array
-    """int32 [num_prompts], prompts, first to start first."""
+    """int32 [num_prompts], prompts in starting order."""
     group: Int32Array
-    """int32 [num_prompts], whose deepest shared prefix a prompt reads; -1 where it reads none."""
+    """int32 [num_prompts], the group of a prompt's deepest shared prefix; -1 if it has none."""
     group_tokens: Int32Array
-    """int32 [num_groups], tokens of that prefix behind the next shorter one that is shared."""
+    """int32 [num_groups], tokens of that prefix beyond the next shorter shared one."""
     own_tokens: Int32Array
-    """int32 [num_prompts], tokens of a prompt behind it."""
+    """int32 [num_prompts], tokens of a prompt beyond its prefix."""
 
     def arrange(self, items: Sequence[Item]) -> list[Item]:
         """items: one per prompt, as submitted."""
@@ -47,8 +47,8 @@ class JobOrder:
     def primed(self, step_tokens: int) -> JobOrder:
         """The same for an engine that finds a prefix only once the step that computes it is over.
 
-        The first reader of each group goes ahead of the group's others by `step_tokens` computed tokens, those of a
-        step, and by no more, since what is computed ahead takes memory.
+        The first reader of each group goes ahead of the others by `step_tokens` computed tokens, those of a step, and
+        by no more, since prefixes computed ahead take memory.
         """
         heads = self._first_readers().tolist()
         is_head = np.isin(np.arange(len(self.order)), heads)
@@ -74,10 +74,10 @@ class JobOrder:
 
 def plan_order(prompts: Sequence[Sequence[int]], output_tokens: Sequence[int]) -> JobOrder:
     """prompts: token ids of each; an empty one starts last.
-    output_tokens: how many each is expected to generate, or may at most; at least 1.
+    output_tokens: how many each is expected to generate, or may generate at most; at least 1.
 
-    Raises ValueError that names the prompt whose token ids are no integers of 32 bits or whose output is no such
-    number, and where the numbers of the two differ.
+    Raises ValueError that names a prompt whose token ids are not 32-bit integers or whose output_tokens are invalid,
+    and if the lengths of the two differ.
     """
     if len(prompts) != len(output_tokens):
         raise ValueError(f"output_tokens: expected one for each of {len(prompts)} prompts, got {len(output_tokens)}")

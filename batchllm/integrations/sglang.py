@@ -5,11 +5,11 @@
     engine = sglang.Engine(model_path=model)
     outputs = generate(engine, prompts, {"max_new_tokens": 64})
 
-SGLang finds a prefix once the step that computes it is over, so the first reader of each goes ahead of the others.
-Which group a prompt belongs to stands in its request id, for schedulers and logs of one's own. The engine's
-schedule_policy should be "fcfs", its default: the others put the job in an order of theirs.
+SGLang finds a prefix only once the step that computes it is over, so the first reader of each goes ahead of the others.
+A prompt's request id tells its group, for your own schedulers and logs. The engine's schedule_policy should be "fcfs",
+its default: the others reorder the job.
 
-SGLang does not start without a GPU. What is called here was compared with its package, and run with a stand-in.
+SGLang does not start without a GPU. The calls here were compared with its package and run against a stand-in.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 VERSIONS = ">=0.5.23,<0.5.24"
 DEFAULT_MAX_NEW_TOKENS = 128  # SGLang's
-# A step is planned while the one before runs, whose prefixes are found from the step after that on.
+# A step is planned while the one before runs, so that one's prefixes are found only from the next step on.
 STEPS_AHEAD = 2
 
 Params = dict[str, Any]
@@ -35,16 +35,16 @@ Params = dict[str, Any]
 def generate(
     engine: Engine, prompts: Sequence[str | list[int]], params: Params | Sequence[Params] | None = None
 ) -> list[dict[str, Any]]:
-    """`engine.generate` in a better order; the outputs are in the order of the prompts.
+    """`engine.generate` in a better order. The outputs are in the order of the prompts.
 
-    prompts: of each text, or token ids.
+    prompts: each is text or token ids.
     params: SGLang's sampling parameters, one dict for all or one for each prompt.
 
-    A prompt that is empty, or that the model's context does not hold with its max_new_tokens, ends alone: its output is
-    without tokens, and its finish_reason has the type "abort" and a message. In engine.generate it would end the job.
+    A prompt that is empty, or too long for the model's context with its max_new_tokens, fails alone: its output has no
+    tokens, and its finish_reason has the type "abort" and a message. In engine.generate it would end the job.
 
-    Raises ImportError for a version of SGLang that is not known, and ValueError, before anything runs, that names the
-    prompt or the parameters at fault; also for "n", in whose place a prompt may stand n times.
+    Raises ImportError for an unsupported version of SGLang, and ValueError, before anything runs, that names the faulty
+    prompt or parameters; also for "n": repeat the prompt n times instead.
     """
     require("sglang", VERSIONS)
     manager = engine.tokenizer_manager
@@ -81,12 +81,12 @@ def _params_list(params: Any, num_prompts: int) -> list[Params]:
         if not isinstance(item, dict):
             raise ValueError(f"params[{index}]: expected a dict, got {type(item).__name__}")
         if item.get("n", 1) != 1:
-            raise ValueError(f"params[{index}]: n: expected 1, got {item['n']!r}: let the prompt stand n times")
+            raise ValueError(f"params[{index}]: n: expected 1, got {item['n']!r}: repeat the prompt n times")
     return items
 
 
 def _step_tokens(server_args: Any) -> int:
-    """Of one prefill, at most."""
+    """The most tokens of one prefill."""
     chunk = server_args.chunked_prefill_size  # -1: whole prompts
     bound: int = server_args.max_prefill_tokens
     return min(chunk, bound) if chunk and chunk > 0 else bound

@@ -1,8 +1,8 @@
-"""Our kernels as operators of torch, for models of one's own: importing this registers `torch.ops.batchllm.*`.
+"""Our kernels as torch operators, for your own models: importing this registers `torch.ops.batchllm.*`.
 
-They have fake implementations, so they stand in graphs of torch.compile(fullgraph=True) and torch.export, and run where
-their tensors are: on a CPU in float32 or bfloat16, on a GPU (torch's current stream) also in float16. They have no
-gradients. Shapes and errors are those of batchllm_ext, of whose functions they have the names.
+They have fake implementations, so torch.compile(fullgraph=True) and torch.export can trace them. They run where their
+tensors are: on a CPU in float32 or bfloat16, on a GPU (torch's current stream) also in float16. They have no gradients.
+Names, shapes and errors are those of batchllm_ext's functions.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ _plans: WeakValueDictionary[int, Plan] = WeakValueDictionary()
 
 
 class Plan(PlannedAttention):
-    """The attention of one batch, for every layer of one kind. An operator takes its `handle` in its place, whose value
-    no graph is compiled for: the next batch's plan runs through the same graph. A handle is good as long as its plan
-    lives."""
+    """The attention of one batch, for every layer of one kind. Operators take its `handle`, whose value is not compiled
+    into a graph, so the next batch's plan runs through the same graph. A handle is valid as long as its plan lives."""
 
     def __init__(self, *batch: Any, device: torch.device | str = "cpu", **shape: Any) -> None:
         """batch: a TokenBatch, or its eight arrays. device: that of the tensors. shape: num_qo_heads, num_kv_heads,
-        head_dim, page_size, and window_left where there is one. ValueError for arrays that contradict each other."""
+        head_dim, page_size, and optionally window_left. Raises ValueError for arrays that contradict each other."""
         super().__init__(batch, torch.device(device), **shape)
         number = next(_numbers)
         self.handle = torch.tensor(number)  # int64 [], on the CPU
@@ -46,10 +45,10 @@ def attention(
     soft_cap: float = 0.0,
     sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse), by the plan of that handle."""
+    """(out, lse), by the plan with that handle."""
     planned = _plans.get(int(plan))
     if planned is None:
-        raise ValueError(f"plan: expected the handle of a Plan that lives, got {int(plan)}")
+        raise ValueError(f"plan: expected the handle of a live Plan, got {int(plan)}")
     out, lse = _new_state(q)
     planned(
         *_detached(q, k_pages, v_pages),
@@ -71,8 +70,8 @@ def _(q: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
 def merge_state(
     out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, lse_base: str = "e"
 ) -> tuple[Tensor, Tensor]:
-    """Of attention over two disjoint sets of keys; returns (out, lse)."""
-    base = cast(Literal["e", "2"], lse_base)  # a schema knows strings only
+    """Merges attention over two disjoint sets of keys; returns (out, lse)."""
+    base = cast(Literal["e", "2"], lse_base)  # a schema has only strings
     return ext.merge_state(*_detached(out_a, lse_a, out_b, lse_b), lse_base=base, stream=stream_of(out_a))
 
 
@@ -182,7 +181,7 @@ def _(logits: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _detached(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """A parameter of a module wants gradients, which DLPack refuses."""
+    """Detached tensors: a module's parameters require gradients, which DLPack refuses."""
     return tuple(tensor.detach() for tensor in tensors)
 
 

@@ -1,8 +1,9 @@
-"""Jobs for a transformers model that is in memory already: the engine on its own modules.
+"""Jobs for a transformers model that is already in memory: our engine on its own modules.
 
     outputs = generate(model, tokenizer, prompts, max_new_tokens=64)
 
-is one job, with the settings of `model.generate`. For several, for scoring, for whatever an LLM does there is
+is one job, with the settings of `model.generate`. For several jobs, for scoring, or for anything else that an LLM does,
+use
 
     with lend(model, tokenizer) as llm:
         scores = llm.score(prompts, [" yes", " no"])
@@ -37,7 +38,7 @@ from batchllm.models.transformers_config import TransformersConfig  # noqa: E402
 ENGINE_OPTIONS = (
     *("levels", "page_size", "kv_cache_tokens", "max_batch_tokens", "seed", "allow_special_tokens", "reasoning_tags"),
 )
-# Of a GenerationConfig, beside what batchllm.models.config knows of.
+# Fields of a GenerationConfig, beside those that batchllm.models.config knows.
 MAPPED = ("min_length", "min_new_tokens", "stop_strings")
 ASKED_FOR = (  # beside the tokens
     *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate"),
@@ -54,19 +55,19 @@ def generate(
     use_tqdm: bool | Callable[..., Any] = False,
     **settings: Any,
 ) -> list[RequestOutput]:
-    """What `model.generate` gives each prompt, with what they share computed once.
+    """Like `model.generate`, but for many prompts, with what they share computed once.
 
     prompts: one or a list: text, token ids, or a conversation, a list of messages for the tokenizer's chat template.
-    generation_config, settings: as `model.generate` takes them, and with its defaults (max_new_tokens, do_sample,
+    generation_config, settings: those of `model.generate`, with its defaults (max_new_tokens, do_sample,
         temperature, top_p, top_k, min_p, repetition_penalty, num_return_sequences, stop_strings, eos_token_id,
-        max_length, min_new_tokens, ...), but for what changes tokens in a way that BatchLLM has not (num_beams).
-        Samples draw from `seed`; without it from one that torch's generator draws.
-    settings may be those of `lend`, too.
+        max_length, min_new_tokens, ...), except settings that change tokens in unsupported ways (num_beams). Samples
+        draw from `seed`, or from a seed that torch's generator draws.
+    settings may also be those of `lend`.
 
     Returns the answers in the order of the prompts, each with num_return_sequences outputs: their token ids and text
     without the prompt.
 
-    Raises as `lend`, and ValueError that names the setting, or the prompt by its index, before anything runs.
+    Raises like `lend`, and ValueError that names the setting, or the prompt by its index, before anything runs.
     """
     options = {name: settings.pop(name) for name in ENGINE_OPTIONS if name in settings}
     base, described = transformer_of(model)
@@ -95,15 +96,15 @@ def generate(
 
 @contextmanager
 def lend(model: Any, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Iterator[LLM]:
-    """An LLM on a model's own modules, which computes with the weights where they are. Until the end of the block the
-    model is nobody else's; then, or at an exception, it is as it was before.
+    """An LLM on a model's own modules, which uses the weights in place. Do not use the model elsewhere until the end of
+    the block. After it, or after an exception, the model is as it was before.
 
-    model: an AutoModelForCausalLM on a CPU, in float32 or bfloat16, whatever its linear modules are; or a PEFT model
-        with adapters in such a one.
+    model: an AutoModelForCausalLM on a CPU, in float32 or bfloat16, with any linear modules; or a PEFT model with
+        adapters in such a model.
     options: of batchllm.options.EngineOptions: levels, page_size, kv_cache_tokens, max_batch_tokens, seed,
         allow_special_tokens, reasoning_tags. The others are the model's own.
 
-    Raises TypeError for what is no such model or tokenizer, and ValueError that names the option, or the architecture
+    Raises TypeError for another type of model or tokenizer, and ValueError that names the option, or the architecture
     and why it does not run.
     """
     if others := [name for name in options if name not in ENGINE_OPTIONS]:
@@ -114,28 +115,28 @@ def lend(model: Any, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Iter
 
 
 def transformer_of(model: Any) -> tuple[Any, TransformersConfig]:
-    """A model as it comes, or what the adapters of a PEFT model stand in, and what it is."""
+    """A model itself, or the model inside a PEFT model, and its configuration."""
     if not isinstance(model, PreTrainedModel) and hasattr(model, "get_base_model"):
         if model.active_peft_config.is_prompt_learning:
-            raise ValueError(f"{type(model).__name__}: prompts that are learned are not supported, only adapters are")
+            raise ValueError(f"{type(model).__name__}: learned prompts are not supported, only adapters")
         model = model.get_base_model()
     return model, describe_held(model)
 
 
 def refused_settings(config: GenerationConfig) -> dict[str, Any]:
-    """Those that ask for what is not there."""
+    """Settings that ask for unsupported things."""
     settings = config.to_dict()
     asked_for = {name: settings[name] for name in ASKED_FOR if settings.get(name)}
     return asked_for | other_settings({name: value for name, value in settings.items() if name not in MAPPED})
 
 
 def sampling_params(config: GenerationConfig, prompt_tokens: int, *, has_length: bool) -> SamplingParams:
-    """Of a prompt of that many tokens. config: with its defaults filled in; has_length: whether its max_length, which
-    counts the prompt, was asked for. Raises ValueError that names the field."""
+    """The parameters for a prompt of that many tokens. config: with defaults filled in; has_length: whether max_length,
+    which counts the prompt, was set. Raises ValueError that names the field."""
     if config.max_new_tokens is not None:
         max_tokens = config.max_new_tokens
     elif not has_length:
-        max_tokens = config.max_length  # transformers' default is one of new tokens
+        max_tokens = config.max_length  # transformers' default counts new tokens
     elif config.max_length > prompt_tokens:
         max_tokens = config.max_length - prompt_tokens
     else:

@@ -1,13 +1,13 @@
-"""Our plan, executed by vLLM: a job goes to `vllm.LLM` in the planner's order, its outputs come back in the caller's.
+"""Our plan, executed by vLLM: a job goes to `vllm.LLM` in the planner's order; its outputs come back in the caller's.
 
     from batchllm.integrations.vllm import generate
 
     llm = vllm.LLM(model)
     outputs = generate(llm, prompts, vllm.SamplingParams(max_tokens=64))
 
-Nothing of vLLM is replaced: it starts requests in the order of arrival and finds the blocks of a prefix by their hash,
-from the second reader on, also while the first still computes them. What the order decides is whether they are still
-there when the last reader starts.
+Nothing in vLLM is replaced. It starts requests in order of arrival and finds the blocks of a prefix by their hash, from
+the second reader on, even while the first still computes them. The order decides whether they are still there when the
+last reader starts.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ def generate(
     *,
     use_tqdm: bool | Callable[..., Any] = True,
 ) -> list[RequestOutput]:
-    """`llm.generate` and `llm.chat` in one, in a better order; the outputs are in the order of the prompts.
+    """`llm.generate` and `llm.chat` in one, in a better order. The outputs are in the order of the prompts.
 
     prompts: each is text, token ids, one of vLLM's dicts with "prompt" or "prompt_token_ids", or a conversation (a
         list of messages).
-    params: one for all, or one for each prompt; None takes the model's defaults, as vLLM does.
-    use_tqdm: as vLLM takes it.
+    params: one for all, or one for each prompt; by default the model's, as in vLLM.
+    use_tqdm: as in vLLM.
 
-    A prompt that vLLM refuses (too long, empty, parameters that the model does not take) ends alone: its output has one
-    completion without tokens, whose finish_reason is "error" and whose stop_reason is vLLM's message. In llm.generate
+    A prompt that vLLM refuses (too long, empty, unsupported parameters) fails alone: its output has one completion
+    without tokens, whose finish_reason is "error" and whose stop_reason is vLLM's message. In llm.generate
     it would end the job.
 
-    Raises ImportError for a version of vLLM that is not known, RuntimeError where the LLM still has requests that
-    somebody enqueued, and ValueError that names the prompt or the parameters that are none; all before anything runs.
+    Raises ImportError for an unsupported version of vLLM, RuntimeError if the LLM still has enqueued requests, and
+    ValueError that names an invalid prompt or invalid parameters; all before anything runs.
     """
     require(_distribution(), VERSIONS)
     if llm.llm_engine.has_unfinished_requests():
@@ -60,7 +60,7 @@ def generate(
         enqueue = llm.enqueue_chat if _is_conversation(prompts[index]) else llm.enqueue
         try:
             enqueue([prompts[index]], [params[index]], use_tqdm=False)
-        except Exception as error:  # vLLM's own, and what its reading of a malformed prompt runs into
+        except Exception as error:  # vLLM's own, and whatever a malformed prompt causes in it
             outputs[index] = _refusal(index, prompts[index], token_ids[index], error)
         else:
             enqueued.append(index)
@@ -97,7 +97,7 @@ def _is_conversation(prompt: Any) -> bool:
 
 
 def _token_ids(llm: LLM, index: int, prompt: Any) -> list[int]:
-    """What the prompt is planned by; vLLM gets the prompt as it came."""
+    """The token ids used for planning; vLLM gets the prompt unchanged."""
     tokenizer = llm.get_tokenizer()
     if _is_conversation(prompt):
         return _conversation_token_ids(tokenizer, prompt)
@@ -116,13 +116,13 @@ def _token_ids(llm: LLM, index: int, prompt: Any) -> list[int]:
 def _conversation_token_ids(tokenizer: Any, conversation: list[Any]) -> list[int]:
     try:
         text = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-    except Exception:  # a stranger's template may raise anything; vLLM, which reads more forms, will say what is wrong
+    except Exception:  # a template may raise anything; vLLM, which accepts more forms, will report it
         return []
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
 def _output_tokens(llm: LLM, token_ids: Sequence[int], params: SamplingParams) -> int:
-    """Of all its completions, at most."""
+    """The most tokens of all its completions."""
     room = max(llm.model_config.max_model_len - len(token_ids), 1)
     return params.n * (room if params.max_tokens is None else min(params.max_tokens, room))
 

@@ -1,9 +1,9 @@
-"""vLLM's attention on a CPU by our plan and kernel: what requests have in common is read once per step for all of them.
+"""vLLM's attention on a CPU, by our plan and kernel: blocks that requests share are read once per step for all of them.
 
     llm = vllm.LLM(model, worker_cls="batchllm.integrations.vllm_attention.SharedAttentionWorker")
 
 The groups are found in the block tables of each step: requests that begin with the same blocks share them, at any
-depth. The memory of KV is vLLM's; in a block, K and V lie as our kernel reads them.
+depth. KV memory is vLLM's; its blocks have the layout that our kernel reads.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class SharedAttentionWorker(CPUWorker):
 
 @contextmanager
 def _in_place_of_vllms() -> Iterator[None]:
-    """Layers that are made meanwhile, and only those, take our backend for that of the CPU."""
+    """Layers made meanwhile, and only those, use our backend instead of the CPU's."""
     name = f"{SharedAttentionBackend.__module__}.{SharedAttentionBackend.__qualname__}"
     registry.register_backend(registry.AttentionBackendEnum.CPU_ATTN, name)
     selector._cached_get_attn_backend.cache_clear()
@@ -74,7 +74,7 @@ class SharedAttentionBackend(CPUAttentionBackend):
 
 
 class StepPlanner(CPUAttentionMetadataBuilder):
-    """Puts `spans` into the metadata of a step, and `plans`, by kind of layer, for the layers to fill."""
+    """Adds `spans` to the metadata of a step, and `plans`, by kind of layer, which the layers fill."""
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
@@ -113,7 +113,7 @@ class SharedAttention(CPUAttentionBackendImpl):
     ) -> torch.Tensor:
         """query, output [num_tokens, num_qo_heads, head_dim]; kv_cache [num_blocks, num_kv_heads, block_size, 2 *
         head_dim], in which K and V of the step are already, by do_kv_cache_update."""
-        if attn_metadata is None:  # a pass that only warms up
+        if attn_metadata is None:  # a warm-up pass
             return output
         k_pages, v_pages = _pages(kv_cache)
         rows = slice(attn_metadata.num_actual_tokens)
@@ -156,7 +156,7 @@ class SharedAttention(CPUAttentionBackendImpl):
 
 
 def _pages(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """K and V, each [num_blocks, block_size, num_kv_heads, head_dim], of what vLLM allocates for both."""
+    """K and V, each [num_blocks, block_size, num_kv_heads, head_dim], views of what vLLM allocates for both."""
     num_blocks, num_kv_heads, block_size, size = kv_cache.shape
     k_pages, v_pages = kv_cache.view(num_blocks, num_kv_heads, 2 * block_size, size // 2).chunk(2, dim=2)
     return k_pages.transpose(1, 2), v_pages.transpose(1, 2)
@@ -165,7 +165,7 @@ def _pages(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def span_arrays(
     query_start_loc: Int32Array, seq_lens: Int32Array, block_table: Int32Array, block_size: int
 ) -> SpanArrays:
-    """A step as ext.plan_attention takes it: a span per request, segments of the blocks that several begin with.
+    """A step in the form of ext.plan_attention: one span per request, and segments for blocks that several begin with.
 
     query_start_loc int32 [num_requests + 1], rows of a request; seq_lens int32 [num_requests], its tokens with them;
     block_table int32 [num_requests, max_blocks].

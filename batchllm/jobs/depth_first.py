@@ -1,7 +1,7 @@
-"""The depth-first order of a job's requests: of one trie, or of runs that are sorted, put into files and merged.
+"""The depth-first order of a job's requests: from one trie, or from runs that are sorted, written to files and merged.
 
-A run is a trie of its own, and its file is read once from its begin to its end. So of all prompts those of one run are
-in memory while it is sorted, and one of each run while they are merged."""
+Each run has its own trie, and its file is read once from beginning to end. So only the prompts of one run are in memory
+while it is sorted, and one prompt of each run while runs are merged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import batchllm_ext as ext
 from batchllm.estimate.tokenized_job import TokenizedJob
 
-RUN_TOKENS = 1 << 30  # of a run, 4 GiB; with fewer, a job is one trie
+RUN_TOKENS = 1 << 30  # per run, 4 GiB; a job with fewer is one trie
 HEADER = struct.Struct("qq")  # of a prompt in a run: the request, and the bytes of its tokens
 BIG_ENDIAN = np.dtype(">i4")  # whose bytes compare as the tokens do
 
@@ -27,7 +27,7 @@ IntArray = NDArray[np.int64]
 
 
 class DepthFirst(NamedTuple):
-    """Requests as the trie of a job ranks them."""
+    """Requests in the order of a job's trie."""
 
     request: IntArray  # [num_requests]: rank -> request
     shared_tokens: IntArray  # [num_requests], by rank: with the request before it; 0 for the first
@@ -38,13 +38,13 @@ class DepthFirst(NamedTuple):
         for begin, end, depth in zip(
             trie.request_begin.tolist(), trie.request_end.tolist(), trie.token_end.tolist(), strict=True
         ):
-            shared[begin + 1 : end] = depth  # children come later, and are deeper
+            shared[begin + 1 : end] = depth  # children come later and are deeper
         return cls(trie.order.astype(np.int64), shared)
 
 
 def depth_first(job: TokenizedJob, run_tokens: int = RUN_TOKENS) -> DepthFirst:
-    """The order of the job's requests, all but the last token of each. Raises OSError where there is no room for files
-    ($TMPDIR)."""
+    """The order of the job's requests, by all but the last token of each. Raises OSError if there is no room for files
+    in $TMPDIR."""
     cuts = run_cuts(job.indptr, run_tokens)
     if len(cuts) <= 2:
         return DepthFirst.of_trie(ext.PrefixTrie(job.tokens, job.indptr, drop_last=1))
@@ -65,7 +65,8 @@ def depth_first(job: TokenizedJob, run_tokens: int = RUN_TOKENS) -> DepthFirst:
 
 
 def run_cuts(indptr: IntArray, run_tokens: int) -> list[int]:
-    """Requests where runs begin, and the number of requests: as few runs as have so many tokens, or one request."""
+    """The requests at which runs begin, then the number of requests. A run has at most that many tokens, or one
+    request."""
     cuts = [0]
     while cuts[-1] < len(indptr) - 1:
         end = int(np.searchsorted(indptr, indptr[cuts[-1]] + run_tokens, side="right")) - 1
@@ -92,7 +93,7 @@ def read_run(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
 
 
 def num_shared(a: bytes, b: bytes) -> int:
-    """Tokens that two prompts of BIG_ENDIAN ones begin with."""
+    """The number of leading tokens that two prompts in BIG_ENDIAN share."""
     length = min(len(a), len(b))
     differs = np.frombuffer(a[:length], np.int32) != np.frombuffer(b[:length], np.int32)
     return int(differs.argmax()) if differs.any() else length // BIG_ENDIAN.itemsize

@@ -1,5 +1,5 @@
-"""What earlier runs of a job left in its files: which lines have an answer or an error, and up to where records are
-whole."""
+"""What earlier runs of a job left in its files: which lines have an answer or an error, and where the whole records
+end."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class _ErrorRecord(msgspec.Struct):
 
 @dataclass
 class EarlierRuns:
-    """Nothing, before any."""
+    """Empty before the first run."""
 
     answered: array[int] = field(default_factory=lambda: array("q"))  # numbers of lines
     failed: array[int] = field(default_factory=lambda: array("q"))
     output_bytes: int = 0  # of whole records
     errors_bytes: int = 0
-    errors_kept: bytes | None = None  # all that stays of the errors file, where some are to be tried again
+    errors_kept: bytes | None = None  # what stays of the errors file if some lines are to be tried again
 
     @property
     def num_lines(self) -> int:
         return len(self.answered) + len(self.failed)
 
     def done(self) -> bytes:
-        """1 at the numbers of lines that have an answer or an error. Raises ValueError where one has two."""
+        """1 at the numbers of lines that have an answer or an error. Raises ValueError if a line has two."""
         if not self.num_lines:
             return b""
         lines = np.concatenate(
@@ -51,9 +51,9 @@ class EarlierRuns:
 
 
 def read_earlier_runs(output: Path, errors: Path, manifest: Manifest, *, retry_errors: bool) -> EarlierRuns:
-    """retry_errors: lines with an error are not done, but for those whose custom_id is another line's.
+    """retry_errors: lines with an error count as not done, except those whose custom_id is another line's.
 
-    Raises ValueError for a file that holds something else than records of this job, or lacks some that it had.
+    Raises ValueError for a file that holds anything other than records of this job, or has lost some.
     """
     earlier = EarlierRuns()
     earlier.output_bytes = read_answered(output, manifest.job_id, earlier.answered)
@@ -62,7 +62,7 @@ def read_earlier_runs(output: Path, errors: Path, manifest: Manifest, *, retry_e
 
 
 def read_answered(output: Path, job_id: str, answered: array[int]) -> int:
-    """Adds the numbers of the lines that have an answer there. Returns the bytes of whole records."""
+    """Adds the numbers of the lines that have an answer in the file. Returns the bytes of its whole records."""
     num_bytes = 0
     for line, record in whole_records("output", output, job_id):
         answered.append(line)
@@ -71,7 +71,7 @@ def read_answered(output: Path, job_id: str, answered: array[int]) -> int:
 
 
 def read_failed(errors: Path, manifest: Manifest, earlier: EarlierRuns, *, retry_errors: bool) -> None:
-    """Adds what that file says to what is known of the answers; raises ValueError as read_earlier_runs."""
+    """Adds the errors in that file. Raises ValueError like read_earlier_runs."""
     num_duplicates = 0
     kept: list[bytes] = []
     for line, record in whole_records("errors", errors, manifest.job_id):
@@ -86,16 +86,16 @@ def read_failed(errors: Path, manifest: Manifest, earlier: EarlierRuns, *, retry
         earlier.errors_kept = b"".join(kept)
     if earlier.answered and num_duplicates < manifest.num_duplicates:
         raise ValueError(
-            f"errors {str(errors)!r}: expected {manifest.num_duplicates:,} errors for custom_ids that stand twice, got "
+            f"errors {str(errors)!r}: expected {manifest.num_duplicates:,} errors for repeated custom_ids, got "
             f"{num_duplicates:,}; without them their lines would be answered"
         )
 
 
 def whole_records(name: str, path: Path, job_id: str) -> Iterator[tuple[int, bytes]]:
-    """The numbers of the lines and the records, up to one that a crash has torn: it has no end, or a hole that was
-    never written, which reads as zeros.
+    """Yields line numbers and records, up to a record that a crash has torn: it has no end, or a hole that was never
+    written and reads as zeros.
 
-    Raises ValueError for what is neither a record of this job nor torn.
+    Raises ValueError for a line that is neither a record of this job nor torn.
     """
     if not path.exists():
         return
@@ -109,4 +109,4 @@ def whole_records(name: str, path: Path, job_id: str) -> Iterator[tuple[int, byt
             elif b"\0" in record or (not is_whole and opening.startswith(record[:begin])):
                 return
             else:
-                raise ValueError(f"{name} {str(path)!r}: line {place} is no record of the job in its manifest")
+                raise ValueError(f"{name} {str(path)!r}: line {place} is not a record of the job in its manifest")

@@ -1,5 +1,5 @@
-"""What a run leaves beside its answers, OUT.figures.json: what a report shows and the answers do not tell. Its size is
-bounded, however long the job."""
+"""OUT.figures.json, which a run leaves beside its answers: what a report shows and the answers do not contain. Its size
+is bounded, however long the job."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from batchllm.sharing import LevelFigures
 
 
 class LineGroup(msgspec.Struct, frozen=True):
-    """Requests under one shared prefix, by one of them."""
+    """The requests under one shared prefix, identified by one of them."""
 
     line: int  # of the input
     prompt: int  # which of the line's prompts
@@ -29,9 +29,9 @@ class LineGroup(msgspec.Struct, frozen=True):
 
 class JobFigures(msgspec.Struct, frozen=True):
     model: str
-    input: str | None  # absolute path; None where it was a pipe
+    input: str | None  # absolute path; None if it was a pipe
     progress: JobProgress  # after the last step
-    seconds: dict[str, float]  # by phase; those of LLM.stats where the job came to its end
+    seconds: dict[str, float]  # by phase; those of LLM.stats if the job finished
     timeline: TimelineFigures
     levels: list[LevelFigures]
     groups: list[LineGroup]  # the slowest first
@@ -48,10 +48,10 @@ def leave_figures(
     overwrite: bool,
     log: Callable[[str], None],
 ) -> None:
-    """Writes what was recorded, if anything ran; `log` is told where that fails, which ends no job.
+    """Writes what was recorded, if anything ran. A failure is logged and does not end the job.
 
     prompts: in the order in which they were added to the engine.
-    stats: LLM.stats, empty where the job was stopped.
+    stats: LLM.stats, empty if the job was stopped.
     """
     if recorder.progress is None:
         return

@@ -1,4 +1,4 @@
-"""The files that a job writes: nothing replaced unasked, and what was written is whole and on disk.
+"""The files that a job writes: nothing is replaced unasked, and what was written is whole and on disk.
 
 A file is its device and inode: hard links, symbolic links and bind mounts are more names of one file.
 """
@@ -18,7 +18,7 @@ from typing import BinaryIO
 from batchllm.jobs.inputs import STANDARD_INPUT
 
 STDIN, STDOUT, STDERR = 0, 1, 2
-SYNC_SECONDS = 1.0  # between two fsyncs of a file that is written
+SYNC_SECONDS = 1.0  # between two fsyncs of a file
 FileId = tuple[int, int, str]  # device, inode, ""; of a file that is still to be made, its directory's, and its name
 
 
@@ -30,11 +30,11 @@ def check_files(
     others: Mapping[str, Iterable[Path]] | None = None,
     replaced: Mapping[str, Path | None] | None = None,
 ) -> None:
-    """Raises OSError or ValueError where the input is missing, an output cannot be written, holds something that may
-    not be replaced or is another job's, or two are one file. Changes nothing, and opens no pipe.
+    """Raises OSError or ValueError if the input is missing, an output cannot be written, may not be replaced or is
+    another job's, or two of them are the same file. Changes nothing, and opens no pipe.
 
-    others: files that are read beside the input, by what they are; some of a kind may be one.
-    replaced: outputs of which whoever writes them checks what they hold.
+    others: files read beside the input, by what they are; those of one kind may be the same file.
+    replaced: outputs whose writer checks what they hold.
     """
     names: dict[FileId, str] = {}
     claim(names, "standard error", STDERR)
@@ -60,7 +60,7 @@ def check_files(
 
 
 def claim(names: dict[FileId, str], name: str, path: Path | int) -> None:
-    """Raises ValueError if the file has a name already. Terminals and /dev/null may be several files at a time."""
+    """Raises ValueError if the file already has a name. Terminals and /dev/null may serve as several files."""
     file_id = identify(path)
     if file_id is None:
         return
@@ -94,11 +94,11 @@ def is_standard_output(path: Path | None) -> bool:
 
 
 class RecordFile:
-    """A file that this job alone writes, record by record; a pipe or a device is written as it is.
+    """A file that only this job writes, record by record; a pipe or a device is written directly.
 
-    Opening changes nothing: `cut` does, so that a job can open all its files before it replaces one. What was written
-    is on disk, whatever happens to the machine, SYNC_SECONDS later if `write` or `sync_if_due` is called then, and when
-    the context is left; that checks, too, that it is what the path now holds.
+    Opening changes nothing; `cut` does, so that a job can open all its files before it replaces one. What was written
+    is on disk SYNC_SECONDS later, if `write` or `sync_if_due` is called then, and when the context is left. Leaving
+    also checks that the path still holds what was written.
 
     Raises OSError that names the file: on opening, if it is another job's or, without overwrite, not empty; on writing,
     with the file cut back to its whole records; on leaving, if the file was deleted, replaced or written by others.
@@ -124,7 +124,7 @@ class RecordFile:
             raise
 
     def cut(self, num_bytes: int = 0) -> None:
-        """Leaves the first num_bytes of what it holds, durably."""
+        """Keeps only the first num_bytes of the file, durably."""
         if self._is_regular:
             os.ftruncate(self._file, num_bytes)
             self.sync()
@@ -132,12 +132,12 @@ class RecordFile:
         self._size = num_bytes
 
     def remove(self) -> None:
-        """The file has served; nothing is written to it any more."""
+        """Marks the file as done; nothing more is written to it."""
         self._path.unlink()
         self._is_regular = False
 
     def replace(self, content: bytes) -> None:
-        """Puts a file of that content in its place: whatever happens, there is one or the other."""
+        """Replaces the file by one with that content, atomically."""
         replace_file(self._path, content)
         old, self._file = self._file, os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         lock(self._file, self._title)
@@ -145,7 +145,7 @@ class RecordFile:
         self._size = len(content)
 
     def write(self, record: bytes) -> None:
-        """Hands the whole record to the operating system, or raises with none of it in the file."""
+        """Hands the whole record to the operating system, or raises and leaves none of it in the file."""
         try:
             written = os.write(self._file, record)
             while written < len(record):
@@ -204,7 +204,7 @@ class RecordFile:
 
 
 def lock(file: int, title: str) -> None:
-    """Keeps other jobs from the file until it is closed, where its file system has locks."""
+    """Keeps other jobs from the file until it is closed, if its file system has locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -214,7 +214,7 @@ def lock(file: int, title: str) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """That a file is there, or gone, outlives the machine once its directory is on disk."""
+    """Puts a directory on disk, so that the creation or removal of its files survives a crash."""
     directory = os.open(Path(os.path.realpath(path)).parent, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -224,7 +224,7 @@ def sync_directory(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, title: str, note: str = "") -> Iterator[BinaryIO]:
-    """A file to write; on leaving it takes the place of the one at `path`, durably, so that there is one or the other.
+    """A file to write, which replaces the one at `path` on leaving, durably and atomically.
     Raises OSError that begins with the title and ends with the note."""
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

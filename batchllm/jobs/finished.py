@@ -1,7 +1,7 @@
-"""What becomes of the records of a job once it is finished: one file in the order of the lines, or a Parquet file.
+"""Turns the records of a finished job into one file in the order of the lines, or into a Parquet file.
 
-Until then they are in a journal, OUT.journal.jsonl, in which they stand as they came; so a job that is cut off is
-resumed in the same way whatever its output will be, and the order costs memory for a number per line only."""
+Until then they are in a journal, OUT.journal.jsonl, in order of completion. So an interrupted job resumes in the same
+way whatever its output will be, and ordering costs only the memory of a number per line."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def is_parquet(output: Path) -> bool:
 
 
 def check_library(output: Path) -> None:
-    """Raises ValueError, before anything runs, where there is none to write that file."""
+    """Raises ValueError, before anything runs, if the library that writes the file is missing."""
     if is_parquet(output):
         optional_import("pyarrow", f"output {str(output)!r} is a Parquet file")
 
 
 def write_finished(journal: Path, output: Path, job_id: str, *, ordered: bool) -> None:
-    """Makes the output of a journal, durably, and in one step: there is all of it or nothing. Raises OSError."""
+    """Makes the output from a journal, durably and in one step: all of it or nothing. Raises OSError."""
     records = ordered_records(journal, job_id) if ordered else records_as_they_came(journal, job_id)
     with replacing(output, f"output {str(output)!r}", f"; the answers are in {str(journal)!r}") as file:
         if is_parquet(output):
@@ -60,7 +60,7 @@ def ordered_records(journal: Path, job_id: str) -> Iterator[bytes]:
 
 
 def write_parquet(file: Any, records: Iterable[bytes]) -> None:
-    """A row per record: the answer's text and its choices, or what was scored, and how many tokens it took."""
+    """One row per record: the answer's text and its choices, or its scores, and the token counts."""
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 

@@ -1,5 +1,5 @@
-"""Input files as lines: pipes and remote files kept because they are read twice, compressed ones read as what they
-hold, other formats named."""
+"""Input files as lines. Pipes and remote files are copied, because they are read twice; compressed ones are
+decompressed; other formats are recognised and named."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ STANDARD_INPUT = Path("-")
 PIECE_BYTES = 1 << 17
 UTF8_BOM = b"\xef\xbb\xbf"
 GZIP, ZSTD, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
-# How files open that are no lines of text, and what they are.
+# The first bytes of files that are not lines of text, and what such files are.
 FORMATS = {
     b"\xfd7zXZ": "compressed (xz -dc FILE | batchllm ... - decompresses it)",
     b"BZh": "compressed (bzip2 -dc FILE | batchllm ... - decompresses it)",
     b"PK\x03\x04": "a zip archive",
-    PARQUET: "a Parquet file (--template says what to ask of its rows)",
+    PARQUET: "a Parquet file (--template makes requests of its rows)",
 }
 UTF16 = "UTF-16 (iconv -f UTF-16 -t UTF-8 FILE | batchllm ... - converts it)"
 JSON_ARRAY = "a JSON array (jq -c '.[]' FILE | batchllm ... - makes a line of each item)"
 
 
 def read_lines(path: Path, name: str, *, expects: str = "JSON") -> Iterator[bytes]:
-    """The lines of a file, decompressed, without byte order marks, wherever files were concatenated. name: in errors.
+    """The lines of a file, decompressed, without byte order marks, even inside concatenated files. name: in errors.
 
-    Raises OSError where it cannot be read; ValueError, before the first line, where it is UTF-16, another format or a
-    JSON array."""
+    Raises OSError if it cannot be read; ValueError, before the first line, if it is UTF-16, another format or a JSON
+    array."""
     with open_decompressed(path, name) as file:
         is_opening = True
         try:
@@ -50,7 +50,7 @@ def read_lines(path: Path, name: str, *, expects: str = "JSON") -> Iterator[byte
 
 
 def open_decompressed(path: Path, name: str) -> BinaryIO:
-    """What a .gz or .zst file holds, by its first bytes. Raises ValueError where the library for it is missing."""
+    """Opens a file, decompressed if its first bytes say gzip or zstd. Raises ValueError if the library is missing."""
     file = path.open("rb")
     opening = file.peek(4)[:4]
     if opening.startswith(GZIP):
@@ -68,8 +68,8 @@ def begins_with(path: Path, opening: bytes) -> bool:
 
 
 class ZstdReader(io.RawIOBase):
-    """What a file of zstd frames holds. Raises EOFError where the last one is not whole, which zstandard's own reader
-    takes for the end."""
+    """The content of a file of zstd frames. Raises EOFError if the last frame is incomplete, which zstandard's own
+    reader takes for the end."""
 
     def __init__(self, file: BinaryIO, decompressor: Any) -> None:
         self._file, self._decompressor = file, decompressor
@@ -88,7 +88,7 @@ class ZstdReader(io.RawIOBase):
             self._packed = self._packed or self._file.read(PIECE_BYTES)
             if not self._packed:
                 if self._frame is not None:
-                    raise EOFError("the last frame has no end")
+                    raise EOFError("the last frame is incomplete")
                 return 0
             self._frame = self._frame or self._decompressor.decompressobj()
             self._rest = self._frame.decompress(self._packed)
@@ -102,13 +102,13 @@ class ZstdReader(io.RawIOBase):
 
 
 def torn_errors() -> tuple[type[Exception], ...]:
-    """Of the libraries that decompress."""
+    """The errors of the libraries that decompress."""
     zstandard = sys.modules.get("zstandard")
     return (EOFError, zlib.error, gzip.BadGzipFile, *([zstandard.ZstdError] if zstandard else []))
 
 
 def optional_import(module: str, why: str, extra: str = "data") -> Any:
-    """A library that not every job needs. Raises ValueError that says which extra of ours brings it."""
+    """Imports a library that only some jobs need. Raises ValueError that names the extra that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -141,7 +141,7 @@ def open_input(path: Path | str) -> BinaryIO:
 
 
 def check_format(name: str, line: bytes, expects: str) -> None:
-    """Raises ValueError where that is the first line of something else than lines of `expects`."""
+    """Raises ValueError if this first line shows that the file is not lines of `expects`."""
     compact = b"".join(line[:100].split()) if expects == "JSON" else b""
     if compact == b"[" or compact.startswith(b"[{"):
         found = JSON_ARRAY
@@ -155,7 +155,7 @@ def check_format(name: str, line: bytes, expects: str) -> None:
 
 @contextmanager
 def rereadable(path: Path | str) -> Iterator[Path]:
-    """A path of the same content that may be read twice: of a pipe or a remote file, that of a temporary copy."""
+    """A path with the same content that can be read twice: for a pipe or a remote file, a temporary copy."""
     if isinstance(path, Path) and path != STANDARD_INPUT and (path.is_file() or path.is_dir()):
         yield path
         return

@@ -1,4 +1,4 @@
-"""`run_job`: what `batchllm run` does, as one call."""
+"""`run_job`: `batchllm run` as a call."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from batchllm.options import DEFAULTS
 if TYPE_CHECKING:
     from batchllm.llm import LLM
 
-# Of an engine's options, those that answers depend on.
+# The engine options that answers depend on.
 ANSWER_OPTIONS = ("dtype", "quantize", "generation_config", "allow_special_tokens", "reasoning_tags")
 
 
@@ -58,20 +58,20 @@ def run_job(
 
     source: a file in the OpenAI Batch format or, with a template or a url, a table: lines of JSON, .csv, .tsv, Parquet
         or the directory of a Hugging Face dataset. It may be compressed (.gz, .zst), "-", a pipe or remote (s3://...).
-    sink: lines of JSON in OpenAI's output format, or a table where its name ends in .parquet.
-    model: a directory, a hub id or an LLM; engine_options are those of LLM where it is none yet.
-    errors: lines without an answer; None is SINK.errors.jsonl, or `log` where the sink is no file.
-    summary, report, metrics: files that this call does not write, but none of the others may be.
-    resume: goes on with the job that the sink belongs to, or begins it. overwrite: replaces files that are not empty.
-    ordered: the sink has the order of the lines, and is there when all answers are.
-    template, url, body: what to ask of a row, and where, as batchllm.jobs.sources.Ask takes it: /v1/chat/completions
-        (None), /v1/completions (`completion`, too), /v1/score or /v1/perplexity.
-    limit, sample: only the first lines, or so many at random.
-    max_tokens: of a chat line, or a row, that names none.
-    The others are those of batchllm.jobs.run.RunOptions. log: is told what the command line would print.
+    sink: lines of JSON in OpenAI's output format, or a table if its name ends in .parquet.
+    model: a directory, a hub id or an LLM; engine_options are those of LLM, unless it is one.
+    errors: file for lines without an answer; by default SINK.errors.jsonl, or `log` if the sink is not a file.
+    summary, report, metrics: files that this call does not write, but which must differ from all others.
+    resume: continues the job that the sink belongs to, or starts it. overwrite: replaces files that are not empty.
+    ordered: the sink has the order of the lines, and is written once all answers are there.
+    template, url, body: make a request of a row, as in batchllm.jobs.sources.Ask. url: /v1/chat/completions (the
+        default), /v1/completions (also by `completion`), /v1/score or /v1/perplexity.
+    limit, sample: only the first lines, or this many random ones.
+    max_tokens: for chat lines and rows that set none.
+    log: is told what the command line would print. The other options are those of batchllm.jobs.run.RunOptions.
 
-    Raises OSError or ValueError before anything is written, and OSError where a file fails; JobInterrupted for a
-    KeyboardInterrupt and the time limit; ValueError where too many lines fail.
+    Raises OSError or ValueError before anything is written, and OSError if a file fails; JobInterrupted for a
+    KeyboardInterrupt and the time limit; ValueError if too many lines fail.
     """
     sink = Path(sink)
     llm = None if isinstance(model, (str, Path)) else model
@@ -118,13 +118,13 @@ def run_job(
 
 
 def run_options(model: Path, engine: Mapping[str, Any], ask: Ask | None, **others: Any) -> RunOptions:
-    """engine: values of ANSWER_OPTIONS, at least. others: of RunOptions."""
+    """engine: at least the values of ANSWER_OPTIONS. others: fields of RunOptions."""
     answer_options = {name: str(engine[name]) for name in ANSWER_OPTIONS}
     return RunOptions(model_name=model.resolve().name, answer_options=answer_options, ask=ask, **others)
 
 
 def what_to_ask(template: str | None, url: str | None, body: str, *, completion: bool) -> Ask | None:
-    """None: lines say it themselves."""
+    """None: the lines say it themselves."""
     if url is not None and url not in KINDS:
         raise ValueError(f"url: expected one of {', '.join(KINDS)}, got {url!r}")
     if url is not None and completion and url != COMPLETION.url:

@@ -1,8 +1,8 @@
-"""What job an output belongs to: OUT.manifest.json, or OUT/manifest.json where it is a directory, by which a job that
-was cut off knows its own files again.
+"""Which job an output belongs to: OUT.manifest.json, or OUT/manifest.json for a directory, by which an interrupted job
+recognises its own files.
 
 A fingerprint has an entry for everything that an answer depends on: the version, the input's content, the model's
-files, the options. What changes answers within rounding only (threads, device, sizes of pools and steps) is not in it.
+files, the options. It omits what changes answers only within rounding (threads, device, sizes of pools and steps).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from batchllm.models.config import is_hub_id, model_files, resolve_model
 from batchllm.models.gguf_file import is_gguf
 
 Fingerprint = dict[str, str | int | float | bool | None]
-SAMPLES, SAMPLE_BYTES = 64, 4096  # of a file of weights: beside its size and its header, what is read of it
+SAMPLES, SAMPLE_BYTES = 64, 4096  # read of a weight file, beside its size and its header
 MAX_HEADER_BYTES = 1 << 27  # of a safetensors file
-GGUF_HEADER_BYTES = 1 << 24  # as many as a large vocabulary takes; the file does not say how long its header is
+GGUF_HEADER_BYTES = 1 << 24  # as much as a large vocabulary takes; the file does not tell the length of its header
 SHOWN_CHARACTERS = 60
 
 
@@ -31,13 +31,13 @@ class Manifest(msgspec.Struct, frozen=True):
     job_id: str  # in every record of the job
     fingerprint: Fingerprint
     num_lines: int  # that get an answer or an error
-    # Errors for a custom_id that an earlier line has. They are in the errors file before the first answer, so a line
-    # that is left over can only be one whose id is its own.
+    # Errors for a custom_id that an earlier line has. They are in the errors file before the first answer, so every
+    # remaining line has a custom_id of its own.
     num_duplicates: int
 
     @classmethod
     def new(cls, fingerprint: Fingerprint, num_requests: int, errors: Sequence[LineError]) -> Manifest:
-        """Of a job that begins: of its lines so many can be answered, and the others have these errors."""
+        """The manifest of a new job: this many of its lines can be answered, and the others have these errors."""
         num_duplicates = sum(error.code == DUPLICATE_ID for error in errors)
         return cls(new_job_id(), fingerprint, num_requests + len(errors), num_duplicates)
 
@@ -47,7 +47,7 @@ def manifest_path(output: Path) -> Path:
 
 
 def read_manifest(output: Path) -> Manifest | None:
-    """None where there is none. Raises ValueError for something else in its place."""
+    """None if there is none. Raises ValueError for a file that is not a manifest."""
     path = manifest_path(output)
     try:
         return msgspec.json.decode(path.read_bytes(), type=Manifest)
@@ -62,7 +62,7 @@ def write_manifest(output: Path, manifest: Manifest) -> None:
 
 
 def differences(there: Fingerprint, here: Fingerprint) -> list[str]:
-    """What makes two jobs two, in words."""
+    """The differences between two jobs, in words."""
     return [
         f"{name} is {_shown(there, name)} there and {_shown(here, name)} here"
         for name in [*there, *(here.keys() - there.keys())]
@@ -96,7 +96,7 @@ def _digest_of(path: Path) -> str:
 
 
 def _hexdigest(pieces: Iterator[bytes]) -> str:
-    """32 of the 64 digits tell any two files apart that nobody made to be alike."""
+    """32 of the 64 digits distinguish any two files that nobody made to collide."""
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)

@@ -1,4 +1,4 @@
-"""The answers of a job's shards, made those of the job: what `run` would have left, had it run the whole."""
+"""Merges the answers of a job's shards into what `run` would have left for the whole job."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OF_A_TABLE = "template"  # in its fingerprint
 
 @dataclass(frozen=True)
 class MergedJob:
-    """How many lines of the job have what; one that is open is in no shard's files, and no error is known of it."""
+    """Counts of the job's lines. An open line is in no shard's files, and no error of it is known."""
 
     num_answered: int
     num_failed: int
@@ -35,7 +35,7 @@ class MergedJob:
 
 @dataclass(frozen=True)
 class Shard:
-    """A job of its own, of some lines of the whole."""
+    """A job over some of the whole job's lines."""
 
     output: Path
     errors: Path
@@ -43,7 +43,7 @@ class Shard:
 
     @property
     def common(self) -> Fingerprint:
-        """What it says of the whole job: all but its own lines."""
+        """What its manifest says about the whole job: everything except its lines."""
         own = ("limit", "sample")
         return {
             name: value
@@ -54,7 +54,7 @@ class Shard:
 
 @dataclass
 class JobLines:
-    """The lines of the whole job: by custom_id those that can be answered, and what is wrong with the others."""
+    """The lines of the whole job: by custom_id those that can be answered, and the errors of the others."""
 
     line_of: dict[str, int] = field(default_factory=dict)
     errors: list[LineError] = field(default_factory=list)
@@ -77,14 +77,14 @@ class _Answer(msgspec.Struct):
 
 
 def merge(input: Path, shards: Sequence[Path], files: RecordFiles, *, overwrite: bool) -> MergedJob:
-    """Writes files.output and files.errors, and a manifest by which `run` knows the job again, as its own.
+    """Writes files.output and files.errors, and a manifest by which `run` recognises the job as its own.
 
     input: the whole job, in the OpenAI Batch format. shards: outputs of `run` for parts of its lines, cut in any way,
-    with their errors beside them, or the directory of a job on a cluster. What is open stays so: `run` with resume
-    answers it. Where files.output is a table or ordered, it is made when no line is open.
+    with their errors beside them, or the directory of a job on a cluster. Open lines stay open: `run` with
+    resume answers them. If files.output is a table or ordered, it is made once no line is open.
 
     Raises OSError or ValueError, before anything is written, for shards that are still being written, that are of
-    different jobs, or that answer a line twice or one that is not in the input; and OSError where a file fails.
+    different jobs, or that answer a line twice or one that is not in the input; and OSError if a file fails.
     """
     assert files.errors is not None
     outputs = {"output": files.output, "errors": files.errors}
@@ -121,7 +121,7 @@ def merge(input: Path, shards: Sequence[Path], files: RecordFiles, *, overwrite:
 
 @contextmanager
 def open_shard(output: Path) -> Iterator[Shard]:
-    """Nobody writes it meanwhile. Raises OSError or ValueError for what is no shard's output."""
+    """Locks the shard meanwhile. Raises OSError or ValueError for anything but a shard's output."""
     descriptor = os.open(errors_path(output) if output.is_dir() else output, os.O_RDONLY)
     try:
         lock(descriptor, f"shard {str(output)!r}")
@@ -136,29 +136,29 @@ def open_shard(output: Path) -> Iterator[Shard]:
 
 
 def agreed(shards: Sequence[Shard]) -> Fingerprint:
-    """What all of them say of the whole job. Raises ValueError where they differ."""
+    """What all of them say about the whole job. Raises ValueError if they differ."""
     first, *others = shards
     for other in others:
         if found := differences(first.common, other.common):
             names = f"shards {str(first.output)!r} and {str(other.output)!r}"
             there_and_here = "; ".join(found)
-            raise ValueError(f"{names}: are of two jobs: {there_and_here}")
+            raise ValueError(f"{names}: belong to two jobs: {there_and_here}")
     return first.common
 
 
 def merged_records(shards: Sequence[Shard], lines: JobLines, job_id: str) -> Iterator[tuple[bool, bytes]]:
-    """Of every shard its errors and answers, each as a record of the whole job, and whether it is an error. Errors that
-    the lines themselves show are left out."""
+    """Every shard's errors and answers, each as a record of the whole job, and whether it is an error. Errors that
+    follow from the lines themselves are left out."""
     file_of: dict[int, Path] = {}
 
     def claim(custom_id: str, path: Path) -> str:
-        """What makes the record's ids unique."""
+        """The job id in the records' ids."""
         line = lines.line_of.get(custom_id)
         if line is None:
-            raise ValueError(f"shard {str(path)!r}: custom_id {custom_id!r} is none of the input's")
+            raise ValueError(f"shard {str(path)!r}: custom_id {custom_id!r} is not in the input")
         if line in file_of:
             both = f"{str(file_of[line])!r} and {str(path)!r}"
-            raise ValueError(f"shards {both}: have line {line} of the input, custom_id {custom_id!r}, both")
+            raise ValueError(f"shards {both}: both have line {line} of the input, custom_id {custom_id!r}")
         file_of[line] = path
         return f"{job_id}{line:0{LINE_DIGITS}x}"
 

@@ -23,8 +23,8 @@ from batchllm.jobs.openai_prompts import PROMPT_PLACES, PROMPTS
 def parse_line(data: bytes, line: int, line_of: dict[str, int], *, chat_max_tokens: int) -> BatchRequest:
     """Reads one line. Raises LineError.
 
-    line_of: where each custom_id was first seen; this line's is added. An id belongs to the first line with it,
-    be that line good or bad, so the output file never holds one twice.
+    line_of: where each custom_id was first seen; this line's is added. An id belongs to the first line that has it,
+    good or bad, so the output file never holds one twice.
     """
     custom_id = None
     try:
@@ -64,14 +64,14 @@ def _decode_object(data: bytes, line: int) -> dict[str, Any]:
 
 
 def _check_keys(data: bytes, record: dict[str, Any]) -> None:
-    """Raises LineError where an object of the line has a key twice: readers of JSON differ in which they take.
+    """Raises LineError if an object of the line has a key twice: readers of JSON differ in which one they use.
 
-    record: what the line decodes to, which has each key once. Written again it has as many quotation marks as the
-    line, where no key was dropped and none of the line's marks is an escape of another form."""
+    record: the decoded line, which has each key once. If no key was dropped and no quotation mark is escaped in another
+    form, it has as many quotation marks when written again as the line."""
     try:
         if b"\\u0022" not in data and data.count(b'"') == msgspec.json.encode(record).count(b'"'):
             return
-    except OverflowError:  # an integer that JSON as msgspec writes it has no room for
+    except OverflowError:  # an integer too large for msgspec's JSON
         pass
     try:
         _KEYS.decode(data.decode())
@@ -82,14 +82,14 @@ def _check_keys(data: bytes, record: dict[str, Any]) -> None:
 def _check_pairs(pairs: list[tuple[str, Any]]) -> None:
     if len(dict(pairs)) < len(pairs):
         [(key, count)] = Counter(key for key, _ in pairs).most_common(1)
-        raise LineError("duplicate_key", None, f"the key {brief(key)} stands {count} times in one object")
+        raise LineError("duplicate_key", None, f"the key {brief(key)} occurs {count} times in one object")
 
 
 _KEYS = json.JSONDecoder(object_pairs_hook=_check_pairs, parse_int=float)  # of any number of digits
 
 
 def _error_column(data: bytes, error: Exception) -> int:
-    """Where decoding stopped, in characters from 1; the end of the line where the decoder does not say."""
+    """Where decoding stopped, in characters from 1; the end of the line if the decoder does not say."""
     at = re.search(r"\(byte (\d+)\)", str(error))
     num_good_bytes = int(at[1]) if at else len(data)
     return len(data[:num_good_bytes].decode(errors="replace")) + 1
@@ -103,7 +103,7 @@ def _custom_id(record: dict[str, Any]) -> str:
 
 
 def _endpoint(record: dict[str, Any]) -> tuple[LineKind, dict[str, Any]]:
-    """The kind of line and the body's fields, a null one being no field."""
+    """The kind of line and the body's fields; null fields are dropped."""
     method, url, body = (record.get(name) for name in ("method", "url", "body"))
     if method != "POST":
         raise LineError("invalid_method", "method", f'expected "POST", got {brief(method)}')

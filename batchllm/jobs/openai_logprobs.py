@@ -95,7 +95,7 @@ def prompt_logprobs(entries: list[dict[int, Logprob] | None]) -> list[dict[str, 
 
 
 def _asked_for(entry: dict[int, Logprob], params: SamplingParams) -> list[tuple[int, Logprob]]:
-    """Without the sampled token, where it is there for nothing else."""
+    """Without the sampled token, unless it is among those asked for."""
     count = len(entry) if params.logprobs == -1 else params.logprobs or 0
     named = params.logprob_token_ids or ()
     likeliest = {token for token, _ in sorted(entry.items(), key=lambda item: item[1].rank)[:count]}

@@ -3,8 +3,8 @@
 {"id": "batch_req_...", "custom_id": "a", "response": {"status_code": 200, "body": {...}}, "error": null}
 {"id": "batch_req_...", "custom_id": "a", "response": null, "error": {"code", "message", "param", "line"}}
 
-The id is that of the job and the number of the line, 16 hexadecimal digits each: which lines a file has the answers of
-is read from the opening of its records."""
+The id holds the job's id and the line number, 16 hexadecimal digits each, so the start of each record tells which line
+it answers."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from batchllm.outputs import CompletionOutput, EchoedPrompt, RequestOutput
 ID_PREFIX = "batch_req_"
 
 
-# What nearly every record has, in the order of its fields. UNSET is left out: what OpenAI has no name for has vLLM's,
-# and stands only where there is some.
+# The fields of nearly every record, in order. UNSET fields are left out. Fields without an OpenAI name have vLLM's, and
+# appear only if they have a value.
 
 
 class _Function(msgspec.Struct, gc=False):
@@ -89,12 +89,12 @@ def new_job_id() -> str:
 
 
 def record_opening(job_id: str) -> bytes:
-    """How the records of a job begin, up to the number of their line."""
+    """How the records of a job begin, up to the line number."""
     return b'{"id":"%b%b' % (ID_PREFIX.encode(), job_id.encode())
 
 
 def answer_record(request: BatchRequest, outputs: list[RequestOutput], model: str, job_id: str) -> bytes:
-    """The output line of a request: outputs[i] answers its prompt i. model: the name of the one that ran."""
+    """The output line of a request: outputs[i] answers its prompt i. model: the name of the model that ran."""
     unique = f"{job_id}{request.line:016x}"
     prompt_tokens = completion_tokens = cached_tokens = 0
     for output in outputs:
@@ -128,13 +128,13 @@ def _answer(request: BatchRequest, outputs: list[RequestOutput], unique: str) ->
 
 
 def _perplexity(outputs: list[RequestOutput]) -> dict[str, Any]:
-    """Of all tokens but the first; the number of tokens is the usage's."""
+    """Over all tokens except the first; the usage has the number of tokens."""
     [score] = map(continuation_logprobs, outputs)
     return {"perplexity": perplexity(score["logprob"] / len(score["tokens"])), "logprob": score["logprob"]}
 
 
 def _scores(outputs: list[RequestOutput]) -> dict[str, Any]:
-    """Of each continuation, with the probability of each, given that it is one of them, and which is the likeliest."""
+    """The scores of each continuation, their probabilities among the continuations, and the likeliest one."""
     scores = [{"index": index, **continuation_logprobs(output)} for index, output in enumerate(outputs)]
     logprobs = [score["logprob"] for score in scores]
     for score, probability in zip(scores, probabilities(logprobs), strict=True):

@@ -1,4 +1,4 @@
-"""A job cut into parcels for replicas, and a parcel as bytes: what a replica needs to answer its lines."""
+"""Cuts a job into parcels for replicas, and packs a parcel as bytes with all that a replica needs to answer it."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _PACKED_LINES = msgspec.msgpack.Decoder(list[PackedLine])
 
 @lru_cache(maxsize=1024)
 def _params_of(packed: bytes) -> SamplingParams:
-    """The same object for all that are equal: most of a job are."""
+    """The same object for all equal ones, as most of a job's are."""
     return msgspec.msgpack.decode(packed, type=SamplingParams)
 
 
 def tokenized_job(prompts: JobPrompts, limits: RequestLimits) -> TokenizedJob:
-    """What the planner needs of the prompts. Their tokens are copied only where one has several completions."""
+    """The prompts as the planner needs them. Tokens are copied only if a prompt has several completions."""
     num_completions = np.array([params.n for params in prompts.params], np.int64)
     lengths = np.repeat(np.diff(prompts.token_ids.indptr), num_completions)
     max_tokens = [
@@ -63,9 +63,10 @@ def tokenized_job(prompts: JobPrompts, limits: RequestLimits) -> TokenizedJob:
 
 
 def parcels_of(job: TokenizedJob, model: ModelDescription, device: Device, num_replicas: int) -> list[IntArray]:
-    """The lines of each parcel, depth-first; the parcels in the order in which replicas take them, the dearest first.
+    """The lines of each parcel, depth-first; the parcels in the order in which replicas take them, the most expensive
+    first.
 
-    An answer is taken to have as many tokens as it may. Raises ValueError where num_replicas is not at least 1."""
+    Assumes that each answer is as long as it may be. Raises ValueError if num_replicas is less than 1."""
     if not job.num_lines:
         return []
     lines = LineSequence.of(job, depth_first(job))

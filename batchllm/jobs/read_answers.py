@@ -1,4 +1,4 @@
-"""The lines of an output or errors file, read back; of any program that writes OpenAI's format."""
+"""Reads back the lines of an output or errors file of any program that writes OpenAI's format."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class _Row(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Completion:
-    """Or what was scored, with its probability in the place of its reason."""
+    """Or the scored continuation, with its probability instead of a reason."""
 
     text: str
     finish_reason: str | None
@@ -113,7 +113,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Failure:
-    """A line without an answer, or a line of the output file that is no record."""
+    """A line without an answer, or a line of the output file that is not a record."""
 
     code: str
     message: str

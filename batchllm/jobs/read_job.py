@@ -20,7 +20,7 @@ from batchllm.tokenizer import Message, Tokenizer
 
 
 class WeightlessModel:
-    """What `run` asks of a model before anything runs, answered from config.json and the tokenizer beside it."""
+    """What `run` needs of a model before anything runs, from config.json and the tokenizer beside it."""
 
     def __init__(self, directory: Path, limits: RequestLimits, *, allow_special_tokens: bool = False) -> None:
         self.limits = limits
@@ -49,7 +49,7 @@ class WeightlessModel:
 def read_job(source: Source, model: WeightlessModel) -> tuple[TokenizedJob, list[LineError]]:
     """The lines that `run` would answer, and the errors of the others, by line.
 
-    Raises ValueError where the lines need a tokenizer and there is none.
+    Raises ValueError if the lines need a tokenizer and there is none.
     """
     lines = list(source.requests())
     requests = [line for line in lines if isinstance(line, BatchRequest)]

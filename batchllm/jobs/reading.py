@@ -1,4 +1,4 @@
-"""From the lines of a source to prompts in token ids."""
+"""Turns the lines of a source into prompts of token ids."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LINES_AT_ONCE = 256  # that are tokenized together
 
 
 class PromptReader(Protocol):
-    """The part of `LLM` that makes token ids of prompts and says which it takes."""
+    """The part of `LLM` that tokenizes prompts and checks them."""
 
     def tokenize(self, texts: list[str]) -> list[list[int]]: ...
     def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]: ...
@@ -42,9 +42,9 @@ class TokenizedLine(NamedTuple):
 def tokenized(
     lines: Iterable[BatchRequest | LineError], reader: PromptReader, *, seed: int
 ) -> Iterator[TokenizedLine | LineError]:
-    """The same lines in their order, those that could never run as errors. seed: the job's.
+    """The same lines in their order; those that could never run become errors. seed: the job's.
 
-    Raises ValueError where the first conversation finds no template that could render any.
+    Raises ValueError if there is no template that could render a conversation.
     """
     is_template_checked = False
     lines = iter(lines)
@@ -59,12 +59,12 @@ def tokenized(
 
 
 def checked(lines: Sequence[TokenizedLine | LineError], reader: PromptReader) -> Iterable[TokenizedLine | LineError]:
-    """The same lines, those that the model does not take as errors."""
+    """The same lines; those that the model does not accept become errors."""
     return lines if _are_taken(lines, reader) else (_checked(line, reader) for line in lines)
 
 
 def _are_taken(lines: Sequence[TokenizedLine | LineError], reader: PromptReader) -> bool:
-    """Whether each request could run; looks at all at once."""
+    """Whether each request could run, checked all at once."""
     good = [line for line in lines if not isinstance(line, LineError)]
     try:
         reader.check_requests(
@@ -87,7 +87,7 @@ def _checked(line: TokenizedLine | LineError, reader: PromptReader) -> Tokenized
 
 
 def _line_error(request: BatchRequest, at: int, error: ValueError) -> LineError:
-    """What is wrong with its prompt number `at`."""
+    """The error of its prompt number `at`."""
     if isinstance(error, GrammarError):
         code, where, reason = "invalid_body", "body", str(error)
     else:
@@ -101,7 +101,7 @@ def _line_error(request: BatchRequest, at: int, error: ValueError) -> LineError:
 
 
 def texts_of(prompt: BatchPrompt) -> list[str]:
-    """What of it is encoded as a prompt is."""
+    """The part of it that is encoded like a prompt."""
     if isinstance(prompt, ContinuedPrompt) and isinstance(prompt.prompt, str):
         whole = [prompt.prompt + prompt.continuation] if isinstance(prompt.continuation, str) else []
         return [prompt.prompt, *whole]
@@ -111,7 +111,7 @@ def texts_of(prompt: BatchPrompt) -> list[str]:
 
 
 def encoded(texts: list[str], reader: PromptReader) -> dict[str, list[int] | ValueError]:
-    """Token ids of each text, or why it has none; all at once where that goes well."""
+    """Token ids of each text, or the error; all at once if that succeeds."""
     try:
         return dict(zip(texts, reader.tokenize(texts), strict=True)) if texts else {}
     except ValueError:

@@ -1,6 +1,6 @@
 """A job from an input file to an output file: every line is answered, or reported, exactly once.
 
-An answer is written as its request completes, so a job that is cut off keeps what it has, and a later run goes on from
+An answer is written as its request completes, so an interrupted job keeps what it has, and a later run continues from
 there."""
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class BatchFiles:
     errors: Path | None  # None: errors are logged
     summary: Path | None = None
     overwrite: bool = False  # of files that are not empty
-    model: str | None = None  # a directory, whose files are none of the others
-    resume: bool = False  # the job that output and errors belong to; where they are empty, it begins
+    model: str | None = None  # a directory, whose files must differ from all others
+    resume: bool = False  # the job that output and errors belong to; starts it if they are empty
     ordered: bool = False  # the output has the order of the lines
     figures: Path | None = None  # what a report needs beside the answers
     report: Path | None = None
@@ -88,15 +88,15 @@ class BatchFiles:
             )
         except FileExistsError as error:
             if manifest_path(self.output).exists():
-                raise FileExistsError(f"{error}, --resume goes on with its job") from None
+                raise FileExistsError(f"{error}, --resume continues its job") from None
             raise
 
 
 def errors_beside(output: Path, *, resume: bool = False) -> Path | None:
     """OUT.errors.jsonl for OUT.jsonl; None for a pipe or a device.
 
-    Raises FileExistsError where that file holds something and the output does not exist: OUT.txt has the same. A job
-    that is resumed knows its errors."""
+    Raises FileExistsError if that file is not empty and the output does not exist, because OUT.txt has the same errors
+    file. A resumed job recognises its errors."""
     if not has_neighbours(output):
         return None
     errors = output.with_suffix(".errors.jsonl")
@@ -122,13 +122,13 @@ def has_neighbours(output: Path) -> bool:
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """model_name: in the answers.
-    chat_max_tokens: for chat requests that name no limit.
-    seed: makes, with the custom_id, the seed of a request that names none.
-    retry_errors: lines that have an error of an earlier run are not done.
-    max_error_rate: of all lines; the job ends when more than that have an error. None: never.
-    time_limit_s: the job ends itself then, between two steps.
-    answer_options: what else answers depend on, for the manifest.
-    ask, limit, sample: what open_source makes requests of.
+    chat_max_tokens: for chat requests without a limit.
+    seed: with the custom_id, makes the seed of a request without one.
+    retry_errors: lines that have an error from an earlier run count as not done.
+    max_error_rate: of all lines; the job ends when more than that share has an error. None: never.
+    time_limit_s: after which the job ends itself, between two steps.
+    answer_options: other options that answers depend on, for the manifest.
+    ask, limit, sample: arguments of open_source.
     """
 
     model_name: str
@@ -145,22 +145,22 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class JobSummary:
-    """Of the whole job, its earlier runs included, where nothing else is said."""
+    """Counts for the whole job, including earlier runs, unless stated otherwise."""
 
     num_answered: int  # lines in the output file
     num_failed: int  # lines in the errors file
-    stats: dict[str, Any]  # LLM.stats, of this run; nothing where nothing was left to do
-    num_other_model: int = 0  # lines that this run answered and that name a model other than the one that ran
-    num_cut: int = 0  # lines that this run answered with a completion that ended at the model's length
+    stats: dict[str, Any]  # LLM.stats of this run; empty if nothing was left to do
+    num_other_model: int = 0  # lines answered by this run that name another model than the one that ran
+    num_cut: int = 0  # lines answered by this run with a completion that ended at the model's context length
     num_earlier: int = 0  # lines that earlier runs answered or reported
 
 
 class JobInterrupted(KeyboardInterrupt):
-    """A KeyboardInterrupt, its cause, stopped the job while it ran; says where the answers so far are."""
+    """A KeyboardInterrupt, its cause, stopped the running job. The message says where the answers so far are."""
 
 
 class OutOfTime(KeyboardInterrupt):
-    """The time limit, which stops a job as Ctrl-C does."""
+    """The time limit, which stops a job like Ctrl-C."""
 
 
 def run_batch_file(
@@ -171,13 +171,13 @@ def run_batch_file(
     on_progress: OnProgress | None = None,
     log: Callable[[str], None] = lambda text: None,
 ) -> JobSummary:
-    """Answers every line of files.input. No file is opened before the model is loaded, or replaced before it answers;
-    of a job that is resumed the files are locked at once.
+    """Answers every line of files.input. No file is opened before the model is loaded, or replaced before it answers.
+    The files of a resumed job are locked at once.
 
-    log: is told the errors where there is no file for them.
+    log: gets the errors if there is no file for them.
 
-    Raises OSError or ValueError before anything is written, and OSError where an output fails; JobInterrupted for a
-    KeyboardInterrupt after that; ValueError where too many lines fail.
+    Raises OSError or ValueError before anything is written, and OSError if an output fails; JobInterrupted for a
+    KeyboardInterrupt after that; ValueError if too many lines fail.
     """
     check_time = deadline(options.time_limit_s)
     files.check()
@@ -221,7 +221,7 @@ def run_batch_file(
 
         recorder = RunRecorder()
         results = answers(llm, prompts, on_step, recorder)
-        first = list(itertools.islice(results, 1))  # with it the engine stands; until then nothing is replaced
+        first = list(itertools.islice(results, 1))  # proves that the engine works; until then nothing is replaced
         so_far = f"the answers so far are in {files.output}"
         if files.records.is_resumable:
             so_far += "; --resume goes on"
@@ -248,7 +248,7 @@ def run_batch_file(
 
 
 def deadline(time_limit_s: float | None) -> Callable[[], None]:
-    """What raises OutOfTime once that many seconds have gone from now."""
+    """Raises OutOfTime once that many seconds have passed."""
     end_s = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
 
     def check() -> None:
@@ -266,20 +266,20 @@ def fingerprint(source: Source, files: BatchFiles, options: RunOptions) -> Finge
 
 
 def is_begun(files: BatchFiles) -> bool:
-    """Whether there is anything to be lost."""
+    """Whether there is anything to lose."""
     paths = (files.output, files.records.journal, files.errors)
     return any(path.exists() and path.stat().st_size for path in paths if path)
 
 
 def find_earlier_runs(files: BatchFiles, here: Fingerprint, retry_errors: bool) -> tuple[Manifest, EarlierRuns]:
-    """Raises ValueError as `find_manifest` and `read_earlier_runs`."""
+    """Raises ValueError like `find_manifest` and `read_earlier_runs`."""
     assert files.errors is not None
     manifest = find_manifest(files, here)
     return manifest, read_earlier_runs(files.records.journal, files.errors, manifest, retry_errors=retry_errors)
 
 
 def find_finished(files: BatchFiles, here: Fingerprint, options: RunOptions) -> JobSummary:
-    """Of a job whose journal has become the output. Raises ValueError as `find_manifest`."""
+    """The summary of a job whose journal has become the output. Raises ValueError like `find_manifest`."""
     assert files.errors is not None
     manifest = find_manifest(files, here)
     if options.retry_errors:
@@ -289,7 +289,7 @@ def find_finished(files: BatchFiles, here: Fingerprint, options: RunOptions) -> 
 
 
 def find_manifest(files: BatchFiles, here: Fingerprint) -> Manifest:
-    """Raises ValueError where the files are another job's, naming what differs."""
+    """Raises ValueError if the files are another job's, naming what differs."""
     manifest = read_manifest(files.output)
     title = f"output {str(files.output)!r}"
     if manifest is None:
@@ -307,7 +307,7 @@ def read_prompts(
     options: RunOptions,
     check_time: Callable[[], None],
 ) -> tuple[JobPrompts, list[LineError]]:
-    """Every line that is not done, as prompts or as an error."""
+    """Yields every line that is not done, as prompts or as an error."""
     prompts = JobPrompts()
     errors: list[LineError] = []
     lines = with_defaults(source.requests(earlier.done()), sampling_defaults)
@@ -325,7 +325,7 @@ def read_prompts(
 def with_defaults(
     lines: Iterable[BatchRequest | LineError], defaults: Mapping[str, Any]
 ) -> Iterator[BatchRequest | LineError]:
-    """Lines that share their parameters share what is made of them."""
+    """Lines that share their parameters share what is derived from them."""
     known: dict[int, tuple[SamplingParams, SamplingParams]] = {}  # by id of the parameters, which are kept
     for line in lines:
         if isinstance(line, BatchRequest):
@@ -338,7 +338,7 @@ def with_defaults(
 
 
 class ErrorSink(Protocol):
-    """The part of `Sink` that takes what is no answer."""
+    """The part of `Sink` that takes errors."""
 
     def begin(self, manifest: Manifest, earlier: EarlierRuns) -> None: ...
     def error(self, error: LineError) -> None: ...
@@ -356,7 +356,7 @@ class RunningJob:
         self._num_other_model = self._num_cut = 0
 
     def check_error_rate(self, errors: Sequence[LineError] = ()) -> None:
-        """Raises ValueError where these and those that are reported are more than may be."""
+        """Raises ValueError if these and the reported errors are more than allowed."""
         num_failed, rate = self._num_failed + len(errors), self._options.max_error_rate
         if rate is None or num_failed <= rate * self._manifest.num_lines:
             return
@@ -371,10 +371,10 @@ class RunningJob:
         sink.begin(self._manifest, self._earlier)
         for error in errors:
             self.fail(error)
-        sink.sync()  # as Manifest.num_duplicates says
+        sink.sync()  # as Manifest.num_duplicates requires
 
     def take(self, sink: Sink, request: BatchRequest, outputs: list[RequestOutput]) -> None:
-        """Writes the answer to that sink, or what is wrong with it."""
+        """Writes the answer to that sink, or its error."""
         if error := what_is_wrong(request, outputs):
             self.fail(error)
             self.check_error_rate()
@@ -383,7 +383,7 @@ class RunningJob:
         self.count(1, request.names_another(self._options.model_name), is_cut(outputs))
 
     def count(self, num_answered: int, num_other_model: int, num_cut: int) -> None:
-        """Of answers that were written."""
+        """Counts of the written answers."""
         self._num_answered += num_answered
         self._num_other_model += num_other_model
         self._num_cut += num_cut
@@ -398,7 +398,7 @@ class RunningJob:
 
 
 def what_is_wrong(request: BatchRequest, outputs: list[RequestOutput]) -> LineError | None:
-    """Why these are no answer."""
+    """Why these outputs are no answer."""
     for output in outputs:
         for completion in output.outputs:
             if completion.finish_reason == "error":
@@ -408,14 +408,14 @@ def what_is_wrong(request: BatchRequest, outputs: list[RequestOutput]) -> LineEr
 
 
 def is_cut(outputs: list[RequestOutput]) -> bool:
-    """Whether the model's length ended one of their completions."""
+    """Whether the model's context length ended one of their completions."""
     return any(completion.is_cut for output in outputs for completion in output.outputs)
 
 
 def answers(
     llm: LLM, prompts: JobPrompts, on_step: OnProgress, recorder: RunRecorder
 ) -> Iterator[tuple[BatchRequest, list[RequestOutput]]]:
-    """Each request as its last prompt is answered, with the outputs of its prompts in their order."""
+    """Yields each request once its last prompt is answered, with the outputs in the order of its prompts."""
     if not len(prompts):
         return
     unfinished: dict[int, dict[int, RequestOutput]] = {}  # line -> place -> output

@@ -1,4 +1,4 @@
-"""A batch file cut into several, each for another machine: whole lines, depth-first, of equal predicted cost."""
+"""Cuts a batch file into several, one per machine: whole lines, depth-first, of equal predicted cost."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def write_shards(
 ) -> list[ShardFigures]:
     """Writes shard_paths(directory, num_shards), the directory included; overwrite: replaces files that are not empty.
 
-    trie: of the job's requests, but for the last token of each. output_tokens: int32 [num_requests].
+    trie: of the job's requests without the last token of each. output_tokens: int32 [num_requests].
 
-    A line keeps its bytes (byte order marks aside). Lines go by the first of their requests in the trie's order, and
-    their cost is that of `request_costs`. Raises ValueError for more shards than lines; OSError for a directory that
-    another plan writes shards to, and as RecordFile.
+    A line keeps its bytes (except byte order marks). Lines are ordered by the first of their requests in the trie's
+    order, and cost as in `request_costs`. Raises ValueError for more shards than lines; OSError for a directory that
+    another plan writes shards to, and like RecordFile.
     """
     lines = LineSequence.of(job, DepthFirst.of_trie(trie))
     costs = request_costs(job, lines, output_tokens, model, device)
@@ -103,7 +103,7 @@ class LineSequence:
         place[line] = np.arange(len(line))
         request = np.lexsort((rank, np.repeat(place, num_requests)))
         shared = order.shared_tokens[rank[request]]
-        for at in np.flatnonzero(np.diff(rank[request]) != 1) + 1:  # what its line has taken out of that order
+        for at in np.flatnonzero(np.diff(rank[request]) != 1) + 1:  # pulled out of that order by its line
             shared[at] = num_shared_tokens(job.prompt(request[at - 1]), job.prompt(request[at]))
         return cls(
             line=line,
@@ -114,7 +114,7 @@ class LineSequence:
 
 
 def num_shared_tokens(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
-    """Of two prompts; the last token of a prompt is never shared, because its logits are needed."""
+    """Tokens that two prompts share; the last token of a prompt is never shared, because its logits are needed."""
     length = min(len(a), len(b)) - 1
     differs = a[:length] != b[:length]
     return int(differs.argmax()) if differs.any() else length
@@ -122,10 +122,10 @@ def num_shared_tokens(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
 
 @dataclass(frozen=True)
 class RequestCosts:
-    """Of the requests of a sequence, [num_requests]."""
+    """Costs of the requests of a sequence, [num_requests]."""
 
-    seconds: FloatArray  # what it computes that the request before it does not
-    path_seconds: FloatArray  # what it shares with the request before it, computed anew
+    seconds: FloatArray  # for what it computes and the request before it does not
+    path_seconds: FloatArray  # for what it shares with the request before it, if computed again
 
 
 def request_costs(
@@ -135,8 +135,8 @@ def request_costs(
 
     Every token costs its FLOPs: twice the weights that it is multiplied with, and 4 * num_qo_heads * head_dim per layer
     for each position it sees. A prompt token that several requests share is paid by the first of them, and again by
-    each shard that needs it. A generated token costs the bytes of the K and V it reads, too: of its whole context,
-    because an engine that runs the shard may not read a shared prefix once for all.
+    each shard that needs it. A generated token also costs the bytes of the K and V it reads, for its whole
+    context, because the engine that runs the shard may not read a shared prefix once for all.
     """
     flops_s = 1 / (device.flops_per_s * device.matmul_efficiency)
     linear_s, logits_s = 2 * model.num_linear_parameters * flops_s, 2 * model.num_logit_parameters * flops_s
@@ -146,7 +146,7 @@ def request_costs(
     shared = lines.shared_tokens.astype(np.float64)
     prompt = np.diff(job.indptr)[lines.request].astype(np.float64)
     outputs = output_tokens[lines.request].astype(np.float64)
-    computed = prompt + outputs - 1  # the last one sampled is never computed
+    computed = prompt + outputs - 1  # the last sampled token is never computed
     path_s = linear_s * shared + pair_s * num_pairs(shared)
     whole_s = linear_s * computed + pair_s * num_pairs(computed) + logits_s * outputs
     decode_s = read_s * (num_pairs(computed) - num_pairs(prompt))
@@ -160,7 +160,7 @@ def num_pairs(num_tokens: FloatArray) -> FloatArray:
 
 @contextmanager
 def locked_directory(directory: Path) -> Iterator[None]:
-    """Shards of two plans in one directory would be lines of neither."""
+    """Locks the directory: shards of two plans in it would belong to neither."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         lock(descriptor, f"shards {str(directory)!r}")

@@ -1,4 +1,4 @@
-"""Where a job's records go: answers and errors as they come, and the manifest that says whose they are."""
+"""Where a job's records go: answers and errors as they come, and the manifest that says which job they belong to."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ class RecordFiles:
 
     @property
     def journal(self) -> Path:
-        """Where answers are written as they come: the output, if it is that."""
+        """Where answers are written as they come: a journal, or the output itself."""
         if not self.ordered and not is_parquet(self.output):
             return self.output
         return self.output.with_name(f"{self.output.name}.journal.jsonl")
 
     @property
     def is_finished(self) -> bool:
-        """Whether the journal has served."""
+        """Whether the journal has become the output."""
         return self.journal != self.output and self.output.exists() and not self.journal.exists()
 
     @property
     def is_resumable(self) -> bool:
-        """Whether there are files that a later run could go on with."""
+        """Whether there are files that a later run could continue."""
         return is_file(self.output) and self.errors is not None and is_file(self.errors)
 
 
 def is_file(path: Path) -> bool:
-    """Whether that is a file or will be one, and no pipe or device."""
+    """Whether that is or will be a file, not a pipe or a device."""
     return path.is_file() or not path.exists()
 
 
 class Sink:
-    """The files of a running job, open and its alone; none of them is changed before `begin`.
+    """The files of a running job, open and locked. None of them is changed before `begin`.
 
-    Raises OSError that names the file, as RecordFile.
+    Raises OSError that names the file, like RecordFile.
     """
 
     def __init__(self, files: RecordFiles, model_name: str, log: Callable[[str], None], *, replaces: bool) -> None:
-        """replaces: files that are not empty. log: is told the errors where there is no file for them."""
+        """replaces: files that are not empty. log: gets the errors if there is no file for them."""
         self._files, self._model_name, self._log = files, model_name, log
         self._job_id = ""
         with ExitStack() as stack:
@@ -64,8 +64,8 @@ class Sink:
             self._stack = stack.pop_all()
 
     def begin(self, manifest: Manifest, earlier: EarlierRuns) -> None:
-        """Leaves in the files what earlier runs made whole. What is there of another job goes before the manifest
-        comes: a crash between the two leaves empty files, which are anybody's."""
+        """Keeps the whole records of earlier runs. Another job's content is removed before the manifest is written: a
+        crash between the two leaves empty files, which any job may use."""
         self._job_id = manifest.job_id
         self._output.cut(earlier.output_bytes)
         if self._errors:

@@ -1,4 +1,4 @@
-"""Where a job's lines come from: files that are read in a stream, as often as needed, and what makes requests of
+"""Where a job's lines come from: files that are streamed as often as needed, and the code that makes requests of
 them."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NO_LINES = b""
 
 
 class Source(ABC):
-    """path: a file or a directory, which is read anew for each iteration. name: what the user calls it."""
+    """path: a file or a directory, read again for each iteration. name: what the user calls it."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
@@ -32,10 +32,10 @@ class Source(ABC):
 
     @abstractmethod
     def rows(self, done: bytes = NO_LINES) -> Iterator[tuple[int, Any]]:
-        """What is not blank, numbered as people count: lines of a file, or rows of a table, from 1. Rows that are done
-        may be left out.
+        """Yields lines of a file or rows of a table that are not blank, numbered from 1. Rows that are done may be left
+        out.
 
-        Raises OSError or ValueError where that cannot be read."""
+        Raises OSError or ValueError if they cannot be read."""
 
     @abstractmethod
     def parse(self, line: int, row: Any, line_of: dict[str, int]) -> BatchRequest:
@@ -45,7 +45,7 @@ class Source(ABC):
         return [self.path]
 
     def choose(self, limit: int | None, sample: int | None, seed: int) -> None:
-        """The first `limit` rows of it, or `sample` rows at random, in their order."""
+        """Restricts the source to its first `limit` rows, or to `sample` random ones, in their order."""
         numbers: Iterator[int] = (line for line, _ in self.rows())
         if sample is not None:
             known = list(numbers)
@@ -53,7 +53,7 @@ class Source(ABC):
         self._chosen = frozenset(itertools.islice(numbers, limit))
 
     def requests(self, done: bytes = NO_LINES) -> Iterator[BatchRequest | LineError]:
-        """Every row as a request or as what is wrong with it. done: not 0 at the numbers of rows to be passed over."""
+        """Every row as a request or as an error. done: not 0 at the numbers of rows to skip."""
         line_of: dict[str, int] = {}
         for line, row in self.rows(done):
             if line < len(done) and done[line]:
@@ -72,7 +72,7 @@ class Source(ABC):
 
 
 class OpenAIBatch(Source):
-    """Lines of JSON in the OpenAI Batch format. chat_max_tokens: for chat lines that name no limit."""
+    """Lines of JSON in the OpenAI Batch format. chat_max_tokens: for chat lines without a limit."""
 
     def __init__(self, path: Path, name: str, *, chat_max_tokens: int) -> None:
         super().__init__(path, name)
@@ -89,12 +89,12 @@ class OpenAIBatch(Source):
 
 @dataclass(frozen=True)
 class Ask:
-    """What to ask of the rows of a table.
+    """How the rows of a table become requests.
 
-    template: Jinja, of the columns, in Jinja's sandbox; makes the prompt, or the user's message of a chat. None: the
-        row has a column for the prompt, of the name that a body has for it.
-    kind: where the request goes. What else its kind has of its own (the continuations of a score) may be a column, too.
-    body: fields of the request beside the prompt, as of the OpenAI Batch format, in JSON.
+    template: sandboxed Jinja over the columns; makes the prompt, or the user's message of a chat. None: the row has a
+        column for the prompt, named like the field of a body.
+    kind: where the request goes. Other fields of its kind (the continuations of a score) may also be columns.
+    body: fields of the request beside the prompt, in JSON, as in the OpenAI Batch format.
     """
 
     template: str | None
@@ -115,13 +115,12 @@ def open_source(
     sample: int | None = None,
     seed: int = 0,
 ) -> Iterator[Source]:
-    """The source that a file or a directory is; of a pipe or a remote file, of a copy of it. Its first row has been
-    read.
+    """Opens a file or a directory as a source, or a copy of a pipe or a remote file, and reads its first row.
 
-    ask: makes requests of the rows of a table; without it there are lines in the OpenAI Batch format.
-    limit, sample: as Source.choose takes them; None takes all.
+    ask: makes requests of the rows of a table; without it the input is lines in the OpenAI Batch format.
+    limit, sample: as for Source.choose; None takes all.
 
-    Raises OSError or ValueError where it is none.
+    Raises OSError or ValueError if that is not a source.
     """
     with rereadable(path) as file:
         if ask is None:

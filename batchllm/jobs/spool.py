@@ -1,4 +1,4 @@
-"""The token ids of a job's prompts, as one array, which is a file once it is large."""
+"""The token ids of a job's prompts as one array, which moves to a file once it is large."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def naming_full_disk(title: str) -> Iterator[None]:
-    """Of a temporary file that cannot be written: what should have gone there, where it is, and the way out."""
+    """The error for a temporary file that cannot be written: its purpose, its place, and the remedy."""
     try:
         yield
     except OSError as error:
@@ -28,13 +28,13 @@ def naming_full_disk(title: str) -> Iterator[None]:
 
 
 class PromptSpool(Sequence[Any]):
-    """Prompts are appended, and then read: int32 views of one array, of which the machine may drop what is not in
-    use."""
+    """Prompts are appended, then read as int32 views of one array. The system may drop unused pages of it from
+    memory."""
 
     def __init__(self, spool_bytes: int = SPOOL_BYTES) -> None:
         self._spool_bytes = spool_bytes
         self._indptr = array("q", [0])
-        self._last = array("i")  # those that are not in the file
+        self._last = array("i")  # those not yet in the file
         self._file: IO[bytes] | None = None
         self._tokens: np.ndarray | None = None  # int32 [indptr[-1]], once one has been read
 
@@ -48,7 +48,7 @@ class PromptSpool(Sequence[Any]):
 
     @property
     def tokens(self) -> np.ndarray:
-        """int32 [sum of lengths]: the prompts one after the other. None is appended after it is read."""
+        """int32 [sum of lengths]: the prompts one after the other. Nothing is appended after the first read."""
         if self._tokens is None:
             self._tokens = self._whole()
         return self._tokens

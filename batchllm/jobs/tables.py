@@ -1,5 +1,5 @@
-"""Tables as sources: JSON lines, CSV, Parquet and directories of Hugging Face datasets, whose rows a template asks
-about."""
+"""Tables as sources: JSON lines, CSV, Parquet and directories of Hugging Face datasets, whose rows become requests by a
+template."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ NO_TABLE = "expected a directory with .parquet or .arrow files"
 
 
 class Table(Source):
-    """A row's custom_id is that of its column, or "row-" and its number.
+    """A row's custom_id comes from the column of that name, or is "row-" and its number.
 
-    Raises ValueError where the template does not compile or the body is no JSON object.
+    Raises ValueError if the template does not compile or the body is not a JSON object.
     """
 
     def __init__(self, path: Path, name: str, ask: Ask, *, chat_max_tokens: int) -> None:
@@ -61,7 +61,7 @@ class Table(Source):
                 text = self._template.render(row)
                 body[kind.prompt_fields[0]] = [{"role": "user", "content": text}] if kind is CHAT else text
             data = msgspec.json.encode({"custom_id": custom_id, "method": "POST", "url": kind.url, "body": body})
-        except Exception as error:  # a template may do anything with a row
+        except Exception as error:  # a template can do anything with a row
             where = None if self._template is None else "template"
             raise LineError("invalid_row", where, f"{type(error).__name__}: {error}").at(line, custom_id) from None
         return parse_line(data, line, line_of, chat_max_tokens=self._chat_max_tokens)
@@ -90,7 +90,7 @@ def json_row(data: bytes) -> dict[str, Any] | LineError:
 
 
 class CsvTable(Table):
-    """Rows under a header, in UTF-8; a row may go over several lines."""
+    """Rows under a header, in UTF-8; a row may span several lines."""
 
     def __init__(self, path: Path, name: str, ask: Ask, delimiter: str, *, chat_max_tokens: int) -> None:
         super().__init__(path, name, ask, chat_max_tokens=chat_max_tokens)
@@ -128,7 +128,7 @@ class ArrowTable(Table):
 
     def __init__(self, path: Path, name: str, ask: Ask, *, chat_max_tokens: int) -> None:
         super().__init__(path, name, ask, chat_max_tokens=chat_max_tokens)
-        self._arrow = optional_import("pyarrow", f"input {name!r} is a table of Arrow's")
+        self._arrow = optional_import("pyarrow", f"input {name!r} is an Arrow table")
         if (path / "dataset_dict.json").exists():
             splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
             raise ValueError(f"input {name!r}: name one of its splits, {', '.join(f'{name}/{s}' for s in splits)}")
@@ -138,7 +138,7 @@ class ArrowTable(Table):
     def files(self) -> list[Path]:
         if self.path.is_file():
             return [self.path]
-        if (state := self.path / "state.json").exists():  # beside it may lie files of a cache
+        if (state := self.path / "state.json").exists():  # cache files may lie beside it
             return [self.path / file["filename"] for file in json.loads(state.read_text())["_data_files"]]
         return sorted(file for suffix in ("parquet", "arrow") for file in self.path.rglob(f"*.{suffix}"))
 
@@ -168,7 +168,7 @@ class ArrowTable(Table):
 
 
 def open_table(path: Path, name: str, ask: Ask, *, chat_max_tokens: int) -> Table:
-    """By what it is: a directory or Parquet by its first bytes, CSV by its name, otherwise lines of JSON."""
+    """The table that a path is: a directory, Parquet by its first bytes, CSV by its name, otherwise lines of JSON."""
     if path.is_dir() or begins_with(path, PARQUET):
         return ArrowTable(path, name, ask, chat_max_tokens=chat_max_tokens)
     suffixes = [suffix for suffix in Path(name).suffixes if suffix not in (".gz", ".zst")]

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def describe_model(path: Path, backend: str = "auto") -> ModelDescription:
-    """Reads the config.json of a model, given it or its directory, or a GGUF file, for who runs it and for estimates.
+    """Reads a config.json, a model directory or a GGUF file, for running the model and for estimates.
 
-    backend: "native", "transformers", or "auto", which takes the latter where the former does not run the model.
+    backend: "native", "transformers", or "auto", which takes "transformers" if "native" does not run the model.
 
-    Raises FileNotFoundError, or ValueError that names the file and what of it is missing, invalid or unsupported.
+    Raises FileNotFoundError, or ValueError that names the file and its missing, invalid or unsupported part.
     """
     if backend != "transformers":
         try:
@@ -37,7 +37,7 @@ def describe_model(path: Path, backend: str = "auto") -> ModelDescription:
 def load_model(
     config: ModelDescription, path: Path, dtype: torch.dtype, device: torch.device, quantize: str | None
 ) -> ForwardPass:
-    """The model of a directory or a GGUF file. Raises ValueError for weights that are not those of `config`."""
+    """The model of a directory or a GGUF file. Raises ValueError for weights that do not match `config`."""
     import torch
 
     from batchllm.models.weights import WeightReader

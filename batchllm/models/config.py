@@ -1,5 +1,5 @@
-"""A Hugging Face model directory or a GGUF file: where it is, what its config says, what the native decoder
-supports of it."""
+"""A Hugging Face model directory or a GGUF file: where it is, what its config says, and whether the native decoder
+supports it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from batchllm.models.rope import Rotation, read_rotation
 from batchllm.sampling_params import SamplingParams
 from batchllm.text import printable
 
-MAX_LAYERS = 10_000  # a stranger's number that memory is taken for
+MAX_LAYERS = 10_000  # bounds an untrusted number that memory is allocated for
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
-# Settings of generation_config.json that change what is sampled: ours by their names here, and the others with the
-# values at which they do nothing.
+# Settings of generation_config.json that change sampling: ours by their names here, the others with their neutral
+# values.
 SAMPLING_SETTINGS = {
     **{name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")},
     "max_new_tokens": "max_tokens",
@@ -53,11 +53,11 @@ class ModelConfig(ModelDescription):
 
     @classmethod
     def from_directory(cls, path: Path) -> ModelConfig:
-        """Reads a config.json, given it or its directory, or the metadata of a GGUF file. The end-of-sequence ids are
-        those of generation_config.json and its own, but none outside the vocabulary.
+        """Reads a config.json, a model directory, or the metadata of a GGUF file. The end-of-sequence ids are those of
+        generation_config.json and its own, except any outside the vocabulary.
 
         Raises FileNotFoundError, Unsupported for an architecture or a setting that the decoder does not run, and
-        ValueError for what is none; each names the file and the field.
+        ValueError for invalid files; each names the file and the field.
         """
         file = config_file(path)
         raw = read_config(file)
@@ -81,13 +81,13 @@ class ModelConfig(ModelDescription):
 
 
 def config_file(path: Path) -> Path:
-    """The config.json of a directory, or the file that is given itself."""
+    """The config.json of a directory, or the given file itself."""
     return path / CONFIG if path.is_dir() else path
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """The object in a config.json, or what it would be for a GGUF file. Raises FileNotFoundError or ValueError that
-    names the file, and what of it is wrong."""
+    """The object in a config.json, or its equivalent for a GGUF file. Raises FileNotFoundError or ValueError that names
+    the file and its fault."""
     if is_gguf(file):
         return gguf_config(file)
     if not file.exists() and (others := sorted(file.parent.glob(f"*{SUFFIX}"))):
@@ -96,8 +96,8 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def eos_token_ids(path: Path, raw: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
-    """Those that the generation_config.json of a directory and then its config.json, `raw`, name, but none outside the
-    vocabulary; ValueError that names the file."""
+    """The ids named in a directory's generation_config.json and its config.json, `raw`, except any outside the
+    vocabulary. Raises ValueError that names the file."""
     generation = _read_generation_config(path)
     with naming(path / GENERATION_CONFIG):
         ids = list(_token_ids(generation))
@@ -107,7 +107,7 @@ def eos_token_ids(path: Path, raw: dict[str, Any], vocab_size: int) -> tuple[int
 
 
 def dtype_of(raw: dict[str, Any]) -> str:
-    """That of the checkpoint, one of DTYPE_BYTES; ValueError for another."""
+    """The checkpoint's dtype, one of DTYPE_BYTES. Raises ValueError for another."""
     dtype = raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPE_BYTES)}, got {dtype!r:.80}")
@@ -115,7 +115,7 @@ def dtype_of(raw: dict[str, Any]) -> str:
 
 
 def sampling_defaults(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What generation_config.json says of sampling: fields of SamplingParams, and settings that we do not have.
+    """The sampling settings in generation_config.json: fields of SamplingParams, and settings that we do not have.
 
     Raises ValueError that names the file and the field.
     """
@@ -127,7 +127,7 @@ def sampling_defaults(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def other_settings(raw: dict[str, Any]) -> dict[str, Any]:
-    """Of the settings of a generation_config.json those that change what is sampled and that we do not have."""
+    """The settings of a generation_config.json that change sampling and that we do not have."""
     return {
         name: raw[name]
         for name, neutral in OTHER_SETTINGS.items()
@@ -136,10 +136,10 @@ def other_settings(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve_model(model: str | Path, *, weights: bool = True) -> Path:
-    """The directory of `model`: a local one, or a Hugging Face hub id fetched (with its weights, or without) into the
+    """The directory of `model`: a local one, or that of a Hugging Face hub id, fetched with or without weights into the
     hub's cache; or a GGUF file itself.
 
-    Raises FileNotFoundError that says what was looked for and where.
+    Raises FileNotFoundError that says what was sought and where.
     """
     path = Path(model).expanduser()
     if path.is_dir() or (path.is_file() and is_gguf(path)):
@@ -161,12 +161,12 @@ def resolve_model(model: str | Path, *, weights: bool = True) -> Path:
 
 
 def is_hub_id(model: str | Path) -> bool:
-    """Whether that is no directory, but can be the name of a model on the Hugging Face hub."""
+    """Whether that is not a directory but can be the name of a model on the Hugging Face hub."""
     return not Path(model).expanduser().exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)) is not None
 
 
 def model_files(model: str | Path) -> list[Path]:
-    """What is read of a local model, or of its config.json alone; nothing of a hub id."""
+    """The files read for a local model or its config.json; none for a hub id."""
     path = Path(model).expanduser()
     if path.is_file():
         return gguf_files(path)
@@ -175,8 +175,8 @@ def model_files(model: str | Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; FileNotFoundError or ValueError that names the file, and the field where a number is
-    not finite."""
+    """The JSON object in a file. Raises FileNotFoundError or ValueError that names the file, and the field if a number
+    is not finite."""
     check_regular(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -186,7 +186,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not valid JSON: nested too deeply") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:  # of the encoding, the syntax, or a number of too many digits
+    except ValueError as error:  # encoding, syntax, or a number with too many digits
         raise ValueError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
@@ -196,13 +196,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_regular(path: Path) -> None:
-    """Raises ValueError for what would be waited for (a FIFO) or cannot be read (a directory)."""
+    """Raises ValueError for a file that would block (a FIFO) or cannot be read (a directory)."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path}: not a regular file")
 
 
 def _not_finite(value: Any) -> Iterator[tuple[str, float]]:
-    """Every number in a JSON value that is infinite or none, and the field it is in: "rope_scaling.factor"."""
+    """Every infinite or NaN number in a JSON value, with its field, such as "rope_scaling.factor"."""
     left = [("", value)]
     while left:
         place, value = left.pop()
@@ -220,8 +220,8 @@ def _read_generation_config(directory: Path) -> dict[str, Any]:
 
 
 def _parse(raw: dict[str, Any]) -> ModelConfig:
-    """Raises Unsupported for what the decoder does not run, once all else is known to be right; ValueError for what is
-    not."""
+    """Raises ValueError for invalid settings and then, if all are valid, Unsupported for those that the decoder does
+    not run."""
     if experts := next((name for name in raw if "experts" in name and raw[name]), None):
         raise Unsupported(f"{printable(experts)}: mixture-of-experts models are not supported")
     read_quantization(raw)
@@ -229,7 +229,7 @@ def _parse(raw: dict[str, Any]) -> ModelConfig:
     if architecture_of(raw) != family.architecture:
         refusals.append(unsupported(raw))
     activation = printable(str(raw.get("hidden_act") or raw.get("hidden_activation") or "silu"))
-    activation = "silu" if activation == "swish" else activation  # one function
+    activation = "silu" if activation == "swish" else activation  # two names of one function
     if activation != "silu":
         refusals.append(f"hidden_act: expected silu, got {activation}")
     config = ModelConfig(

@@ -1,8 +1,8 @@
 """One decoder for the Llama family: Llama 2/3, Mistral, SmolLM2/3, Qwen2/3. Differences come from the layers' specs.
 
-T = tokens of the batch, Hq/Hkv = query/KV heads, D = head_dim. Matrix products are torch's; what is between
-them is of the device's `Ops`. All layers have the heads and sizes of the first, and those that
-rotate q and k do it alike.
+T = tokens of the batch, Hq/Hkv = query/KV heads, D = head_dim. Matrix products are torch's; the operations
+between them are those of the device's `Ops`. All layers have the heads and sizes of the first, and those that rotate q
+and k do so in the same way.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Model(ForwardPass):
         self.inv_freq, self.rotation_scale = rotation_frequencies(config, self.device), rotation_scale(config)
 
     def pack_weights(self) -> None:
-        """The embedding stays as it is, also where it is the lm_head."""
+        """The embedding stays unpacked, even if it is also the lm_head."""
         for linear in self._linears_of_layers():
             linear.pack()
         self.lm_head.pack(keep_plain=self.config.tie_word_embeddings)
@@ -72,7 +72,7 @@ class Model(ForwardPass):
         return [linear for layer in self.layers for linear in (layer.qkv, layer.o, layer.gate_up, layer.down)]
 
     def forward(self, step: Step, kv_cache: PagedKVCache, ops: Ops) -> Tensor:
-        """Nobody reads the rows without logits of the last layer but their K and V, so they end there."""
+        """In the last layer only K and V of rows without logits are needed, so those rows end there."""
         config, heads = self.config, self.attention_kinds[0]
         num_q, num_kv, dim = heads.num_qo_heads, heads.num_kv_heads, heads.head_dim
         norm = partial(ops.rms_norm, eps=config.rms_norm_eps)
@@ -109,7 +109,7 @@ class Model(ForwardPass):
 
 
 def load_layer(reader: WeightReader, spec: LayerSpec, hidden: int, prefix: str) -> Layer:
-    """The layer whose tensors' names begin with `prefix`."""
+    """The layer whose tensor names begin with `prefix`."""
     inter, dim = spec.intermediate_size, spec.attention.head_dim
     q_size, kv_size = spec.attention.q_size, spec.attention.kv_size
 
@@ -135,7 +135,7 @@ def load_layer(reader: WeightReader, spec: LayerSpec, hidden: int, prefix: str) 
 
 
 def rotation_frequencies(config: ModelConfig, device: torch.device) -> Tensor | None:
-    """Those of all layers that rotate, [D / 2] float32; None where no layer does."""
+    """The frequencies of all layers that rotate, [D / 2] float32; None if no layer does."""
     rotation = next((spec.rotation for spec in config.layers if spec.rotation is not None), None)
     if rotation is None:
         return None
@@ -143,12 +143,12 @@ def rotation_frequencies(config: ModelConfig, device: torch.device) -> Tensor | 
 
 
 def rotation_scale(config: ModelConfig) -> float:
-    """Of cos and sin, in all layers that rotate."""
+    """The scale of cos and sin, in all layers that rotate."""
     return next((spec.rotation.scale for spec in config.layers if spec.rotation is not None), 1.0)
 
 
 def rotation_angles(frequencies: Tensor | None, positions: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
-    """cos and sin of the rotary angles, each [T, D / 2] float32, times `scale`; None where no layer rotates."""
+    """cos and sin of the rotary angles, each [T, D / 2] float32, times `scale`; None if no layer rotates."""
     if frequencies is None:
         return None
     angles = torch.outer(positions.float(), frequencies)
@@ -156,7 +156,7 @@ def rotation_angles(frequencies: Tensor | None, positions: Tensor, scale: float)
 
 
 def inv_freq(rotation: Rotation, head_dim: int, max_model_len: int) -> Tensor:
-    """Rotary frequencies [D / 2] float32, in radians per position; ValueError where an angle is not finite."""
+    """Rotary frequencies [D / 2] float32, in radians per position. Raises ValueError if an angle is not finite."""
     result = frequencies(rotation, head_dim)
     if not (result * max_model_len).isfinite().all():
         raise ValueError(f"config.json: rope_theta: the angles of {rotation.theta:g} are not finite in float32")

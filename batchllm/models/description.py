@@ -1,4 +1,4 @@
-"""What is known of a model, whatever runs it: what engines, KV pools and estimates read."""
+"""The description of a model, whatever runs it, for engines, KV pools and estimates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ModelDescription(ABC):
     """A decoder as its config.json describes it. Sizes are in elements."""
 
     backend: ClassVar[str]
-    """What runs it: one of batchllm.options.BACKENDS but "auto"."""
+    """What runs it: one of batchllm.options.BACKENDS except "auto"."""
     architecture: str
     vocab_size: int
     hidden_size: int
@@ -29,17 +29,17 @@ class ModelDescription(ABC):
     @property
     @abstractmethod
     def attention_of_layers(self) -> tuple[AttentionSpec, ...]:
-        """Of each layer that has keys and values."""
+        """The attention of each layer that has keys and values."""
 
     @property
     @abstractmethod
     def num_linear_parameters(self) -> int:
-        """Weights that every token is multiplied with, in the layers."""
+        """Weights in the layers that every token is multiplied with."""
 
     @property
     @abstractmethod
     def num_parameters(self) -> int:
-        """All of them, embeddings once where they are tied."""
+        """All parameters; tied embeddings count once."""
 
     @property
     def attention_kinds(self) -> tuple[AttentionSpec, ...]:
@@ -54,12 +54,12 @@ class ModelDescription(ABC):
 
     @property
     def kv_elements_per_token(self) -> int:
-        """Of K and V, in all layers."""
+        """Bytes of K and V per token, in all layers."""
         return sum(2 * attention.kv_size for attention in self.attention_of_layers)
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """In the checkpoint's dtype."""
+        """Bytes of all weights in the checkpoint's dtype."""
         return self.kv_elements_per_token * DTYPE_BYTES[self.dtype]
 
     @property
@@ -73,5 +73,6 @@ class ModelDescription(ABC):
 
     @property
     def num_attention_flops(self) -> int:
-        """Of a row and a position that it sees, in all layers: a product for the score, one for the value."""
+        """FLOPs per pair of a row and a position it sees, in all layers: one product for the score, one for the
+        value."""
         return sum(4 * attention.q_size for attention in self.attention_of_layers)

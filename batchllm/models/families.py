@@ -1,4 +1,4 @@
-"""The families of models, and what each reads of its config.json or leaves unsaid there."""
+"""The families of models, with the fields that each reads from config.json and its defaults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from batchllm.models.fields import Unsupported, flag, positive_int
 from batchllm.text import printable
 
-# transformers' values where config.json has no such key; a null is none.
+# transformers' defaults for missing keys of config.json; a null counts as missing.
 SLIDING_WINDOW = 4096
 MAX_WINDOW_LAYERS = 28
 NO_ROPE_LAYER_INTERVAL = 4
@@ -28,7 +28,7 @@ def one_window(raw: dict[str, Any], num_layers: int) -> list[int | None]:
 
 
 def windows_of_some(raw: dict[str, Any], num_layers: int) -> list[int | None]:
-    """`sliding_window` where `use_sliding_window` says so, of the layers that `layer_types` names, or else of those
+    """`sliding_window`, if `use_sliding_window` is set, for the layers that `layer_types` names, or otherwise for those
     from `max_window_layers` on."""
     if not flag(raw, "use_sliding_window"):
         return no_windows(raw, num_layers)
@@ -42,8 +42,8 @@ def windows_of_some(raw: dict[str, Any], num_layers: int) -> list[int | None]:
 
 
 def windows_without_rotation(raw: dict[str, Any], num_layers: int) -> list[int | None]:
-    """As windows_of_some, but without `layer_types` of the layers that are not rotated, and without `sliding_window`
-    of none."""
+    """Like windows_of_some, but without `layer_types` it applies to the layers that are not rotated, and without
+    `sliding_window` to none."""
     if not flag(raw, "use_sliding_window") or raw.get("sliding_window") is None:
         return no_windows(raw, num_layers)
     window = _sliding_window(raw)
@@ -57,7 +57,7 @@ def all_rotated(raw: dict[str, Any], num_layers: int) -> list[bool]:
 
 
 def some_rotated(raw: dict[str, Any], num_layers: int) -> list[bool]:
-    """Those with a 1 in `no_rope_layers`, or else all but every `no_rope_layer_interval`th."""
+    """The layers with a 1 in `no_rope_layers`, or otherwise all but every `no_rope_layer_interval`th."""
     rotated = raw.get("no_rope_layers")
     if rotated is None:
         interval = positive_int(raw, "no_rope_layer_interval", NO_ROPE_LAYER_INTERVAL)
@@ -69,7 +69,7 @@ def some_rotated(raw: dict[str, Any], num_layers: int) -> list[bool]:
 
 @dataclass(frozen=True)
 class Family:
-    """Of an architecture of decoders: RMS norms, rotated q and k, gated MLPs."""
+    """A decoder architecture with RMS norms, rotated q and k, and gated MLPs."""
 
     architecture: str
     model_type: str
@@ -79,7 +79,7 @@ class Family:
     qk_norm: bool = False
     windows: Windows = no_windows
     rotated: Rotated = all_rotated
-    # Where config.json does not say.
+    # Defaults for missing fields.
     head_dim: int | None = None  # None: hidden_size / num_attention_heads
     tie_word_embeddings: bool = False
     rope_theta: float = 10000.0
@@ -104,7 +104,7 @@ FAMILIES = (
 
 
 def family_of(raw: dict[str, Any]) -> Family:
-    """By `architectures`, or else by `model_type`; Unsupported that says which there are."""
+    """The family by `architectures`, or otherwise by `model_type`. Raises Unsupported that lists the families."""
     architecture = architecture_of(raw)
     for family in FAMILIES:
         if architecture == family.architecture:
@@ -124,13 +124,13 @@ def architecture_of(raw: dict[str, Any]) -> str | None:
 
 
 def unsupported(raw: dict[str, Any]) -> str:
-    """Why a model does not run whose family is unknown."""
+    """The reason for refusing a model of an unknown family."""
     supported = ", ".join(family.architecture for family in FAMILIES)
     return f"{named(raw)} is not supported; supported: {supported}"
 
 
 def named(raw: dict[str, Any]) -> str:
-    """What a model is called: by its architecture, or else by its model_type."""
+    """The name of a model: its architecture, or otherwise its model_type."""
     name, model_type = architecture_of(raw), raw.get("model_type")
     if name is None and model_type is not None:
         return f"model_type {printable(str(model_type))}"

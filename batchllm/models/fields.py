@@ -1,4 +1,4 @@
-"""Values of a JSON object that a stranger wrote: of the type that is asked for, or a ValueError names the field."""
+"""Typed values from an untrusted JSON object. A wrong type is a ValueError that names the field."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ MIN_NUMBER, MAX_NUMBER = 1.2e-38, 3.4e38  # normal numbers of float32
 
 
 class Unsupported(ValueError):
-    """A model that there may be, and that what was asked does not run."""
+    """A valid model that the back end does not run."""
 
 
 def positive_int(raw: dict[str, Any], name: str, default: int | None = None, at_most: int = MAX_INT32) -> int:
-    """raw[name], or the default where that is missing or null; ValueError that names the field."""
+    """raw[name], or the default if that is missing or null. Raises ValueError that names the field."""
     value = raw.get(name)
     if value is None:
         value = default
@@ -29,7 +29,7 @@ def positive_int(raw: dict[str, Any], name: str, default: int | None = None, at_
 
 
 def flag(raw: dict[str, Any], name: str, default: bool = False) -> bool:
-    """raw[name], or the default where that is missing or null."""
+    """raw[name], or the default if that is missing or null."""
     value = raw.get(name)
     if value is None:
         return default
@@ -39,7 +39,7 @@ def flag(raw: dict[str, Any], name: str, default: bool = False) -> bool:
 
 
 def number(name: str, value: Any, at_most: float = MAX_NUMBER) -> float:
-    """A positive number that float32 holds."""
+    """A positive number that float32 can hold."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not MIN_NUMBER <= value <= at_most:
         limit = "" if at_most == MAX_NUMBER else f" of at most {at_most:g}"
         raise ValueError(f"{name}: expected a positive number{limit} in float32, got {value!r:.80}")
@@ -48,7 +48,7 @@ def number(name: str, value: Any, at_most: float = MAX_NUMBER) -> float:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """A ValueError, or Unsupported, names the file."""
+    """Prefixes a ValueError or Unsupported with the file's name."""
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""How fast the elements of a head are turned."""
+"""The rotary frequencies of a head."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def frequencies(rotation: Rotation, head_dim: int) -> Tensor:
     if rotation.rope_type == "linear":
         return result / scaling["factor"]
     if rotation.rope_type == "llama3":
-        # Wavelengths past the original context are stretched by `factor`, short ones kept, a ramp between.
+        # Wavelengths beyond the original context are stretched by `factor`, short ones are kept, with a ramp between.
         turns = scaling["original_max_position_embeddings"] * result / (2 * math.pi)
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         kept = ((turns - low) / (high - low)).clamp(0, 1)
@@ -29,8 +29,8 @@ def frequencies(rotation: Rotation, head_dim: int) -> Tensor:
 
 
 def _stretched_by_yarn(rotation: Rotation, head_dim: int) -> Tensor:
-    """Of each frequency how much of it is stretched: none of those that turn more than beta_fast times in the original
-    context, all of those that turn less than beta_slow times, a ramp over what is between."""
+    """The stretched share of each frequency: 0 for those that turn more than beta_fast times in the original context, 1
+    for those that turn less than beta_slow times, with a ramp between."""
     scaling = rotation.factors
 
     def index(turns: float) -> float:

@@ -1,4 +1,4 @@
-"""What the config.json of a GGUF file's model would say."""
+"""The config.json equivalent of a GGUF file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from batchllm.models.gguf_file import GgufFile, read_gguf
 from batchllm.models.rope import Rotation
 from batchllm.text import printable
 
-# By general.architecture, which names Mistral's models "llama", too.
+# By general.architecture; Mistral's models are also named "llama" there.
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
@@ -21,21 +21,20 @@ ARCHITECTURES = {
     "smollm3": "SmolLM3ForCausalLM",
 }
 EMBEDDING, HEAD, ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
-# What ROPE_FACTORS come of, in all Llamas that have them; a file holds the factors alone.
+# The origin of ROPE_FACTORS in all Llamas that have them; a file holds only the factors.
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 END_TOKENS = ("eos", "eot", "eom")  # of a sequence, a turn, a message
 
 
 def gguf_config(path: Path) -> dict[str, Any]:
-    """Raises FileNotFoundError, or ValueError that names the file and what of it is missing, invalid or not
-    supported."""
+    """Raises FileNotFoundError, or ValueError that names the file and its missing, invalid or unsupported part."""
     gguf = read_gguf(path)
     with naming(path):
         return _config(gguf)
 
 
 def gguf_architecture(metadata: dict[str, Any]) -> str:
-    """One of ARCHITECTURES; ValueError for another."""
+    """One of ARCHITECTURES. Raises ValueError for another."""
     name = str(metadata.get("general.architecture"))
     if name not in ARCHITECTURES:
         supported = ", ".join(ARCHITECTURES)
@@ -91,7 +90,7 @@ def _rope_scaling(gguf: GgufFile, name: str, theta: float, head_dim: int) -> dic
         return _llama3_scaling(gguf, name, theta, head_dim)
     if rope_type == "none":
         return None
-    # Of types that the decoder does not run, the name is enough to refuse them.
+    # Types that the decoder does not run are refused by name.
     scaling: dict[str, Any] = {
         "rope_type": rope_type,
         "factor": _shortest(gguf.metadata.get(f"{name}.rope.scaling.factor")),
@@ -105,7 +104,7 @@ def _rope_scaling(gguf: GgufFile, name: str, theta: float, head_dim: int) -> dic
 
 
 def _llama3_scaling(gguf: GgufFile, name: str, theta: float, head_dim: int) -> dict[str, Any]:
-    """Found again from what they do to the frequencies; ValueError where others do that."""
+    """The settings, recovered from their effect on the frequencies. Raises ValueError if they do not explain it."""
     tensor, default = gguf.tensors[ROPE_FACTORS], LLAMA3["original_max_position_embeddings"]
     with tensor.file.open("rb") as file:
         factors = tensor.rows(file).ravel()
@@ -118,5 +117,5 @@ def _llama3_scaling(gguf: GgufFile, name: str, theta: float, head_dim: int) -> d
 
 
 def _shortest(value: Any) -> Any:
-    """A float32 as it was written before: 1e-5, and not its neighbour 9.999999747378752e-06."""
+    """A float32 in its shortest form: 1e-5, not 9.999999747378752e-06."""
     return float(str(np.float32(value))) if isinstance(value, float) else value

@@ -1,7 +1,7 @@
 """The header of a GGUF file: its metadata, and where its tensors are.
 
-The package gguf has a reader, too, which makes several arrays of every text of a vocabulary: seconds, and hundreds of
-megabytes.
+The package gguf also has a reader, but it makes several arrays for every text of a vocabulary, which takes seconds and
+hundreds of megabytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from batchllm.text import printable
 
 SUFFIX = ".gguf"
 MAGIC, VERSIONS = b"GGUF", (2, 3)
-ALIGNMENT = 32  # of tensors, in bytes, where general.alignment does not say
+ALIGNMENT = 32  # of tensors, in bytes, by default
 MAX_DIMENSIONS = 4
 # Formats of struct, by the numbers that types of metadata have.
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -43,7 +43,7 @@ PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 class GgufTensor:
     file: Path
     type: GGMLQuantizationType  # of SUPPORTED_TYPES
-    shape: tuple[int, ...]  # rows last but one, elements of a row last
+    shape: tuple[int, ...]  # (..., rows, elements of a row)
     offset: int  # of its first byte in the file
 
     @property
@@ -56,7 +56,8 @@ class GgufTensor:
         return prod(self.shape[:-1])
 
     def rows(self, file: BinaryIO, begin: int = 0, end: int | None = None) -> NDArray[np.float32]:
-        """Rows [begin, end) of `file`, which is this one, dequantised: [end - begin, elements of a row]."""
+        """Rows [begin, end), read from `file`, which must be this one, dequantised: [end - begin, elements of a
+        row]."""
         num_rows = (self.num_rows if end is None else end) - begin
         file.seek(self.offset + begin * self.row_bytes)
         blocks = np.fromfile(file, np.uint8, num_rows * self.row_bytes).reshape(num_rows, self.row_bytes)
@@ -65,9 +66,9 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """Of a model in several files, all of them."""
+    """The header, combined from all files of a model."""
 
-    metadata: dict[str, Any]  # of an array of texts, its length
+    metadata: dict[str, Any]  # arrays of texts as their lengths
     tensors: dict[str, GgufTensor]
 
 
@@ -76,7 +77,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def gguf_files(path: Path) -> list[Path]:
-    """The file itself and, where its name says that it is the first of several, the others; there or not."""
+    """The file itself and, if its name says that it is the first of several, the others, whether they exist or not."""
     match = PART.fullmatch(path.name)
     if match is None or int(match[2]) != 1:
         return [path]
@@ -84,8 +85,8 @@ def gguf_files(path: Path) -> list[Path]:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Raises FileNotFoundError for a file that is missing, and ValueError that names it and what of it is invalid, cut
-    off or not supported."""
+    """Raises FileNotFoundError for a missing file, and ValueError that names it and its invalid, truncated or
+    unsupported part."""
     metadata, tensors = _read_header(path)
     files = gguf_files(path)
     with naming(path):
@@ -118,7 +119,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
 
 
 class _Header:
-    """A place in a file, which goes on as it is read."""
+    """A position in a file, which advances as it is read."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data = data

@@ -1,4 +1,4 @@
-"""The weights of a GGUF file under the names, and in the order of rows, that transformers has."""
+"""The weights of a GGUF file under transformers' names and in its order of rows."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-PAIRED_ROWS = {"llama", "smollm3"}  # architectures that keep the two rows of q and k that turn together side by side
+PAIRED_ROWS = {"llama", "smollm3"}  # architectures that store the two rows of q and k that rotate together side by side
 DEQUANTISED_AT_ONCE = 1 << 20  # elements, in float32
 
 
 class GgufTensors:
-    """A TensorSource of a GGUF file, or of all the files of a model whose first is given."""
+    """A TensorSource of a GGUF file, or of all files of a model, given the first."""
 
     config = "its metadata"
 
     def __init__(self, path: Path) -> None:
-        """Raises FileNotFoundError, or ValueError that names the file and what of it is invalid or not supported."""
+        """Raises FileNotFoundError, or ValueError that names the file and its invalid or unsupported part."""
         gguf = read_gguf(path)
         self._tensors = {transformers_name(name): tensor for name, tensor in gguf.tensors.items()}
         self._tensors.pop(ROPE_FACTORS, None)  # the config has them
@@ -81,7 +81,7 @@ class GgufTensors:
 
 
 def transformers_name(name: str) -> str:
-    """blk.7.attn_q.weight -> model.layers.7.self_attn.q_proj.weight; a name that is not known stays."""
+    """blk.7.attn_q.weight -> model.layers.7.self_attn.q_proj.weight; unknown names stay."""
     stem, _, suffix = name.rpartition(".")
     block, layer = "", stem.split(".")
     if len(layer) == 3 and layer[0] == "blk":
@@ -90,6 +90,6 @@ def transformers_name(name: str) -> str:
 
 
 def halves(tensor: Tensor, num_heads: int) -> Tensor:
-    """The rows of each head with the two of a pair half of them apart, given them side by side."""
+    """Reorders the rows of each head, so that the two of a pair are half a head apart instead of side by side."""
     pairs = tensor.view(num_heads, len(tensor) // num_heads // 2, 2, -1)
     return pairs.transpose(1, 2).reshape(tensor.shape)

@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from batchllm.models.gguf_file import read_gguf
 
 KINDS = ("gpt2", "llama")  # byte-level BPE, and SentencePiece's
-# By tokenizer.ggml.pre, what transformers has no regular expression for: GPT-2's own, and that with single digits.
+# By tokenizer.ggml.pre, those without a regular expression in transformers: GPT-2's, and the same with single digits.
 GPT2_SPLITS = {"gpt-2": False, "smollm": True}
-# Tokenizers that take a word which is a token as that token, whatever their merges make of it.
+# Tokenizers that encode a word that is a token as that token, whatever their merges give.
 WHOLE_WORDS = {"llama3", "llama-v3", "llama-bpe"}
 
 
@@ -21,8 +21,8 @@ def has_tokenizer(path: Path) -> bool:
 
 
 def load_gguf_tokenizer(path: Path) -> Any:
-    """Raises ValueError that names the field for a kind of tokenizer that is not known here: one that splits text in
-    another way gives other tokens, and nothing would say so."""
+    """Raises ValueError that names the field for an unknown kind of tokenizer: one that splits text differently would
+    silently give different tokens."""
     from transformers import PreTrainedTokenizerFast
     from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
@@ -46,6 +46,6 @@ def load_gguf_tokenizer(path: Path) -> Any:
 
 
 def _leave_first_space(backend: Tokenizer) -> None:
-    """None is put before a text, and none taken off before what is decoded."""
+    """No space is put before a text, and none removed when decoding."""
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])

@@ -1,7 +1,7 @@
-"""A model that somebody holds in memory, run by its own modules, and given back as it was.
+"""A model that the user has loaded, run on its own modules and left unchanged.
 
-Nothing takes the place of its modules and no weight is copied, so whatever stands in them (adapters, weights of few
-bits) is asked for its own forward pass.
+No module is replaced and no weight is copied, so each module (with adapters, or weights of few bits) runs its own
+forward pass.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from batchllm.models.transformers_config import TransformersConfig
 from batchllm.models.transformers_model import ModulesPass
 
 HELD_DTYPES = (torch.float32, torch.bfloat16)
-TABLES = ("_parameters", "_buffers", "_modules")  # of a module, which are changed in place
+TABLES = ("_parameters", "_buffers", "_modules")  # attributes of a module that are changed in place
 
 
 class HeldModel(ModulesPass):
@@ -32,14 +32,14 @@ class HeldModel(ModulesPass):
 
     @torch.inference_mode()
     def __init__(self, config: TransformersConfig, model: PreTrainedModel) -> None:
-        """Raises Unsupported where the modules do not give packed sequences what they give each alone."""
+        """Raises Unsupported if the modules give packed sequences other results than each alone."""
         super().__init__(config, model, model.dtype)
         self.is_held = True
         try:
             check = PackedCheck(model.eval(), config.vocab_size)
             hand_attention_to(self._attend, model)
             check.compare(self)
-        except Exception as error:  # of whatever stands in the model
+        except Exception as error:  # from whatever the model contains
             why = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__}: {error}"
             raise Unsupported(f"architecture {config.architecture}: {why}") from error
 
@@ -53,7 +53,7 @@ class HeldModel(ModulesPass):
 
 
 def describe_held(model: PreTrainedModel) -> TransformersConfig:
-    """Raises TypeError for something else than a PreTrainedModel, and Unsupported that says why one does not run."""
+    """Raises TypeError for anything but a PreTrainedModel, and Unsupported that says why a model does not run."""
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"model: expected a PreTrainedModel of transformers, got {type(model).__name__}")
     name = type(model).__name__
@@ -70,8 +70,8 @@ def describe_held(model: PreTrainedModel) -> TransformersConfig:
 
 @contextmanager
 def held(config: TransformersConfig, model: PreTrainedModel) -> Iterator[HeldModel]:
-    """Whatever happens in between, afterwards every module of `model` is made of what it was made of, has the
-    attributes that it had, and attends as it did."""
+    """Whatever happens meanwhile, every module of `model` afterwards has its original parts, attributes and
+    attention."""
     modules = [
         (module, dict(vars(module)), {name: dict(vars(module)[name]) for name in TABLES}) for module in model.modules()
     ]

@@ -1,12 +1,12 @@
-"""The decoder with weights and activations of 8 bits.
+"""The decoder with weights and activations in 8 bits.
 
-What is large in a few elements costs all others their digits. So weights are changed at load, in float32, such that the
-model stays the same and no element stands out: norm weights go into the matrices behind them, the residual stream and
-the values of every head are rotated by orthogonal matrices, which are folded into the matrices on both sides. The only
-one that takes time when the model runs is a Hadamard transform of what `down` reads, in the kernel that makes it.
+A few large elements of a row would cost all others their precision. So weights are changed at load, in float32, such
+that the model computes the same without such elements: norm weights are folded into the matrices after them, and the
+residual stream and the values of every head are rotated by orthogonal matrices, which are folded into the matrices on
+both sides. At run time only the Hadamard transform of the input of `down` takes time, in the kernel that computes it.
 
 T, Hq, Hkv, D as in decoder.py. The residual stream is float32; q, k, v, the embedding and the logits have the model's
-dtype. A product's scale of each row is taken up by what reads it, and its bias after that.
+dtype. The reader of a product multiplies by each row's scale and then adds the bias.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from batchllm.models.forward_pass import ForwardPass
 from batchllm.models.layer_spec import LayerSpec
 from batchllm.models.weights import WeightReader
 
-VOCAB_AT_ONCE = 8192  # rows of the embedding that are float32 together
+VOCAB_AT_ONCE = 8192  # rows of the embedding in float32 at a time
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Int8Model(ForwardPass):
     """Weights and the forward pass over a Step, on a CPU."""
 
     def __init__(self, config: ModelConfig, reader: WeightReader, dtype: torch.dtype) -> None:
-        """Takes every tensor of `reader`, which reads float32, a layer at a time; raises ValueError as Model does."""
+        """Takes every tensor of `reader`, which reads float32, one layer at a time. Raises ValueError like Model."""
         self.config = config
         self.attention_kinds, self.kind_of_layer = config.attention_kinds, config.kind_of_layer
         self.dtype, self.device = dtype, torch.device("cpu")
@@ -83,10 +83,10 @@ class Int8Model(ForwardPass):
         return ways_of([*of_layers, self.lm_head])
 
     def pack_weights(self) -> None:
-        """They are, since they are 8 bits."""
+        """Nothing to do: weights in 8 bits are already packed."""
 
     def forward(self, step: Step, kv_cache: PagedKVCache, ops: Ops) -> Tensor:
-        """As Model's; hidden states are float32, and rotated."""
+        """Like Model's, but hidden states are float32 and rotated."""
         config, heads = self.config, self.attention_kinds[0]
         num_q, num_kv, dim = heads.num_qo_heads, heads.num_kv_heads, heads.head_dim
         eps, plans = config.rms_norm_eps, step.plans
@@ -129,7 +129,7 @@ class Int8Model(ForwardPass):
 
 
 def folded(layer: Layer, spec: LayerSpec, dtype: torch.dtype) -> Int8Layer:
-    """Of a layer in float32. q_norm and k_norm stay as they are, in `dtype`."""
+    """Converts a layer from float32. q_norm and k_norm stay in `dtype`."""
     attention = spec.attention
     dim, kv_size = attention.head_dim, attention.kv_size
     qk, v = rotated(layer.qkv.weight * layer.input_norm).tensor_split((-kv_size,))

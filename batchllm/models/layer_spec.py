@@ -1,4 +1,4 @@
-"""What a layer of a decoder is: read by the forward pass, by attention plans and by estimates."""
+"""The description of a decoder layer, for the forward pass, attention plans and estimates."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class AttentionSpec:
     num_kv_heads: int
     head_dim: int
     softmax_scale: float  # multiplies q·k
-    window_left: int = -1  # positions before its own that a row sees; -1 all
+    window_left: int = -1  # positions before its own that a row sees; -1: all
     soft_cap: float = 0.0  # cap * tanh(score / cap); 0 is off
-    has_sinks: bool = False  # a score per query head of one more key with v = 0
+    has_sinks: bool = False  # one score per query head, for an extra key with v = 0
 
     @property
     def q_size(self) -> int:
-        """Elements of q per row, and of what attention gives."""
+        """Elements per row of q, and of attention's output."""
         return self.num_qo_heads * self.head_dim
 
     @property
@@ -33,8 +33,8 @@ class AttentionSpec:
         return self.num_kv_heads * self.head_dim
 
     def sliding(self, window: int | None, max_model_len: int) -> AttentionSpec:
-        """The same over the last `window` positions that a row sees, its own included; over all where there is none, or
-        no context is longer."""
+        """The same with attention over the last `window` positions, including its own; over all if there is no window,
+        or if no context is longer."""
         return self if window is None or window >= max_model_len else replace(self, window_left=window - 1)
 
 
@@ -72,7 +72,7 @@ def widest_window(kinds: Sequence[AttentionSpec]) -> int:
 def attention_plans(
     batch: ext.TokenBatch, kinds: Sequence[AttentionSpec], page_size: int, **options: Any
 ) -> tuple[ext.AttentionPlan, ...]:
-    """One plan for each kind of layer; options are others of ext.plan_attention, for the device."""
+    """One plan per kind of layer. options: further ones of ext.plan_attention, for the device."""
     return tuple(
         ext.plan_attention(
             batch,

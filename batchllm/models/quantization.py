@@ -1,7 +1,7 @@
-"""What config.json says of quantised weights, as the schemes that they are stored by.
+"""The quantisation settings of config.json, as the schemes by which weights are stored.
 
-Settings that only concern how products are computed, of activations and of the KV cache, are not read: weights are
-dequantised. Which layers are quantised is told by the tensors that there are.
+Settings that only concern products, activations and the KV cache are ignored, because weights are dequantised. The
+tensors that exist tell which layers are quantised.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ import torch
 from batchllm.models.weight_schemes import AwqWeight, GptqWeight, PackedWeight, ScaledWeight, WeightScheme
 from batchllm.text import printable
 
-ANY_LINEAR = "Linear"  # what targets call every layer that is one
-WHOLE, PER_ROW = (-1, -1), (1, -1)  # blocks of a weight with one scale, and of one with a scale per row
+ANY_LINEAR = "Linear"  # the target that means every linear layer
+WHOLE, PER_ROW = (-1, -1), (1, -1)  # the blocks of a weight with one scale, and with a scale per row
 FP8 = torch.float8_e4m3fn
 
 
 @dataclass(frozen=True)
 class Quantization:
     schemes: tuple[tuple[str, WeightScheme], ...]
-    """By what they are for: ANY_LINEAR, the name of a layer, or "re:" and an expression that names begin with."""
+    """Schemes by target: ANY_LINEAR, the name of a layer, or "re:" and an expression for the beginning of names."""
 
     def scheme(self, layer: str, mark: str) -> WeightScheme | None:
-        """Of the layer of that name, one of whose tensors has that suffix."""
+        """The scheme of the layer with that name, one of whose tensors has that suffix."""
         found = [(_precision(target, layer), scheme) for target, scheme in self.schemes if scheme.mark == mark]
         best = max(found, key=lambda pair: pair[0], default=(0, None))
         return best[1] if best[0] else None
 
 
 def _precision(target: str, layer: str) -> int:
-    """0 where the target is not the layer; a name counts more than an expression, and that more than all."""
+    """0 if the target does not match the layer; a name counts more than an expression, and that more than
+    ANY_LINEAR."""
     if target == layer:
         return 3
     if target.startswith("re:"):
@@ -43,8 +44,7 @@ def _precision(target: str, layer: str) -> int:
 
 
 def read_quantization(raw: dict[str, Any]) -> Quantization | None:
-    """None where the weights are none but floats. ValueError that names the field of a config.json that is wrong or
-    not supported."""
+    """None if all weights are floats. Raises ValueError that names the invalid or unsupported field of config.json."""
     field = "compression_config" if raw.get("compression_config") else "quantization_config"
     settings = raw.get(field)
     if settings in (None, {}):
@@ -63,7 +63,7 @@ Schemes = tuple[tuple[str, WeightScheme], ...]
 
 def _gptq(settings: dict[str, Any]) -> Schemes:
     bits = _one_of(settings, "bits", (2, 4, 8))
-    # The first format stores a zero less one.
+    # The first format stores zeros minus one.
     stored = _one_of(settings, "checkpoint_format", ("gptq", "gptq_v2"), "gptq")
     _one_of(settings, "is_marlin_format", (False,), False)
     dynamic = settings.get("dynamic") or {}
@@ -108,7 +108,7 @@ def _compressed_tensors(settings: dict[str, Any]) -> Schemes:
 
 def _compressed_group(group: dict[str, Any], stored: Any) -> Schemes:
     if group.get("weights") is None:
-        return ()  # they are left as they are
+        return ()  # they are not quantised
     targets = group.get("targets")
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
         raise ValueError(f"targets: expected a list of names, got {_shown(targets)}")
@@ -137,7 +137,7 @@ def _compressed_weight(weights: dict[str, Any], stored: Any) -> WeightScheme:
 
 
 def _compressed_block(weights: dict[str, Any]) -> tuple[int, int]:
-    """Where `strategy` is missing, the library has it from the size of the groups."""
+    """Without `strategy`, the library derives it from the group size."""
     group_size = weights.get("group_size")
     by_group_size = "tensor" if group_size is None else "channel" if group_size == -1 else "group"
     strategy = _one_of(weights, "strategy", ("tensor", "channel", "group", "block"), by_group_size)

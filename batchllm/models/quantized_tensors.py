@@ -13,7 +13,7 @@ from batchllm.models.safetensors_files import SafetensorsFiles
 from batchllm.models.weight_schemes import ROWS, WeightScheme
 
 MARKS = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv")
-# Of activations, keys and values, which are not quantised here.
+# Suffixes for activations, keys and values, which are not quantised here.
 IGNORED_PARTS = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
 IGNORED_SUFFIXES = (".k_scale", ".v_scale", ".q_scale", ".k_zero_point", ".v_zero_point", ".activation_scale")
 DEQUANTISED_AT_ONCE = 1 << 20  # elements, in float32
@@ -21,12 +21,12 @@ DEQUANTISED_AT_ONCE = 1 << 20  # elements, in float32
 
 class QuantizedWeight(NamedTuple):
     scheme: WeightScheme
-    parts: dict[str, str]  # names of the tensors that there are, by suffix
+    parts: dict[str, str]  # names of the existing tensors, by suffix
 
 
 class QuantizedTensors:
-    """A TensorSource of a directory whose config.json has a quantization: a quantised weight has the name that it would
-    have as floats, and of its parts there is nothing to be seen."""
+    """A TensorSource of a directory whose config.json has a quantization. A quantised weight has the name that it would
+    have as floats, and its parts are hidden."""
 
     config = SafetensorsFiles.config
 
@@ -72,7 +72,7 @@ class QuantizedTensors:
             raise ValueError(f"{self.files[name]}: tensor {name}: {error}") from None
 
     def adds_nothing(self, name: str) -> bool:
-        """Some write a bias of zeros for every quantised layer."""
+        """Some exporters write a bias of zeros for every quantised layer."""
         layer, _, suffix = name.rpartition(".")
         if suffix == "bias" and f"{layer}.weight" in self._weights:
             return not self._stored.tensor(name).any()
@@ -85,7 +85,7 @@ class QuantizedTensors:
         return {suffix: self._stored.tensor(name) for suffix, name in weight.parts.items()}
 
     def _check(self, name: str, weight: QuantizedWeight, tensors: dict[str, Tensor], *shape: int) -> None:
-        """Raises ValueError for a part that is missing, or is not what the scheme says."""
+        """Raises ValueError for a part that is missing or does not fit the scheme."""
         for suffix, part in weight.scheme.parts(*shape).items():
             if (tensor := tensors.get(suffix)) is None:
                 if part.is_needed:

@@ -1,4 +1,4 @@
-"""How a config.json says that positions are encoded: by rotation of q and k."""
+"""The position encoding in a config.json: rotation of q and k."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from batchllm.models.fields import number
 from batchllm.text import printable
 
-FACTORS: dict[str, tuple[str, ...]] = {  # by the types of rotation that are supported
+FACTORS: dict[str, tuple[str, ...]] = {  # by supported type of rotation
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
@@ -19,7 +19,7 @@ FACTORS: dict[str, tuple[str, ...]] = {  # by the types of rotation that are sup
 OPTIONAL_FACTORS: dict[str, tuple[str, ...]] = {
     "yarn": ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
 }
-# What may stand beside the factors: read elsewhere, or without effect on these types.
+# Fields allowed beside the factors: read elsewhere, or without effect on these types.
 OTHER_KEYS = {"rope_theta", "rope_type", "type", "partial_rotary_factor", "original_max_position_embeddings"}
 
 
@@ -29,11 +29,13 @@ class Rotation:
 
     theta: float
     rope_type: str = "default"  # how the angles are scaled
-    factors: dict[str, float] = field(default_factory=dict, hash=False)  # FACTORS[rope_type], and optional ones given
+    factors: dict[str, float] = field(
+        default_factory=dict, hash=False
+    )  # FACTORS[rope_type], and the given optional ones
 
     @property
     def scale(self) -> float:
-        """Of what is turned: cos and sin are multiplied by it."""
+        """The scale by which cos and sin are multiplied."""
         if self.rope_type != "yarn":
             return 1.0
         if "attention_factor" in self.factors:
@@ -45,8 +47,8 @@ class Rotation:
 
 
 def read_rotation(raw: dict[str, Any], default_theta: float, refuse: Callable[[str], None]) -> Rotation:
-    """Theta may stand beside the scaling or in it. `refuse` is told what the decoder does not support, which the
-    result leaves out; ValueError for what is no setting at all."""
+    """Theta may be beside the scaling or in it. `refuse` is called for settings that the decoder does not support,
+    which the result leaves out. Raises ValueError for invalid settings."""
     settings = _settings(raw)
     for place in (raw, settings):
         if (rotated := place.get("partial_rotary_factor", 1.0)) != 1.0:

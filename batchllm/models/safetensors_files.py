@@ -14,7 +14,7 @@ from batchllm.models.config import CONFIG, check_regular, read_json
 from batchllm.text import printable
 
 MAPPED_BYTES = 1 << 27
-# Tensors that some exporters write and no decoder needs.
+# Tensors that some exporters write but no decoder needs.
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 
 
@@ -24,7 +24,7 @@ class SafetensorsFiles:
     config = CONFIG
 
     def __init__(self, directory: Path) -> None:
-        """Raises FileNotFoundError, or ValueError for a file that is none."""
+        """Raises FileNotFoundError, or ValueError for a file that is not safetensors."""
         self.files: Mapping[str, Path] = {name: directory / file for name, file in _tensor_files(directory).items()}
         self._open = ExitStack()
         self._handles: dict[Path, safe_open] = {}
@@ -39,7 +39,7 @@ class SafetensorsFiles:
     def tensor(self, name: str) -> Tensor:
         """As it is stored, mapped from the file."""
         if self._mapped_bytes > MAPPED_BYTES:
-            self.close()  # what was read of the files leaves memory
+            self.close()  # frees the memory of the pages read so far
         try:
             tensor: Tensor = self._handle(name).get_tensor(name)
         except (OSError, SafetensorError) as error:

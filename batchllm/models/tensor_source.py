@@ -1,4 +1,4 @@
-"""What a file of weights is to who reads it."""
+"""The interface of a weight file to its reader."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class TensorSource(Protocol):
     files: Mapping[str, Path]
     """The names, and the file that each is read from."""
     config: str
-    """What says which tensors there should be, and of which shapes."""
+    """The source of the expected tensors and shapes, for messages."""
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Raises ValueError that names the file and the tensor, as `read` does."""
+        """The stored shape. Raises ValueError that names the file and the tensor, like `read`."""
 
     def read(self, name: str, into: Tensor) -> None:
         """Fills `into`, of that shape and any float dtype, on any device; each element is rounded once."""
 
     def adds_nothing(self, name: str) -> bool:
-        """Whether a model without the tensor is the same one."""
+        """Whether a model without the tensor would be the same."""
 
     def close(self) -> None:
-        """Nothing of the files stays mapped or open."""
+        """Closes and unmaps all files."""

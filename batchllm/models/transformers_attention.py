@@ -1,7 +1,7 @@
-"""The attention of transformers' modules, handed to whoever runs the model.
+"""The attention of transformers' modules, delegated to whatever runs the model.
 
-transformers calls one function for a whole process, by its name, with the module that attends and nothing else of the
-model; so every module carries what is to be called for it.
+transformers calls one function for the whole process, by name, and passes only the attending module of the model; so
+every module carries the function to call for it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NAME = "batchllm"  # of the function, in transformers' terms an attn_implementat
 
 @dataclass
 class AttentionCall:
-    """What a layer asks for. T = rows, H = heads, D = head_dim."""
+    """A layer's call of attention. T = rows, H = heads, D = head_dim."""
 
     module: nn.Module
     query: Tensor  # [1, num_qo_heads, T, D]
@@ -26,7 +26,7 @@ class AttentionCall:
     value: Tensor  # [1, num_kv_heads, T, D]
     mask: Tensor | None
     scale: float | None
-    window: int | None  # positions that a row sees, its own included
+    window: int | None  # positions that a row sees, including its own
     soft_cap: float | None
     sinks: Tensor | None  # [num_qo_heads]
     others: dict[str, Any]
@@ -36,7 +36,7 @@ Attend = Callable[[AttentionCall], Tensor]  # gives [1, T, num_qo_heads, D]
 
 
 def hand_attention_to(attend: Attend, model: PreTrainedModel) -> None:
-    """From now on `attend` is what the layers of `model` call."""
+    """Makes the layers of `model` call `attend`."""
     model.set_attn_implementation(NAME)
     for module in model.modules():
         module.batchllm_attend = attend  # type: ignore[assignment]
@@ -55,7 +55,7 @@ def _attend(
     s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers calls it. A layer's window is the one that comes here: the module's own attribute may say one
+    """The function that transformers calls. A layer's window is the argument: the module's own attribute may name one
     for a layer that has none."""
     call = AttentionCall(module, query, key, value, attention_mask, scaling, sliding_window, softcap, s_aux, others)
     return module.batchllm_attend(call), None

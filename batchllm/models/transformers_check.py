@@ -1,7 +1,7 @@
-"""Whether rows that are packed into one sequence get what each prompt gets alone, by transformers' own attention.
+"""Checks that rows packed into one sequence get what each prompt gets alone by transformers' own attention.
 
-Modules may look past attention: a recurrence over the tokens of a sequence, a mask of its own, positions that count.
-Two prompts that share their beginning, prefilled in parts and decoded together, tell.
+Modules may bypass attention: by a recurrence over a sequence, a mask of their own, or counted positions. Two prompts
+that share their beginning, prefilled in parts and decoded together, reveal it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from batchllm.models.layer_spec import attention_plans
 SHARED_TOKENS, OWN_TOKENS, OUTPUT_TOKENS = 5, (3, 4), 2
 PAGE_SIZE, NUM_PAGES, MAX_BATCH_TOKENS = 4, 16, 6
 STRIDE = 7919  # of the token ids, a prime
-# Root mean square of the error, by that of the logits. What is wrong in kind is near 1; in bfloat16 a row may go to
-# another expert.
+# Root mean square of the error, relative to that of the logits. A wrong kind of computation is near 1; in bfloat16 a
+# row may go to another expert.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 
 
 class PackedCheck:
-    """Made while the model attends as transformers does."""
+    """To be made while the model still uses transformers' attention."""
 
     def __init__(self, model: PreTrainedModel, vocab_size: int) -> None:
         ids = (1 + STRIDE * np.arange(sum(OWN_TOKENS) + SHARED_TOKENS + 2 * OUTPUT_TOKENS)) % vocab_size
@@ -41,8 +41,8 @@ class PackedCheck:
             self.expected.append(model(input_ids=token_ids, use_cache=False).logits[0, len(prompt) - 1 :].float())
 
     def compare(self, model: ForwardPass) -> None:
-        """Raises Unsupported where the model, as engines run it, gives other logits. Those that are not finite end the
-        first job."""
+        """Raises Unsupported if the model gives other logits when run by an engine. Logits that are not finite end the
+        first job instead."""
         expected = torch.stack(self.expected)
         if not expected.isfinite().all():
             return

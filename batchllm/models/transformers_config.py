@@ -1,7 +1,7 @@
-"""What transformers makes of a config.json: a model without weights, looked at on the meta device.
+"""What transformers makes of a config.json: a model without weights, examined on the meta device.
 
-Nothing of the model's directory is executed: the configuration is one of transformers' own classes, made of the JSON
-object but for the fields that name code.
+No code in the model's directory is executed: the configuration is one of transformers' own classes, made from the JSON
+object without the fields that name code.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from batchllm.models.transformers_attention import NAME, AttentionCall, hand_att
 from batchllm.text import printable
 
 PACKAGE = f"transformers {transformers.__version__}"
-# Fields of a config.json that name code, to be fetched or imported.
+# Fields of a config.json that name code to fetch or import.
 CODE_FIELDS = ("auto_map", "attn_implementation", "experts_implementation", "fusion_config", "quantization_config")
 LAYER_TYPES = ("full_attention", "sliding_attention")
-# What models hand to attention beside what AttentionCall has, and that changes nothing here.
+# Arguments beside those of AttentionCall that models pass to attention and that change nothing here.
 OTHER_KEYWORDS = {"position_ids", "use_cache", "output_router_logits", "output_attentions", "output_hidden_states"}
 PROBED_TOKENS = 3
 
@@ -47,16 +47,16 @@ class TransformersConfig(ModelDescription):
 
     backend = "transformers"
     layers: tuple[AttentionSpec, ...]
-    linear_parameters: int  # of experts as many as a row goes to
+    linear_parameters: int  # counts only the experts that a row goes to
     parameters: int
     hugging_face: PretrainedConfig = field(compare=False, repr=False)
 
     @classmethod
     def from_directory(cls, path: Path) -> TransformersConfig:
-        """Reads the config.json of a model, given it or its directory.
+        """Reads a config.json or a model directory.
 
-        Raises FileNotFoundError, Unsupported that names the architecture and why it does not run, and ValueError for a
-        file or a field that is wrong.
+        Raises FileNotFoundError, Unsupported that names the architecture and why it does not run, and ValueError for
+        an invalid file or field.
         """
         file = config_file(path)
         raw = read_config(file)
@@ -69,8 +69,8 @@ class TransformersConfig(ModelDescription):
 
     @classmethod
     def of_held(cls, model: PreTrainedModel) -> TransformersConfig:
-        """Of a model in memory, without what ends its sequences. Raises Unsupported that names the architecture and why
-        it does not run."""
+        """The configuration of a model in memory, without end-of-sequence ids. Raises Unsupported that names the
+        architecture and why it does not run."""
         config = _describe(model.config.to_dict())
         if config.architecture not in (ancestor.__name__ for ancestor in type(model).__mro__):
             why = f"{PACKAGE} makes a {config.architecture} of its configuration"
@@ -130,7 +130,7 @@ def _describe(raw: dict[str, Any]) -> TransformersConfig:
 
 
 def _check_layer_types(config: dict[str, Any]) -> None:
-    """Before transformers reads them, and as it fills them in."""
+    """Refuses unknown layer types, both before transformers reads them and after it has filled them in."""
     types = config.get("layer_types")
     for kind in types if isinstance(types, list) else ():
         if kind not in LAYER_TYPES:
@@ -146,13 +146,13 @@ def _hugging_face_config(raw: dict[str, Any]) -> PretrainedConfig:
         raise Unsupported(f"of {model_type} models the package has {known}")
     settings = {name: value for name, value in raw.items() if name.removeprefix("_") not in CODE_FIELDS}
     config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(settings)
-    config.pad_token_id = None  # some models look for it among the tokens of every pass
+    config.pad_token_id = None  # some models search the tokens of every pass for it
     return config
 
 
 def _max_model_len(config: PretrainedConfig) -> int:
-    """Up to which a row's rotation does not depend on the longest sequence of its batch: "longrope" has other factors
-    past the original length, "dynamic" past max_position_embeddings."""
+    """The length up to which a row's rotation does not depend on the longest sequence of its batch: beyond the original
+    length "longrope" has other factors, beyond max_position_embeddings "dynamic" does."""
     length: int | None = getattr(config, "max_position_embeddings", None)
     if length is None:
         raise Unsupported("its config.json has no max_position_embeddings")
@@ -177,9 +177,9 @@ def _attention(call: AttentionCall, max_model_len: int) -> AttentionSpec:
 
 
 class _Probe:
-    """One forward pass on the meta device: what the layers ask of attention, and where a row goes.
+    """One forward pass on the meta device: the layers' calls of attention, and the path of a row.
 
-    Raises Unsupported for what attention over pages does not do.
+    Raises Unsupported for what attention over pages does not support.
     """
 
     def __init__(self, config: PretrainedConfig) -> None:
@@ -193,7 +193,7 @@ class _Probe:
             hand_attention_to(self._attend, self.model)
             for module in self.model.base_model.modules():
                 self._count(module)
-                if hasattr(module, "rope_type"):  # without looking at how long a sequence is
+                if hasattr(module, "rope_type"):  # regardless of the length of a sequence
                     module.forward = partial(unwrap(type(module).forward), module)
             self.model.base_model(input_ids=token_ids, position_ids=token_ids, use_cache=False)
         except Exception as error:
@@ -217,8 +217,8 @@ class _Probe:
         return call.query.transpose(1, 2)
 
     def _count(self, module: nn.Module) -> None:
-        """Matrices that every row is multiplied with. Experts, which stand in one tensor each, are not run: where their
-        rows go depends on values."""
+        """Matrices that every row is multiplied with. Experts, in one tensor each, are not run, because routing depends
+        on values."""
         sizes = [parameter.shape for parameter in module.parameters(recurse=False)]
         if any(len(size) == 3 for size in sizes):
 
@@ -236,7 +236,7 @@ class _Probe:
 
 @contextmanager
 def _refusing(raw: dict[str, Any]) -> Iterator[None]:
-    """Whatever the package's code raises is why a model does not run."""
+    """Turns whatever the package's code raises into the reason why a model does not run."""
     try:
         yield
     except Exception as error:

@@ -1,7 +1,7 @@
-"""A model by transformers' own modules: one pass over the rows of a step, which are to them one sequence.
+"""A model on transformers' own modules: one pass over the rows of a step, which the modules see as one sequence.
 
-T = rows of the step. The modules see [1, T] tokens at their positions and no cache; what makes requests of them is
-attention, which reads and writes our pages by our plans.
+T = rows of the step. The modules see [1, T] tokens at their positions and no cache. Only attention, which reads and
+writes our pages by our plans, separates the requests.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ModulesPass(ForwardPass):
         return hidden if step.logit_rows is None else hidden[step.logit_rows]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """By transformers' own module, which may scale or cap them."""
+        """Computes logits by transformers' own module, which may scale or cap them."""
         prefix = self._model.base_model_prefix
         self._given.hidden = hidden[None]
         setattr(self._model, prefix, self._given)
@@ -62,7 +62,7 @@ class ModulesPass(ForwardPass):
         return logits
 
     def _attend(self, call: AttentionCall) -> Tensor:
-        """Rows without logits end in the last layer, once it has their K and V: they are 0 from there on."""
+        """Rows without logits end in the last layer once it has their K and V; they are 0 from there on."""
         step, ops = self._step, self._pass.ops
         layer = self._layers.setdefault(call.module, len(self._layers))
         kind = self.kind_of_layer[layer]
@@ -91,10 +91,10 @@ class TransformersModel(ModulesPass):
 
     @torch.inference_mode()
     def __init__(self, config: TransformersConfig, reader: WeightReader, *, in_8_bits: bool = False) -> None:
-        """in_8_bits: products of linear layers are, once packed; those of experts, which are none, are not.
+        """in_8_bits: packs linear layers in 8 bits; experts, which are not linear layers, keep their dtype.
 
-        Takes every tensor of `reader`; raises ValueError for a missing, misshapen or unknown one, and where the
-        modules do not give packed sequences what they give each alone."""
+        Takes every tensor of `reader`; raises ValueError for a missing, misshapen or unknown one, and if the
+        modules give packed sequences other results than each alone."""
         super().__init__(config, load_weights(config, reader), reader.dtype)
         check = PackedCheck(self._model, config.vocab_size)
         self._in_8_bits = in_8_bits
@@ -106,7 +106,7 @@ class TransformersModel(ModulesPass):
             raise Unsupported(f"{reader.path}: architecture {config.architecture}: {error}") from None
 
     def pack_weights(self) -> None:
-        """The embedding stays as it is, also where it is the output layer."""
+        """The embedding stays unpacked, even if it is also the output layer."""
         embedding = self._base.get_input_embeddings().weight
         for linear in self._linears:
             if self._in_8_bits:
@@ -120,13 +120,13 @@ class TransformersModel(ModulesPass):
 
 
 class GivenHidden(nn.Module):
-    """Stands in the place of a model's layers, where what comes after them is to run alone."""
+    """Replaces a model's layers, to run only what comes after them."""
 
     hidden: Tensor  # [1, R, hidden_size]
 
     @property
     def decoder(self) -> GivenHidden:
-        """By which some models reach their layers."""
+        """The attribute through which some models reach their layers."""
         return self
 
     def forward(self, *_: Any, **__: Any) -> GivenOutput:
@@ -135,7 +135,7 @@ class GivenHidden(nn.Module):
 
 @dataclass
 class GivenOutput(ModelOutput):
-    """With a field for whatever some model passes on."""
+    """Has a field for anything that a model passes on."""
 
     last_hidden_state: Tensor | None = None
     cache: None = None

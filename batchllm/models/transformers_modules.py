@@ -1,7 +1,7 @@
-"""Modules of ours in the place of transformers': products by `Linear`, and what is one operation of `Ops`.
+"""Our modules in place of transformers': products by `Linear`, and operations of `Ops`.
 
-No name is trusted: products are found by a trace of a pass, and what takes the place of a norm or an MLP must give what
-it gives.
+No name is trusted: products are found by tracing a pass, and a replacement for a norm or an MLP must give the same
+results.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 @dataclass
 class Pass:
-    """What modules read of the pass that they are in."""
+    """What modules read about the current pass."""
 
     ops: Ops = field(default_factory=CpuOps)
-    rows: Tensor | None = None  # int32 [R]: those that go on after the attention of the last layer; None: all
+    rows: Tensor | None = None  # int32 [R]: those that continue after the attention of the last layer; None: all
 
 
 class PackedLinear(nn.Module):
-    """A product; or one of several of the same input, which the first of them makes for all."""
+    """A product, or one of several with the same input, which the first computes for all."""
 
     def __init__(self, product: JoinedProduct, part: slice) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class PackedLinear(nn.Module):
 
 
 class JoinedProduct:
-    """Of the last input it keeps the product until its last columns have been taken."""
+    """Keeps the product of the last input until its last columns have been taken."""
 
     def __init__(self, linear: Linear) -> None:
         self.linear = linear
@@ -62,14 +62,14 @@ class JoinedProduct:
             y = self.linear(x.reshape(-1, x.shape[-1]))
             self._x, self._y = x, y.view(*x.shape[:-1], y.shape[-1])
         y = self._y[..., part]
-        if part.stop == self._y.shape[-1]:  # nobody else waits for it
+        if part.stop == self._y.shape[-1]:  # no other part needs it
             self._x = None
             del self._y
         return y
 
 
 class LastRows(nn.Module):
-    """A module that works on each row by itself, after the attention of the last layer: on the rows that go on."""
+    """A module that works on single rows; after the attention of the last layer, only on those that continue."""
 
     def __init__(self, module: nn.Module, current: Pass) -> None:
         super().__init__()
@@ -116,12 +116,12 @@ class Product:
 
     name: str
     module: nn.Module
-    group: int  # the same for products of one input, which are made at once
-    is_last: bool  # it works on rows by themselves, after the attention of the last layer
+    group: int  # the same for products with one input, which are computed together
+    is_last: bool  # whether it works on single rows after the attention of the last layer
 
 
 def replace_modules(model: PreTrainedModel, current: Pass) -> list[Linear]:
-    """Puts ours in the place of what they can take the place of. Returns the products, which are to be packed."""
+    """Replaces modules by ours where possible. Returns the products, which are to be packed."""
     base: Any = model.base_model
     linears: list[Linear] = []
 
@@ -154,9 +154,9 @@ def replace_modules(model: PreTrainedModel, current: Pass) -> list[Linear]:
 
 
 def traced_products(base: PreTrainedModel) -> list[Product]:
-    """In the order in which a pass makes them; those that it does not make once come last, by themselves."""
+    """Products in the order of a pass; those not computed exactly once come last, each by itself."""
     modules = {module: name for name, module in base.named_modules() if type(module) in (nn.Linear, Conv1D)}
-    calls: list[tuple[nn.Module, Tensor, int]] = []  # with how many layers have attended
+    calls: list[tuple[nn.Module, Tensor, int]] = []  # with the number of layers that have attended
     num_attended = 0
 
     def attend(call: AttentionCall) -> Tensor:
@@ -196,7 +196,7 @@ def matrix(module: Any) -> Tensor:
 
 
 def joined(modules: Sequence[Any]) -> Linear:
-    """Products of the same input as one."""
+    """Joins products with the same input."""
     weights = [matrix(module) for module in modules]
     biases = [module.bias.detach() for module in modules if module.bias is not None]
     if len(modules) == 1:
@@ -235,12 +235,12 @@ def is_silu(activation: nn.Module) -> bool:
     x = torch.linspace(-8, 8, 65)
     try:
         return torch.allclose(activation(x), F.silu(x), atol=1e-6)
-    except Exception:  # it is no activation
+    except Exception:  # it is not an activation
         return False
 
 
 def gives_the_same(ours: nn.Module, theirs: nn.Module, size: int) -> bool:
-    """For rows [1, TRIED_ROWS, size] of ordinary numbers and of small ones, in the model's dtype."""
+    """Compares on rows [1, TRIED_ROWS, size] of ordinary and of small numbers, in the model's dtype."""
     dtype = next(theirs.parameters()).dtype
     x = torch.randn(1, TRIED_ROWS, size, generator=torch.Generator().manual_seed(0))
     x[:, TRIED_ROWS // 2 :] *= SMALL

@@ -1,4 +1,4 @@
-"""A checkpoint into transformers' modules, by our reader."""
+"""Loads a checkpoint into transformers' modules with our reader."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from batchllm.models.weights import WeightReader
 
 
 def load_weights(config: TransformersConfig, reader: WeightReader) -> PreTrainedModel:
-    """The model in the reader's dtype, attending as transformers does, and taking over the tensors that were read.
+    """The model in the reader's dtype, with transformers' attention, using the tensors that were read without a copy.
     Raises ValueError for a tensor that is missing, misshapen, or unknown to the model."""
     empty = on_meta(config.hugging_face, reader.dtype)
     tensors = _take_all(empty, reader)
@@ -34,8 +34,8 @@ def load_weights(config: TransformersConfig, reader: WeightReader) -> PreTrained
 
 
 def _take_all(empty: PreTrainedModel, reader: WeightReader) -> dict[str, Tensor]:
-    """The tensors of the checkpoint, under the names and in the shapes that transformers would save the model with:
-    of experts, for one, a tensor each."""
+    """The tensors of the checkpoint under the names and in the shapes in which transformers would save the model, such
+    as one tensor per expert."""
     tied, prefix = empty.all_tied_weights_keys, f"{empty.base_model_prefix}."
     state = empty.state_dict()
     dtype, kept = reader.dtype, tuple(empty._keep_in_fp32_modules_strict or ())
@@ -52,7 +52,7 @@ def _take_all(empty: PreTrainedModel, reader: WeightReader) -> dict[str, Tensor]
 
 
 def _stored(name: str, prefix: str, reader: WeightReader) -> str:
-    """What a checkpoint calls it: one of the base model alone has names without that prefix."""
+    """Its name in the checkpoint: a checkpoint of the base model alone has names without that prefix."""
     short = name.removeprefix(prefix)
     return short if name not in reader and short in reader else name
 

@@ -1,7 +1,7 @@
-"""How a quantised weight of a linear layer is stored, [out_features, in_features], and how it is had again.
+"""How a quantised weight of a linear layer, [out_features, in_features], is stored and dequantised.
 
-Every scheme has w = (q - zero) * scale, in float32, with a scale and a zero for a block of elements; they differ in
-what is packed into what, and in which direction.
+Every scheme has w = (q - zero) * scale in float32, with a scale and a zero per block of elements. They differ in what
+is packed into what, and in which direction.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Parts = Mapping[str, Tensor]  # the tensors of a weight, by their suffixes
 Shape = tuple[int, ...]
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 INT32 = (torch.int32,)
-ROWS = 32  # the rows asked for begin at a multiple of these: no packed word is cut
+ROWS = 32  # requested rows begin at a multiple of this, so no packed word is cut
 # Column j of eight is in nibble AWQ_ORDER[j] of a word.
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a tensor must be."""
+    """The required dtype and shapes of a tensor."""
 
     shapes: tuple[Shape, ...]  # one of these
     dtypes: tuple[torch.dtype, ...]
@@ -37,13 +37,13 @@ class WeightScheme(Protocol):
         """The suffix of the tensor that only a weight of this scheme has."""
 
     def shape(self, parts: Parts) -> Shape:
-        """Of the weight, by the tensor that has its elements, or KeyError where it is missing."""
+        """The shape of the weight, from the tensor that has its elements. Raises KeyError if that is missing."""
 
     def parts(self, out_features: int, in_features: int) -> dict[str, Part]:
-        """Of a weight of that shape, by suffix."""
+        """The parts of a weight of that shape, by suffix."""
 
     def rows(self, parts: Parts, in_features: int, begin: int, end: int) -> Tensor:
-        """Rows [begin, end) of the weight, float32. ValueError for values that cannot be."""
+        """Rows [begin, end) of the weight, float32. Raises ValueError for impossible values."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class PackedWeight:
 
 @dataclass(frozen=True)
 class ScaledWeight:
-    """Eight bits, an element each, and a scale for each block of rows and columns."""
+    """Eight bits per element, and a scale for each block of rows and columns."""
 
     mark: str  # the suffix of the scales
     dtype: torch.dtype
@@ -195,7 +195,7 @@ def num_groups(count: int, group_size: int) -> int:
 
 
 def group_of_columns(stored: Tensor | None, in_features: int, group_size: int, groups: int) -> Tensor:
-    """[in_features], the group that each column is in: as it is stored, or by turns. Some write -1 for the latter."""
+    """[in_features], the group of each column: stored, or consecutive. Some exporters write -1 for the latter."""
     if stored is None or bool((stored < 0).any()):
         columns = torch.arange(in_features)
         return columns * 0 if group_size < 0 else columns // group_size

@@ -23,9 +23,9 @@ from batchllm.text import printable
 class WeightReader:
     """The tensors of a model directory or a GGUF file, by the names that transformers gives them.
 
-    `take` copies a tensor out of its file, so nothing of the file stays mapped or open after the context;
-    `finish` raises if the checkpoint holds tensors that nobody took: a bias that the config does not
-    announce would otherwise be dropped in silence.
+    `take` copies a tensor out of its file, so no file stays mapped or open after the context. `finish` raises if the
+    checkpoint holds tensors that were not taken: otherwise a bias that the config does not announce would be dropped
+    silently.
     """
 
     def __init__(self, path: Path, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
@@ -43,7 +43,7 @@ class WeightReader:
         return self.take_stacked({name: shape[0]}, *shape[1:])
 
     def take_stacked(self, num_rows: Mapping[str, int], *row: int) -> torch.Tensor:
-        """The tensors of these names, [num_rows[name], *row] each, one below the other; none is held twice."""
+        """The tensors with these names, [num_rows[name], *row] each, concatenated; none is in memory twice."""
         for name, count in num_rows.items():
             self._check(name, (count, *row))
         stacked = torch.empty((sum(num_rows.values()), *row), dtype=self.dtype, device=self.device)
@@ -53,8 +53,8 @@ class WeightReader:
         return stacked
 
     def drop_copy(self, name: str, tensor: torch.Tensor, of: str) -> None:
-        """Drops tensor `name`, if it is stored at all, as a copy of `tensor`, which is called `of`; ValueError where it
-        is another one."""
+        """Drops tensor `name`, if it is stored at all, as a copy of `tensor`, named `of`. Raises ValueError if they
+        differ."""
         if name in self and not torch.equal(self.take(name, *tensor.shape), tensor):
             raise ValueError(
                 f"{self._source.files[name]}: tensor {name} differs from {of}, which {self._source.config} "
@@ -62,7 +62,7 @@ class WeightReader:
             )
 
     def finish(self, ignored: Iterable[str] = ()) -> None:
-        """`ignored`: expressions that are found in the names of more tensors that nobody needs."""
+        """`ignored`: expressions that match the names of further unneeded tensors."""
         unused = sorted(
             name
             for name in self._left
@@ -95,7 +95,7 @@ class WeightReader:
 
 
 def open_tensors(path: Path) -> TensorSource:
-    """Raises FileNotFoundError, or ValueError for files that are not what they should be."""
+    """Raises FileNotFoundError, or ValueError for invalid files."""
     if is_gguf(path):
         return GgufTensors(path)
     raw = read_config(path / CONFIG)

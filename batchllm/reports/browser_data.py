@@ -1,5 +1,5 @@
-"""Prompts and answers as a page carries them: rows of a tree in preorder, in compressed chunks that the page reads when
-it shows or searches them. What stands in the page is base64, in which no markup can be."""
+"""Prompts and answers as the page stores them: rows of a tree in preorder, in compressed chunks that the page unpacks
+when it shows or searches them. They are base64, which cannot contain markup."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from batchllm.jobs.read_answers import Answer, Failure
 from batchllm.reports.prefix_tree import Row, prefix_rows
 
 CHUNK_BYTES = 200_000  # before compression, and about
-MAX_TEXT_CHARS = 20_000  # of one text; a longer one loses its middle
+MAX_TEXT_CHARS = 20_000  # of one text; longer ones lose their middle
 HEAD_CHARS = 15_000
 
 
@@ -39,7 +39,7 @@ class BrowserData:
 def browser_data(
     requests: Sequence[BatchRequest] | None, answers: Sequence[Answer], failures: Sequence[Failure]
 ) -> BrowserData:
-    """requests: None where the input is not there; then there are answers without prompts."""
+    """requests: None if the input is missing; answers are then shown without prompts."""
     if requests is None:
         rows = [Row(i + 1, i, "", 1) for i in range(len(answers))]
         contents: Iterable[Any] = (answer_content("", None, answer, 0, 1) for answer in answers)

@@ -1,4 +1,4 @@
-"""Charts as SVG that is as wide as there is room: places along x are shares of the width, letters keep their size."""
+"""Charts as SVG of flexible width: x positions are shares of the width, and text keeps its size."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def curve(
 ) -> Markup:
     """Values between times, as steps over time.
 
-    name: its class. label: for who cannot see it. edges_s: [len(values) + 1], ascending, in seconds. limit: a line.
+    name: its class. label: for screen readers. edges_s: [len(values) + 1], ascending, in seconds. limit: a line.
     has_time: whether the times are written below.
     """
     highest = nice_ceiling(max([*values, limit or 0, 1]))
@@ -94,12 +94,12 @@ def curve(
 
 
 def bar(share: float) -> Markup:
-    """As long as that share of the room."""
+    """A bar as long as that share of the width."""
     return Markup(BAR.render(percent=round(100 * min(max(share, 0.0), 1.0), 2)))
 
 
 def nice_ceiling(value: float) -> float:
-    """The next round number, half of which is round, too."""
+    """The next round number whose half is also round."""
     power: float = 10 ** floor(log10(value))
     return next(step for step in (1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10) if step * power >= value - 1e-9) * power
 

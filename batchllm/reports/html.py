@@ -1,5 +1,5 @@
-"""A job's answers as one page that stands alone: no network, no file beside it, and no markup or script of a prompt or
-an answer that a browser would obey."""
+"""A job's answers as one self-contained page: no network, no other file, and no markup or script from a prompt or an
+answer that a browser would obey."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ PAGE = package_files("batchllm.reports") / "page"
 class ReportFiles:
     answers: Path
     report: Path
-    input: Path | None  # None: the one that the figures name
+    input: Path | None  # None: the one named in the figures
     errors: Path | None  # these two need not exist
     figures: Path | None
     overwrite: bool = False  # of a report that is not empty
 
     def check(self) -> None:
-        """Raises OSError or ValueError where the answers are missing, or the report cannot be written or is one of the
+        """Raises OSError or ValueError if the answers are missing, or if the report cannot be written or is one of the
         other files."""
         for source in (self.answers, self.input, self.errors, self.figures):
             if source and (source.exists() or source in (self.answers, self.input)):
@@ -65,7 +65,7 @@ class ShareRow(NamedTuple):
 
 
 def write_report(files: ReportFiles) -> None:
-    """Raises OSError or ValueError that names the file at fault."""
+    """Raises OSError or ValueError that names the faulty file."""
     files.check()
     write_file("report", files.report, report_page(files).encode(), overwrite=files.overwrite)
 
@@ -113,7 +113,7 @@ def report_page(files: ReportFiles) -> str:
 
 
 def sha256(text: str) -> str:
-    """As a Content-Security-Policy names a script or a style that may stand in the page."""
+    """The Content-Security-Policy name of a script or style that the page may contain."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
@@ -157,11 +157,11 @@ def missing(
         yield f"The job was stopped: {finished:,} of {all_requests:,} requests were finished."
     if requests is None:
         name = str(input_path) if input_path else "The input"
-        yield f"{name} is not there: answers stand without their prompts. Name it with --input."
+        yield f"{name} is not there: answers are shown without their prompts. Name it with --input."
         return
     known = {request.custom_id for request in requests}
     if strangers := sum(answer.custom_id not in known for answer in answers.answers):
-        yield f"{strangers:,} answers belong to no line of {input_path}, and are not shown."
+        yield f"{strangers:,} answers belong to no line of {input_path} and are not shown."
 
 
 def curves(figures: JobFigures) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""A running job's figures for Prometheus, in its text format: a file for node_exporter's textfile collector, or for any
-reader of that format."""
+"""A running job's figures in Prometheus' text format: a file for node_exporter's textfile collector or any other reader
+of that format."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Metric(NamedTuple):
     name: str
     kind: str  # "counter" or "gauge"
     help: str
-    label: str | None  # whose value tells the samples apart; None: there is one sample
+    label: str | None  # whose value distinguishes the samples; None: there is one sample
     samples: dict[str, float]
 
 
@@ -29,7 +29,7 @@ def metrics_of(progress: JobProgress) -> Iterator[Metric]:
     yield Metric(
         "batchllm_requests",
         "gauge",
-        "Requests of the job, a completion each, by state.",
+        "Requests of the job, one per completion, by state.",
         "state",
         {
             "waiting": progress.waiting_requests,
@@ -40,7 +40,7 @@ def metrics_of(progress: JobProgress) -> Iterator[Metric]:
     yield Metric(
         "batchllm_tokens_total",
         "counter",
-        "Tokens by kind: prompt tokens computed and found computed, tokens computed again, tokens generated.",
+        "Tokens by kind: prompt tokens computed and saved, tokens computed again, tokens generated.",
         "kind",
         {
             "prompt_computed": progress.computed_prompt_tokens,
@@ -52,14 +52,14 @@ def metrics_of(progress: JobProgress) -> Iterator[Metric]:
     yield Metric(
         "batchllm_remaining_tokens",
         "gauge",
-        "Tokens that are still to be computed, at most, by kind.",
+        "The most tokens still to be computed, by kind.",
         "kind",
         {"prompt": progress.remaining_prompt_tokens, "output": progress.remaining_output_tokens},
     )
     yield Metric(
         "batchllm_kv_tokens",
         "gauge",
-        "Tokens that the pages of the KV cache have room for, by state.",
+        "Token capacity of the KV cache pages, by state.",
         "state",
         {"used": progress.kv_tokens, "free": progress.kv_cache_tokens - progress.kv_tokens},
     )
@@ -91,14 +91,14 @@ def metrics_text(progress: JobProgress) -> bytes:
 def keep_metrics(
     path: Path | None, show: OnProgress, *, overwrite: bool, log: Callable[[str], None]
 ) -> Iterator[OnProgress]:
-    """Writes what it is told every few seconds, and the last in the end; `show` is told everything. Whoever reads the
-    file finds it whole: each is written beside it and takes its place.
+    """Writes its latest figures every few seconds and at the end; `show` gets all of them. Readers always find a whole
+    file: each version is written beside it and then replaces it.
 
     path: None writes nothing.
-    overwrite: of a file that holds something else than metrics of ours. log: is told once where it cannot be written,
-    which ends no job.
+    overwrite: replaces a file that holds something other than our metrics. log: is told once if it cannot be written,
+    which does not end the job.
 
-    Raises OSError that names it where it is no file, or holds something that may not be replaced.
+    Raises OSError that names it if it is not a file, or holds something that may not be replaced.
     """
     if path is None:
         yield show
@@ -135,7 +135,7 @@ def check_replaceable(path: Path, *, overwrite: bool) -> None:
     if not path.exists():
         return
     if not path.is_file():
-        raise OSError(f"metrics {str(path)!r}: expected a file, which each next one replaces")
+        raise OSError(f"metrics {str(path)!r}: expected a file, which each update replaces")
     with path.open("rb") as file:
         held = file.read(len(OURS))
     if held not in (b"", OURS) and not overwrite:
@@ -147,7 +147,7 @@ def replace_file(path: Path, content: bytes) -> None:
     with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}-", delete=False) as file:
         try:
             file.write(content)
-            os.fchmod(file.fileno(), 0o644)  # who reads it is another user
+            os.fchmod(file.fileno(), 0o644)  # its reader is another user
             file.close()
             os.replace(file.name, target)
         except BaseException:

@@ -1,4 +1,4 @@
-"""What a person sees of a plan."""
+"""A plan as text for people."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def assumptions(plan: JobPlan) -> Iterator[str]:
     )
     limit = "the limit of its line"
     if plan.expected_output_tokens is not None:
-        limit = f"{plan.expected_output_tokens:,} tokens, or {limit} where that is less"
+        limit = f"{plan.expected_output_tokens:,} tokens, or {limit} if that is less"
     yield f"assumed: each request generates {limit}: {plan.assumed_output_tokens:,} output tokens"
     yield (
         f"assumed: {plan.model} on {plan.device}, {tokens_and_bytes(plan, plan.kv_tokens)} of KV memory, "
@@ -82,7 +82,7 @@ def level_table(plan: JobPlan) -> Table:
 def policy_table(plan: JobPlan) -> Table:
     names = ("policy", "prompt tokens\ncomputed", "\nsaved", "preempted", "steps", "peak KV\ntokens")
     table = new_table(
-        "Policies, simulated (LRU as vLLM and radix as SGLang, by their defaults)",
+        "Policies, simulated (LRU as in vLLM, radix as in SGLang, with their defaults)",
         *names,
         "tokens per step\nmedian",
         "\nmean",

@@ -46,7 +46,7 @@ def plan_figure(plan: JobPlan, simulations: dict[Policy, Simulation]) -> Figure:
         draw(memory, simulation, simulation.used_kv_tokens, run_length)
     memory.axhline(plan.kv_tokens, color="black", linewidth=0.8)
     peak = max(simulation.peak_kv_tokens for simulation in simulations.values())
-    memory.set_ylim(top=1.05 * min(plan.kv_tokens, 2 * peak))  # the line is out of sight where memory is plentiful
+    memory.set_ylim(top=1.05 * min(plan.kv_tokens, 2 * peak))  # the line is out of sight if memory is plentiful
     memory.set_title(f"KV memory: {plan.kv_tokens:,} tokens", loc="right", fontsize="medium")
     figure.suptitle(
         f"{plan.requests:,} requests of {plan.prompt_tokens:,} prompt tokens, {plan.model}: simulated, not measured"

@@ -1,7 +1,7 @@
-"""The texts that prompts begin with in common, as a tree in preorder.
+"""The common beginnings of prompts, as a tree in preorder.
 
-It is the text's, not the tokens': a prefix ends with a word here, and may end a few tokens earlier or later in the KV
-cache, or not be kept there where it would not pay.
+It is a tree of text, not tokens: here a prefix ends with a word, while in the KV cache it may end a few tokens earlier
+or later, or not be kept if it would not pay.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-MIN_SHARED_CHARS = 40  # that a prefix adds to the one above it, or it is not told apart
+MIN_SHARED_CHARS = 40  # that a prefix must add to the one above it
 MAX_WORD_CHARS = 30  # a longer one may be cut
 
 
@@ -79,7 +79,7 @@ def worth_telling(prefixes: list[tuple[int, int, int]]) -> list[tuple[int, int, 
 
 
 def shared_length(a: str, b: str) -> int:
-    """Characters that both begin with, up to the end of a word; all, where they are equal."""
+    """The number of leading characters that both share, up to the end of a word; all if they are equal."""
     if a == b:
         return len(a)
     low, high = 0, min(len(a), len(b))

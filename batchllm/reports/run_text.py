@@ -1,4 +1,4 @@
-"""What a person sees of a job: its progress while it runs, its figures when it is done."""
+"""A job as text for people: its progress while it runs, its figures when it is done."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from batchllm.outputs import JobProgress
 
 SECONDS_BETWEEN_LINES = 60.0
 MIN_FRACTION_KNOWN = 0.01  # before that, the time left is a guess
-MEMORY_OF_PACE = 0.1  # of the time since the start: what was longer ago counts little
+MEMORY_OF_PACE = 0.1  # of the time since the start: older progress counts little
 
 
 @contextmanager
@@ -66,8 +66,8 @@ def progress_line(progress: JobProgress, seconds_left: float | None) -> str:
 
 
 class Pace:
-    """How long the tokens that are left take at the pace of late. The last answers, which few requests share a step
-    with, take longer than it says."""
+    """How long the remaining tokens take at the recent pace. The last answers, when few requests share a step, take
+    longer than it says."""
 
     def __init__(self) -> None:
         self._elapsed_s = 0.0
@@ -92,7 +92,7 @@ def tokens_done(progress: JobProgress) -> int:
 
 
 def tokens_left(progress: JobProgress) -> float:
-    """Prompt tokens to be computed, and the output to be expected: after every token a request ends as often as
+    """Prompt tokens to be computed plus the expected output: after every token a request is assumed to end as often as
     requests ended early so far, and at its limit."""
     unfinished = progress.num_requests - progress.finished_requests
     output_tokens = float(progress.remaining_output_tokens)
@@ -125,7 +125,7 @@ def summary_rows(summary: JobSummary) -> Iterator[tuple[str, str]]:
     if summary.num_other_model:
         yield "  naming another model", f"{summary.num_other_model:,}"
     if summary.num_cut:
-        yield "  cut at the model's length", f"{summary.num_cut:,}"
+        yield "  cut at the model's context length", f"{summary.num_cut:,}"
     yield "lines failed", f"{summary.num_failed:,}"
     if summary.num_earlier:
         yield "answered or failed in earlier runs", f"{summary.num_earlier:,}"
@@ -149,7 +149,7 @@ def summary_rows(summary: JobSummary) -> Iterator[tuple[str, str]]:
         yield f"  {phase}", f"{phase_s:.2f} s"
     yield "threads", f"{stats['num_threads']:,}"
     yield "  their CPU time", f"{stats['cpu_s']:.2f} s"
-    yield "  their waits for a CPU that others had", f"{stats['cpu_wait_s']:.2f} s"
+    yield "  waits for a CPU that others had", f"{stats['cpu_wait_s']:.2f} s"
     for matrix, way in stats["products"].items():
         yield f"product with {matrix}", way
 

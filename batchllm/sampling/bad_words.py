@@ -1,7 +1,7 @@
 """`bad_words`: no token is drawn that would complete one of them in the output.
 
-A word is banned as the tokenizer writes it at the start of a text, and as it writes it after a space where that is a
-sequence of as many tokens that begins with another one.
+A word is banned as the tokenizer writes it at the start of a text. It is also banned as written after a space, if that
+is a sequence of the same number of tokens with a different first one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from batchllm.sampling_params import SamplingParams
 
 @dataclass(frozen=True)
 class BannedSequences:
-    """Of tokens, by how they may end."""
+    """Token sequences, by their ends."""
 
     always: list[int]  # tokens that are one by themselves
     after: dict[
@@ -40,13 +40,15 @@ class BannedSequences:
 
 class BadWords(LogitsRule):
     def __init__(self, tokenizer: Callable[[], tokenizers.Tokenizer], vocab_size: int) -> None:
-        """`tokenizer` is called as soon as a request has bad words; it raises ValueError where there is none."""
+        """`tokenizer` is called as soon as a request has bad words; it raises ValueError if there is none."""
         self._load, self._vocab_size = tokenizer, vocab_size
 
     def bind(self, requests: RequestTable) -> None:
         self._has_bad_words = requests.column(bool)
         self._banned = Prepared(lambda request: request.params.bad_words, self._sequences)
-        self._ends_of_output: dict[int, list[int]] = {}  # as many tokens as a sequence has before its last, by request
+        self._ends_of_output: dict[
+            int, list[int]
+        ] = {}  # the tokens that a sequence may have before its last, by request
 
     def concerns_params(self, params: SamplingParams) -> bool:
         return bool(params.bad_words)

@@ -1,7 +1,7 @@
 """Grammars of structured outputs, compiled for a vocabulary by xgrammar, each once.
 
-A schema or an expression is a stranger's program to xgrammar, which may take minutes for a short one: it is compiled in
-a process of its own, within bounds, and kept in a cache on disk, so that a job that goes on later finds it.
+A schema or an expression is an untrusted program to xgrammar, and even a short one may take minutes. So it is compiled
+in a separate process with limits, and kept in a cache on disk, where a resumed job finds it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from batchllm.bounded_process import BoundedProcess, answer_lines
 from batchllm.sampling_params import StructuredOutputsParams
 from batchllm.text import printable
 
-TIME_LIMIT_S = 5.0  # of CPU, for one grammar
+TIME_LIMIT_S = 5.0  # CPU time for one grammar
 MEMORY_LIMIT_BYTES = 2 << 30
 MAX_SOURCE_CHARS = 1 << 20
-MAX_WHITESPACE = 2  # characters in a row, in JSON: some models would write them for ever
+MAX_WHITESPACE = 2  # consecutive characters in JSON: some models would write them forever
 MAX_CACHED_FILES = 256  # of half a megabyte or less
 INSTALL = "pip install --no-deps xgrammar apache-tvm-ffi"
 
@@ -70,7 +70,7 @@ class GrammarCompiler:
         versions = (__version__, version("xgrammar"), str(MAX_WHITESPACE))
         key = "\n".join((*versions, self._vocabulary.serialize_json(), kind, text))
         file = self._cache / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
-        with suppress(OSError, RuntimeError):  # none, or of another xgrammar
+        with suppress(OSError, RuntimeError):  # missing, or from another xgrammar
             return self._deserialize(file.read_text())
         serialized = self._compile(kind, text)
         with suppress(OSError):
@@ -103,7 +103,8 @@ class GrammarCompiler:
 
     @cached_property
     def _vocabulary(self) -> Any:
-        """xgrammar's TokenizerInfo, with special tokens left empty: they could be drawn inside a JSON string else."""
+        """xgrammar's TokenizerInfo, with special tokens left empty; otherwise they could be drawn inside a JSON
+        string."""
         info, tokenizer = require_xgrammar().TokenizerInfo, self._hugging_face()
         known = info.from_huggingface(tokenizer, vocab_size=self.vocab_size)
         special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
@@ -115,7 +116,7 @@ class GrammarCompiler:
 
 
 def serve() -> None:
-    """In the process: the opening brings the vocabulary, each other question a grammar."""
+    """In the process: the opening brings the vocabulary, every other question a grammar."""
     xgrammar = require_xgrammar()
     compiler: Any = None
 
@@ -131,7 +132,7 @@ def serve() -> None:
         except MemoryError:
             return {"refused": f"needs more than {MEMORY_LIMIT_BYTES >> 20} MiB"}
         except (RuntimeError, ValueError) as error:
-            # The place in xgrammar's source, and the time, are of no use to whoever wrote the grammar.
+            # The place in xgrammar's source and the time do not help the author of the grammar.
             return {"refused": re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", str(error)).strip()}
 
     answer_lines(answer, time_limit_s=TIME_LIMIT_S, memory_limit_bytes=MEMORY_LIMIT_BYTES)
@@ -141,7 +142,7 @@ def _grammar(grammars: Any, kind: str, text: str) -> Any:
     if kind in ("json", "json_object"):
         schema = text or '{"type": "object", "additionalProperties": true}'
         rules = str(grammars.from_json_schema(schema, max_whitespace_cnt=MAX_WHITESPACE))
-        # Strings whose length is bounded could hold control characters, which are no JSON.
+        # Strings of bounded length could hold control characters, which JSON forbids.
         return grammars.from_ebnf(rules.replace(r"[^\"\\\r\n]", r"[^\"\\\0-\x1f]"))
     if kind == "choice":
         literals = [json.dumps(choice, ensure_ascii=False) for choice in json.loads(text)]  # GBNF's escapes are JSON's

@@ -1,4 +1,4 @@
-"""Where the randomness of draws comes from: a stream of numbers for each request, and its place in it."""
+"""The randomness of draws: a stream of numbers per request, and the request's position in it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 
 
 def stream_seed(seed: int | str, sample: int, prompt_token_ids: Sequence[int] | np.ndarray) -> int:
-    """64 bits for sample number `sample` of a prompt with this seed: one seed for a whole job is not one noise."""
+    """64 bits for sample number `sample` of a prompt with this seed, so that requests with one seed draw different
+    noise."""
     hashed = hashlib.blake2b(f"{seed}/{sample}/".encode(), digest_size=8)
     hashed.update(np.asarray(prompt_token_ids, "<i4").tobytes())
     return int.from_bytes(hashed.digest(), "little")

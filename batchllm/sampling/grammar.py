@@ -14,13 +14,13 @@ from batchllm.sampling.rules import LogitsRule, Rows
 from batchllm.sampling.stop_tokens import StopTokens
 from batchllm.sampling_params import SamplingParams
 
-NO_TOKEN = "no token that may be drawn goes on with the grammar"
+NO_TOKEN = "no token that may be drawn continues the grammar"
 
 
 class Grammars(LogitsRule):
-    """The masks of a step are filled by xgrammar, all rows at once; the draw passes over what they leave out.
+    """xgrammar fills the masks of a step for all rows at once; the draw skips the tokens that they exclude.
 
-    A grammar that is complete lets a stop token through; where the request has none, the request ends.
+    A complete grammar allows a stop token; if the request has none, the request ends.
     """
 
     masks = True
@@ -73,7 +73,7 @@ class Grammars(LogitsRule):
 
     @cached_property
     def _all_rows(self) -> Any:
-        """By one thread: 256 rows take it less than a millisecond, and more threads take longer."""
+        """On one thread: 256 rows take less than a millisecond, and more threads take longer."""
         return require_xgrammar().BatchGrammarMatcher(max_threads=1)
 
     def _matchers_of(self, rows: Rows) -> list[Any]:

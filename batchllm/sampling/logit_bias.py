@@ -1,4 +1,4 @@
-"""`logit_bias`: what is added to the logits of some tokens."""
+"""`logit_bias`: added to the logits of some tokens."""
 
 from __future__ import annotations
 

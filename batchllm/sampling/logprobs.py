@@ -16,7 +16,7 @@ from batchllm.sampling.rules import Rows
 from batchllm.sampling_params import SamplingParams
 
 NO_TOKENS = np.empty(0, np.int64)
-RANKED_AT_ONCE = 64  # tokens, each of which is compared with its row of the vocabulary
+RANKED_AT_ONCE = 64  # tokens, each compared with its whole row of logits
 
 
 def asks_for_logprobs(params: SamplingParams) -> bool:
@@ -25,11 +25,11 @@ def asks_for_logprobs(params: SamplingParams) -> bool:
 
 
 def output_logprobs(logits: Tensor, rows: Rows, tokens: Tensor) -> Callable[[], None]:
-    """Row i of logits [R, vocab_size], as the model gives them, is what tokens[i], int32 [R] of the device, of the
-    request in rows[i] was drawn from. All of these requests ask for some.
+    """tokens[i], int32 [R] on the device, of the request in rows[i] was drawn from row i of logits [R, vocab_size], as
+    the model gives them. All of these requests ask for log-probabilities.
 
-    Nothing waits for the device. What is returned is called once what was queued up to now is done, and appends to the
-    logprobs of those requests that have not ended since.
+    Nothing waits for the device. Returns a function to call once the work queued so far is done; it appends to the
+    logprobs of the requests that have not ended since.
     """
     requests = [rows[row] for row in range(len(rows))]
     others = [np.array(request.params.logprob_token_ids or (), np.int64) for request in requests]
@@ -51,8 +51,8 @@ def prompt_logprobs(
     """Row i of logits [R, vocab_size] predicts, for each of requests[i], the token of its prompt at position
     positions[i], one of token_ids[i] (int32).
 
-    Nothing waits for the device. What is returned is called once what was queued up to now is done, and fills their
-    prompt_logprobs in, or raises ValueError where a logit is not finite.
+    Nothing waits for the device. Returns a function to call once the work queued so far is done; it fills in their
+    prompt_logprobs, or raises ValueError if a logit is not finite.
     """
     row_of = np.repeat(np.arange(len(token_ids)), [len(ids) for ids in token_ids])
     readers = [request for of_row in requests for request in of_row]
@@ -75,7 +75,7 @@ def _entries(
     logits: Tensor, row_of: np.ndarray, counts: Sequence[int], tokens: Tensor, others: Sequence[np.ndarray]
 ) -> Callable[[], list[dict[int, Logprob]]]:
     """Entry i, of row row_of[i] of logits [R, vocab_size]: tokens[i], int64 [E] of the device, and others[i], then the
-    counts[i] likeliest ones (-1 is all) in their order. They are there once what was queued up to now is done."""
+    counts[i] likeliest ones (-1 is all) in their order. They are there once the work queued so far is done."""
     logprobs = torch.log_softmax(logits.float(), dim=-1)
     vocab_size = logprobs.shape[1]
     num_likeliest = [vocab_size if count < 0 else min(count, vocab_size) for count in counts]

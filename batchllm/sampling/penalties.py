@@ -1,5 +1,5 @@
-"""`repetition_penalty`, of the tokens that prompt or output hold; `presence_penalty` and `frequency_penalty`, of those
-that the output holds."""
+"""`repetition_penalty`, for tokens in prompt or output; `presence_penalty` and `frequency_penalty`, for tokens in the
+output."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Penalties(LogitsRule):
                 torch.cat([prompt_tokens, in_output[1]]),
             )
             values, penalty = logits[at], on_device(repetition)[at[0]]
-            # A token of prompt and output stands there twice, with the same value.
+            # A token of both prompt and output occurs twice, with the same value.
             logits[at] = torch.where(values > 0, values / penalty, values * penalty)
         frequency, presence = (column.at(rows.slots[of_output]) for column in (self._frequency, self._presence))
         logits[in_output] -= on_device(frequency * counts + presence)

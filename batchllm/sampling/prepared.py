@@ -1,4 +1,4 @@
-"""What rules make of a request's parameters or prompt, and lists of tokens by row as places in the logits."""
+"""What rules derive from a request's parameters or prompt, and lists of tokens by row as indices into the logits."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 
 class Prepared(Generic[T]):
-    """What `make` gives for each request's `source`, once for all requests that bring the very same object: the
-    completions of a prompt, or a job with one SamplingParams. Made when it is first asked for, so that what waits takes
-    no memory, and kept until the last request that asked has gone."""
+    """The result of `make` for each request's `source`, once for all requests with the very same object: the
+    completions of a prompt, or a job with one SamplingParams. Made on first use, so that waiting requests take no
+    memory, and kept until the last request that used it is gone."""
 
     def __init__(self, source: Callable[[LiveRequest], Any], make: Callable[[Any], T]) -> None:
         self._source, self._make = source, make

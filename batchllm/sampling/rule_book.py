@@ -11,21 +11,21 @@ from batchllm.sampling_params import SamplingParams
 
 
 class RuleBook:
-    """Rules that concern no live request are in no step's way."""
+    """Rules that concern no live request cost a step nothing."""
 
     def __init__(self, rules: Sequence[LogitsRule], requests: RequestTable) -> None:
         self._rules = rules
-        self._num_requests: Counter[tuple[int, ...]] = Counter()  # live ones, by the rules that they are added to
+        self._num_requests: Counter[tuple[int, ...]] = Counter()  # live ones, by their rules
         self.in_use: list[LogitsRule] = []  # in their order
         for rule in rules:
             rule.bind(requests)
 
     def concerning(self, params: SamplingParams) -> tuple[int, ...]:
-        """Places of the rules that requests with these parameters are added to."""
+        """Indices of the rules that requests with these parameters are added to."""
         return tuple(place for place, rule in enumerate(self._rules) if rule.concerns_params(params))
 
     def add(self, request: LiveRequest, places: tuple[int, ...]) -> None:
-        """Raises ValueError where a rule refuses the request, which is to be forgotten then like any other."""
+        """Raises ValueError if a rule refuses the request, which must then be forgotten like any other."""
         request.rules = places
         self._num_requests[places] += 1
         if self._num_requests[places] == 1:

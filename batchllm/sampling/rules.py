@@ -1,4 +1,4 @@
-"""What changes logits before a token is drawn, and what ends a request after: one class per rule.
+"""Rules that change logits before a token is drawn or end a request afterwards, one class per rule.
 
 A rule's own arrays are columns of the request table, so that a step's rows are looked at all at once.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from batchllm.request_table import End, LiveRequest, RequestTable
 from batchllm.sampling_params import SamplingParams
 
-# A draw from a row in which rules left no token may be any; the rule whose ban it breaks ends the request with this.
+# If rules leave a row no token, its draw is arbitrary; the rule whose ban it breaks ends the request with this.
 NO_TOKEN_LEFT = End(error="allowed_token_ids, bad_words and other rules leave no token to draw")
 
 
@@ -37,20 +37,20 @@ class Rows:
 
 
 class LogitsRule:
-    """The base of every rule; each method does nothing, and a rule has those it needs.
+    """The base class of rules. Its methods do nothing; a rule overrides those it needs.
 
-    An engine calls `bind` once; `add` and `forget` for every request whose parameters concern the rule, which are all
-    if it does not say otherwise; in each step `concerns`, for the rows that it concerns `before_draw` (or `allowed`, if
-    the rule `masks`), and `after_draw` for all rows. Rules are called in their order.
+    An engine calls `bind` once, and `add` and `forget` for every request whose parameters concern the rule (by default
+    all). In each step it calls `concerns`, then `before_draw` for the rows concerned (or `allowed`, if the rule
+    `masks`), and `after_draw` for all rows. Rules are called in their order.
 
-    On a GPU `after_draw` comes one step late: when a request's next token has been asked for. A token that follows one
-    which ends the request is dropped.
+    On a GPU `after_draw` comes one step late, after a request's next token has been asked for. A token after the one
+    that ends the request is dropped.
 
-    masks: whether the rule tells by `allowed` which tokens may be drawn, which costs less than to change logits.
+    masks: whether `allowed` tells which tokens may be drawn, which costs less than changing logits.
     needs_tokens_before_draw: whether what `before_draw` does to a row depends on the tokens that it drew before. If
-        not, it may be called before `after_draw` has seen the last of them; `Rows.num_output_tokens` counts it, too.
-        Else a step with rows that the rule concerns waits for the tokens of the step before; `concerns` is asked for
-        the next draw as soon as the rows are drawn.
+        not, it may be called before `after_draw` has seen the last of them, which `Rows.num_output_tokens` counts.
+        Otherwise a step with rows that the rule concerns waits for the tokens of the step before; `concerns` is called
+        for the next draw as soon as the rows are drawn.
     """
 
     masks: bool = False
@@ -64,7 +64,7 @@ class LogitsRule:
         return True
 
     def add(self, request: LiveRequest) -> None:
-        """A request has come. Raises ValueError where it asks for what the rule cannot do; then it is not added."""
+        """A request was added. Raises ValueError if it asks for what the rule cannot do; then it is not added."""
 
     def concerns(self, rows: Rows) -> np.ndarray | None:
         """bool [R]: the rows whose draw the rule changes; None is no row."""
@@ -84,4 +84,4 @@ class LogitsRule:
         return []
 
     def forget(self, request: LiveRequest) -> None:
-        """A request has gone; one that another rule refused may never have been added to this one."""
+        """A request is gone; if another rule refused it, it may never have been added to this one."""

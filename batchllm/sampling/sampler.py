@@ -37,8 +37,8 @@ class Sampler:
         self._seed.values[request.slot] = request.seed
 
     def params_of(self, rows: Rows, device: torch.device) -> DrawParams:
-        """How the tokens of these rows are to be drawn, on the device, without waiting for it. The rows are those of
-        the step before more often than not: then only the randomness is new, and there is none where all are greedy."""
+        """How to draw the tokens of these rows, on the device, without waiting for it. The rows are usually those of
+        the step before; then only the randomness is new, and there is none if all are greedy."""
         slots = rows.slots
         temperature = self._temperature.at(slots)
         is_greedy = not temperature.any()
@@ -56,8 +56,8 @@ class Sampler:
         """The next token of each row, int32 [R], and its log-probability under the model (before rules, temperature
         and filters), float32 [R]: not finite where one of the row's logits is not.
 
-        logits float32 or bfloat16 [R, vocab_size], on the device that ops is for; not changed. Nothing waits for the
-        device, as far as the rules do not.
+        logits: float32 or bfloat16 [R, vocab_size], on the device of ops; not changed. Nothing waits for the device
+        unless a rule does.
         """
         ruled, bounded = self._concerned(rows, masks=False), self._concerned(rows, masks=True)
         changed = allowed = None
@@ -77,7 +77,7 @@ class Sampler:
         return np.flatnonzero(np.logical_or.reduce(concerned)) if concerned else np.empty(0, np.int64)
 
     def _apply_rules(self, logits: Tensor, rows: Rows) -> None:
-        """Changes logits [C, vocab_size] as the rules do that concern each of the rows."""
+        """Applies the rules that concern each row to logits [C, vocab_size]."""
         for rule in self._rules.in_use:
             mask = None if rule.masks else rule.concerns(rows)
             if mask is None or not mask.any():
@@ -91,7 +91,7 @@ class Sampler:
             logits[places] = part
 
     def _allowed(self, rows: Rows, vocab_size: int) -> Tensor:
-        """int32 [C, ceil(vocab_size / 32)]: what all rules that mask allow together."""
+        """int32 [C, ceil(vocab_size / 32)]: the tokens that every masking rule allows."""
         allowed: Tensor | None = None
         for rule in self._rules.in_use:
             mask = rule.concerns(rows) if rule.masks else None
@@ -111,7 +111,7 @@ def all_allowed(num_rows: int, vocab_size: int) -> Tensor:
 
 
 def places_of(some: np.ndarray, num_rows: int) -> np.ndarray:
-    """int32 [num_rows]: each row's place in `some`, -1 where it has none."""
+    """int32 [num_rows]: each row's index in `some`, or -1."""
     places = np.full(num_rows, -1, np.int32)
     places[some] = np.arange(len(some))
     return places

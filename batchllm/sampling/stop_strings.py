@@ -1,6 +1,6 @@
-"""Stop strings: the text of the requests that have some is followed as it grows.
+"""Stop strings: the text of requests that have some is followed as it grows.
 
-A stop string that is a special token stops at that token, be it shown or not.
+A stop string that is a special token stops at that token, whether it is shown or not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from batchllm.sampling_params import SamplingParams
 
 class StopStrings(LogitsRule):
     def __init__(self, tokenizer: Callable[[], tokenizers.Tokenizer]) -> None:
-        """`tokenizer` is called as soon as a request has stop strings; it raises ValueError where there is none."""
+        """`tokenizer` is called as soon as a request has stop strings; it raises ValueError if there is none."""
         self._load = tokenizer
         self._tokenizer: tokenizers.Tokenizer | None = None
         self._special: dict[int, str] = {}  # special tokens
@@ -67,7 +67,7 @@ class StopStrings(LogitsRule):
             return None
         found = []
         for stop in params.stop_strings:
-            # A match must end in what changed; what stood before was searched before.
+            # A match must end in the changed part; the rest was searched before.
             start = text.text.find(stop, max(0, changed_at - len(stop) + 1))
             if start >= 0:
                 found.append((start, stop))

@@ -20,7 +20,7 @@ NO_TOKENS = np.empty(0, np.int64)
 
 @dataclass
 class StopSet:
-    """The tokens that end some requests, kept once while one of them is live."""
+    """The tokens that end some requests, stored once while one of those is live."""
 
     ids: tuple[int, ...]  # ascending
     token_ids: np.ndarray  # the same, int64
@@ -34,7 +34,7 @@ class StopTokens(LogitsRule):
         self._eos = frozenset(eos_token_ids)
 
     def bind(self, requests: RequestTable) -> None:
-        self._set_of = requests.column(np.int64, NO_SET)  # its number; numbers are never given twice
+        self._set_of = requests.column(np.int64, NO_SET)  # its number; numbers are never reused
         self._sets: dict[int, StopSet] = {}
         self._number: dict[tuple[int, ...], int] = {}
         self._next_number = 0

@@ -1,4 +1,4 @@
-"""The distinct tokens of the outputs of many requests, with the number of times that each stands there."""
+"""The distinct tokens of many requests' outputs, with their counts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ NO_TOKEN = -1
 
 
 class TokenCounts:
-    """A set of tokens per request that has some: rows of one matrix, so that those of a step are looked at at once."""
+    """One set of tokens per request that has any, as rows of one matrix, so that a step's sets are handled at once."""
 
     def __init__(self) -> None:
-        self._token_ids = np.full((FIRST_SETS, FIRST_TOKENS), NO_TOKEN, np.int32)  # in the order in which they came
+        self._token_ids = np.full((FIRST_SETS, FIRST_TOKENS), NO_TOKEN, np.int32)  # in order of arrival
         self._counts = np.zeros((FIRST_SETS, FIRST_TOKENS), np.int32)
         self._sizes = np.zeros(FIRST_SETS, np.int32)
         self._free = list(reversed(range(FIRST_SETS)))
@@ -36,7 +36,7 @@ class TokenCounts:
         self._free.append(number)
 
     def add(self, numbers: np.ndarray, tokens: np.ndarray) -> None:
-        """One token, int32 [R], to each of R different sets."""
+        """Adds one token, int32 [R], to each of R different sets."""
         if self._sizes[numbers].max(initial=0) == self._token_ids.shape[1]:
             room = np.full_like(self._token_ids, NO_TOKEN)
             self._token_ids = np.concatenate([self._token_ids, room], axis=1)
@@ -50,7 +50,7 @@ class TokenCounts:
         self._sizes[numbers] += ~is_known
 
     def entries(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of these R sets: which of them, int64 [E], the token, int32 [E], and how often it stands there, int32 [E]."""
+        """The entries of these R sets: the set, int64 [E], the token, int32 [E], and its count, int32 [E]."""
         sizes = self._sizes[numbers]
         rows, columns = np.nonzero(np.arange(sizes.max(initial=0)) < sizes[:, None])
         return rows, self._token_ids[numbers[rows], columns], self._counts[numbers[rows], columns]

@@ -119,7 +119,7 @@ def test_a_handle_dies_with_its_plan() -> None:
     handle = plan.handle
     del plan
     gc.collect()
-    with pytest.raises(ValueError, match=r"plan: expected the handle of a Plan that lives, got \d+"):
+    with pytest.raises(ValueError, match=r"plan: expected the handle of a live Plan, got \d+"):
         ops.attention(*tensors, handle)
 
 

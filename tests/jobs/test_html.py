@@ -196,7 +196,7 @@ def test_without_input_answers_stand_alone(job: ReportFiles) -> None:
     assert job.figures
     job.answers.with_name("in.jsonl").unlink()
     page = Page(report_page(job))
-    assert "in.jsonl is not there: answers stand without their prompts" in page.text
+    assert "in.jsonl is not there: answers are shown without their prompts" in page.text
     assert page.rows == [
         ["", "q1", None, [["One.", "stop"]], [70, 60, 5], None],
         ["", "q0", None, [["Zero.", "stop"], ["Null.", "stop"]], [70, 60, 5], None],

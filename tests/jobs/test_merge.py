@@ -170,19 +170,19 @@ def test_shards_of_two_jobs_are_refused(tmp_path: Path, whole: Path) -> None:
     one = answer_shards(tmp_path, [[0]])
     (tmp_path / "b").mkdir()
     other = answer_shards(tmp_path / "b", [[2]], seed=5)
-    with pytest.raises(ValueError, match="are of two jobs: seed is 0 there and 5 here"):
+    with pytest.raises(ValueError, match="belong to two jobs: seed is 0 there and 5 here"):
         merge(whole, one + other, files_at(tmp_path / "out.jsonl"), overwrite=False)
 
 
 def test_a_line_of_two_shards_is_refused(tmp_path: Path, whole: Path) -> None:
     shards = answer_shards(tmp_path, [[0, 2], [2, 4]])
-    refused(tmp_path, whole, shards, "have line 3 of the input, custom_id 'b', both")
+    refused(tmp_path, whole, shards, "both have line 3 of the input, custom_id 'b'")
 
 
 def test_a_line_of_another_input_is_refused(tmp_path: Path, whole: Path) -> None:
     shards = answer_shards(tmp_path, [[0]])
     other = write_lines(tmp_path / "other.jsonl", [completion_line("z")])
-    refused(tmp_path, other, shards, "custom_id 'a' is none of the input's")
+    refused(tmp_path, other, shards, "custom_id 'a' is not in the input")
 
 
 def test_what_is_no_shard_is_refused(tmp_path: Path, whole: Path) -> None:

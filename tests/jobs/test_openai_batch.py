@@ -195,7 +195,7 @@ def test_a_whole_number_with_a_point_is_an_integer(name: str) -> None:
 def test_a_key_that_stands_twice_is_refused(line: str) -> None:
     error = refusal(line.encode())
     assert (error.code, error.custom_id) == ("duplicate_key", "a")
-    assert "stands 2 times in one object" in str(error)
+    assert "occurs 2 times in one object" in str(error)
 
 
 def test_a_line_of_any_depth_is_read_or_refused() -> None:

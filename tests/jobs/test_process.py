@@ -190,7 +190,7 @@ def test_running_again_keeps_finished_answers_unless_they_may_go(in_jsonl: Path)
     answers = output.read_bytes()
     status, _, err = run("run", in_jsonl, "-o", output, "--model", "m")
     assert status == 1
-    ways = "--overwrite replaces it, --resume goes on with its job"
+    ways = "--overwrite replaces it, --resume continues its job"
     assert err == f"batchllm: output '{output}': exists and is not empty; {ways}\n"
     assert output.read_bytes() == answers
     assert run("run", in_jsonl, "-o", output, "--model", "m", "--overwrite")[0] == 0

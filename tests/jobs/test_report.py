@@ -118,14 +118,14 @@ def test_summary_has_every_figure_and_every_phase() -> None:
         "a phase of tomorrow": "0.25 s",
         "threads": "2",
         "their CPU time": "1.50 s",
-        "their waits for a CPU that others had": "0.25 s",
+        "waits for a CPU that others had": "0.25 s",
         "product with 64x32 float32": "packed",
     }
 
 
 def test_summary_tells_of_lines_that_are_not_what_they_seem() -> None:
     rows = dict(summary_rows(JobSummary(3, 1, STATS, num_other_model=2, num_cut=1)))
-    assert (rows["  naming another model"], rows["  cut at the model's length"]) == ("2", "1")
+    assert (rows["  naming another model"], rows["  cut at the model's context length"]) == ("2", "1")
     assert not [name for name in dict(summary_rows(JobSummary(3, 1, STATS))) if "another" in name or "cut" in name]
 
 

@@ -127,7 +127,9 @@ def test_what_is_not_the_jobs_is_no_tear(files: BatchFiles) -> None:
     whole = files.output.read_bytes()
     for foreign in (b"{}\n", b"my notes", b'{"id":"batch_req_0000000000000000' + b"0" * 16 + b'"}\n'):
         files.output.write_bytes(whole + foreign)
-        with pytest.raises(ValueError, match=r"output '.*out.jsonl': line 5 is no record of the job in its manifest"):
+        with pytest.raises(
+            ValueError, match=r"output '.*out.jsonl': line 5 is not a record of the job in its manifest"
+        ):
             run_batch_file(files, refuse_to_load, RunOptions(model_name="m", chat_max_tokens=9))
         assert files.output.read_bytes() == whole + foreign
     files.output.write_bytes(whole + whole.splitlines(keepends=True)[0])
@@ -176,7 +178,7 @@ def test_errors_that_keep_a_custom_id_from_coming_twice_must_be_there(files: Bat
     assert files.errors
     run(files)
     files.errors.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"errors '.*': expected 1 errors for custom_ids that stand twice, got 0"):
+    with pytest.raises(ValueError, match=r"errors '.*': expected 1 errors for repeated custom_ids, got 0"):
         run(files)
 
 

@@ -279,7 +279,7 @@ def test_a_job_with_a_journal_is_resumed_as_any_other(tmp_path: Path, name: str,
     assert out.read_bytes() == before
     with pytest.raises(ValueError, match="lines with errors are not tried again"):
         run_job(source, out, "m", retry_errors=True, **options)
-    with pytest.raises(FileExistsError, match="--resume goes on with its job"):
+    with pytest.raises(FileExistsError, match="--resume continues its job"):
         run_job(source, out, "m", ordered=True)
     run_job(source, out, "m", ordered=True, overwrite=True)
     assert not journal.exists()

@@ -1,4 +1,4 @@
-"""Replicas on a cluster: what each of them takes, and parcels handed out to them."""
+"""Replicas on a cluster: their resources, and how parcels are handed out to them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ LOST = f"the process that was to answer it ended {MAX_RETRIES + 1} times"
 
 @contextmanager
 def connected(address: str, num_replicas: int, num_threads: int | None) -> Iterator[None]:
-    """Ray on this machine ("local") or at an address; what the program itself has connected to is left as it is.
+    """Connects to Ray on this machine ("local") or at an address; an existing connection of the program is kept.
 
-    Raises ConnectionError where there is none."""
+    Raises ConnectionError if there is no such cluster."""
     if ray.is_initialized():
         yield
         return
@@ -41,7 +41,7 @@ def connected(address: str, num_replicas: int, num_threads: int | None) -> Itera
 
 @dataclass(frozen=True)
 class Replicas:
-    """How many, and what each of them takes of a node."""
+    """The number of replicas, and the resources that each takes from a node."""
 
     number: int
     num_threads: int
@@ -49,9 +49,9 @@ class Replicas:
 
     @classmethod
     def of(cls, number: int, num_threads: int | None, device: str) -> Replicas:
-        """A GPU each where the device is "cuda", and as many threads as let all of them in, if no number is given.
+        """One GPU each if the device is "cuda"; by default as many threads as still let all of them fit.
 
-        Raises ValueError where the cluster has no room for them."""
+        Raises ValueError if the cluster has no room for them."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         num_gpus = int(device == "cuda")
 
@@ -138,6 +138,6 @@ def check_made(error: RayError, num_unmade: int, num_replicas: int) -> None:
 
 
 def halved(parcel: list[T]) -> list[list[T]]:
-    """What is handed out in the place of a parcel that did not come back."""
+    """The halves to hand out in place of a parcel that did not come back."""
     middle = (len(parcel) + 1) // 2
     return [half for half in (parcel[:middle], parcel[middle:]) if half]

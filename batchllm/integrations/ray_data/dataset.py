@@ -21,7 +21,7 @@ from batchllm.options import EngineOptions
 from batchllm.sampling_params import SamplingParams
 
 ANSWER_COLUMNS = {
-    "answer": pa.string(),  # the first completion's text; null where there is an error
+    "answer": pa.string(),  # the first completion's text; null on an error
     "completions": pa.list_(pa.string()),  # the texts of all
     "finish_reason": pa.string(),
     "error": pa.string(),
@@ -29,7 +29,7 @@ ANSWER_COLUMNS = {
     "cached_tokens": pa.int64(),  # of them, those that were not computed for this row
     "completion_tokens": pa.int64(),
 }
-ROW = "__batchllm_row"  # a row's place in the Dataset that was given
+ROW = "__batchllm_row"  # a row's index in the given Dataset
 
 
 def answer_dataset(
@@ -43,16 +43,16 @@ def answer_dataset(
 ) -> Dataset:
     """The same rows, in any order, with answers: ANSWER_COLUMNS beside their own.
 
-    The whole Dataset is read and planned by the driver, and answered before this returns. A row that cannot be answered
-    has an error instead; one that ends the process that is to answer it, too, after 3 times, alone.
+    The driver reads and plans the whole Dataset, and all of it is answered before this returns. A row that cannot be
+    answered has an error instead; so does a row that, alone, ended its process 3 times.
 
-    params: of every row; None takes the model's own, as LLM.generate. A row that draws has a seed of its place.
-    replicas: engines. A GPU each where `device` is "cuda"; num_threads CPUs each, by default as many as all find.
-    column: of text, token ids, or conversations (lists of messages with role and content).
+    params: for every row; by default the model's, as in LLM.generate. A row that draws is seeded by its index.
+    replicas: number of engines. Each has a GPU if `device` is "cuda", and num_threads CPUs, by default as many as let
+        all of them fit.
+    column: text, token ids, or conversations (lists of messages with role and content).
     engine_options: those of LLM.
 
-    Raises ValueError that names the column, the option or the file at fault, before anything runs; and where no replica
-    starts.
+    Raises ValueError that names the faulty column, option or file, before anything runs; also if no replica starts.
     """
     options = EngineOptions(**engine_options)
     table = whole_table(dataset, column)
@@ -87,7 +87,7 @@ def answer_dataset(
 
 
 def whole_table(dataset: Dataset, column: str) -> pa.Table:
-    """All rows, with their places. Raises ValueError where a column is missing or in the way."""
+    """All rows, with their indices. Raises ValueError if a column is missing or already taken."""
     names = dataset.columns() or []
     if column not in names:
         raise ValueError(f"column: expected one of {', '.join(names)}, got {column!r}")
@@ -127,7 +127,7 @@ def row_of(prompts: JobPrompts, line: int) -> int:
 
 
 class DatasetReplica(Replica):
-    """Answers a parcel as the rows that it came with."""
+    """Answers a parcel as rows with their own columns."""
 
     def __call__(self, parcel: dict[str, Any]) -> pa.Table | str:
         """parcel: rows, and lines as pack_lines makes them. Returns those that are answered, or why none can be."""

@@ -1,4 +1,4 @@
-"""What the replicas of a job counted, together."""
+"""The figures of a job's replicas, combined."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from batchllm.estimate.tokenized_job import TokenizedJob
 from batchllm.jobs.run import OnProgress
 from batchllm.outputs import JobProgress
 
-LARGEST = ("peak_kv_tokens", "num_threads")  # what is no sum
+LARGEST = ("peak_kv_tokens", "num_threads")  # not sums but maxima
 
 
 class ReplicaFigures:
-    """stats: as LLM.stats, sums over all parcels that came back, or the LARGEST of a replica; seconds are those of all
-    replicas together, but for "total", which is the driver's, and "load", the longest. Empty before the first."""
+    """stats: like LLM.stats, summed over all parcels that came back, or the maximum for LARGEST. Seconds are sums over
+    replicas, except "total", which is the driver's, and "load", the longest. Empty before the first parcel."""
 
     def __init__(self, job: TokenizedJob, on_progress: OnProgress | None) -> None:
         self._job, self._on_progress = job, on_progress
@@ -27,7 +27,7 @@ class ReplicaFigures:
         self._products: dict[str, str] = {}
 
     def add(self, stats: dict[str, Any]) -> None:
-        """LLM.stats of a parcel; nothing where nothing of it ran."""
+        """Adds LLM.stats of a parcel; empty if nothing of it ran."""
         if not stats:
             return
         self._counts.update({name: value for name, value in stats.items() if isinstance(value, (int, float))})

@@ -1,12 +1,12 @@
 """A job from a file of requests to a directory of answers, by replicas on a cluster; every line once.
 
-    OUT/part-000000.jsonl ...   answers, a file for each parcel: the replica that has it writes there, and whoever takes
-                                it over when that one dies goes on there
+    OUT/part-000000.jsonl ...   answers, one file per parcel: its replica writes there, and if that one dies, the
+                                replica that takes over continues there
     OUT/errors.jsonl            lines without an answer, written by the driver
     OUT/manifest.json           which job it is
 
-The driver reads and plans what no earlier run has answered, hands out parcels, and then compares what is in the parts
-with the plan: what is missing is handed out again in halves, and a line that alone ends its replica is an error."""
+The driver reads and plans what no earlier run has answered, hands out parcels, and then compares the parts with the
+plan. What is missing is handed out again in halves, and a line that alone ends its replica becomes an error."""
 
 from __future__ import annotations
 
@@ -74,15 +74,16 @@ def run_job_on_ray(
     log: Callable[[str], None] = print,
     **engine_options: Any,
 ) -> JobSummary:
-    """Answers every line of `source` into a directory, as `run_job` does into a file, by that many replicas.
+    """Answers every line of `source` into a directory, like `run_job` into a file, with that many replicas.
 
-    directory: made if it is not there; on storage that the driver and all nodes share, as the model is.
-    ray: an address, "auto" or "local", which starts Ray on this machine; of no account where the program has connected.
-    replicas: engines. A GPU each where `device` is "cuda"; num_threads CPUs each, by default as many as all find.
-    The others are those of `run_job`. on_progress: is told after each parcel.
+    directory: made if missing; on storage that the driver and all nodes share, like the model.
+    ray: an address, "auto" or "local", which starts Ray on this machine; ignored if the program is already connected.
+    replicas: number of engines. Each has a GPU if `device` is "cuda", and num_threads CPUs, by default as many as let
+        all of them fit.
+    on_progress: is called after each parcel. The other options are those of `run_job`.
 
     Raises OSError or ValueError before anything is written; after that JobInterrupted for a KeyboardInterrupt and the
-    time limit, OSError where the errors or the manifest cannot be written, ValueError where a part cannot be, no
+    time limit, OSError if the errors or the manifest cannot be written, ValueError if a part cannot be written, no
     replica starts or too many lines fail.
     """
     engine = EngineOptions(**engine_options)
@@ -167,7 +168,7 @@ def check_directory(files: BatchFiles) -> None:
         )
     if PartFiles.holds_something(directory) and not may_replace:
         raise FileExistsError(
-            f"output {str(directory)!r}: holds answers; --overwrite replaces them, --resume goes on with their job"
+            f"output {str(directory)!r}: holds answers; --overwrite replaces them, --resume continues their job"
         )
     outputs = {"summary": files.summary, "report": files.report}
     if directory.is_dir():
@@ -199,7 +200,7 @@ class JobOnRay:
         self._figures, self._check_time = figures, check_time
 
     def answer(self, parcels: list[Parcel], **constructor: Any) -> None:
-        """constructor: of JobReplica. Raises ValueError for what no line is answered with and where too many fail."""
+        """constructor: arguments of JobReplica. Raises ValueError if no line can be answered or too many fail."""
         while parcels:
             numbered = dict(enumerate(parcels, start=self._parts.next_number()))
             stopped_by: dict[int, str] = {}
@@ -224,8 +225,8 @@ class JobOnRay:
         return self._replicas.answer(list(numbered.items()), pack, self._check_time, JobReplica, **constructor)
 
     def _left(self, numbered: dict[int, Parcel], stopped_by: dict[int, str], failed: set[int]) -> Iterator[Parcel]:
-        """What of the parcels has neither answer nor error, to be handed out anew; a line that was handed out alone
-        gets an error."""
+        """The lines of parcels that have neither answer nor error, to be handed out again. A line that was handed out
+        alone gets an error."""
         for number, parcel in numbered.items():
             done = self._parts.answered(number) | failed
             left = [line for line in parcel if self._prompts.line_number(line) not in done]

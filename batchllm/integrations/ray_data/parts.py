@@ -1,4 +1,5 @@
-"""The directory of a job on a cluster: parts with answers, errors, and the manifest that says whose they are."""
+"""The directory of a job on a cluster: parts with answers, errors, and the manifest that says which job they belong
+to."""
 
 from __future__ import annotations
 
@@ -21,12 +22,12 @@ IntArray = NDArray[np.int64]
 
 
 class PartFiles:
-    """Of a running job, whose alone they are: its driver has the errors file open. Nothing is changed before `begin`.
+    """The parts of a running job, locked by its driver's open errors file. Nothing is changed before `begin`.
 
-    Raises OSError that names the file, as RecordFile."""
+    Raises OSError that names the file, like RecordFile."""
 
     def __init__(self, directory: Path, *, replaces: bool) -> None:
-        """directory: made if it is not there. replaces: files that are not empty."""
+        """directory: made if missing. replaces: files that are not empty."""
         directory.mkdir(exist_ok=True)
         self._directory = directory
         self._errors_path = errors_path(directory)
@@ -35,12 +36,12 @@ class PartFiles:
 
     @staticmethod
     def holds_something(directory: Path) -> bool:
-        """Whether there is anything to be lost."""
+        """Whether there is anything to lose."""
         paths = [*part_paths(directory), errors_path(directory)]
         return any(path.exists() and path.stat().st_size for path in paths)
 
     def read(self, manifest: Manifest, *, retry_errors: bool) -> EarlierRuns:
-        """What earlier runs of the job left. Raises ValueError as read_earlier_runs."""
+        """What earlier runs of the job left. Raises ValueError like read_earlier_runs."""
         self._job_id = manifest.job_id
         lines, _ = distinct([lines for lines, _ in self._read().values()])
         earlier = EarlierRuns(answered=array("q", lines.tolist()))
@@ -48,7 +49,7 @@ class PartFiles:
         return earlier
 
     def begin(self, manifest: Manifest, earlier: EarlierRuns) -> None:
-        """Leaves what earlier runs of the job made whole; of another job, nothing."""
+        """Keeps the whole records of earlier runs of the job; removes those of another job."""
         is_resumed = self._job_id == manifest.job_id
         self._job_id = manifest.job_id
         if is_resumed:
@@ -69,7 +70,7 @@ class PartFiles:
         self._errors.sync()
 
     def next_number(self) -> int:
-        """Of a part that is none yet."""
+        """The number of the next new part."""
         paths = part_paths(self._directory)
         return int(paths[-1].stem.removeprefix("part-")) + 1 if paths else 0
 
@@ -80,8 +81,8 @@ class PartFiles:
         return frozenset(lines)
 
     def settle(self) -> int:
-        """Leaves one answer of each line, and whole ones only, once nobody writes any more. Two of one line come of a
-        replica that went on after Ray took it for dead. Returns the number of lines."""
+        """Once all writing has ended, keeps one whole answer per line. Duplicates come from a replica that continued
+        after Ray considered it dead. Returns the number of lines."""
         parts = self._read()
         lines, counts = distinct([lines for lines, _ in parts.values()])
         twice = frozenset(lines[counts > 1].tolist())
@@ -96,7 +97,7 @@ class PartFiles:
         return len(lines)
 
     def _read(self) -> dict[Path, tuple[array[int], int]]:
-        """Of each part the numbers of its lines and the bytes of its whole records."""
+        """The line numbers of each part, and the bytes of its whole records."""
         parts = {}
         for path in part_paths(self._directory):
             lines = array("q")
@@ -104,7 +105,7 @@ class PartFiles:
         return parts
 
     def _first_records(self, path: Path, twice: frozenset[int], seen: set[int]) -> Iterator[bytes]:
-        """Those of a part but what other parts had before, of the lines that stand twice."""
+        """The records of a part, without duplicates of lines that earlier parts have."""
         for line, record in whole_records("part", path, self._job_id):
             if line not in seen:
                 yield record
@@ -119,7 +120,7 @@ class PartFiles:
 
 
 def distinct(lines: list[array[int]]) -> tuple[IntArray, IntArray]:
-    """The numbers, and how often each is there."""
+    """The distinct numbers, and their counts."""
     return np.unique(
         np.concatenate([np.empty(0, np.int64), *(np.array(some, np.int64) for some in lines)]), return_counts=True
     )

@@ -1,4 +1,4 @@
-"""The driver's view of a model: what makes token ids of prompts and plans with them, without weights."""
+"""The driver's view of a model, without weights: it tokenizes prompts and plans with them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from batchllm.requests import RequestLimits
 
 
 class WeightlessReader(WeightlessModel):
-    """Takes what a replica may take, which checks again whether its KV pool holds it."""
+    """Accepts what a replica may accept; the replica checks again whether its KV pool holds it."""
 
     def __init__(self, model: str | Path, engine: EngineOptions) -> None:
         """Raises FileNotFoundError or ValueError that names the file and the field."""

@@ -1,4 +1,4 @@
-"""What runs on the cluster: an engine that answers one parcel after the other."""
+"""The code on the cluster: an engine that answers one parcel after the other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Answer = list[RequestOutput] | LineError
 
 
 class LineFailure(msgspec.Struct):
-    """A LineError on its way."""
+    """A LineError in transit."""
 
     code: str
     param: str | None
@@ -44,14 +44,14 @@ class LineFailure(msgspec.Struct):
 
 
 class ParcelResult(msgspec.Struct):
-    """What a replica tells of a parcel; the answers are on shared storage."""
+    """A replica's report on a parcel; the answers are on shared storage."""
 
     parcel: int
-    num_other_model: int = 0  # of the answers of the replica that brought it to its end
+    num_other_model: int = 0  # among the answers of the replica that finished it
     num_cut: int = 0
     failures: list[LineFailure] = []
     stopped_by: str = ""  # an exception; some lines are still to be answered
-    fatal: str = ""  # what no line is answered with: no model, no disk
+    fatal: str = ""  # why no line can be answered: no model, no disk
     stats: dict[str, Any] = {}  # LLM.stats
 
 
@@ -62,13 +62,13 @@ class Replica:
         self.fatal = ""
         try:
             self.llm = LLM(model, **engine)
-        except (OSError, ValueError, MemoryError) as error:  # raised here, Ray would try again
+        except (OSError, ValueError, MemoryError) as error:  # if raised here, Ray would retry
             self.fatal = f"a replica did not start: {error}"
 
     def answers(
         self, lines: list[TokenizedLine], on_step: Callable[[], None] = lambda: None
     ) -> Iterator[tuple[BatchRequest, Answer]]:
-        """Each line as it is answered, or with what is wrong with it."""
+        """Yields each line with its answer or its error."""
         prompts = JobPrompts()
         for line, found in zip(lines, checked(lines, self.llm), strict=True):
             if isinstance(found, LineError):
@@ -119,7 +119,7 @@ class JobReplica(Replica):
 
 @contextmanager
 def told(result: ParcelResult) -> Iterator[None]:
-    """An exception becomes part of the result. A file that is locked is that of a replica that Ray takes for dead."""
+    """Makes an exception part of the result. A locked file belongs to a replica that Ray considers dead."""
     try:
         yield
     except BlockingIOError as error:

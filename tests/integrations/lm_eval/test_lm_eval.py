@@ -147,7 +147,7 @@ def test_a_model_in_memory_is_evaluated(directory, tasks, by_hf):
     names = ["choice", "rolling"]
     with lend(model, tokenizer, kv_cache_tokens=8192) as llm:
         ours = evaluate(BatchLLM(llm), None, tasks, names)
-        with pytest.raises(ValueError, match=r"^dtype: pretrained is an LLM, which has its options$"):
+        with pytest.raises(ValueError, match=r"^dtype: pretrained is an LLM, which already has its options$"):
             BatchLLM(llm, dtype="float32")
     assert_same(ours, {part: {name: by_hf[part][name] for name in names} for part in ("samples", "results")})
 

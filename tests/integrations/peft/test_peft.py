@@ -38,7 +38,5 @@ def test_adapters_answer_as_in_peft(tokenizer, settings):
 def test_prompts_that_are_learned_are_refused(tokenizer):
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     model = peft.get_peft_model(tiny.FAMILIES["llama"].model(), config)
-    with pytest.raises(
-        ValueError, match=r"^PeftModelForCausalLM: prompts that are learned are not supported, only adapt"
-    ):
+    with pytest.raises(ValueError, match=r"^PeftModelForCausalLM: learned prompts are not supported, only adapters"):
         generate(model, tokenizer, [[5]], **SMALL)

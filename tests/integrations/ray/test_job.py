@@ -170,7 +170,7 @@ def test_the_command_goes_on_with_a_job_that_was_cut_off(
     options += ["--report", str(page)]
     refused = CliRunner().invoke(app, [*command, *options])
     assert refused.exit_code == 1
-    assert "holds answers; --overwrite replaces them, --resume goes on with their job" in refused.output
+    assert "holds answers; --overwrite replaces them, --resume continues their job" in refused.output
     assert CliRunner().invoke(app, [*command, *options, "--resume"]).exit_code == 0
     figures = json.loads(summary.read_text())
     assert (figures["num_answered"], figures["num_earlier"]) == (NUM_LINES, earlier)

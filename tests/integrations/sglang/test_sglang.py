@@ -157,7 +157,7 @@ def test_the_engine_is_not_asked_for_nothing():
     [
         ([[1], [2]], [{}], "params: expected one for each of 2 prompts, got 1"),
         ([[1], [2]], [{}, 7], r"params\[1\]: expected a dict, got int"),
-        ([[1]], {"n": 2}, r"params\[0\]: n: expected 1, got 2: let the prompt stand n times"),
+        ([[1]], {"n": 2}, r"params\[0\]: n: expected 1, got 2: repeat the prompt n times"),
         ([[1], ["a"]], None, r"prompts\[1\]: expected integers of 32 bits"),
     ],
 )
