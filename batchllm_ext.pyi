@@ -1,22 +1,22 @@
-"""BatchLLM's planner and attention kernels. Needs NumPy only; tensors come in and go out by DLPack.
+"""BatchLLM's planner and attention kernels. Needs only NumPy; tensors cross the boundary by DLPack.
 
-Arrays are taken from anyone: NumPy, torch, array.array, memoryview, whatever has the buffer protocol or `__dlpack__`.
+Arrays may come from NumPy, torch, array.array, memoryview, or anything else with the buffer protocol or `__dlpack__`.
 Index arguments are one-dimensional, contiguous int32 arrays on the CPU unless another dtype is named; index results are
-read-only NumPy arrays. Tensors are float32 or bfloat16, with a last dimension of unit stride. What is no array (a list,
-None) or has other elements is a TypeError, any other wrong argument a ValueError; they name the argument, what was
-expected and what came.
+read-only NumPy arrays. Tensors are float32 or bfloat16, and the stride of their last dimension is 1. An argument that
+is not an array (a list, None) or has other elements is a TypeError, any other wrong argument a ValueError. Both name
+the argument, what was expected and what was found.
 
-Threads: num_threads 0 is OpenMP's number (OMP_NUM_THREADS) unless said otherwise; over 1,024 is a ValueError. More than
-the work has parts, or the machine has processors (16 always), are not started, which changes no result. Objects may be
-used from several Python threads: those that never change at once, a BatchPlanner by one after the other. Long calls
-release the GIL; the arrays of a call must not be changed while it runs. In a process that was forked after the import,
-a call that needs OpenMP's threads, and every use of a BatchPlanner made before, is a RuntimeError: start processes by
+Threads: num_threads 0 is OpenMP's number (OMP_NUM_THREADS) unless stated otherwise; over 1,024 is a ValueError. No more
+threads are started than the work has parts or the machine has processors (16 are always allowed), which changes no
+result. Objects may be used from several Python threads: immutable ones concurrently, a BatchPlanner one call at a time.
+Long calls release the GIL; do not change the arrays of a call while it runs. In a process forked after the import, a
+call that needs OpenMP's threads, and every use of an existing BatchPlanner, is a RuntimeError: start processes by
 "spawn".
 
-Tensors are on the CPU. Where has_cuda(), append_kv, merge_state, merge_states, rms_norm, rotate, silu_and_mul and
-sample also take CUDA tensors, norm_rotate_append these only, all on one device: the work is put on `stream`, a
-cudaStream_t as int (torch.cuda.current_stream().cuda_stream), on which the tensors must be ready, and the call returns
-before it is done.
+Tensors are on the CPU. If has_cuda(), append_kv, merge_state, merge_states, rms_norm, rotate, silu_and_mul and
+sample also take CUDA tensors, and norm_rotate_append takes only those, all on one device. The work is queued on
+`stream`, a cudaStream_t as int (torch.cuda.current_stream().cuda_stream), on which the tensors must be ready, and the
+call returns before it is done.
 """
 
 from typing import Any, Literal, overload
@@ -30,7 +30,7 @@ Int64Array = NDArray[np.int64]
 class PrefixTrie:
     """Every prefix that two prompts share, exact to the token.
 
-    Nodes are numbered in preorder, the root is node 0; each has at least two readers. Requests are ranked
+    Nodes are numbered in preorder from the root, node 0. Each has at least two readers. Requests are ranked
     depth-first: the readers of a node are the ranks [request_begin, request_end).
     """
 
@@ -43,11 +43,11 @@ class PrefixTrie:
         num_threads: int = 0,
         prompt_of_request: Any = None,
     ) -> None:
-        """Prompt i is tokens[indptr[i] : max(indptr[i], indptr[i + 1] - drop_last)], and that of request i.
+        """Prompt i is tokens[indptr[i] : max(indptr[i], indptr[i + 1] - drop_last)], and belongs to request i.
 
         tokens: int32 [num_tokens], kept alive, not copied. indptr: int64 or int32 [num_prompts + 1].
         num_threads: 0 is one per core.
-        prompt_of_request: int32 [num_requests] where several requests have one prompt (samples of it): whose each is.
+        prompt_of_request: int32 [num_requests], each request's prompt, if several requests (samples) share one.
         """
 
     @property
@@ -56,7 +56,7 @@ class PrefixTrie:
     def num_nodes(self) -> int: ...
     @property
     def num_tokens(self) -> int:
-        """Distinct prefixes: tokens that are left when everything shared is stored once."""
+        """Distinct prefixes: the tokens left when everything shared is stored once."""
 
     @property
     def order(self) -> Int32Array:
@@ -79,7 +79,7 @@ class PrefixTrie:
     @property
     def request_end(self) -> Int32Array: ...
     def audit(self) -> None:
-        """Recomputes everything from the prompts; RuntimeError on a mismatch."""
+        """Recomputes everything from the prompts. Raises RuntimeError on a mismatch."""
 
 class Segments:
     """Runs of prompt tokens whose KV is stored once. A request reads the chain that ends at its request_segment."""
@@ -120,7 +120,7 @@ class Segments:
 
     @property
     def saved_tokens(self) -> int:
-        """Prompt tokens that need not be computed, against no sharing."""
+        """Prompt tokens that need not be computed, compared with no sharing."""
 
     @property
     def prompt_tokens(self) -> int: ...
@@ -132,11 +132,11 @@ def choose_segments(
     method: Literal["exact", "paper"] = "exact",
     reader_cost: float = 0.0,
 ) -> Segments:
-    """Which nodes of the trie become segments: the most prompt tokens not computed.
+    """Chooses the nodes of the trie that become segments, so that the most prompt tokens need not be computed.
 
     levels: None any depth, 1 a single level, 0 none.
     method: "exact" is the optimum; "paper" is the bottom-up pass of BatchLLM (MLSys 2026), a single level.
-    reader_cost: tokens that one more segment costs each of its readers, part of what is optimised; LLM takes 2.
+    reader_cost: tokens that one more segment costs each of its readers, part of the objective; LLM uses 2.
     """
 
 class TokenBatch:
@@ -155,8 +155,8 @@ class TokenBatch:
     @property
     def num_prefill_tokens(self) -> int: ...
     def logit_batch(self) -> TokenBatch:
-        """The output_rows as a batch over the same segments, one span each: what is left to compute once the last
-        layer's K and V are written."""
+        """The output_rows as a batch over the same segments, one span each: the work left once the last layer's K and V
+        are written."""
 
     @property
     def token_ids(self) -> Int32Array:
@@ -172,7 +172,7 @@ class TokenBatch:
 
     @property
     def untold_rows(self) -> Int32Array:
-        """[num_untold] rows whose token, -1 in token_ids, is not told yet (BatchPlanner.advance)."""
+        """[num_untold] rows whose token, -1 in token_ids, is not known yet (BatchPlanner.advance)."""
 
     @property
     def untold_logits(self) -> Int32Array:
@@ -189,7 +189,7 @@ class TokenBatch:
     @property
     def scored_rows(self) -> Int32Array:
         """[num_scored_rows] rows that predict prompt tokens whose log-probabilities are wanted (add_requests'
-        score_begin), in ascending order. A row of a shared segment predicts each reader's own next token."""
+        score_begin), in ascending order. A row of a shared segment predicts a different next token for each reader."""
 
     @property
     def scores_indptr(self) -> Int32Array:
@@ -205,7 +205,7 @@ class TokenBatch:
 
     @property
     def output_rows(self) -> Int32Array:
-        """Rows whose logits somebody reads, those of logit_rows and scored_rows, in ascending order."""
+        """Rows whose logits are needed: those of logit_rows and scored_rows, in ascending order."""
 
     @property
     def span_indptr(self) -> Int32Array:
@@ -235,12 +235,12 @@ class TokenBatch:
 
     @property
     def segment_num_tokens(self) -> Int32Array:
-        """[num_segments] tokens stored once this batch's K and V are appended."""
+        """[num_segments] tokens stored after this batch's K and V are appended."""
 
 class BatchPlanner:
     """Turns a job into token batches: next_batch(), run the model, commit(), until next_batch() returns None.
 
-    Other threads may add requests and read meanwhile: every call waits for the one before to end.
+    Other threads may add requests and read meanwhile: each call waits for the one before it.
     """
 
     @overload
@@ -259,12 +259,13 @@ class BatchPlanner:
         max_running_requests: int | None = None,
         window_left: int = -1,
     ) -> None:
-        """The pool, the size of a step, and the first requests, as add_requests() takes them.
+        """The pool, the size of a step, and the first requests, as for add_requests().
 
-        order: how groups follow each other, always depth-first: "decode_first" by descending ratio of expected output
+        order: of groups, always depth-first: "decode_first" by descending ratio of expected output
         to prefill tokens (the paper), "arrival" by the smallest request id, "blend" from both ends of the ratio
-        (BlendServe, arXiv 2411.16102). max_running_requests: None leaves the bound to KV memory. window_left: positions
-        before its own that a row sees in the layer that sees most, -1 all; what no later row sees is dropped.
+        (BlendServe, arXiv 2411.16102). max_running_requests: None leaves the bound to KV memory. window_left: how
+        many positions before its own a row sees in the layer that sees most, or -1 for all; what no later row sees is
+        dropped.
         """
 
     @overload
@@ -279,7 +280,7 @@ class BatchPlanner:
         first_request_id: int = 0,
         window_left: int = -1,
     ) -> None:
-        """Without requests yet; their ids will count on from first_request_id."""
+        """Without requests yet; ids will start at first_request_id."""
 
     def add_requests(
         self,
@@ -293,39 +294,41 @@ class BatchPlanner:
         prompt_of_request: Any = None,
         score_begin: Any = None,
     ) -> int:
-        """Adds requests, before or while others run; they start after those that are there. Returns the first's id;
-        ids are never given twice.
+        """Adds requests, before or while others run; they start after the existing ones. Returns the first id; ids are
+        never reused.
 
-        tokens int32, kept alive until all these requests have ended, and indptr int64 or int32: the whole prompts;
-        prompt_of_request as PrefixTrie takes it. max_output_tokens int32 [num_requests], at least 1 each.
-        score_begin int32 [num_requests], at least 1 each: the position of the first prompt token whose log-probability
-        is wanted; the prompt's length or more is none. Such prompts do not borrow.
-        expected_output_tokens int32 [num_requests], 0 where unknown: then the group and the job teach it.
-        Prefixes that unfinished requests hold in the pool when an added one starts are borrowed, not computed, where
-        that saves more than reader_cost tokens per reader. An empty prompt, one that segments cover to its last token,
-        or one that differs from its segments' tokens is a ValueError that names the request; nothing is added then.
+        tokens, indptr: the whole prompts, int32, kept alive until all these requests have ended, and int64 or int32.
+        prompt_of_request: as for PrefixTrie.
+        max_output_tokens: int32 [num_requests], at least 1 each.
+        score_begin: int32 [num_requests], at least 1 each: the position of the first prompt token whose
+            log-probability is wanted; the prompt's length or more for none. Such prompts do not borrow.
+        expected_output_tokens: int32 [num_requests], 0 if unknown; then it is learned from the group and the job.
+
+        Prefixes that unfinished requests hold in the pool when an added one starts are borrowed, not computed, if that
+        saves more than reader_cost tokens per reader. An empty prompt, one that segments cover to its last token, or
+        one that differs from its segments' tokens is a ValueError that names the request; then nothing is added.
         """
 
     def abort(self, request_ids: Any) -> None:
-        """Ends requests (int32 ids), wherever they stand; those that ended before stay as they are.
+        """Ends requests (int32 ids) in any state; ended ones are left as they are.
 
-        RuntimeError while a batch is in flight; IndexError for an id that was never given or is forgotten.
+        Raises RuntimeError while a batch is in flight, IndexError for an id that was never given or is forgotten.
         """
 
     def forget(self, request_ids: Any) -> None:
-        """Drops what is kept of requests (int32 ids) that finished, were aborted or refused; nothing may ask for them
-        any more. ValueError where one still runs or waits, IndexError as abort()."""
+        """Drops what is kept of requests (int32 ids) that finished, were aborted or refused; their ids are then
+        invalid. Raises ValueError if one still runs or waits, IndexError like abort()."""
 
     @property
     def refused(self) -> list[tuple[int, str]]:
-        """Requests that can never fit the pool, and why, until they are forgotten. They are not scheduled."""
+        """Requests that can never fit the pool, with the reason, until they are forgotten. They are not scheduled."""
 
     @property
     def order(self) -> Int32Array:
         """Request ids, first to start first."""
 
     def num_cached_tokens(self, request_id: int) -> int:
-        """Prompt tokens that others computed, 0 before it starts; a shared segment is charged to its first reader."""
+        """Prompt tokens that other requests computed, 0 before it starts; a segment is charged to its first reader."""
 
     @property
     def stats(self) -> dict[str, int]:
@@ -338,33 +341,33 @@ class BatchPlanner:
         """None once every request is answered."""
 
     def advance(self) -> None:
-        """Lets the next batch be planned before the tokens of the one in flight are told, by commit(): it runs behind
-        it, and its untold_rows say where the device finds their tokens. Requests that reach their max_output_tokens end
-        here, but are among those that commit() returns. RuntimeError where no batch is in flight, or where the tokens
-        of the one before are still to be told.
+        """Lets the next batch be planned before commit() delivers the tokens of the one in flight. The next batch runs
+        after it, and its untold_rows say where the device finds their tokens. Requests that reach their
+        max_output_tokens end here, but commit() still returns them. Raises RuntimeError if no batch is in flight, or if
+        the tokens of the one before have not been committed.
         """
 
     def commit(self, sampled: Any, finished: Any = None) -> Int32Array:
-        """Appends the sampled tokens of the oldest batch whose tokens are not told; returns the requests that finished.
+        """Appends the sampled tokens of the oldest uncommitted batch. Returns the requests that finished.
 
         sampled: int32 [num_logits], for the batch's logit_request_ids; dropped for requests that were aborted or
-        forgotten since next_batch(), or that finished in the batch before. finished: bool [num_logits]; a request also
-        finishes at its max_output_tokens.
+            forgotten since next_batch(), or that finished in the batch before.
+        finished: bool [num_logits]; a request also finishes at its max_output_tokens.
         """
 
     def output_tokens(self, request_id: int) -> Int32Array:
-        """Those that were told."""
+        """The committed tokens."""
 
     def outputs(self, request_ids: Any) -> list[tuple[list[int], int]]:
-        """Of each of the requests, int32 [R], its output_tokens and num_cached_tokens."""
+        """The output_tokens and num_cached_tokens of each request, int32 [R]."""
 
     def audit(self) -> None:
-        """Recomputes every count, range and page owner; RuntimeError on a mismatch."""
+        """Recomputes every count, range and page owner. Raises RuntimeError on a mismatch."""
 
     @staticmethod
     def most_segment_pages(*, page_size: int = 16, max_batch_tokens: int = 1024, window_left: int = -1) -> int | None:
-        """Pages that one segment, a request's own part or a shared one, holds at any time, however long it is. None
-        without a window: then it holds those of all its tokens."""
+        """The most pages that one segment, a request's own part or a shared one, holds at a time, however long it is.
+        None without a window: it then holds the pages of all its tokens."""
 
 def simulate_lru(
     tokens: Any,
@@ -378,10 +381,12 @@ def simulate_lru(
     max_num_seqs: int = 256,
     is_sorted: bool = False,
 ) -> dict[str, Any]:
-    """First come, first served over hashed KV blocks with LRU eviction, as vLLM does it.
+    """First come, first served over hashed KV blocks with LRU eviction, like vLLM.
 
-    tokens, indptr as in PrefixTrie; output_tokens, max_output_tokens: int32 [num_requests]; an output takes a step per
-    token, 2^24 at most. Returns the fields of batchllm.estimate.simulate.Simulation by name, all but policy.
+    tokens, indptr: as for PrefixTrie.
+    output_tokens, max_output_tokens: int32 [num_requests]; an output takes one step per token, at most 2^24.
+
+    Returns the fields of batchllm.estimate.simulate.Simulation by name, except policy.
     """
 
 def simulate_radix(
@@ -396,7 +401,7 @@ def simulate_radix(
     max_running_requests: int = 2048,
     order: Literal["lpm", "dfs"] = "lpm",
 ) -> dict[str, Any]:
-    """A radix cache with LRU eviction of leaves, as SGLang does it. page_size only decides what fits at all."""
+    """A radix cache with LRU eviction of leaves, like SGLang. page_size only decides what fits at all."""
 
 def simulate_planned(
     tokens: Any,
@@ -412,7 +417,7 @@ def simulate_planned(
     order: Literal["decode_first", "arrival", "blend"] = "decode_first",
     max_running_requests: int | None = None,
 ) -> dict[str, Any]:
-    """BatchPlanner itself, with outputs of the lengths that the job says."""
+    """BatchPlanner itself, with the output lengths of the job."""
 
 class AttentionPlan:
     """The attention of a token batch as work items; serves every layer with the same heads."""
@@ -429,7 +434,8 @@ class AttentionPlan:
     def num_threads(self) -> int: ...
     @property
     def buffers(self) -> dict[str, Int32Array]:
-        """The plan as kernels take it, views into it: the structs of csrc/attention/plan/work_item.h, a row each.
+        """The plan in the form that kernels read, as views: the structs of csrc/attention/plan/work_item.h, one per
+        row.
 
         items [num_items, 6], rows [num_item_rows, 4], pieces [num_pieces, 4], page_ids [num_segment_pages],
         merge_rows [num_merged_rows, 3].
@@ -437,41 +443,41 @@ class AttentionPlan:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What a PlanLayout must have room for: num_rows, num_wide_tiles, num_narrow_tiles, num_item_rows, num_pieces,
-        num_page_ids, num_merged_rows, num_partial_rows."""
+        """The sizes that a PlanLayout must have room for: num_rows, num_wide_tiles, num_narrow_tiles, num_item_rows,
+        num_pieces, num_page_ids, num_merged_rows, num_partial_rows."""
 
     def explain(self, *, kv_dtype: Literal["float32", "bfloat16"] = "float32") -> dict[str, Any]:
-        """Items, bytes and FLOPs of one layer, and the bytes if every request read its keys for itself; under
-        "predicted_seconds" those of predict_seconds() for every GPU of gpu_peaks(). str(plan) has the predictions as a
-        table.
+        """Items, bytes and FLOPs of one layer, and the bytes if every request read its keys separately;
+        "predicted_seconds" has those of predict_seconds() for every GPU of gpu_peaks(). str(plan) shows the predictions
+        as a table.
         """
 
     def predict_seconds(
         self, *, flops_per_s: float, bytes_per_s: float, launch_s: float = 2e-6, device: str = ""
     ) -> dict[str, float]:
-        """Seconds of one layer in bfloat16 on a GPU of such peaks: a model, not a measurement. Whatever else it takes
-        is that of `device`, one of gpu_models(); "" is the plan's, and "a100" for a plan for a CPU. ValueError for
+        """Seconds of one layer in bfloat16 on a GPU with these peaks: a model, not a measurement. Other properties come
+        from `device`, one of gpu_models(); "" is the plan's device, or "a100" for a CPU plan. Raises ValueError for
         peaks that are not positive, and for other devices.
 
-        A launch takes the longest of its bytes at bytes_per_s, its blocks' times over all places for blocks, and the
-        rounds in which they go; and launch_s. The ways through the batch, all by these formulas:
+        A launch takes launch_s plus the longest of three times: its bytes at bytes_per_s, its blocks' times over all
+        places for blocks, and the rounds in which they run. By these formulas, it returns:
 
-        plan: the launches of this plan's wide and narrow tiles (side by side where the GPU can), and their merge. Rows
-        of q and partial states (out in bfloat16, lse in float32) count as often as they are read or written.
-        per_request: a plan for this GPU in which every request reads its keys for itself.
-        cascade: a launch for each level of the longest chain, planned for this GPU like ours, a merge where a level is
-        split, and between levels a launch that makes one state of two. States are like ours.
+        plan: the launches of this plan's wide and narrow tiles (side by side if the GPU can), and their merge. Rows of
+            q and partial states (out in bfloat16, lse in float32) count as often as they are read or written.
+        per_request: a plan for this GPU in which every request reads its keys separately.
+        cascade: a launch for each level of the longest chain, planned for this GPU like ours, a merge if a level is
+            split, and between levels a launch that merges two states, which are like ours.
         cascade_float32: the same with states in float32.
         """
 
 class PlanLayout:
-    """Room for plans in one buffer of int32 that a GPU reads. A plan's arrays stand in it at places that depend on the
-    layout only, and what is behind a smaller plan is nothing to do: a CUDA graph may be replayed with another plan.
+    """Room for plans in one int32 buffer that a GPU reads. The offsets of a plan's arrays depend only on the layout,
+    and smaller plans are padded with no-ops, so a CUDA graph can be replayed with another plan.
     """
 
     def __init__(self, plan: AttentionPlan, num_pages: int, **kwargs: int) -> None:
-        """For plans of the heads of `plan`, with room for it and for the sizes of kwargs, by the names
-        of AttentionPlan.sizes. num_pages: of k_pages and v_pages. ValueError for a head_dim that is none of
+        """For plans with the heads of `plan`, with room for it and for the sizes in kwargs, named as in
+        AttentionPlan.sizes. num_pages: of k_pages and v_pages. Raises ValueError for a head_dim outside
         gpu_head_dims().
         """
 
@@ -487,29 +493,30 @@ class PlanLayout:
 
     def has_room_for(self, plan: AttentionPlan) -> bool: ...
     def pack(self, plan: AttentionPlan, buffer: Any) -> None:
-        """Writes the plan into buffer, int32 [num_ints] in the host's memory. ValueError, naming the size or the page
-        id, for a plan that there is no room for."""
+        """Writes the plan into buffer, int32 [num_ints] in host memory. Raises ValueError, naming the size or the page
+        id, for a plan that does not fit."""
 
 class DevicePlan:
-    """A packed plan in a GPU's memory: what attention() on CUDA tensors takes. Keeps both tensors alive."""
+    """A packed plan in a GPU's memory, for attention() on CUDA tensors. Keeps both tensors alive."""
 
     def __init__(self, layout: PlanLayout, buffer: Any, workspace: Any) -> None:
-        """buffer: int32 [layout.num_ints], a copy of what layout.pack() wrote, on the stream of attention() or before.
-        workspace: float32 of at least layout.num_workspace_floats elements, for one call at a time. Both on one GPU.
+        """buffer: int32 [layout.num_ints], a copy of what layout.pack() wrote, made on attention()'s stream or before.
+        workspace: float32, at least layout.num_workspace_floats elements, for one call at a time. Both on one GPU.
         """
 
 def gpu_peaks() -> dict[str, dict[str, float]]:
-    """By a GPU's name flops_per_s (dense bfloat16), bytes_per_s, launch_s: NVIDIA's data sheets, launches assumed."""
+    """For each GPU flops_per_s (dense bfloat16), bytes_per_s and launch_s, from NVIDIA's data sheets; launch_s
+    assumed."""
 
 def gpu_models() -> dict[str, dict[str, Any]]:
-    """By the device of plan_attention what plans and predictions take a GPU for. Of data sheets: name,
+    """The GPUs of plans and predictions, by the device of plan_attention. From data sheets: name,
     num_multiprocessors, flops_per_s (dense bfloat16), bytes_per_s, memory_bytes, l2_bytes, shared_bytes (of a
     multiprocessor), begins_early (launches may overlap). Assumed: launch_s (between two kernels in a graph),
     multiprocessor_bytes_per_s (what one loads from the L2 cache), block_s (of a block apart from its keys)."""
 
 def nearest_gpu(name: str, capability: int) -> str:
-    """The one of gpu_models() that is most like a GPU: by what the driver calls it, else by the major number of its
-    compute capability."""
+    """The device of gpu_models() that is most like a GPU: by its name in the driver, otherwise by its major compute
+    capability."""
 
 @overload
 def plan_attention(
@@ -546,14 +553,15 @@ def plan_attention(
 ) -> AttentionPlan:
     """Plans the attention of one token batch, given whole or as its arrays.
 
-    share: True where the cost model says that it pays, "always" without asking it, False request by request.
-    num_threads: what the work is balanced for: threads, where 0 is OpenMP's number, or a GPU's multiprocessors, where 0
-    is the device's number; at most 1,024.
+    share: True if the cost model says that it pays, "always" without asking it, False request by request.
+    num_threads: to balance the work for: threads (0 is OpenMP's number) or a GPU's multiprocessors (0 is the device's
+        number); at most 1,024.
+    window_left: positions before its own that a row sees; -1: all.
+    device: whose kernels the work is cut for: the CPU's, or those of a GPU in gpu_models(), on which the plan is
+        predicted to take the least time; "cuda" is "a100". The kernels of any device can execute the plan.
+
     Bounds: positions below 2^31 - 1, 2^24 rows, 2^26 pairs of a row and a link of its span, 1,024 heads of at most
     8,192 elements; ValueError beyond.
-    window_left: positions before its own that a row sees; -1 all.
-    device: whose kernels the work is cut for: the CPU's, or a GPU's of gpu_models(), by whose numbers the plan is
-    predicted to take the least time; "cuda" is "a100". Those of any device execute the plan.
     """
 
 def attention(
@@ -573,17 +581,19 @@ def attention(
 ) -> tuple[Any, Any]:
     """Attention of one layer; returns (out, lse).
 
-    q, out: [num_tokens, num_qo_heads, head_dim]. k_pages, v_pages: [num_pages, page_size, num_kv_heads, head_dim].
-    lse: float32 [num_tokens, num_qo_heads], natural log; -inf where a row sees nothing. True makes one; None is
-    returned as it is, and none is computed.
-    softmax_scale: 1 / sqrt(head_dim) by default. soft_cap: cap * tanh(score / cap), before the mask; 0 is off.
-    sinks: float32 [num_qo_heads], scores of one more key with v = 0.
-    dtype: "bfloat16" where NumPy uint16 arrays hold it. Outputs that are not given are made by q's library, or
-    by NumPy where q is JAX's and float32.
+    q, out: [num_tokens, num_qo_heads, head_dim].
+    k_pages, v_pages: [num_pages, page_size, num_kv_heads, head_dim].
+    lse: float32 [num_tokens, num_qo_heads], natural log; -inf if a row sees nothing. True makes one; None skips it.
+    softmax_scale: by default 1 / sqrt(head_dim).
+    soft_cap: cap * tanh(score / cap), before the mask; 0 is off.
+    sinks: float32 [num_qo_heads], scores of an extra key with v = 0.
+    dtype: "bfloat16" if NumPy uint16 arrays hold it.
 
-    With a DevicePlan: CUDA tensors, bfloat16 or float16 all of them, whose memory and strides are multiples of 16
-    bytes; num_tokens is the layout's num_rows, and rows that the plan does not have are not written. The work is put on
-    `stream`, a cudaStream_t, and nothing is waited for: a CUDA graph may capture the call if it is given out and lse.
+    Missing outputs are made by q's library, or by NumPy if q is JAX's and float32.
+
+    With a DevicePlan all tensors are CUDA tensors in bfloat16 or float16, whose addresses and strides are multiples of
+    16 bytes. num_tokens is the layout's num_rows, and rows outside the plan are not written. The work is queued on
+    `stream`, a cudaStream_t, and nothing waits for it: a CUDA graph may capture the call if out and lse are given.
     """
 
 def attention_ref(
@@ -607,15 +617,15 @@ def attention_ref(
     dtype: str | None = None,
     window_left: int = -1,
 ) -> tuple[Any, Any]:
-    """`attention` in float64 and plain loops, without a plan."""
+    """`attention` in float64 with plain loops, without a plan."""
 
 def merge_state(
     out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, *, lse_base: Literal["e", "2"] = "e", stream: int = 0
 ) -> tuple[Any, Any]:
-    """Attention over two disjoint sets of keys, from the attention over each; returns (out, lse).
+    """Merges the attention over two disjoint sets of keys; returns (out, lse).
 
-    out: [num_tokens, num_heads, head_dim]. lse: float32 [num_tokens, num_heads]; -inf or +inf where the set is empty,
-    and then `out` may hold anything.
+    out: [num_tokens, num_heads, head_dim]. lse: float32 [num_tokens, num_heads]; -inf or +inf for an empty set, whose
+    `out` may hold anything.
     """
 
 def merge_states(out: Any, lse: Any, *, lse_base: Literal["e", "2"] = "e", stream: int = 0) -> tuple[Any, Any]:
@@ -624,7 +634,8 @@ def merge_states(out: Any, lse: Any, *, lse_base: Literal["e", "2"] = "e", strea
 def append_kv(k: Any, v: Any, slots: Any, k_pages: Any, v_pages: Any, *, num_threads: int = 0, stream: int = 0) -> None:
     """Writes k, v [num_tokens, num_kv_heads, head_dim] to slots, int64 [num_tokens]: page_id * page_size + offset.
 
-    On a GPU a slot outside the pages is no error, since the call would have to wait for it: its row is not written.
+    On a GPU a slot outside the pages is not an error, because the call would have to wait for the device: its row is
+    not written.
     """
 
 def rms_norm(
@@ -633,7 +644,7 @@ def rms_norm(
     """out = x / sqrt(mean(x^2) + eps) * weight over the last dimension; out may be x. With delta, x += delta before.
 
     x, out, delta [num_rows, size] or [num_rows, num_heads, size], weight [size]; all float32 or all bfloat16, on a
-    GPU also all float16. The sum is rounded to x's type, all else is float32, rounded once.
+    GPU also all float16. The sum is rounded to x's type; everything else is float32, rounded once.
     """
 
 def rotate(x: Any, cos: Any, sin: Any, *, num_threads: int = 0, stream: int = 0) -> None:
@@ -655,9 +666,9 @@ def norm_rotate_append(
     eps: float = 0.0,
     stream: int = 0,
 ) -> None:
-    """On a GPU in one launch what rms_norm (where there are weights), rotate and append_kv do in turn: q is normed and
-    rotated in place, k_pages[slot] becomes k normed and rotated, v_pages[slot] v. k and v are left as they are, and
-    nothing is written for a row whose slot is none of the pages'.
+    """Does in one GPU launch what rms_norm (if there are weights), rotate and append_kv do in turn: q is normed and
+    rotated in place, k_pages[slot] becomes the normed and rotated k, v_pages[slot] becomes v. k and v are unchanged,
+    and nothing is written for a row whose slot is outside the pages.
 
     qkv [num_rows, num_qo_heads + 2 num_kv_heads, size]: q, k, v, bfloat16 or float16, size a multiple of 16 and at most
     256; cos, sin [num_rows, size / 2] float32; slots int64 [num_rows]; k_pages, v_pages [num_pages, page_size,
@@ -672,9 +683,9 @@ def silu_and_mul(gate_up: Any, *, out: Any, num_threads: int = 0, stream: int = 
     """
 
 def quantize_rows(x: Any, *, out: Any, scales: Any, num_segments: int = 1, num_threads: int = 0) -> None:
-    """Rows in 8 bits, of which an element stands for scales[row] * (out - 128): a row's scale is its largest magnitude
-    / 127 (NaN where an element is), and elements are rounded to nearest. With more than one segment, of H(x): the
-    orthogonal Hadamard transform over num_segments (a power of two that divides size) equal segments of a row.
+    """Quantises rows to 8 bits: an element represents scales[row] * (out - 128). A row's scale is its largest magnitude
+    / 127 (NaN if an element is NaN), and elements are rounded to nearest. With more than one segment, quantises H(x):
+    the orthogonal Hadamard transform over num_segments (a power of two that divides size) equal segments of a row.
 
     x [num_rows, size] float32 or bfloat16; written: out uint8 [num_rows, size], scales float32 [num_rows].
     """
@@ -697,9 +708,10 @@ def norm_quantize(
     delta_bias: Any | None = None,
     num_threads: int = 0,
 ) -> None:
-    """x / sqrt(mean(x^2) + eps) as quantize_rows. With delta, x += delta_scales[row] * delta + delta_bias before.
+    """quantize_rows of x / sqrt(mean(x^2) + eps). With delta, x += delta_scales[row] * delta + delta_bias before.
 
-    x, delta [num_rows, size], delta_scales [num_rows], delta_bias [size], all float32; out and scales as there.
+    x, delta [num_rows, size], delta_scales [num_rows], delta_bias [size], all float32; out and scales as for
+    quantize_rows.
     """
 
 def silu_mul_quantize(
@@ -712,15 +724,15 @@ def silu_mul_quantize(
     num_segments: int = 1,
     num_threads: int = 0,
 ) -> None:
-    """H(gate / (1 + exp(-gate)) * up) as quantize_rows, of gate_up = gate_up_scales[row] * gate_up + bias; with H as
-    there.
+    """quantize_rows of gate / (1 + exp(-gate)) * up, with the same num_segments, from
+    gate_up = gate_up_scales[row] * gate_up + bias.
 
     gate_up float32 [num_rows, 2 size]: gate, then up; gate_up_scales float32 [num_rows]; bias float32 [2 size]; out
-    and scales as there.
+    and scales as for quantize_rows.
     """
 
 def argmax_and_lse(logits: Any, *, token_ids: Any, lse: Any, num_threads: int = 0) -> None:
-    """Of every row the index of the largest logit (the first of equals) and log(sum(exp(logits))).
+    """For each row, the index of the largest logit (the first of equals) and log(sum(exp(logits))).
 
     logits [num_rows, vocab_size] float32 or bfloat16, vocab_size below 2^31; written: token_ids int32 and lse float32,
     both [num_rows].
@@ -744,37 +756,36 @@ def sample(
     num_threads: int = 0,
     stream: int = 0,
 ) -> None:
-    """One token of every row, by one launch on a GPU. No row's token depends on the other rows, on the number of
-    threads, or on where the row lies.
+    """Draws one token per row, in one launch on a GPU. A row's token does not depend on other rows, on the number of
+    threads, or on the position of the row.
 
-    Temperature 0: the largest logit, the first of equals. Else every token has the weight exp((logit - the largest) /
-    temperature), of which in this order, vLLM's, min_p leaves out those below min_p (0 is off), top_k keeps the k
-    likeliest (off below 1), and top_p the fewest of the likeliest with top_p of the mass that is left (1 is off). The
-    likeliest token stays; of equal logits those with lower indices are likelier. The token is the first, in the order
-    of the vocabulary, with which the sum of the weights that are kept exceeds `uniform` times all of it. Orders and
-    counts are exact, sums within 1e-5 of themselves. A logit that is NaN is never drawn.
+    Temperature 0 takes the largest logit, the first of equals. Otherwise each token has the weight exp((logit - the
+    largest) / temperature), and filters apply in vLLM's order: min_p drops weights below min_p (0 is off), top_k keeps
+    the k likeliest (off below 1), and top_p keeps the fewest likeliest with top_p of the remaining mass (1 is off). The
+    likeliest token always stays; of equal logits, lower indices are likelier. The token drawn is the first, in the
+    order of the vocabulary, at which the sum of the kept weights exceeds `uniform` times their total. Orders and counts
+    are exact, sums have a relative error within 1e-5. A NaN logit is never drawn.
 
-    ruled_logits [num_ruled, vocab_size] float32 is what tokens are drawn from instead in rows whose place in ruled_rows
-    int32 [num_rows] is in it; any other number is no place.
-
-    allowed int32 [num_allowed, ceil(vocab_size / 32)] says which tokens may be drawn in rows whose place in
-    allowed_rows int32 [num_rows] is in it: those whose bit, i % 32 of word i / 32, is 1, as in xgrammar's bitmasks.
-    Where none of them has a logit above -infinity, token 0 is drawn.
+    ruled_logits: float32 [num_ruled, vocab_size], drawn from instead of `logits` in rows whose number in ruled_rows,
+        int32 [num_rows], is an index into it; any other number means none.
+    allowed: int32 [num_allowed, ceil(vocab_size / 32)], the tokens that may be drawn in rows whose number in
+        allowed_rows, int32 [num_rows], is an index into it: those whose bit, i % 32 of word i / 32, is 1, as in
+        xgrammar's bitmasks. If none of them has a logit above -infinity, token 0 is drawn.
 
     logits [num_rows, vocab_size] float32 or bfloat16, on a GPU also float16, vocab_size from 1 to 2^31 - 1;
     temperature, top_p, min_p float32, top_k int32 and uniform float64 (in [0, 1)), all [num_rows]; written, [num_rows]:
     token_ids int32; logprobs float32, the log-probability of the token by `logits` alone; lse float32,
-    log(sum(exp(logits))). Both are NaN where a logit is NaN or +infinity or all are -infinity.
+    log(sum(exp(logits))). Both are NaN if a logit is NaN or +infinity or all are -infinity.
     """
 
 def has_cuda() -> bool:
-    """Whether this build has CUDA kernels; it says nothing of the machine."""
+    """Whether this build has CUDA kernels; it says nothing about the machine."""
 
 def gpu_head_dims() -> list[int]:
-    """What head_dims attention on a GPU is compiled for, in builds that have it."""
+    """The head_dims that attention on a GPU is compiled for, in builds that have it."""
 
 def cpu_isa() -> str:
     """The instruction set of the CPU kernel in use; BATCHLLM_ISA chooses another."""
 
 def cpu_isas() -> list[str]:
-    """What BATCHLLM_ISA may name on this machine, slowest first."""
+    """The values of BATCHLLM_ISA on this machine, slowest first."""
