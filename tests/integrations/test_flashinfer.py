@@ -10,6 +10,7 @@ import batchllm_ext as ext
 from batchllm.integrations import flashinfer
 from batchllm.integrations.flashinfer.chains import attention_batch
 from batchllm.integrations.flashinfer.levels import new_level
+from batchllm.integrations.flashinfer.paged_attention import widened_pages
 from tests.integrations.flashinfer_batch import NAN, Batch, check, reference
 from tests.reference import assert_close
 
@@ -169,6 +170,40 @@ def test_bfloat16_rounds_the_output_once_more():
     assert torch.equal(wide.bfloat16(), out)
 
 
+def half(batch: Batch) -> Batch:
+    """Of values that float16 holds."""
+    for name in ("q", "k_pages", "v_pages"):
+        setattr(batch, name, getattr(batch, name).astype(np.float16).astype(np.float32))
+    return batch
+
+
+@pytest.mark.parametrize("layout", ["NHD", "HND"])
+def test_float16_on_a_cpu_is_float32_rounded_once(layout: str):
+    batch = half(Batch([REQUESTS]))
+    wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(WORKSPACE, layout)
+    wrapper.plan(*[of_levels[0] for of_levels in batch.index_arrays], *batch.heads, causal=True)
+    q, cache = torch.from_numpy(batch.q), batch.cache(layout, whole=True)
+    expected, expected_lse = wrapper.run(q, cache, return_lse=True)
+    out = torch.full_like(q, NAN, dtype=torch.float16)
+    got, lse = wrapper.run(q.half(), cache.half(), out=out, return_lse=True)
+    assert got is out
+    assert torch.equal(out, expected.half())
+    assert torch.equal(lse, expected_lse)
+    assert wrapper.run(q.half(), cache.half()).dtype == torch.float16
+    with pytest.raises(ValueError, match=r"^out: "):
+        wrapper.run(q.half(), cache.half(), out=out[1:])
+
+
+def test_of_a_float16_cache_on_a_cpu_only_pages_that_are_read_are_converted():
+    batch = half(Batch([[(1, 9), (1, 6)]]))
+    level = new_level(4, **dict(zip("abcd", (of_levels[0] for of_levels in batch.index_arrays), strict=True)))
+    pages = torch.from_numpy(batch.k_pages).half()
+    wide = widened_pages(pages, [level])
+    assert (wide.dtype, wide.shape) == (torch.float32, pages.shape)
+    torch.testing.assert_close(wide[level.page_ids], pages[level.page_ids].float(), rtol=0, atol=0, equal_nan=True)
+    assert widened_pages(wide, [level]) is wide
+
+
 def test_results_go_where_the_caller_says():
     batch = Batch([REQUESTS])
     arrays = [of_levels[0] for of_levels in batch.index_arrays]
@@ -246,9 +281,22 @@ def test_merges_are_to_base_2():
         torch.testing.assert_close(part[~mask], old[~mask], rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn])
-def test_merges_of_other_types_are_refused_by_name(dtype):
-    v, s = torch.zeros(2, 3, 8).to(dtype), torch.zeros(2, 3)
+def test_merges_of_float16_on_a_cpu_are_rounded_once():
+    v, s = states(5)
+    v = v.half()
+    wide, wide_s = flashinfer.merge_states(v.float(), s)
+    got, got_s = flashinfer.merge_states(v, s)
+    assert torch.equal(got, wide.half())
+    assert torch.equal(got_s, wide_s)
+    pair = [v[:, 0].contiguous(), s[:, 0].contiguous(), v[:, 1].contiguous(), s[:, 1].contiguous()]
+    got, _ = flashinfer.merge_state(*pair)
+    assert torch.equal(got, flashinfer.merge_state(pair[0].float(), pair[1], pair[2].float(), pair[3])[0].half())
+    flashinfer.merge_state_in_place(*pair)
+    assert torch.equal(pair[0], got)
+
+
+def test_merges_of_other_types_are_refused_by_name():
+    v, s = torch.zeros(2, 3, 8).to(torch.float8_e4m3fn), torch.zeros(2, 3)
     with pytest.raises(NotImplementedError, match=r"^v_a: "):
         flashinfer.merge_state(v, s, v, s)
     with pytest.raises(NotImplementedError, match=r"^v: "):
@@ -267,7 +315,7 @@ def prefill_call(**changes):
     run = {"q": torch.from_numpy(batch.q), "paged_kv_cache": cache}
     made = {"float_workspace_buffer": WORKSPACE}
     run_names = ("q", "paged_kv_cache", "k_scale", "v_scale", "q_scale", "kv_cache_sf", "lse_base", "lse_layout")
-    made_names = ("kv_layout", "use_cuda_graph", "jit_args")
+    made_names = ("kv_layout", "jit_args")
     for name, value in changes.items():
         (run if name in run_names else made if name in made_names else arrays)[name] = value
     wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(**made)
@@ -290,13 +338,12 @@ def prefill_call(**changes):
         ("seq_lens", torch.ones(2)),
         ("block_tables", torch.ones(2, 2)),
         ("fixed_split_size", 8),
-        ("use_cuda_graph", True),
         ("jit_args", ["x"]),
         ("k_scale", 0.5),
         ("v_scale", torch.ones(1)),
         ("q_scale", 2.0),
         ("kv_cache_sf", torch.ones(1)),
-        ("q", torch.zeros(3, 4, 16, dtype=torch.float16)),
+        ("q", torch.zeros(3, 4, 16, dtype=torch.float64)),
         ("paged_kv_cache", torch.zeros(6, 2, 4, 2, 16, dtype=torch.float8_e4m3fn)),
     ],
 )

@@ -2,8 +2,8 @@
 `import flashinfer` into `from batchllm.integrations import flashinfer`.
 
 Shapes, argument names and conventions are FlashInfer's, above all log-sum-exps to base 2. What our kernels do not do is
-a NotImplementedError that names the argument: custom masks, rotations inside attention, FP8 with its scales, wrappers
-for CUDA graphs, compiled variants, multi-item scoring. Its other functions are not here.
+a NotImplementedError that names the argument: custom masks, rotations inside attention, FP8 with its scales, CUDA
+graphs on a GPU, compiled variants, multi-item scoring. Its other functions are not here.
 """
 
 from batchllm.integrations.flashinfer.cascade import (
@@ -12,12 +12,16 @@ from batchllm.integrations.flashinfer.cascade import (
     merge_state_in_place,
     merge_states,
 )
-from batchllm.integrations.flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper
+from batchllm.integrations.flashinfer.decode import (
+    BatchDecodeWithPagedKVCacheWrapper,
+    CUDAGraphBatchDecodeWithPagedKVCacheWrapper,
+)
 from batchllm.integrations.flashinfer.prefill import BatchPrefillWithPagedKVCacheWrapper
 
 __all__ = [
     "BatchDecodeWithPagedKVCacheWrapper",
     "BatchPrefillWithPagedKVCacheWrapper",
+    "CUDAGraphBatchDecodeWithPagedKVCacheWrapper",
     "MultiLevelCascadeAttentionWrapper",
     "merge_state",
     "merge_state_in_place",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
 import batchllm_ext as ext
+from batchllm.integrations.flashinfer.graph_buffers import GraphBuffers
 from batchllm.integrations.flashinfer.levels import new_level
 from batchllm.integrations.flashinfer.paged_attention import (
     DataType,
@@ -13,8 +16,8 @@ from batchllm.integrations.flashinfer.paged_attention import (
     PagedCache,
     Planned,
     check_supported,
-    check_type,
     float_type,
+    widened,
 )
 from batchllm.integrations.planned_attention import stream_of
 
@@ -24,13 +27,14 @@ def merge_state(v_a: Tensor, s_a: Tensor, v_b: Tensor, s_b: Tensor) -> tuple[Ten
 
     v: [seq_len, num_heads, head_dim]. s: float32 [seq_len, num_heads], logarithms to base 2; -inf where a set is empty.
     """
-    check_type("v_a", v_a)
-    return ext.merge_state(v_a, s_a, v_b, s_b, lse_base="2", stream=stream_of(v_a))
+    dtype = float_type("v_a", v_a.dtype)
+    v, s = ext.merge_state(widened(v_a), s_a, widened(v_b), s_b, lse_base="2", stream=stream_of(v_a))
+    return v.to(dtype), s
 
 
 def merge_state_in_place(v: Tensor, s: Tensor, v_other: Tensor, s_other: Tensor, mask: Tensor | None = None) -> None:
     """merge_state into (v, s); with a mask, bool [seq_len], where that is true."""
-    check_type("v", v)
+    float_type("v", v.dtype)
     merged_v, merged_s = merge_state(v, s, v_other, s_other)
     if mask is not None:
         merged_v = torch.where(mask[:, None, None], merged_v, v)
@@ -41,8 +45,21 @@ def merge_state_in_place(v: Tensor, s: Tensor, v_other: Tensor, s_other: Tensor,
 
 def merge_states(v: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """The same over dimension 1 of v [seq_len, num_states, num_heads, head_dim] and s [..., num_heads]."""
-    check_type("v", v)
-    return ext.merge_states(v, s, lse_base="2", stream=stream_of(v))
+    dtype = float_type("v", v.dtype)
+    merged_v, merged_s = ext.merge_states(widened(v), s, lse_base="2", stream=stream_of(v))
+    return merged_v.to(dtype), merged_s
+
+
+def by_level(num_levels: int, arrays: Mapping[str, Sequence[Tensor] | None]) -> list[dict[str, Tensor]]:
+    """Of each level its arrays, by the names that errors give them. ValueError for another number of levels."""
+    for name, of_levels in arrays.items():
+        got = 0 if of_levels is None else len(of_levels)
+        if got != num_levels:
+            raise ValueError(f"{name}: expected {num_levels} tensors, one per level, got {got}")
+    return [
+        {f"{name}[{i}]": of_levels[i] for name, of_levels in arrays.items() if of_levels is not None}
+        for i in range(num_levels)
+    ]
 
 
 class MultiLevelCascadeAttentionWrapper(PagedAttention):
@@ -61,13 +78,21 @@ class MultiLevelCascadeAttentionWrapper(PagedAttention):
         paged_kv_indices_buf_arr: list[Tensor] | None = None,
         paged_kv_last_page_len_buf_arr: list[Tensor] | None = None,
     ) -> None:
-        check_supported(
-            "MultiLevelCascadeAttentionWrapper",
-            use_cuda_graph=use_cuda_graph,
-        )
+        """The buffers, one per level, go with use_cuda_graph: plan() writes into them, always as many groups, and no
+        batch has more rows than the first."""
         if num_levels < 1:
             raise ValueError(f"num_levels: expected at least 1, got {num_levels}")
-        super().__init__(float_workspace_buffer, kv_layout)
+        buffers = {
+            "qo_indptr_buf_arr": qo_indptr_buf_arr,
+            "paged_kv_indptr_buf_arr": paged_kv_indptr_buf_arr,
+            "paged_kv_indices_buf_arr": paged_kv_indices_buf_arr,
+            "paged_kv_last_page_len_buf_arr": paged_kv_last_page_len_buf_arr,
+        }
+        super().__init__(
+            float_workspace_buffer,
+            kv_layout,
+            [GraphBuffers(**level) for level in by_level(num_levels, buffers)] if use_cuda_graph else None,
+        )
         self._num_levels = num_levels
 
     def plan(
@@ -102,13 +127,8 @@ class MultiLevelCascadeAttentionWrapper(PagedAttention):
             "paged_kv_indices_arr": paged_kv_indices_arr,
             "paged_kv_last_page_len": paged_kv_last_page_len,
         }
-        for name, of_levels in arrays.items():
-            if len(of_levels) != self._num_levels:
-                raise ValueError(f"{name}: expected {self._num_levels} tensors, one per level, got {len(of_levels)}")
-        levels = [
-            new_level(page_size, **{f"{name}[{i}]": of_levels[i] for name, of_levels in arrays.items()})
-            for i in range(self._num_levels)
-        ]
+        arrays_of_levels = by_level(self._num_levels, arrays)
+        levels = [new_level(page_size, **of_level) for of_level in arrays_of_levels]
         last = levels[-1]
         for i, level in enumerate(levels):
             if level.qo_indptr[-1] != last.qo_indptr[-1]:
@@ -123,6 +143,7 @@ class MultiLevelCascadeAttentionWrapper(PagedAttention):
             )
         self._plan(
             Planned(levels, causal, window_left, sm_scale, logits_soft_cap, None),
+            arrays_of_levels,
             num_qo_heads=num_qo_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,

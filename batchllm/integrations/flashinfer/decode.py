@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from batchllm.integrations.flashinfer.graph_buffers import GraphBuffers
 from batchllm.integrations.flashinfer.levels import new_level
 from batchllm.integrations.flashinfer.paged_attention import (
     DataType,
@@ -35,12 +36,15 @@ class BatchDecodeWithPagedKVCacheWrapper(PagedAttention):
         backend: str = "auto",
         jit_args: list[Any] | None = None,
     ) -> None:
-        check_supported(
-            "BatchDecodeWithPagedKVCacheWrapper",
-            use_cuda_graph=use_cuda_graph,
-            jit_args=jit_args,
-        )
-        super().__init__(float_workspace_buffer, kv_layout)
+        """The buffers go with use_cuda_graph: plan() writes into them, of one batch size."""
+        check_supported("BatchDecodeWithPagedKVCacheWrapper", jit_args=jit_args)
+        buffers = {
+            "paged_kv_indptr_buffer": paged_kv_indptr_buffer,
+            "paged_kv_indices_buffer": paged_kv_indices_buffer,
+            "paged_kv_last_page_len_buffer": paged_kv_last_page_len_buffer,
+        }
+        super().__init__(float_workspace_buffer, kv_layout, [GraphBuffers(**buffers)] if use_cuda_graph else None)
+        self._q_len_per_req: int | None = None  # of the first plan
 
     def plan(
         self,
@@ -75,17 +79,24 @@ class BatchDecodeWithPagedKVCacheWrapper(PagedAttention):
             raise ValueError(f"q_len_per_req: expected at least 1, got {q_len_per_req}")
         if is_causal is not None and is_causal != (q_len_per_req > 1):
             raise NotImplementedError(f"is_causal: BatchLLM's kernels take q_len_per_req > 1 only, got {is_causal}")
+        if self.is_cuda_graph_enabled and self._q_len_per_req not in (None, q_len_per_req):
+            raise ValueError(
+                f"q_len_per_req: use_cuda_graph expects {self._q_len_per_req}, as first planned, got {q_len_per_req}"
+            )
         rows = torch.arange(max(len(indptr), 1)) * q_len_per_req
-        arrays = {"the batch": rows, "indptr": indptr, "indices": indices, "last_page_len": last_page_len}
-        level = new_level(page_size, **arrays)
+        arrays = {"indptr": indptr, "indices": indices, "last_page_len": last_page_len}
+        level = new_level(page_size, **{"the batch": rows, **arrays})
         o_dtype = float_type("o_data_type", o_data_type) if o_data_type is not None else None
         self._plan(
             Planned([level], True, window_left, sm_scale, logits_soft_cap, o_dtype),
+            [arrays],
             num_qo_heads=num_qo_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             page_size=page_size,
         )
+        if self._q_len_per_req is None:
+            self._q_len_per_req = q_len_per_req
 
     def run(
         self,
@@ -135,3 +146,26 @@ class BatchDecodeWithPagedKVCacheWrapper(PagedAttention):
     begin_forward = plan
     run_return_lse = partialmethod(run, return_lse=True)
     forward_return_lse = partialmethod(forward, return_lse=True)
+
+
+class CUDAGraphBatchDecodeWithPagedKVCacheWrapper(BatchDecodeWithPagedKVCacheWrapper):
+    """The same with use_cuda_graph, which asks for the buffers."""
+
+    def __init__(
+        self,
+        workspace_buffer: Tensor,
+        indptr_buffer: Tensor,
+        indices_buffer: Tensor,
+        last_page_len_buffer: Tensor,
+        kv_layout: str = "NHD",
+        use_tensor_cores: bool = False,
+    ) -> None:
+        super().__init__(
+            workspace_buffer,
+            kv_layout,
+            use_cuda_graph=True,
+            use_tensor_cores=use_tensor_cores,
+            paged_kv_indptr_buffer=indptr_buffer,
+            paged_kv_indices_buffer=indices_buffer,
+            paged_kv_last_page_len_buffer=last_page_len_buffer,
+        )

@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from batchllm.integrations.flashinfer.chains import attention_batch
+from batchllm.integrations.flashinfer.graph_buffers import GraphBuffers
 from batchllm.integrations.flashinfer.levels import Level
 from batchllm.integrations.planned_attention import PlannedAttention
 
@@ -19,7 +21,7 @@ DataType = str | torch.dtype
 LOG2_E = math.log2(math.e)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
-# What our kernels do not do, with the values that do not ask for it. Buffers for CUDA graphs go with use_cuda_graph.
+# What our kernels do not do, with the values that do not ask for it.
 NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
     "args": ((),),
     "block_tables": (None,),
@@ -40,7 +42,6 @@ NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
     "skip_softmax_threshold_scale_factor": (None,),
     "token_pos_in_items_len": (0,),
     "token_pos_in_items_ptr": (None,),
-    "use_cuda_graph": (False,),
     "v_scale": (None, 1.0),
     "variant_owns_mask": (False,),
     "window_right": (0,),
@@ -83,10 +84,19 @@ def float_type(name: str, data_type: DataType) -> torch.dtype:
     return dtype
 
 
-def check_type(name: str, tensor: Tensor) -> None:
-    """NotImplementedError for elements that our kernels do not take on the tensor's device."""
-    if float_type(name, tensor.dtype) == torch.float16 and not tensor.is_cuda:
-        raise NotImplementedError(f"{name}: BatchLLM's kernels take float32 and bfloat16 on a CPU, got float16")
+def widened(tensor: Tensor) -> Tensor:
+    """In float32 where it is of float16 on a CPU, whose kernels take float32 and bfloat16."""
+    return tensor.float() if tensor.dtype == torch.float16 and not tensor.is_cuda else tensor
+
+
+def widened_pages(pages: Tensor, levels: list[Level]) -> Tensor:
+    """The same of the pages that these read, at their places; the others hold anything."""
+    if pages.dtype != torch.float16 or pages.is_cuda:
+        return pages
+    page_ids = torch.from_numpy(np.unique(np.concatenate([level.page_ids for level in levels])))
+    wide = torch.empty(pages.shape, dtype=torch.float32)  # takes memory where it is written
+    wide[page_ids] = pages[page_ids].float()
+    return wide
 
 
 @dataclass(frozen=True)
@@ -103,22 +113,41 @@ class Planned:
 
 class PagedAttention:
     """Attention over pages that levels of groups share. `q` and the cache are on the device of plan()'s workspace, all
-    of them in bfloat16, or on a CPU in float32, on a GPU in float16."""
+    of them in bfloat16 or float16, or on a CPU in float32. float16 on a CPU becomes float32 in every call: q, and each
+    page that is read, once; results are rounded once."""
 
-    def __init__(self, float_workspace_buffer: Tensor, kv_layout: str) -> None:
-        """Of the workspace only the device counts."""
+    def __init__(
+        self, float_workspace_buffer: Tensor, kv_layout: str, graph_buffers: list[GraphBuffers] | None = None
+    ) -> None:
+        """Of the workspace only the device counts. graph_buffers: of each level, with use_cuda_graph."""
         if kv_layout not in ("NHD", "HND"):
             raise ValueError(f"kv_layout: expected 'NHD' or 'HND', got {kv_layout!r}")
         self.device = float_workspace_buffer.device
+        if graph_buffers and self.device.type != "cpu":
+            raise NotImplementedError(
+                "use_cuda_graph: BatchLLM takes buffers for CUDA graphs on a CPU only, got a workspace on "
+                f"{self.device.type}: a graph that was captured would not read the next plan"
+            )
+        self._graph_buffers = graph_buffers or []
         self._kv_layout = kv_layout
         self._planned: Planned | None = None
         self._shape: dict[str, int] = {}
         self._attentions: dict[tuple[bool, int], PlannedAttention] = {}  # by causal and window_left
 
-    def _plan(self, planned: Planned, **shape: int) -> None:
+    @property
+    def is_cuda_graph_enabled(self) -> bool:
+        return bool(self._graph_buffers)
+
+    def _plan(self, planned: Planned, arrays: list[dict[str, Tensor]], **shape: int) -> None:
+        """arrays: of each level those that its buffers hold, in their order."""
+        num_rows = int(planned.levels[-1].qo_indptr[-1])
+        for buffers, of_level in zip(self._graph_buffers, arrays, strict=False):
+            buffers.check(num_rows, **of_level)
         self._shape, self._attentions = shape, {}
         self._planned = planned
         self._attention(planned.causal, planned.window_left)
+        for buffers, of_level in zip(self._graph_buffers, arrays, strict=False):
+            buffers.write(num_rows, **of_level)
 
     def _attention(self, causal: bool, window_left: int) -> PlannedAttention:
         assert self._planned is not None
@@ -148,8 +177,8 @@ class PagedAttention:
             raise RuntimeError("run: expected a call of plan() before")
         planned = replace(self._planned, **(changes or {}))
         k_pages, v_pages = self._pages(paged_kv_cache)
-        check_type("q", q)
-        check_type("paged_kv_cache", k_pages)
+        float_type("q", q.dtype)
+        float_type("paged_kv_cache", k_pages.dtype)
         most = max((int(level.page_ids.max(initial=-1)) for level in planned.levels), default=-1)
         if most >= len(k_pages):
             raise ValueError(f"paged_kv_cache: expected pages up to {most}, as planned, got {len(k_pages)} pages")
@@ -161,17 +190,19 @@ class PagedAttention:
             out = q.new_empty(q.shape, dtype=planned.o_data_type or q.dtype)
         if return_lse and lse is None:
             lse = q.new_empty(q.shape[:2] if lse_layout == "NH" else q.shape[1::-1], dtype=torch.float32)
-        wanted = lse if return_lse else None
+        wanted, result = lse if return_lse else None, widened(out)
         self._attention(planned.causal, planned.window_left)(
-            q,
-            k_pages,
-            v_pages,
-            out=out,
+            widened(q),
+            widened_pages(k_pages, planned.levels),
+            widened_pages(v_pages, planned.levels),
+            out=result,
             lse=wanted.T if wanted is not None and lse_layout == "HN" else wanted,
             softmax_scale=planned.sm_scale,
             soft_cap=planned.logits_soft_cap or 0.0,
             sinks=sinks,
         )
+        if result is not out:
+            out.copy_(result)
         if wanted is None:
             return out
         if lse_base == "log2":

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from batchllm.integrations.flashinfer.graph_buffers import GraphBuffers
 from batchllm.integrations.flashinfer.levels import new_level
 from batchllm.integrations.flashinfer.paged_attention import (
     DataType,
@@ -38,14 +39,16 @@ class BatchPrefillWithPagedKVCacheWrapper(PagedAttention):
         jit_kwargs: dict[str, Any] | None = None,
         **others: Any,
     ) -> None:
-        check_supported(
-            "BatchPrefillWithPagedKVCacheWrapper",
-            use_cuda_graph=use_cuda_graph,
-            jit_args=jit_args,
-            jit_kwargs=jit_kwargs,
-            **others,
-        )
-        super().__init__(float_workspace_buffer, kv_layout)
+        """The buffers go with use_cuda_graph: plan() writes into them, of one batch size, and no batch has more rows
+        than the first. Those of masks are not used."""
+        check_supported("BatchPrefillWithPagedKVCacheWrapper", jit_args=jit_args, jit_kwargs=jit_kwargs, **others)
+        buffers = {
+            "qo_indptr_buf": qo_indptr_buf,
+            "paged_kv_indptr_buf": paged_kv_indptr_buf,
+            "paged_kv_indices_buf": paged_kv_indices_buf,
+            "paged_kv_last_page_len_buf": paged_kv_last_page_len_buf,
+        }
+        super().__init__(float_workspace_buffer, kv_layout, [GraphBuffers(**buffers)] if use_cuda_graph else None)
 
     def plan(
         self,
@@ -87,16 +90,17 @@ class BatchPrefillWithPagedKVCacheWrapper(PagedAttention):
             raise NotImplementedError(f"head_dim_vo: BatchLLM's kernels take {head_dim_qk} only, got {head_dim_vo}")
         float_type("q_data_type", q_data_type)
         float_type("kv_data_type", kv_data_type or q_data_type)
-        level = new_level(
-            page_size,
-            qo_indptr=qo_indptr,
-            paged_kv_indptr=paged_kv_indptr,
-            paged_kv_indices=paged_kv_indices,
-            paged_kv_last_page_len=paged_kv_last_page_len,
-        )
+        arrays = {
+            "qo_indptr": qo_indptr,
+            "paged_kv_indptr": paged_kv_indptr,
+            "paged_kv_indices": paged_kv_indices,
+            "paged_kv_last_page_len": paged_kv_last_page_len,
+        }
+        level = new_level(page_size, **arrays)
         o_dtype = float_type("o_data_type", o_data_type) if o_data_type is not None else None
         self._plan(
             Planned([level], causal, window_left, sm_scale, logits_soft_cap, o_dtype),
+            [arrays],
             num_qo_heads=num_qo_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim_qk,
