@@ -1,4 +1,4 @@
-// Whether one more request may start beside those that run: the two conditions at the top of batch_planner.h.
+// Whether one more request may start beside the running ones: the two conditions at the top of batch_planner.h.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@ class Admission {
  public:
     // A request's own part.
     struct OwnPart {
-        int64_t num_pages;   // that it holds now, or when it starts
+        int64_t num_pages;   // held now, or when it starts
         int64_t num_tokens;  // in them
         int64_t most_pages;  // at its longest
         int32_t num_steps;   // until it is expected to end
@@ -32,8 +32,8 @@ class Admission {
         is_idle_ = false;
     }
 
-    // Adds the request to those that run if it may start with `pinned_pages` pinned, its own chain among them. Throws
-    // std::logic_error where nothing runs and it may not even so: nothing would ever make room for it.
+    // Adds the request to the running ones if it may start with `pinned_pages` pinned, including its own chain. Throws
+    // std::logic_error if nothing runs and it still may not start: nothing would ever make room for it.
     bool try_add(const OwnPart& own, int64_t pinned_pages, int64_t pool_pages) {
         const int64_t largest = std::max(largest_, own.most_pages);
         const int64_t all_largest = all_largest_ + own.most_pages;

@@ -10,9 +10,9 @@
 
 namespace batchllm {
 
-// Always depth-first over the forest of segments, so that a segment's readers are neighbours. What is chosen is how
-// siblings follow each other, at every node and among the trees and loners at the top. A child (a segment or a single
-// request) has the ratio, summed over its subtree,
+// Always depth-first over the forest of segments, so that a segment's readers are neighbours. GroupOrder is
+// the order of siblings, at every node and among the trees and single requests at the top. A child (a segment or a
+// single request) has the ratio, summed over its subtree,
 //
 //   expected output tokens / (segment tokens + own prompt tokens)
 enum class GroupOrder {
@@ -24,7 +24,7 @@ enum class GroupOrder {
                    // walks the leaves of one sorted tree from both ends, applied at every node
 };
 
-// Equal ratios keep segments before requests, each by id.
+// With equal ratios segments come before requests, each by id.
 //   own_tokens, expected_output_tokens [num_requests]
 std::vector<RequestIndex> group_order(const Segments& segments, std::span<const int32_t> own_tokens,
                                       std::span<const int32_t> expected_output_tokens,

@@ -1,7 +1,7 @@
-// What names the things of a job. Names that could be taken for each other are types of their own, which do not
-// convert: a planner's requests, where it keeps them, shared segments, and whose a page is. The rest are plain numbers:
-// tokens are data, nodes do not leave the trie, slots are computed from pages, and the requests of one call are indices
-// into its arrays [num_requests].
+// The ids of a job. Ids that could be confused are distinct types, which do not convert: a planner's requests, their
+// places in it, shared segments, and the owners of pages. The rest are plain numbers: tokens are data, nodes do not
+// leave the trie, slots are computed from pages, and the requests of one call are indices into its arrays
+// [num_requests].
 #pragma once
 
 #include <compare>
@@ -18,7 +18,7 @@ using PageId = int32_t;        // index into the KV pool
 
 inline constexpr int32_t kNone = -1;  // no such node, request or number
 
-// The name of the thing at `index`. Of the size and cost of an int32.
+// The id of the thing at `index`. As small and cheap as an int32.
 template <typename Kind>
 struct Id {
     int32_t index;
@@ -26,7 +26,7 @@ struct Id {
     friend constexpr auto operator<=>(Id, Id) = default;
 };
 
-using RequestId = Id<struct RequestKind>;        // of a BatchPlanner: counted on over everything that was ever added
+using RequestId = Id<struct RequestKind>;        // of a BatchPlanner: counts everything ever added
 using SegmentId = Id<struct SharedSegmentKind>;  // index into Segments, or of a BatchPlanner's shared segments
 using Place = Id<struct PlaceKind>;              // where a BatchPlanner keeps a request
 
@@ -45,7 +45,7 @@ class AnySegment {
     Place reader() const { return {static_cast<int32_t>(index_)}; }
 
     friend constexpr bool operator==(AnySegment, AnySegment) = default;
-    friend constexpr bool operator<(AnySegment a, AnySegment b) {  // shared ones first
+    friend constexpr bool operator<(AnySegment a, AnySegment b) {  // shared segments first
         return a.is_own_ == b.is_own_ ? a.index_ < b.index_ : a.is_own_ < b.is_own_;
     }
 

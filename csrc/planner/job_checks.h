@@ -1,4 +1,4 @@
-// What a caller may hand to BatchPlanner; everything after trusts it.
+// Checks the arguments of BatchPlanner; everything after trusts them.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,8 @@
 namespace batchllm {
 
 // Throws std::invalid_argument that names the array, the index, what was expected and what was given. Compares every
-// prompt with the tokens of its chain: segments of another job would give wrong answers silently.
-// expected_output_tokens may be empty, or 0 where unknown. num_threads 0: one a core; any number reports the wrong
+// prompt with the tokens of its chain, because segments of another job would silently give wrong answers.
+// expected_output_tokens may be empty, or 0 if unknown. num_threads 0: one per core; any number reports the wrong
 // prompt with the smallest id.
 void check_job(const Prompts& prompts, const Segments& segments, std::span<const int32_t> max_output_tokens,
                std::span<const int32_t> expected_output_tokens, int num_threads = 0);

@@ -1,15 +1,15 @@
-// The most pages that the own parts of running requests will hold at any time to come, if each ends when expected.
+// The most pages that the own parts of running requests will hold at any later time, if each ends when expected.
 //
 //   pages |        /|          A request holds the pages of its prompt, takes one more every page_size steps and
-//         |   /|  / |          gives all back at its end. The peak of the sum is what must fit, and it is far below
-//         |  / | /  |__        the sum of the peaks where lengths differ.
+//         |   /|  / |          returns all at its end. The peak of the sum must fit, and that is far below the sum
+//         |  / | /  |__        of the peaks if lengths differ.
 //         | /  |/      |
 //         +------------------ steps from now, in LengthBins: a request counts as long as the longest of its bin
 //
-// Where windows slide, a request that will outgrow its window counts as large as it becomes from now on.
+// If windows slide, a request that will outgrow its window counts at its largest from now on.
 //
-// Never below the truth for ends as expected: requests decode in every step, and the one in prefill (there is at
-// most one) is given the steps of its prefill on top.
+// Never below the truth if requests end as expected: they decode in every step, and the one in prefill (there is at
+// most one) gets the steps of its prefill on top.
 #pragma once
 
 #include <algorithm>

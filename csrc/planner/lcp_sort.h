@@ -14,12 +14,12 @@ struct SortedRows {
     std::vector<int32_t> lcp;         // [num_requests]: tokens shared with the row before; 0 for the first
 };
 
-// Length of the longest common prefix of two rows that are known to agree on their first `from` tokens.
+// Length of the longest common prefix of two rows that agree on their first `from` tokens.
 int32_t common_prefix(const Prompts& prompts, RequestIndex a, RequestIndex b, int32_t from = 0);
 
-// A prompt comes before its extensions; equal prompts are ordered by request id. Threads (0: one a core) share the work
-// on ranges of rows that hold at least `min_shared_tokens`, and take smaller ones each on its own: neither number
-// changes the result.
+// A prompt comes before its extensions; equal prompts are ordered by request id. Threads (0: one per core) share the
+// work on ranges of rows with at least `min_shared_tokens`, and each take smaller ranges alone. Neither number changes
+// the result.
 SortedRows lcp_sort(const Prompts& prompts, int num_threads, int64_t min_shared_tokens = 1 << 22);
 
 }  // namespace batchllm

@@ -1,4 +1,4 @@
-// Lengths in bins: exact below 16, then eight bins an octave, so that a bin is at most an eighth of its lengths wide.
+// Lengths in bins: exact below 16, then eight bins per octave, so that a bin is at most an eighth of its lengths wide.
 #pragma once
 
 #include <bit>

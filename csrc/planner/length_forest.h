@@ -1,7 +1,7 @@
-// The populations whose output lengths are learned: the job, and under it every pinned group with readers enough.
+// The populations whose output lengths are learned: the job, and under it every pinned group with enough readers.
 //
-//   job ─┬─ group A ── group A1      what a request of A1 teaches is told to A1, A and the job; what is expected of it
-//        └─ group B                  is asked of the innermost of them that has seen enough end
+//   job ─┬─ group A ── group A1      lengths of A1's requests are recorded for A1, A and the job; estimates come from
+//        └─ group B                  the innermost of these that has seen enough outputs end
 #pragma once
 
 #include <algorithm>
@@ -18,8 +18,8 @@ class LengthForest {
     using Population = int32_t;
     static constexpr Population kJob = 0;
 
-    // Of a group with so many readers that is pinned inside population `around`: one of its own where they are enough
-    // to learn from, else the one around.
+    // The population of a group with that many readers, pinned inside population `around`: its own if they are enough
+    // to learn from, otherwise `around`.
     Population open(Population around, int32_t num_readers) {
         constexpr int32_t kWorthLearning = 64;
         if (num_readers < kWorthLearning) return around;
@@ -33,7 +33,7 @@ class LengthForest {
         return population;
     }
 
-    // What open(around, ...) gave is needed no longer.
+    // Releases what open(around, ...) returned.
     void close(Population population, Population around) {
         if (population != around) unused_.push_back(population);
     }
@@ -48,7 +48,7 @@ class LengthForest {
 
     // The final length of a request's output, which has `length` tokens by now.
     int32_t expected(Population population, RequestId request, int32_t length) {
-        constexpr int64_t kEnoughEnded = 32;  // to believe it alone; else the one around, at last the job
+        constexpr int64_t kEnoughEnded = 32;  // to trust it alone; otherwise the one around it, finally the job
         while (trees_[population].outputs.num_ended() < kEnoughEnded && trees_[population].around != kNone) {
             population = trees_[population].around;
         }

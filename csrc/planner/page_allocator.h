@@ -1,7 +1,7 @@
 // Which segment holds which page of the KV pool.
 //
 // A page belongs to exactly one segment, shared or a request's own; a segment may end anywhere in its last page. A pool
-// costs memory for the pages that were ever in use, so it may be as large as it likes.
+// costs memory only for pages that were ever in use, so it may have any size.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ class PageAllocator {
     int32_t num_free() const { return num_pages_ - num_used(); }
     int32_t num_used() const { return static_cast<int32_t>(owner_.size() - free_.size()); }
     int32_t peak_used() const { return static_cast<int32_t>(owner_.size()); }  // a new page is taken when none is free
-    AnySegment owner(PageId page) const { return owner_[page]; }  // of a page that was ever in use; or kNobody
+    AnySegment owner(PageId page) const { return owner_[page]; }  // of a page that was ever in use, or kNobody
 
     // Appends `count` pages to the owner's list. At least that many must be free.
     void allocate(AnySegment owner, int64_t count, std::vector<PageId>& pages);
@@ -29,7 +29,7 @@ class PageAllocator {
     void release(AnySegment owner, std::vector<PageId>& pages);
     void release_rest(AnySegment owner, std::vector<PageId>& pages, int64_t num_kept);
 
-    // The owner of these pages is called otherwise from now on.
+    // Renames the owner of these pages.
     void rename(std::span<const PageId> pages, AnySegment owner) {
         for (const PageId page : pages) owner_[page] = owner;
     }

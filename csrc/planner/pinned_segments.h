@@ -1,10 +1,10 @@
-// The shared segments of a planner's requests: which are pinned, in which pages, and who holds them.
+// The shared segments of a planner's requests: which are pinned, their pages, and their holders.
 //
 //   holders   unfinished readers, and pinned segments that borrow its pages
 //   pinned    from the start of its first reader to the end of its last holder, with all the pages it is to need
 //   borrows   its pages are the first ones of its source: an older segment that begins with the same tokens and was
-//             pinned when this one was; a source is held as long as it is borrowed from. One that drops tokens is
-//             borrowed to its end or not at all
+//             pinned when this one was; a source is held as long as something borrows from it. A source that drops
+//             tokens is borrowed to its end or not at all
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,7 @@ struct SharedSegment {
     bool is_pinned = false;
     bool borrows = false;
     bool was_pinned = false;
-    std::shared_ptr<const void> tokens_owner = nullptr;  // of prompt, while there are holders; null: outlives all
+    std::shared_ptr<const void> tokens_owner = nullptr;  // of prompt, while there are holders; null: it outlives all
 
     int32_t num_tokens() const { return end - begin; }
 };
@@ -51,7 +51,7 @@ class PinnedSegments {
 
     int64_t num_pinned_pages() const { return num_pinned_pages_; }  // borrowed ones counted once
     int64_t most_pages(SegmentId segment) const { return window_.most_pages((*this)[segment].num_tokens()); }
-    // That stay while it is pinned, whether it borrows or not.
+    // The pages that stay while it is pinned, whether it borrows or not.
     int64_t most_held_pages(SegmentId segment) const {
         while ((*this)[segment].source != kNoSegment) segment = (*this)[segment].source;  // the last one is the longest
         return most_pages(segment);
@@ -79,7 +79,7 @@ class PinnedSegments {
 
     // Its parent is pinned. Returns the borrowed tokens; 0 where it got pages of its own, to be computed.
     int32_t pin(SegmentId segment);
-    // One holder less; the last one frees it, pinned or not.
+    // Removes a holder; the last one frees the segment, pinned or not.
     void release(SegmentId segment);
     void release_chain(SegmentId deepest);
     // What is stored of it is computed: what no later row sees is dropped.

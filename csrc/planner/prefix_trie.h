@@ -24,7 +24,7 @@ namespace batchllm {
 
 class PrefixTrie {
  public:
-    // num_threads 0: one a core.
+    // num_threads 0: one per core.
     explicit PrefixTrie(const Prompts& prompts, int num_threads = 0);
 
     const Prompts& prompts() const { return prompts_; }
