@@ -7,9 +7,9 @@
 namespace batchllm {
 
 void append_to_pages(const AppendParams& p, int32_t num_threads) {
-    constexpr int64_t kTokensPerThread = 64;  // a decode step's few rows are copied before a thread would wake up
+    constexpr int64_t kTokensPerThread = 64;  // copying a decode step's few rows takes less than waking a thread
     num_threads = num_openmp_threads(num_threads, (p.num_tokens + kTokensPerThread - 1) / kTokensPerThread);
-    // One copy per token where the heads stand side by side.
+    // One copy per token if the heads are contiguous.
     const bool packed = p.token_head_stride == p.head_bytes && p.page_head_stride == p.head_bytes;
     const int64_t num_copies = packed ? 1 : p.num_kv_heads;
     const int64_t copy_bytes = packed ? p.num_kv_heads * p.head_bytes : p.head_bytes;

@@ -1,4 +1,4 @@
-// Merging attention states of the same rows over disjoint sets of keys, in the order in which they come.
+// Merges attention states of the same rows over disjoint sets of keys, in the given order.
 #pragma once
 
 #include <algorithm>
@@ -47,7 +47,7 @@ class StateMerger {
     float lse_ = -INFINITY;
 };
 
-// States that come from elsewhere. Strides count elements; head_dim is contiguous.
+// States from other sources. Strides count elements; head_dim is contiguous.
 template <typename T>
 struct StatesView {
     T* out;  // [num_tokens, num_states, num_heads, head_dim]

@@ -1,4 +1,4 @@
-// What one call of attention works on: plain structs, no functions, like work_item.h.
+// The arguments of one attention call: plain structs, no functions, like work_item.h.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,7 @@ struct OutputTensor {  // [num_tokens, num_qo_heads, head_dim]
 };
 
 struct LseTensor {  // [num_tokens, num_qo_heads], natural log
-    float* data;    // null: nobody wants it
+    float* data;    // null: not wanted
     int64_t token_stride;
     int64_t head_stride;
 };

@@ -4,7 +4,7 @@
 //   lse   ln sum exp(score) over the set;           -inf for the empty set
 //
 // Merging is commutative and associative, and the empty state is its identity. A state of weight 0 is left out, not
-// multiplied by 0: what stands in `out` of an empty state may be anything, NaN included.
+// multiplied by 0: `out` of an empty state may hold anything, even NaN.
 #pragma once
 
 #include <cmath>
@@ -21,7 +21,7 @@ struct MergeWeights {
 
 BATCHLLM_HOST_DEVICE inline MergeWeights merge_weights(float lse_a, float lse_b) {
     if (lse_a == -INFINITY && lse_b == -INFINITY) return {0.0f, 0.0f, -INFINITY};
-    const float lse_max = fmaxf(lse_a, lse_b);  // passes over a NaN, which sum_a or sum_b then brings back
+    const float lse_max = fmaxf(lse_a, lse_b);  // ignores a NaN, which sum_a or sum_b then restores
     const float sum_a = expf(lse_a - lse_max);
     const float sum_b = expf(lse_b - lse_max);
     const float sum = sum_a + sum_b;
@@ -34,8 +34,8 @@ BATCHLLM_HOST_DEVICE inline float merge_out(const MergeWeights& weights, float o
     return weights.b == 0.0f ? weights.a * out_a : weights.a * out_a + weights.b * out_b;
 }
 
-// FlashAttention-2 and FlashMLA write lse = +inf for the empty set, others work in base 2. Everything that comes
-// from outside passes through here once.
+// FlashAttention-2 and FlashMLA write lse = +inf for the empty set, others work in base 2. All external states
+// pass through here once.
 enum class LseBase { kE, kTwo };
 
 constexpr float kLn2 = 0.693147180559945309f;

@@ -16,7 +16,7 @@ BATCHLLM_HOST_DEVICE inline float to_float(Half value) {
     const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000) << 16;
     const uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7fff) << 13;
     if (magnitude >= 0x0f800000) return std::bit_cast<float>(sign | 0x70000000 | magnitude);  // infinity, NaN
-    // The exponent is too small by 112; the product is exact, and normalises what is subnormal.
+    // The exponent is too small by 112; the product is exact and normalises subnormal numbers.
     const float scaled = std::bit_cast<float>(magnitude) * std::bit_cast<float>((127u + 112u) << 23);
     return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(scaled));
 }

@@ -1,4 +1,4 @@
-// Threads of the planner: a range of work dealt in equal parts.
+// Threads of the planner: a range of work divided into equal parts.
 #pragma once
 
 #include <algorithm>
@@ -10,14 +10,14 @@
 
 namespace batchllm {
 
-// num_threads 0: one a core.
+// num_threads 0: one per core.
 inline int resolve_num_threads(int num_threads) {
     return num_threads > 0 ? num_threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-// Calls work(begin, end) for num_parts consecutive parts of [0, size), each in a thread of its own, the first in the
-// caller's; there, too, those for which the machine has no thread left. An exception of the first part that has one is
-// thrown again, once all parts are done.
+// Calls work(begin, end) for num_parts consecutive parts of [0, size), each in its own thread, the first in the
+// caller's, where parts also run for which the machine has no thread left. Once all parts are done, the exception of
+// the first part that failed is rethrown.
 template <typename Work>
 void for_each_part(int64_t size, int num_parts, const Work& work) {
     if (num_parts == 1) return work(int64_t{0}, size);

@@ -1,7 +1,7 @@
-// Arrays that come in, as views: by the buffer protocol (NumPy, array.array, memoryview) or DLPack (torch, JAX, CuPy,
-// ...). Every array of every call is received and checked here, so the same mistake is the same exception everywhere:
-// TypeError for what is no array or has other elements, ValueError for all else. A message names the array, the
-// dimension, what was expected and what came.
+// Incoming arrays as views: by the buffer protocol (NumPy, array.array, memoryview) or DLPack (torch, JAX, CuPy, ...).
+// Every array of every call is received and checked here, so the same mistake is the same exception everywhere:
+// TypeError for a non-array or wrong elements, ValueError for everything else. A message names the array, the
+// dimension, what was expected and what was found.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -32,16 +32,16 @@ enum class ElementType : uint8_t {
 
 const char* element_type_name(ElementType type);
 
-// Where a tensor may lie.
+// Where a tensor may be.
 enum class Where : uint8_t { kCpu, kCuda, kCpuOrCuda };
 
-// A view of somebody's memory, which it keeps alive.
+// A view of foreign memory, which it keeps alive.
 class Tensor {
  public:
     static constexpr int kMaxDims = 4;
 
-    // `name` is the argument's name in error messages; it must outlive the tensor. Throws if `object` is no array of
-    // at most kMaxDims dimensions that lies where it may.
+    // `name` is the argument's name in error messages; it must outlive the tensor. Throws unless `object` is an array
+    // of at most kMaxDims dimensions on an allowed device.
     Tensor(const char* name, pybind11::handle object, Where where = Where::kCpu);
     const char* name() const { return name_; }
     void* data() const { return data_; }
@@ -54,15 +54,15 @@ class Tensor {
     bool is_cuda() const { return device_.device_type == dlpack::kCuda; }
     int device_id() const { return device_.device_id; }
 
-    // NumPy has no bfloat16: its uint16 arrays are taken as such where the caller says so.
+    // NumPy has no bfloat16: its uint16 arrays count as bfloat16 if the caller says so.
     void reinterpret_uint16_as_bfloat16();
 
     void expect_type(std::initializer_list<ElementType> types) const;
     void expect_device_of(const Tensor& other) const;
-    // Every element is its own memory, and may be written.
+    // Checks that elements do not overlap and may be written.
     void expect_writable() const;
     void expect_unit_last_stride() const;
-    // The memory and every stride but the last one are multiples of so many bytes.
+    // Checks that the address and every stride except the last are multiples of this many bytes.
     void expect_aligned(int64_t bytes) const;
 
  private:
@@ -86,9 +86,9 @@ class Tensor {
     ElementType type_ = ElementType::kOther;
     int64_t element_bytes_ = 0;
     bool read_only_ = false;
-    std::string type_text_;  // for messages, where type_ is kOther
+    std::string type_text_;  // for messages, if type_ is kOther
 
-    // What keeps the memory alive: one of the two.
+    // One of these two keeps the memory alive.
     struct Buffer {
         Py_buffer view = {};
         Buffer() = default;
@@ -113,7 +113,7 @@ struct Dim {
 
 void check_shape(const Tensor& tensor, std::initializer_list<Dim*> dims);
 
-// A size that a plan or a batch holds in int32; ValueError where it does not fit.
+// A size that a plan or a batch holds in int32; ValueError if it does not fit.
 int32_t int32_size(const Dim& dim);
 
 // The elements of a one-dimensional, contiguous array of int32, int64 or bool.
@@ -121,7 +121,7 @@ std::span<const int32_t> int32_array(const Tensor& tensor);
 std::span<const int64_t> int64_array(const Tensor& tensor);
 std::span<const uint8_t> bool_array(const Tensor& tensor);
 
-// A copy of an array of int32, as T made of each.
+// A copy of an array of int32, each element converted to T.
 template <typename T = int32_t>
 std::vector<T> int32_copy(const char* name, pybind11::handle object) {
     const Tensor tensor(name, object);
@@ -131,7 +131,7 @@ std::vector<T> int32_copy(const char* name, pybind11::handle object) {
     return copy;
 }
 
-// A tensor that outlives its call: whoever lets it go need not hold the GIL.
+// A tensor that outlives its call: it may be released without the GIL.
 std::shared_ptr<const Tensor> keep_tensor(const char* name, pybind11::handle object);
 
 }  // namespace batchllm

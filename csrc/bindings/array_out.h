@@ -1,4 +1,4 @@
-// Arrays that go out: views of what is ours, copies, and new outputs of a caller's library.
+// Outgoing arrays: views of our memory, copies, and new outputs made by a caller's library.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -13,7 +13,7 @@
 
 namespace batchllm {
 
-// What Python sees of elements: ids are int32.
+// The element types in Python: ids are int32.
 template <typename T>
 struct PythonElement {
     using Type = T;
@@ -23,7 +23,7 @@ struct PythonElement<Id<Kind>> {
     using Type = int32_t;
 };
 
-// array.flags.writeable = False in a fraction of its time: a step reads many arrays.
+// array.flags.writeable = False, but much faster: a step reads many arrays.
 inline void set_readonly(const pybind11::array& array) {
     pybind11::detail::array_proxy(array.ptr())->flags &= ~pybind11::detail::npy_api::NPY_ARRAY_WRITEABLE_;
 }
@@ -37,7 +37,7 @@ pybind11::array readonly_view(const std::vector<T>& values, pybind11::handle own
     return view;
 }
 
-// Structs of int32 as the rows of such a view.
+// Structs of int32 as rows of such a view.
 template <typename T>
 pybind11::array_t<int32_t> readonly_rows(std::span<const T> structs, pybind11::handle owner) {
     constexpr pybind11::ssize_t kFields = sizeof(T) / sizeof(int32_t);
@@ -47,7 +47,7 @@ pybind11::array_t<int32_t> readonly_rows(std::span<const T> structs, pybind11::h
     return rows;
 }
 
-// Of what may still grow, or is about to go, where a view would not do.
+// A copy of memory that may still grow or is about to be freed, where a view would not do.
 template <typename T>
 pybind11::array_t<T> array_copy(std::span<const T> values) {
     return pybind11::array_t<T>(static_cast<pybind11::ssize_t>(values.size()), values.data());
@@ -60,8 +60,8 @@ pybind11::array_t<int32_t> ids_copy(const std::vector<Id<Kind>>& ids) {
     return copy;
 }
 
-// An uninitialised tensor for the output `name`, of the library that q belongs to (NumPy or torch; NumPy for JAX's) and
-// on q's device.
+// An uninitialised tensor for the output `name`, of q's library (NumPy or torch; NumPy for JAX) and on q's
+// device.
 enum class NewType : uint8_t { kLikeQ, kFloat32 };
 pybind11::object new_output(const char* name, pybind11::handle q, NewType type, std::initializer_list<int64_t> shape);
 

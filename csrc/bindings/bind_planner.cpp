@@ -1,5 +1,5 @@
-// PrefixTrie, choose_segments, Segments, BatchPlanner and TokenBatch for Python. Arrays of tokens come in without a
-// copy, and arrays go out as read-only views that keep their owner alive.
+// PrefixTrie, choose_segments, Segments, BatchPlanner and TokenBatch for Python. Token arrays are taken
+// without a copy, and returned arrays are read-only views that keep their owner alive.
 #include <pybind11/stl.h>
 #include <unistd.h>
 
@@ -167,8 +167,8 @@ void bind_token_batch(py::module_& module) {
     });
 }
 
-// A BatchPlanner that several Python threads may use, one that adds requests beside one that runs the steps: calls come
-// one after the other. They wait without the GIL, which whoever is inside may need to come to an end.
+// A BatchPlanner that several Python threads may use, such as one that adds requests and one that runs the steps. Calls
+// run one after the other. They wait without the GIL, which the running call may need to finish.
 class SharedPlanner {
  public:
     explicit SharedPlanner(const PlannerOptions& options) : planner_(options) {}
@@ -177,7 +177,7 @@ class SharedPlanner {
     template <typename Use>
     auto locked(const Use& use) {
         const py::gil_scoped_release unlocked;
-        if (getpid() != process_) {  // perhaps a thread that is not here any more was inside
+        if (getpid() != process_) {  // a thread that no longer exists here may have been inside
             throw std::runtime_error(
                 "BatchPlanner: made before this process was forked; make it here, or start processes by \"spawn\"");
         }
@@ -247,7 +247,7 @@ int32_t add_requests(SharedPlanner& planner, const py::object& tokens, const py:
         [&](BatchPlanner& self) { return self.add_requests(prompts, segments, max_output, options).index; });
 }
 
-// Of each request its tokens and num_cached_tokens; in one call, since every call waits for its turn.
+// The tokens and num_cached_tokens of each request, in one call, since every call waits for its turn.
 std::vector<std::pair<std::vector<TokenId>, int32_t>> outputs(SharedPlanner& planner, const py::object& request_ids) {
     const auto ids = int32_copy<RequestId>("request_ids", request_ids);
     return planner.locked([&](const BatchPlanner& self) {

@@ -10,13 +10,13 @@
 
 namespace batchllm {
 
-// No machine has more. What of them is started is another matter (num_openmp_threads).
+// No machine has more. num_openmp_threads decides how many are started.
 inline constexpr int32_t kMaxThreads = 1024;
 
-// The number of threads that a caller asks for: 0 is `otherwise`, ValueError where it is negative or over kMaxThreads.
+// The number of threads that a caller asks for: 0 is `otherwise`; ValueError if negative or over kMaxThreads.
 int32_t thread_count(int32_t num_threads, int32_t otherwise);
 
-GroupOrder group_order_by_name(const std::string& name);  // ValueError where there is none
+GroupOrder group_order_by_name(const std::string& name);  // ValueError if there is none
 
 void bind_planner(pybind11::module_& module);
 void bind_simulate(pybind11::module_& module);

@@ -1,4 +1,4 @@
-// The arrays of a job: its prompts, and what is said of each request.
+// The arrays of a job: its prompts, and data about each request.
 #pragma once
 
 #include <optional>

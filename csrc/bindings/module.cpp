@@ -12,13 +12,13 @@ int32_t thread_count(int32_t num_threads, int32_t otherwise) {
         throw pybind11::value_error("num_threads: expected at most " + std::to_string(kMaxThreads) + ", got " +
                                     std::to_string(num_threads));
     }
-    return num_threads == 0 ? std::min(otherwise, kMaxThreads) : num_threads;  // OMP_NUM_THREADS may say anything
+    return num_threads == 0 ? std::min(otherwise, kMaxThreads) : num_threads;  // OMP_NUM_THREADS may have any value
 }
 
 namespace {
 
-// What Class.__new__(Class) makes holds nothing, and pybind11 would hand out memory that nobody has initialised in its
-// place: it asks for that memory here.
+// An object made by Class.__new__(Class) holds no instance, and pybind11 would return uninitialised memory instead; it
+// requests that memory here.
 void* refuse_uninitialised(size_t) {
     throw pybind11::type_error("the object is not initialised: __init__() was not called");
 }

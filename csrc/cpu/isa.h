@@ -16,7 +16,7 @@ enum class CpuIsa : uint8_t {
 // "base", "avx2", "avx512", "avx512_bf16"
 const char* name(CpuIsa isa);
 
-// Those of this machine, slowest first; never empty.
+// The sets of this machine, slowest first; never empty.
 const std::vector<CpuIsa>& available_isas();
 
 // The fastest one, or the one that the environment variable BATCHLLM_ISA names. Chosen at the first call; throws

@@ -40,7 +40,7 @@ void BatchPlanner::schedule_decodes(TokenBatch& batch) {
     batch.num_decode_tokens = batch.num_tokens();
 }
 
-// False where the request itself was the youngest and gave way.
+// False if the request itself was the youngest and gave way.
 bool BatchPlanner::make_room(Place place) {
     StoredSegment& own = request_at(place).work->own;
     if (own.num_stored < static_cast<int64_t>(own.pages.size()) * page_size_) return true;
@@ -210,7 +210,7 @@ void BatchPlanner::append_own_span(TokenBatch& batch, Place place, int32_t count
     }
     if (!next_score_.empty()) append_scores(batch, place, begin, std::min(end, prompt_end));
     if (work.own.begin == request.own_begin) append_chain(batch, request.parent);
-    batch.link_segment.push_back(append_segment(batch, work.own));  // nobody else reads it
+    batch.link_segment.push_back(append_segment(batch, work.own));  // no other request reads it
     end_span(batch, begin);
     if (window_.slides()) grown_.emplace_back(place);
 }
@@ -260,11 +260,11 @@ int32_t BatchPlanner::append_segment(TokenBatch& batch, const StoredSegment& kv)
     return number;
 }
 
-// What the rows of prompt positions [begin, end), the last of the batch, predict of prompts that are scored. Rows that
-// are computed again are not asked again.
+// Adds the scores that the rows of prompt positions [begin, end), the last of the batch, give to scored prompts. Rows
+// that are computed again are not scored again.
 void BatchPlanner::append_scores(TokenBatch& batch, AnySegment segment, int32_t begin, int32_t end) {
     std::vector<const Request*> readers;
-    const auto add_reader = [&](RequestId id) {  // of those that have gone none is in next_score_
+    const auto add_reader = [&](RequestId id) {  // requests that are gone are not in next_score_
         if (next_score_.contains(id)) readers.push_back(&request_at(place_of(id)));
     };
     if (segment.is_own()) {
@@ -353,7 +353,7 @@ std::vector<RequestId> BatchPlanner::commit(std::span<const TokenId> sampled, st
     return finished_requests;
 }
 
-// The batch in flight comes before all that will be written into the pages that are left here.
+// The batch in flight runs before anything is written into the pages that are returned here.
 void BatchPlanner::slide_windows() {
     for (const AnySegment segment : grown_) {
         if (segment.is_shared()) {
@@ -367,7 +367,7 @@ void BatchPlanner::slide_windows() {
     grown_.clear();
 }
 
-// Takes requests that are over, and segments that nobody is left to read, from wherever they stand.
+// Removes ended requests, and segments without readers, from every list.
 void BatchPlanner::leave_queues() {
     const auto is_over = [&](Place place) { return request_at(place).is_over(); };
     std::erase_if(running_, is_over);
@@ -383,7 +383,7 @@ void BatchPlanner::leave_queues() {
     skip_aborted();
 }
 
-// Nobody waits any more for the token that a request is still to be told. False where there is none.
+// Stops waiting for the untold token of a request. False if there is none.
 bool BatchPlanner::drop_untold(Request& request) {
     if (!request.work || request.work->untold == kNone) return false;
     untold_[request.work->untold] = kNoPlace;
@@ -424,7 +424,7 @@ std::vector<RequestId> BatchPlanner::order() const {
     return order;
 }
 
-// kNoPlace where it was refused.
+// kNoPlace if it was refused.
 Place BatchPlanner::known(RequestId request) const {
     if (request < RequestId{0} || request >= next_request_id()) {
         throw std::out_of_range("request_id: expected 0 to " + std::to_string(next_request_id().index - 1) + ", got " +

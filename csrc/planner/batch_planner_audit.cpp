@@ -22,7 +22,7 @@ void BatchPlanner::audit() const {
     audit_counts();
 }
 
-// Every page a segment lists is its own or its source's, no page is listed twice, and what is stored fits.
+// Every page that a segment lists is its own or its source's, no page is listed twice, and the stored tokens fit.
 void BatchPlanner::audit_pages() const {
     pages_.audit();
     int64_t num_used = 0, num_pinned = 0;
@@ -107,7 +107,7 @@ void BatchPlanner::audit_pages() const {
     expect(num_pinned + largest_own <= pages_.num_pages(), "the oldest request can always finish");
 }
 
-// Whose tokens are awaited or not told yet: each knows its row.
+// Requests whose tokens are awaited or untold: each knows its row.
 void BatchPlanner::audit_untold() const {
     expect(in_flight_ || awaited_.empty(), "only a batch in flight awaits tokens");
     expect(is_untold_ || untold_.empty(), "tokens that were told are awaited no more");

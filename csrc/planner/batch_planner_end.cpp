@@ -1,4 +1,4 @@
-// How requests leave a BatchPlanner before their time, and how it forgets them.
+// How a BatchPlanner aborts and forgets requests.
 #include <algorithm>
 #include <stdexcept>
 #include <utility>
@@ -50,12 +50,12 @@ void BatchPlanner::forget(std::span<const RequestId> requests) {
         ++num_forgotten_places_;
         place = kNoPlace;
     }
-    // Half of all places are gaps: so a request pays for moving about one other.
+    // Half of all places are gaps, so each forgotten request pays for moving about one other.
     if (num_forgotten_places_ > num_places() / 2) compact();
 }
 
-// Closes the gaps that forgotten requests leave: places, segments that no request names any more, and ids below the
-// first that is known.
+// Closes the gaps of forgotten requests: places, segments that no request names any more, and ids below the first known
+// one.
 void BatchPlanner::compact() {
     std::vector<SegmentId> new_segment(shared_.size(), kNoSegment);
     constexpr SegmentId kKept{0};

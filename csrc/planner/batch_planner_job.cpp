@@ -1,4 +1,4 @@
-// How requests come to a BatchPlanner: what is decided once for them, before any batch.
+// How a BatchPlanner adds requests: decisions made once for them, before any batch.
 #include <algorithm>
 #include <limits>
 #include <stdexcept>
@@ -46,7 +46,7 @@ RequestId BatchPlanner::add_requests(const Prompts& prompts, Segments segments,
     }
     const std::vector<RequestIndex> order = group_order(forest, own_tokens, expected, group_order_);
 
-    if (requests_.empty()) {  // later ones are few: let the arrays double
+    if (requests_.empty()) {  // later additions are small: let the arrays double
         shared_.reserve(forest.num_segments());
         requests_.reserve(prompts.num_requests());
         place_.reserve(prompts.num_requests());
@@ -95,7 +95,7 @@ RequestId BatchPlanner::add_requests(const Prompts& prompts, Segments segments,
     return first_request;
 }
 
-// By local number: requests that can never fit. Those that fit only in one piece are detached from their chains.
+// Requests that can never fit, by local number. Those that fit only in one piece are detached from their chains.
 std::vector<bool> BatchPlanner::detach_or_refuse(const Prompts& prompts, Segments& segments,
                                                  std::span<const int32_t> max_output_tokens) {
     std::vector<bool> refused(prompts.num_requests(), false);
@@ -124,7 +124,7 @@ std::vector<bool> BatchPlanner::detach_or_refuse(const Prompts& prompts, Segment
     return refused;
 }
 
-// Segments that a scored request reads are computed, not borrowed: nobody kept what their rows predict.
+// Segments that a scored request reads are computed, not borrowed, because the predictions of their rows are not kept.
 void BatchPlanner::want_scores(Place first, RequestId first_id, std::span<const int32_t> score_begin) {
     for (auto request = requests_.begin() + first.index; request != requests_.end(); ++request) {
         const int32_t begin = score_begin[request->id.index - first_id.index];
@@ -151,8 +151,8 @@ BorrowedSegments BatchPlanner::borrow(const Prompts& prompts, Segments segments,
     return borrow_from(live, prompts, segments, reader_cost);
 }
 
-// A borrowed segment holds its whole source. Where the chain of a request would not fit the pool with all of its
-// sources, none of the chain borrows.
+// A borrowed segment holds its whole source. If the chain of a request would not fit the pool with all of its sources,
+// no segment of the chain borrows.
 void BatchPlanner::forgo_sources_that_do_not_fit(Place first) {
     for (auto request = requests_.begin() + first.index; request != requests_.end(); ++request) {
         int64_t needed = largest_own_pages(*request);

@@ -7,7 +7,7 @@ namespace batchllm {
 
 namespace {
 
-// Where a walk from the root through the live segments stands: inside one, or at its end.
+// The position of a walk from the root through the live segments: inside one, or at its end.
 struct LivePosition {
     int32_t live = kNone;  // index; kNone: at the root
     bool lost = false;     // the tokens left the live segments
@@ -57,7 +57,7 @@ class LiveForest {
     std::vector<int32_t> by_first_token_;  // indices by (parent, first token)
 };
 
-// Builds the forest of the added segments anew, cut where the live ones end.
+// Rebuilds the forest of the added segments, cut where the live ones end.
 class Borrower {
  public:
     Borrower(const LiveForest& live, const Prompts& prompts, const Segments& added, double reader_cost)
@@ -93,14 +93,14 @@ class Borrower {
 
     Reached reached_by(SegmentId added) const { return added == kNoSegment ? Reached{} : reached_[added.index]; }
 
-    // Appends pieces with a source for tokens [begin, end) of a prompt, as far as live segments hold them and it pays;
-    // returns where they end. ends_here: a piece that reaches `end` is no segment more than there was.
+    // Appends pieces with a source for tokens [begin, end) of a prompt, as far as live segments hold them and borrowing
+    // pays. Returns where they end. ends_here: a piece that reaches `end` adds no segment.
     int32_t follow(Reached& reached, RequestIndex request, int32_t begin, int32_t end, int32_t num_readers,
                    bool ends_here) {
         const TokenId* row = prompts_.row_data(request);
         while (begin < end && !reached.at.lost) {
             const auto [at, agreed] = live_.step(reached.at, row, begin, end);
-            // A source is read from its first token: the piece that goes on inside one replaces the piece before.
+            // A source is read from its first token: a piece that continues inside one replaces the piece before.
             const bool goes_on = agreed > begin && begin > live_[at.live].begin;
             const bool is_free = goes_on || (ends_here && agreed == end);
             if (agreed == begin || (!is_free && agreed - begin <= reader_cost_ * num_readers)) {

@@ -30,8 +30,8 @@ namespace {
 //
 // V(v, .) is convex and piecewise linear: a leaf is linear, sums and maxima of convex functions are convex. The
 // slope of the line (0, or 1) is the least that any V can have, and line(state(v)) <= S(state(v)); so the line wins
-// on a range [0, threshold(v)), which is all that the way down has to know. There are at most two kinks a node,
-// merged small to large: O(n log^2 n), where tabulating (node, ancestor) pairs is quadratic on nested chains.
+// on a range [0, threshold(v)), and the pass down needs to know no more. There are at most two kinks per node, merged
+// small to large: O(n log^2 n), where tabulating (node, ancestor) pairs is quadratic on nested chains.
 //
 // Only integer states occur, so V is kept on the integers and every number is exact: no tie is ever decided by
 // rounding. The unit of states and values is 1/65536 token.
@@ -59,12 +59,12 @@ class ExactChoice {
 
  private:
     static int64_t reader_cost_units(double reader_cost) {
-        constexpr double kMost = 2147483648.0;  // no prompt is that long
+        constexpr double kMost = 2147483648.0;  // longer than any prompt
         return std::llround(std::min(reader_cost, kMost) * kUnit);
     }
 
-    // No gain exceeds D(v) a reader, so a larger kappa changes nothing; and the product stays within what all prompts
-    // hold, so it cannot overflow.
+    // No gain exceeds D(v) per reader, so a larger kappa changes nothing; and the product stays within the tokens of
+    // all prompts, so it cannot overflow.
     int64_t links_cost(NodeId node) const {
         return chained_ ? std::min(kappa_, depth(node) + kUnit) * trie_.num_readers(node) : 0;
     }

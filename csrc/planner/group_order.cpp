@@ -8,7 +8,7 @@ namespace batchllm {
 
 namespace {
 
-// What is below a child, all of it.
+// Totals over everything below a child.
 struct Subtree {
     int64_t decode_tokens = 0;
     int64_t prefill_tokens = 0;
@@ -44,7 +44,7 @@ class OrderBuilder {
         collect_children();
     }
 
-    // Parents before children: each hands its range of the order out to its children.
+    // Parents before children: each divides its range of the order among its children.
     std::vector<RequestIndex> build() {
         std::vector<RequestIndex> order(segments_.num_requests());
         std::vector<int32_t> begin(segments_.num_segments());

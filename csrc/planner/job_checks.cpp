@@ -66,8 +66,8 @@ bool agree(const Prompts& prompts, RequestIndex a, RequestIndex b, int32_t num_t
            std::memcmp(row_a.data(), row_b.data(), length * sizeof(TokenId)) == 0;
 }
 
-// [num_segments]: its owner's prompt holds the tokens of its whole chain. A request that agrees with such a segment's
-// owner needs no look at the segments above: one comparison, in one direction, instead of one for each.
+// [num_segments]: whether its owner's prompt holds the tokens of its whole chain. A request that agrees with the owner
+// of such a segment needs no check of the segments above: one comparison, in one direction, instead of one for each.
 std::vector<uint8_t> owners_that_hold_their_chain(const Prompts& prompts, const Segments& segments) {
     std::vector<uint8_t> holds(segments.num_segments());
     for (int32_t s = 0; s < segments.num_segments(); ++s) {
@@ -79,7 +79,7 @@ std::vector<uint8_t> owners_that_hold_their_chain(const Prompts& prompts, const 
     return holds;
 }
 
-// From the deepest segment up, each against the prompt that owns it: slower, and tells where they differ.
+// From the deepest segment up, each against the prompt that owns it: slower, but tells where they differ.
 void check_chain(const Prompts& prompts, const Segments& segments, RequestIndex request) {
     for (SegmentId s = segments.request_segment()[request]; s != kNoSegment; s = segments.parent()[s.index]) {
         const RequestIndex owner = segments.owner_request()[s.index];

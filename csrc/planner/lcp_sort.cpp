@@ -20,15 +20,15 @@ struct Range {
     int32_t num_rows() const { return end - begin; }
 };
 
-// Where a row parts from a pivot row, as a number that sorts like the row:
+// Where a row diverges from a pivot row, as a number that sorts like the row:
 //
 //   high half                        low half
-//   tokens shared with the pivot     the row's next token + 1; 0 where it ends     rows before the pivot
+//   tokens shared with the pivot     the row's next token + 1; 0 if it ends        rows before the pivot
 //   kEqual                           0                                             rows equal to the pivot
 //   ~(tokens shared)                 the row's next token                          rows after the pivot
 //
-// The more a row shares with the pivot, the nearer it stands. Rows of one key agree on one token more than they share
-// with the pivot, or are equal; rows of two keys agree on what both share with it.
+// The more a row shares with the pivot, the nearer it is. Rows with one key agree on one token more than they share
+// with the pivot, or are equal; rows with different keys agree on what both share with it.
 class PivotKey {
  public:
     PivotKey() = default;
@@ -69,8 +69,8 @@ struct KeyedRow {
 };
 
 // Quicksort on whole prefixes: the rows of a range are matched with one of them, the pivot, from where the range is
-// known to agree, and sorted by where they part from it. Every token of a row is matched at most once, in one burst a
-// round, and a row takes part in O(log rows) rounds: O(distinguishing tokens + rows * log(rows)).
+// known to agree, and sorted by where they diverge from it. Every token of a row is matched at most once, in one burst
+// per round, and a row takes part in O(log rows) rounds: O(distinguishing tokens + rows * log(rows)).
 class PivotSort {
  public:
     PivotSort(const Prompts& prompts, SortedRows& rows) : prompts_(prompts), rows_(rows) {}
@@ -126,7 +126,7 @@ class PivotSort {
         place(range, prompts_.row_length(pivot), keyed, open);
     }
 
-    // Pseudo-random, so that no usual order of the input is a bad one; the same on every run.
+    // Pseudo-random, so that no common order of the input is a bad one; equal on every run.
     RequestIndex choose_pivot(const Range& range) const {
         uint64_t hash = (uint64_t(range.begin) << 32 | uint32_t(range.end)) * 0x9e3779b97f4a7c15;
         hash = (hash ^ hash >> 32 ^ uint32_t(range.depth)) * 0x9e3779b97f4a7c15;
@@ -158,7 +158,7 @@ class PivotSort {
         std::inplace_merge(keyed.begin(), keyed.begin() + middle, keyed.end());
     }
 
-    // The first row of a range has its LCP from the range around it, which is less than all of the range shares.
+    // The first row of a range has its LCP from the surrounding range, which is less than what the range shares.
     void place(const Range& range, int32_t pivot_length, std::span<const KeyedRow> keyed, std::vector<Range>& open) {
         RequestIndex* const order = rows_.order.data() + range.begin;
         int32_t* const lcp = rows_.lcp.data() + range.begin;

@@ -23,7 +23,7 @@ void PageAllocator::allocate(AnySegment owner, int64_t count, std::vector<PageId
 
 void PageAllocator::release(AnySegment owner, std::vector<PageId>& pages) {
     release_rest(owner, pages, 0);
-    pages = {};  // gives the memory back too: a job has far more requests than run at once
+    pages = {};  // frees the memory, too: far fewer requests run at once than a job has
 }
 
 void PageAllocator::release_rest(AnySegment owner, std::vector<PageId>& pages, int64_t num_kept) {

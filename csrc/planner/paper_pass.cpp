@@ -9,7 +9,7 @@ namespace batchllm {
 
 namespace {
 
-// Starts from the trie and works bottom-up. A node hands a child up to its parent where what the child's readers
+// Starts from the trie and works bottom-up. A node hands a child up to its parent if what the child's readers
 // share among themselves exceeds computing the node's tokens once more:
 //
 //   (readers(child) - 1) * num_tokens(child) > num_tokens(node)     the child then holds the node's tokens too
@@ -102,7 +102,7 @@ class PaperPass {
     std::vector<int32_t> num_readers_;  // at or below the node, in the regrouped tree
     std::vector<int32_t> num_leaves_;   // readers that hang on the node itself
     std::vector<NodeId> home_;          // parent in the regrouped tree: an ancestor in the trie
-    std::vector<bool> dissolved_;       // gave way: what hung on it hangs on its home
+    std::vector<bool> dissolved_;       // gave way: its children and readers moved to its home
     std::vector<NodeId> first_child_, next_sibling_;
 };
 

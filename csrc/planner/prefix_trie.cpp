@@ -12,7 +12,7 @@ PrefixTrie::PrefixTrie(const Prompts& prompts, int num_threads) : prompts_(promp
     SortedRows rows = lcp_sort(prompts_, num_threads);
     order_ = std::move(rows.order);
     for (RequestIndex request = 0; request < num_requests(); ++request) num_tokens_ += prompts_.row_length(request);
-    for (const int32_t shared : rows.lcp) num_tokens_ -= shared;  // a row adds what the one before it does not hold
+    for (const int32_t shared : rows.lcp) num_tokens_ -= shared;  // a row adds what the row before it lacks
     build_nodes(rows.lcp);
 }
 
@@ -39,7 +39,8 @@ void PrefixTrie::scan_ranges(const std::vector<int32_t>& lcp, const Close& close
 
 void PrefixTrie::build_nodes(const std::vector<int32_t>& lcp) {
     NodeId node = 0;
-    scan_ranges(lcp, [&](int32_t, int32_t, int32_t) { ++node; });  // counted first: the arrays hold nothing to spare
+    scan_ranges(lcp,
+                [&](int32_t, int32_t, int32_t) { ++node; });  // counted first, so that the arrays have the exact size
     for (auto* array : {&parent_, &token_begin_, &token_end_, &request_begin_, &request_end_}) array->resize(node);
     scan_ranges(lcp, [&](int32_t depth, int32_t request_begin, int32_t request_end) {
         --node;

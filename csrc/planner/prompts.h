@@ -1,11 +1,11 @@
-// All prompts of a job: a view of ragged int32 rows (CSR). The tokens live as long as `tokens_owner` does; indptr is
-// copied, so that nobody changes what was checked.
+// All prompts of a job: a view of ragged int32 rows (CSR). The tokens live as long as `tokens_owner`; indptr is
+// copied, so that it cannot change after the check.
 //
 //   tokens  5 7 2 | 5 7 | 9 1 1 4
 //   indptr  0       3     5         9        row(1) = 5 7;  with drop_last = 1: row(1) = 5
 //
-// Usually request i has row i. Where several requests have one prompt (samples of it), `prompt_of_request` names the
-// row of each, and the tokens stand there once.
+// Usually request i has row i. If several requests (samples) have one prompt, `prompt_of_request` names each one's row,
+// and the tokens are stored once.
 #pragma once
 
 #include <cstddef>
@@ -46,9 +46,9 @@ class Prompts {
         return static_cast<RequestIndex>(prompt_of_request_.empty() ? indptr_.size() - 1 : prompt_of_request_.size());
     }
     const std::shared_ptr<const void>& tokens_owner() const { return tokens_owner_; }
-    int64_t num_prompt_tokens() const { return num_prompt_tokens_; }  // of all requests, dropped ones included
+    int64_t num_prompt_tokens() const { return num_prompt_tokens_; }  // of all requests, including dropped ones
 
-    int32_t prompt_length(RequestIndex request) const {  // dropped ones included
+    int32_t prompt_length(RequestIndex request) const {  // including dropped ones
         const int64_t row = row_of(request);
         return static_cast<int32_t>(indptr_[row + 1] - indptr_[row]);
     }

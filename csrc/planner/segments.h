@@ -3,8 +3,8 @@
 //   segment 0 [0, 500) ─┬─ segment 1 [500, 900)   a request names its deepest segment; its chain is that segment
 //                       └─ segment 2 [500, 620)   and its ancestors, and covers positions [0, token_end)
 //
-// What its chain does not cover is a request's own. A single-level choice has no parents: every segment starts at
-// position 0.
+// The part of a request that its chain does not cover is its own. In a single-level choice there are no parents: every
+// segment starts at position 0.
 #pragma once
 
 #include <cstdint>
@@ -37,8 +37,8 @@ class Segments {
     int32_t covered_tokens(RequestIndex request) const {
         return request_segment_[request] == kNoSegment ? 0 : token_end_[request_segment_[request].index];
     }
-    int64_t saved_tokens() const { return saved_tokens_; }    // prompt tokens not computed, against no sharing
-    int64_t prompt_tokens() const { return prompt_tokens_; }  // of all requests; 0 where the builder did not say
+    int64_t saved_tokens() const { return saved_tokens_; }    // prompt tokens not computed, compared with no sharing
+    int64_t prompt_tokens() const { return prompt_tokens_; }  // of all requests; 0 if the builder did not say
 
     void detach(RequestIndex request);  // from its chain: all of its prompt becomes its own
     std::string to_string() const;

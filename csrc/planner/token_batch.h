@@ -1,4 +1,4 @@
-// What one forward pass computes, as the int32 arrays that a model and an attention plan read.
+// One forward pass, as the int32 arrays that a model and an attention plan read.
 //
 //   spans     rows of one segment with consecutive positions: a decode token, or a prefill chunk
 //             span i = rows [span_indptr[i], span_indptr[i + 1]) at positions span_begin[i], span_begin[i] + 1, ...
@@ -9,9 +9,9 @@
 //             in pages segment_page_ids[segment_page_indptr[s] .. segment_page_indptr[s + 1])
 //             (a segment that borrows part of another lists the other's first pages)
 //   scores    prompt tokens whose log-probabilities are wanted. The row at position p predicts position p + 1; a row of
-//             a shared segment is computed once and predicts for each reader that reader's own next token
-//             row scored_rows[i] is asked for score_token_ids[scores_indptr[i] .. scores_indptr[i + 1]), by the
-//             requests score_request_ids
+//             a shared segment is computed once and predicts a different next token for each reader
+//             row scored_rows[i] scores score_token_ids[scores_indptr[i] .. scores_indptr[i + 1]), for the requests
+//             score_request_ids
 //
 // All K/V of the batch is written (slots) before any row attends. A row at position p then sees, in every linked
 // segment, positions [segment_begin, min(segment_begin + segment_num_tokens, p + 1)).
@@ -25,7 +25,7 @@
 
 namespace batchllm {
 
-constexpr TokenId kUntoldToken = -1;  // in the place of one: any id is a token elsewhere
+constexpr TokenId kUntoldToken = -1;  // instead of a token: elsewhere any id is a token
 
 struct TokenBatch {
     struct Size {
@@ -55,7 +55,7 @@ struct TokenBatch {
 
     void merge_output_rows();  // once, when the batch is complete
 
-    // These rows as a batch over the same segments: what is left to compute once the last layer's K and V are written.
+    // These rows as a batch over the same segments: the work left once the last layer's K and V are written.
     TokenBatch logit_batch() const;
 
     int32_t num_decode_tokens = 0;  // decodes are the first rows
@@ -64,7 +64,7 @@ struct TokenBatch {
     std::vector<int32_t> positions;  // [num_tokens]
     std::vector<int64_t> slots;      // [num_tokens]: page_id * page_size + offset where the row's K/V goes
 
-    std::vector<int32_t> untold_rows;    // [num_untold]: rows whose token, kUntoldToken here, is not told yet
+    std::vector<int32_t> untold_rows;    // [num_untold]: rows whose token is not told yet (kUntoldToken)
     std::vector<int32_t> untold_logits;  // [num_untold]: the logit row of the batch before that samples it
 
     std::vector<int32_t> logit_rows;           // [num_logits]: rows whose logits are sampled, the last of their spans
@@ -75,7 +75,7 @@ struct TokenBatch {
     std::vector<RequestId> score_request_ids;  // [num_scores]
     std::vector<TokenId> score_token_ids;      // [num_scores]
 
-    std::vector<int32_t> output_rows;  // whose logits somebody reads: logit_rows and scored_rows, ascending
+    std::vector<int32_t> output_rows;  // rows whose logits are needed: logit_rows and scored_rows, ascending
 
     std::vector<int32_t> span_indptr = {0};  // [num_spans + 1]
     std::vector<int32_t> span_begin;         // [num_spans]

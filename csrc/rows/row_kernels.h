@@ -6,7 +6,7 @@
 
 namespace batchllm {
 
-// Each works on the rows [begin, end).
+// Each processes the rows [begin, end).
 struct RowKernels {
     void (*rms_norm)(const RmsNormParams& params, int64_t begin, int64_t end);
     void (*rotate)(const RotateParams& params, int64_t begin, int64_t end);

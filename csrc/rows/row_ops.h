@@ -1,4 +1,4 @@
-// What a forward pass does between its matrix products, and what sampling asks of the logits: each is one pass over
+// The operations of a forward pass between its matrix products, and of sampling on the logits: each is one pass over
 // independent rows, in float32, rounded once. Results do not depend on the number of threads.
 #pragma once
 
@@ -9,7 +9,7 @@
 
 namespace batchllm {
 
-// Of an instruction set that this machine has; what is below runs those of selected_isa().
+// The kernels of an instruction set that this machine has. The functions below use those of selected_isa().
 const RowKernels& row_kernels_for(CpuIsa isa);
 
 void rms_norm(const RmsNormParams& params, int64_t num_rows, int32_t num_threads);

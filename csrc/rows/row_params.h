@@ -1,4 +1,4 @@
-// What one call of a row operation works on: plain structs, no functions, like attention_params.h.
+// The arguments of one row operation: plain structs, no functions, like attention/params.h.
 //
 // Strides count elements; the last dimension is contiguous.
 #pragma once
@@ -19,7 +19,7 @@ struct HeadRows {  // [num_rows, num_heads, size]
 struct RmsNormParams {
     DType dtype;  // of all tensors
     HeadRows x;
-    HeadRows delta;      // data is null where there is none
+    HeadRows delta;      // data is null if there is none
     const void* weight;  // [size]
     HeadRows out;        // may be x
     int64_t num_heads;
@@ -46,8 +46,8 @@ struct PagedHeads {  // [num_pages, page_size, num_kv_heads, size]
     int64_t head_stride;
 };
 
-// q = rotated(normed(q)) in place, k_pages[slot] = rotated(normed(k)), v_pages[slot] = v. Each result is rounded, that
-// of the norm too.
+// q = rotated(normed(q)) in place, k_pages[slot] = rotated(normed(k)), v_pages[slot] = v. Each result is rounded,
+// including that of the norm.
 struct NormRotateAppendParams {
     DType dtype;         // bfloat16 or float16
     HeadRows qkv;        // num_qo_heads + 2 num_kv_heads heads: q, k, v
@@ -89,34 +89,34 @@ struct ArgmaxAndLseParams {
     float* lse;          // [num_rows], natural log
 };
 
-// One token per row. Temperature 0: the largest logit, the first of equals. Else with the weights
+// One token per row. Temperature 0: the largest logit, the first of equals. Otherwise with the weights
 //     exp((logit - the row's largest) / temperature)
 // in this order, which is vLLM's,
 //     min_p   leaves out tokens whose weight is below min_p, of which the likeliest has 1
 //     top_k   keeps the k likeliest
-//     top_p   keeps the fewest of the likeliest that have top_p of the mass that is left
-// and the token is the first, in the order of the vocabulary, with which the sum of the weights that are kept exceeds
-// uniform times all of it. Of equal logits those with lower indices are likelier. The likeliest token always stays.
+//     top_p   keeps the fewest likeliest tokens with top_p of the remaining mass
+// and the token is the first, in the order of the vocabulary, at which the sum of the kept weights exceeds uniform
+// times their total. Of equal logits, lower indices are likelier. The likeliest token always stays.
 //
 // Orders and counts are exact. Sums of weights are within 1e-5 of their value: weights are float32, and so are the sums
 // of a tile; those of tiles are added up in float64.
 //
-// The log-probability is that of `logits`, before rules, temperature and filters. It and the lse are NaN where a logit
-// is NaN or +infinity, or all are -infinity; a token is named all the same. Logits that are NaN are never drawn.
+// The log-probability is that of `logits`, before rules, temperature and filters. It and the lse are NaN if a logit
+// is NaN or +infinity, or all are -infinity; a token is still returned. Logits that are NaN are never drawn.
 struct SampleParams {
     DType dtype;         // of logits
     const void* logits;  // [num_rows, vocab_size]
     int64_t row_stride;
     int64_t vocab_size;         // from 1 to 2^31 - 1
-    const float* ruled_logits;  // [num_ruled, vocab_size]: what tokens are drawn from instead, for some of the rows
+    const float* ruled_logits;  // [num_ruled, vocab_size]: drawn from instead in some rows
     int64_t ruled_row_stride;
     int64_t num_ruled;
-    const int32_t* ruled_rows;  // [num_rows], which of them; outside of [0, num_ruled): none. May be null
+    const int32_t* ruled_rows;  // [num_rows], index into them; outside [0, num_ruled): none. May be null
     // [num_allowed, ceil(vocab_size / 32)]: bit i % 32 of word i / 32 says whether token i may be drawn
     const int32_t* allowed;
     int64_t allowed_stride;
     int64_t num_allowed;
-    const int32_t* allowed_rows;  // [num_rows], which of them; outside of [0, num_allowed): all may. May be null
+    const int32_t* allowed_rows;  // [num_rows], index into them; outside [0, num_allowed): all allowed. May be null
     const float* temperature;     // [num_rows]
     const int32_t* top_k;         // [num_rows]; off below 1
     const float* top_p;           // [num_rows]; off from 1 on
@@ -127,8 +127,8 @@ struct SampleParams {
     float* lse;                   // [num_rows], of `logits`, natural log
 };
 
-// Rows in 8 bits: an element stands for scales[row] * (data - 128). A row's scale is its largest magnitude / 127 (NaN
-// where an element is), and elements are rounded to nearest, ties to even.
+// Rows in 8 bits: an element represents scales[row] * (data - 128). A row's scale is its largest magnitude / 127 (NaN
+// if an element is NaN), and elements are rounded to nearest, ties to even.
 struct QuantizedRows {
     uint8_t* data;  // [num_rows, size]
     int64_t row_stride;
@@ -136,9 +136,9 @@ struct QuantizedRows {
 };
 constexpr float kInt8Max = 127.0f;
 
-// Products of quantized rows, which stand for scales[row] * data + bias.
+// Products of quantised rows, which represent scales[row] * data + bias.
 struct ScaledRows {
-    const float* data;  // [num_rows, size]; null where there are none
+    const float* data;  // [num_rows, size]; null if there are none
     int64_t row_stride;
     const float* scales;  // [num_rows]
     const float* bias;    // [size]; may be null

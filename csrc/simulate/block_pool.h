@@ -1,10 +1,10 @@
-// KV blocks of page_size tokens, full ones findable by their content until they are reused.
+// KV blocks of page_size tokens. Full ones can be found by their content until they are reused.
 //
-//   free queue   oldest ── 7 ── 3 ── 9 ── newest     a block without users stays findable in here
+//   free queue   oldest ── 7 ── 3 ── 9 ── newest     a block without users can still be found here
 //                allocate() takes from the left (the block forgets its content), release() appends on the right
 //
-// A content id stands for a block's tokens together with all tokens before it (what an engine hashes). Several blocks
-// may have the same content: they are not merged, and the one that had it first is found.
+// A content id represents a block's tokens together with all tokens before it (what an engine hashes). Several blocks
+// may have the same content: they are not merged, and the first is found.
 #pragma once
 
 #include <cstdint>
@@ -29,9 +29,9 @@ class BlockPool {
     bool was_findable(ContentId content) const { return contents_[content].was_findable; }
 
     BlockId allocate();                              // the one longest in the free queue; there must be one
-    void use(BlockId block);                         // one user more
-    void release(BlockId block);                     // one user less
-    void publish(BlockId block, ContentId content);  // it is full, and from now on findable
+    void use(BlockId block);                         // adds a user
+    void release(BlockId block);                     // removes a user
+    void publish(BlockId block, ContentId content);  // it is full, and can be found from now on
 
  private:
     struct Block {

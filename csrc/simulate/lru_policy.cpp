@@ -14,8 +14,8 @@ namespace batchllm {
 
 namespace {
 
-// Names the full blocks of every request: those within a prompt by what the prompts share, those with generated
-// tokens each its own.
+// Assigns content ids to the full blocks of every request: within a prompt by what the prompts share, with generated
+// tokens a unique id each.
 class BlockContents {
  public:
     BlockContents(const SimulatedJob& job, const PromptIndex& index, int32_t page_size)
@@ -87,12 +87,12 @@ class LruScheduler {
 
  private:
     struct Request {
-        int32_t num_stored = 0;     // tokens with K/V, those of the step under way included
+        int32_t num_stored = 0;     // tokens with K/V, including those of the current step
         int32_t num_published = 0;  // its first full blocks
         std::vector<BlockId> blocks;
     };
 
-    // A pool that holds all requests at once never reuses a block: what is beyond that need not be there.
+    // A pool that holds all requests at once never reuses a block, so more blocks than that are not needed.
     static int32_t num_useful_blocks(const SimulatedJob& job, const PoolOptions& pool) {
         int64_t num_blocks = 0;
         for (RequestIndex request = 0; request < job.num_requests(); ++request) {
@@ -119,7 +119,7 @@ class LruScheduler {
         running_ = std::move(still_running);
     }
 
-    // False where a request had to be preempted.
+    // False if a request had to be preempted.
     bool schedule_running(int32_t& budget) {
         bool has_preempted = false;
         for (size_t i = 0; i < running_.size() && budget > 0; ++i) {

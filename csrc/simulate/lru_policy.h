@@ -1,15 +1,15 @@
-// First come, first served over a cache of hashed KV blocks with LRU eviction: what vLLM's V1 engine does.
+// First come, first served over a cache of hashed KV blocks with LRU eviction: like vLLM's V1 engine.
 //
 // Modelled, after its scheduler, KV cache manager and block pool:
 //   a step      running requests in order of admission (one token each, or the next chunk of their prefill), then
 //               waiting ones, under max_batch_tokens and max_num_seqs. The first that finds no blocks ends it
-//   blocks      are taken for the tokens of this step only; a block is findable once it is full, within the same step
+//   blocks      are taken only for the tokens of this step; a block can be found once it is full, even in that step
 //   lookup      when a request is admitted: full blocks of its tokens from the first to the first miss, and never the
 //               last token, whose logits are needed
-//   preemption  where a running request finds no block, the one admitted last gives its blocks back and waits at the
-//               front; a step that preempts admits nobody. On return it may find its own blocks again
-//   eviction    blocks without users wait in a queue, a request's last block first; whoever needs a block takes the
-//               oldest
+//   preemption  if a running request finds no block, the one admitted last gives its blocks back and waits at the
+//               front; a step that preempts admits no request. On return it may find its own blocks again
+//   eviction    blocks without users wait in a queue, a request's last block first; a request that needs a block takes
+//               the oldest
 // Not modelled: speculative decoding, sliding windows, KV connectors, the block that vLLM keeps for padding, its
 // optional watermark, and the asynchronous scheduler's one step of delay.
 #pragma once

@@ -20,7 +20,7 @@ void record_step(const TokenBatch& batch, const PlannerStats& stats, int32_t pag
         const int64_t begin = batch.span_begin[span];
         attention_pairs += num_attention_pairs(begin, begin + batch.span_indptr[span + 1] - batch.span_indptr[span]);
     }
-    int64_t kv_tokens_read = 0;  // a segment once, for all that read it
+    int64_t kv_tokens_read = 0;  // a segment once for all its readers
     for (const int32_t num_tokens : batch.segment_num_tokens) kv_tokens_read += num_tokens;
     result.num_decode_tokens.push_back(batch.num_decode_tokens);
     result.num_prefill_tokens.push_back(batch.num_prefill_tokens());
@@ -58,7 +58,7 @@ Simulation simulate_planned(const SimulatedJob& job, const PoolOptions& pool, Se
         record_step(*batch, planner.stats(), pool.page_size, result);
         sampled.assign(batch->logit_request_ids.size(), 0);
         finished.clear();
-        for (const RequestId request : batch->logit_request_ids) {  // the planner's only ones: their ids are indices
+        for (const RequestId request : batch->logit_request_ids) {  // all requests of this planner, so ids are indices
             finished.push_back(++num_outputs[request.index] == job.output_tokens[request.index]);
         }
         planner.commit(sampled, finished);

@@ -1,4 +1,4 @@
-// Ours: the BatchPlanner itself, with outputs of the lengths that the job says.
+// Ours: the BatchPlanner itself, with the output lengths of the job.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ namespace batchllm {
 enum class KnownLengths {
     kTrue,     // every output's length
     kLearned,  // from the requests that finish
-    kBound,    // max_output_tokens is taken for the length
+    kBound,    // max_output_tokens is assumed to be the length
 };
 
 struct PlannedOptions {

@@ -1,4 +1,4 @@
-// A set of prompt prefixes that holds, with each prefix, all shorter ones: what was ever stored by anybody.
+// A set of prompt prefixes that holds, with each prefix, all shorter ones: everything that was ever stored.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@ class PrefixFrontier {
     explicit PrefixFrontier(const PromptIndex& index)
         : index_(index), node_end_(index.trie().num_nodes()), own_end_(index.trie().num_requests()) {}
 
-    // The first `length` tokens of a request enter; generated ones among them do not matter.
+    // Adds the first `length` tokens of a request; generated ones among them are ignored.
     void advance(RequestIndex request, int32_t length) {
         const PrefixTrie& trie = index_.trie();
         NodeId node = index_.deepest_node(request);

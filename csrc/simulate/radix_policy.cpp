@@ -47,7 +47,7 @@ class RadixScheduler {
  private:
     struct Request {
         int32_t num_stored = 0;                    // tokens with K/V
-        int32_t num_in_tree = 0;                   // of them, in the tree at or above last_node
+        int32_t num_in_tree = 0;                   // of these, in the tree at or above last_node
         RadixNodeId last_node = RadixTree::kRoot;  // locked while the request runs
     };
     struct Chunk {
@@ -57,7 +57,7 @@ class RadixScheduler {
     // One prefill step while it is put together; its tokens are stored once all of them are known.
     struct Prefill {
         int64_t tokens_left;
-        double num_reserved;  // K/V that what runs may still need, and what these chunks need
+        double num_reserved;  // K/V that running requests may still need, and that these chunks need
         std::vector<Chunk> chunks = {};
     };
 
@@ -67,7 +67,7 @@ class RadixScheduler {
         return std::min(job_.max_output_tokens[request] - recorder_.num_outputs(request), kMaxReservedOutput);
     }
 
-    // False where no request could be prefilled.
+    // False if no request could be prefilled.
     bool try_prefill() {
         if ((is_full_ || queue_.size() == 0) && chunked_ == kNone) return false;
         const int64_t num_allowed = max_running_requests_ - static_cast<int64_t>(running_.size());
@@ -176,7 +176,7 @@ class RadixScheduler {
         keep_in_tree(request);
     }
 
-    // All of a request's K/V goes into the tree; where the tree has it already, the request's copy is freed.
+    // All of a request's K/V goes into the tree; if the tree already has it, the request's copy is freed.
     void keep_in_tree(RequestIndex request) {
         Request& state = requests_[request];
         const RadixNodeId last_node = tree_.insert(request, state.num_stored);
@@ -259,7 +259,7 @@ class RadixScheduler {
     std::vector<RequestIndex> running_;  // those that decode
     RequestIndex chunked_ = kNone;       // the one in the middle of its prefill
     int64_t num_private_ = 0;            // tokens with K/V outside the tree
-    bool is_full_ = false;               // nothing more was admitted, and none has left since
+    bool is_full_ = false;               // nothing more was admitted, and no request has left since
     double ratio_ = kInitialRatio;
 };
 

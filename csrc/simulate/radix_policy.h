@@ -1,11 +1,11 @@
-// A radix cache, exact to the token, with a queue ordered by what is cached: what SGLang does.
+// A radix cache, exact to the token, with a queue ordered by what is cached, like SGLang.
 //
 // Modelled, after its scheduler, schedule policy and radix cache, at page size 1:
 //   a step      prefill alone while anything can be admitted, up to max_batch_tokens with at most one request cut into
 //               chunks; else one decode of all that run
 //   cache       a request's tokens enter the tree when its prefill step is over, so requests of one step do not share;
 //               generated ones when it finishes. Nodes on the paths of running requests are locked; of the others the
-//               leaf that was longest not touched goes
+//               least recently used leaf is evicted
 //   order lpm   longest cached prefix first. With more than 128 waiting: first come, first served. A request with at
 //               most 32 cached tokens that shares 32 or more with an earlier such one in the queue goes to its end
 //   order dfs   depth-first through the tree, the child with more waiting requests first

@@ -13,7 +13,7 @@
 namespace batchllm {
 namespace {
 
-// Of the calling thread, which may fail to get it. OpenMP's threads have their parts of the scratch memory.
+// Scratch memory of the calling thread, whose allocation may fail. OpenMP's threads use parts of it.
 thread_local Workspace partial_states, kernel_scratch;
 
 const Kernel& kernel_for(CpuIsa isa) {
@@ -70,7 +70,7 @@ void run_attention_cpu(const AttentionPlan& plan, const AttentionParams& params,
     const int64_t num_tasks = static_cast<int64_t>(tasks.size());
     const int64_t num_merges = static_cast<int64_t>(merge_rows.size());
     num_threads = num_openmp_threads(num_threads, std::max(num_tasks, num_merges));
-    constexpr int64_t kLinesFloats = 32;  // two cache lines, which some CPUs fetch together: threads share none
+    constexpr int64_t kLinesFloats = 32;  // two cache lines, which some CPUs fetch together, so that threads share none
     const int64_t scratch_size = (scratch_floats + kLinesFloats - 1) / kLinesFloats * kLinesFloats;
     float* const all_scratch = kernel_scratch.at_least(num_threads * scratch_size);
 

@@ -39,7 +39,7 @@ extern const Kernel kBaseKernel;
 #ifdef BATCHLLM_X86_KERNELS
 extern const Kernel kAvx2Kernel;
 extern const Kernel kAvx512Kernel;
-extern const Kernel kAvx512Bf16Kernel;  // multiplies bfloat16 as it is: weights are rounded to it
+extern const Kernel kAvx512Bf16Kernel;  // multiplies bfloat16 directly: softmax weights are rounded to it
 #endif
 
 }  // namespace batchllm

@@ -1,4 +1,4 @@
-// Who reads what in one forward pass, as plain int32 arrays.
+// Which rows read which keys in one forward pass, as plain int32 arrays.
 //
 //   span      consecutive rows (query tokens) at consecutive positions: a decode token or a prefill chunk
 //   link      one segment of the chain that a span reads, root first
@@ -17,7 +17,7 @@
 namespace batchllm {
 
 // Bounds of a batch and of its heads, far beyond any model's. Within them a plan's indices and a kernel's offsets into
-// scratch memory fit into int32 wherever positions begin, and a few wrong numbers do not ask for all memory there is.
+// scratch memory fit into int32, wherever positions begin, and a few wrong numbers cannot request all of memory.
 inline constexpr int64_t kMaxRows = 1 << 24;
 inline constexpr int64_t kMaxLinkRows = 1 << 26;  // pairs of a row and a link of its span
 inline constexpr int32_t kMaxHeads = 1024;
@@ -55,7 +55,7 @@ struct AttentionBatch {
     }
 };
 
-// The arrays of a batch, kept.
+// The arrays of a batch, copied.
 class BatchCopy {
  public:
     explicit BatchCopy(const AttentionBatch& batch);
@@ -65,7 +65,7 @@ class BatchCopy {
     const AttentionBatch& view() const { return view_; }
 
  private:
-    std::vector<int32_t> ints_;  // all arrays, one behind the other
+    std::vector<int32_t> ints_;  // all arrays, concatenated
     AttentionBatch view_;
 };
 
@@ -81,7 +81,7 @@ struct AttentionShape {
     int32_t group_size() const { return num_qo_heads / num_kv_heads; }  // query heads of one KV head
     void validate() const;                                              // throws std::invalid_argument
 
-    // Positions [visible_begin(p), p + 1) are those that a row at position p may see at all.
+    // A row at position p may see only positions [visible_begin(p), p + 1).
     int32_t visible_begin(int32_t position) const {
         return window_left < 0 || position < window_left ? 0 : position - window_left;
     }

@@ -20,7 +20,7 @@ std::shared_ptr<const BatchCopy> checked(const AttentionBatch& batch, const Atte
 
 }  // namespace
 
-// Makes a plan of a draft: row tiles -> items -> tasks and slots.
+// Makes a plan from a draft: row tiles -> items -> tasks and slots.
 class PlanBuilder {
  public:
     PlanBuilder(const AttentionBatch& batch, const PlanOptions& options, AttentionPlan& plan)
@@ -96,7 +96,7 @@ class PlanBuilder {
 
     // Tasks of one item stay together: the second head finds the keys of the first nearby. Short items become one task.
     void add_tasks() {
-        constexpr double kShortTasks = 4.0;  // of them take as long as the longest task
+        constexpr double kShortTasks = 4.0;  // this many take as long as the longest task
         const int32_t num_items = static_cast<int32_t>(plan_.items_.size());
         int32_t num_tasks = 0;
         for (const WorkItem& item : plan_.items_) num_tasks += cost_.tasks_per_item(item);

@@ -25,37 +25,36 @@ struct PlanStats {
     int64_t kv_tokens_read = 0;              // keys read per KV head, all items
     int64_t per_request_kv_tokens_read = 0;  // the same if every span read its keys alone
     int64_t num_scores = 0;                  // visible (row, key) pairs of one query head
-    int32_t num_shared_segments = 0;         // not read by every span for itself
+    int32_t num_shared_segments = 0;         // not read by each span separately
     int32_t num_levels = 0;                  // links of the longest chain
 };
 
 class AttentionPlan {
  public:
-    // For the kernels of a CPU; those of a GPU execute it, too. Throws std::invalid_argument on arrays that contradict
-    // each other. The plan keeps copies of what it needs. `num_threads` (at least 1) is what the plan is balanced for:
-    // it decides where long runs of keys are split. Whatever number of threads runs the plan, the results are the same
-    // bit for bit.
+    // For the kernels of a CPU; those of a GPU can also execute it. Throws std::invalid_argument on arrays that
+    // contradict each other. The plan copies what it needs. It is balanced for `num_threads` (at least 1), which
+    // decides where long runs of keys are split. Any number of threads can run the plan, with the same bits.
     AttentionPlan(const AttentionBatch& batch, const AttentionShape& shape, int32_t num_threads, Sharing sharing);
 
-    // For those of a GPU, likewise.
+    // The same for the kernels of a GPU.
     AttentionPlan(const AttentionBatch& batch, const AttentionShape& shape, const GpuModel& gpu, Sharing sharing);
 
-    // Of the same batch: for a GPU; and what a cascade of that style launches there for level `level` of
-    // all chains.
+    // Plans of the same batch: for a GPU; and for the launch of a cascade of that style for level `level` of all
+    // chains.
     AttentionPlan for_gpu(const GpuModel& gpu, Sharing sharing) const;
     AttentionPlan cascade_level(const GpuModel& gpu, const CallStyle& style, int32_t level) const;
 
     const AttentionShape& shape() const { return shape_; }
-    int32_t num_threads() const { return num_threads_; }  // of a GPU its multiprocessors
+    int32_t num_threads() const { return num_threads_; }  // for a GPU its multiprocessors
     bool is_for_gpu() const { return is_for_gpu_; }
-    const GpuModel& gpu() const { return gpu_; }  // that it is for; of a CPU's plan kDefaultGpu
+    const GpuModel& gpu() const { return gpu_; }  // the plan's GPU; kDefaultGpu for a CPU plan
     int32_t num_tokens() const { return num_tokens_; }
     int32_t num_slots() const { return num_slots_; }          // partial states per query head
     int32_t max_page_id() const { return max_page_id_; }      // -1: no pages
     int32_t max_item_rows() const { return max_item_rows_; }  // query tokens of the widest item
 
     std::span<const WorkItem> items() const { return items_; }  // longest first
-    // Every item for every KV head, in the items' order. A plan for a GPU has none: they are one of each.
+    // Every item for every KV head, in the items' order. A plan for a GPU has none, because each item is its own task.
     std::span<const WorkTask> tasks() const { return tasks_; }
     std::span<const WorkRow> rows() const { return rows_; }
     std::span<const KvPiece> pieces() const { return pieces_; }

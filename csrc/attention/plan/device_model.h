@@ -1,4 +1,4 @@
-// What a plan believes about time, in nanoseconds of one core or multiprocessor. Only ratios matter: they decide which
+// The costs that a plan assumes, in nanoseconds of one core or multiprocessor. Only ratios matter: they decide which
 // segments are shared, how high tiles are, and where items are split.
 #pragma once
 
@@ -16,12 +16,12 @@ namespace batchllm {
 constexpr int32_t kKeyTile = 64;        // keys that a kernel takes at a time
 constexpr int32_t kMinSplitKeys = 256;  // shorter items cost more to merge than they balance
 
-// How a device's kernels take an item. Packed rows are query heads x tokens of one KV head; times of keys and states
-// are those of head_dim 128.
+// How a device's kernels process an item. Packed rows are query heads x tokens of one KV head; times of keys and states
+// are for head_dim 128.
 struct DeviceCosts {
     int32_t max_packed_rows;  // of a tile
     int32_t block_rows;       // packed rows that are multiplied at a time: tiles are whole blocks
-    int32_t narrow_rows;      // items of at most so many are memory-bound: a task takes all KV heads; 0: never
+    int32_t narrow_rows;      // items of at most this many are memory-bound: a task takes all KV heads; 0: never
     double item;              // an item, apart from its keys
     double key;               // loading K and V of a key
     double packed_row;        // multiplying a key by a packed row
@@ -42,7 +42,7 @@ inline constexpr DeviceCosts kCpuCosts{
     .state = 200.0,
 };
 
-// A multiprocessor's part of what a GPU sustains, assumed: 85 % of its memory's rate and 60 % of its peak.
+// A multiprocessor's share of what a GPU sustains, assumed: 85 % of its memory's rate and 60 % of its peak.
 constexpr DeviceCosts gpu_costs(const GpuModel& gpu, int32_t head_dim) {
     constexpr double kKeyBytes = 2 * 2 * 128, kStateBytes = 2 * (2 * 128 + 4), kFlops = 4 * 128;
     const double byte = 1e9 * gpu.num_multiprocessors / (0.85 * gpu.bytes_per_s);
@@ -116,7 +116,7 @@ class CostModel {
     int32_t num_kv_heads_;
     int32_t group_size_;
     int32_t max_tile_rows_;
-    int32_t whole_blocks_;  // the fewest query tokens of such
+    int32_t whole_blocks_;  // the fewest query tokens that fill whole blocks
     double scale_;
 };
 

@@ -1,4 +1,4 @@
-// GPUs by name, and how the kernels of attention/cuda lie on them: the one home of peaks and costs.
+// GPUs by name, and how the kernels of attention/cuda occupy them: the single source of peaks and costs.
 #pragma once
 
 #include <algorithm>
@@ -9,18 +9,18 @@
 namespace batchllm {
 
 struct GpuModel {
-    const char* id;    // as plan_attention and the command line take it
-    const char* name;  // as predictions have it
+    const char* id;    // as in plan_attention and on the command line
+    const char* name;  // as in predictions
     int32_t num_multiprocessors;
     double flops_per_s;    // dense bfloat16
     double bytes_per_s;    // of its memory
-    int64_t memory_bytes;  // as its driver reports it, about
+    int64_t memory_bytes;  // approximately, as its driver reports it
     int64_t l2_bytes;
     int32_t shared_bytes;  // of a multiprocessor
     bool begins_early;     // a launch may begin before the one in front of it ends
     // Assumed; benchmarks/gpu_day/costs.py measures them.
     double launch_s = 2e-6;  // between the end of one kernel and the beginning of the next, in a graph
-    double multiprocessor_bytes_per_s = 45e9;  // what one loads from the L2 cache, half of 64 bytes a clock
+    double multiprocessor_bytes_per_s = 45e9;  // what one loads from the L2 cache, half of 64 bytes per clock
     double block_s = 1.5e-6;  // of a block apart from its keys: loads that wait for each other, a pipeline to fill
 };
 
@@ -55,17 +55,17 @@ inline constexpr GpuModel kGpus[] = {
      .begins_early = true},
 };
 
-// The one that "cuda" stands for.
+// The GPU that "cuda" means.
 inline constexpr const GpuModel& kDefaultGpu = kGpus[0];
 
-// Null: there is none of this id.
+// Null if there is none with this id.
 constexpr const GpuModel* find_gpu(std::string_view id) {
     const GpuModel* const gpu = std::ranges::find(kGpus, id, &GpuModel::id);
     return gpu == std::end(kGpus) ? nullptr : gpu;
 }
 
-// The one that is most like a GPU: by what the driver calls it ("NVIDIA H100 80GB HBM3"), else by the major number of
-// its compute capability.
+// The model most like a GPU: by its name in the driver ("NVIDIA H100 80GB HBM3"), otherwise by its major compute
+// capability.
 constexpr const GpuModel& nearest_gpu(std::string_view name, int32_t capability) {
     const auto is_named = [name](const GpuModel& gpu) {
         return name.find(std::string_view(gpu.name).substr(0, 4)) != std::string_view::npos;
@@ -85,7 +85,7 @@ constexpr int32_t gpu_tile_rows(int32_t head_dim) {
     return head_dim == 256 ? 64 : 128;
 }
 
-// Shared memory of a block; between the head_dims that kernels are compiled for that of the next.
+// Shared memory of a block; for a head_dim between those that kernels are compiled for, that of the next larger.
 constexpr int32_t gpu_block_bytes(TileKind kind, int32_t head_dim) {
     const bool narrow = kind == TileKind::kNarrow;
     if (head_dim <= 64) return narrow ? 42368 : 43328;
@@ -94,14 +94,14 @@ constexpr int32_t gpu_block_bytes(TileKind kind, int32_t head_dim) {
     return narrow ? 49792 : 100160;
 }
 
-// Blocks that a multiprocessor has at a time: by registers four of narrow tiles and two of wide ones.
+// Blocks that a multiprocessor holds at a time: its registers allow four of narrow tiles and two of wide ones.
 constexpr int32_t blocks_per_multiprocessor(const GpuModel& gpu, TileKind kind, int32_t head_dim) {
     constexpr int32_t kReservedBytes = 1024;  // by the driver, of each block
     const int32_t by_registers = kind == TileKind::kNarrow ? 4 : 2;
     return std::min(by_registers, gpu.shared_bytes / (gpu_block_bytes(kind, head_dim) + kReservedBytes));
 }
 
-// KV heads that a block takes of a narrow tile, whose keys it looks up once for all of them: as many as leave enough
+// KV heads that a block takes of a narrow tile, looking up its keys once for all of them: as many as leave enough
 // blocks for every multiprocessor.
 constexpr int32_t narrow_heads_per_block(int64_t num_narrow_tiles, int32_t num_kv_heads) {
     constexpr int64_t kEnoughBlocks = 1024;  // about two for each place on an H100: 4 blocks on 132 multiprocessors

@@ -12,7 +12,7 @@ namespace {
 // The tiles of one kernel, of which some are split.
 class KindOfTiles {
  public:
-    // What they take with some splits.
+    // Their time with some splits.
     struct Cut {
         LaunchTime time;
         double num_partials = 0.0;
@@ -48,7 +48,7 @@ class KindOfTiles {
         short_ = time.blocks(kind, short_s_, heads_per_block_);
     }
 
-    // The longest tile into so many parts, the others into as many as make theirs no longer.
+    // Cuts the longest tile into this many parts, the others into as many as make their parts no longer.
     Cut cut(int32_t num_parts) {
         Cut result;
         result.num_partials = num_partials_;
@@ -84,12 +84,12 @@ class KindOfTiles {
         return result;
     }
 
-    // What no cut into more parts than this one takes less than.
+    // A lower bound for every cut into more parts than this one.
     LaunchTime at_least(const Cut& cut) const {
         return {.memory_s = cut.time.memory_s, .share_s = time_.share_s(kind_, 0, keys_sum_s_, 1)};
     }
 
-    // Into so many parts the longest tile may be cut.
+    // The most parts into which the longest tile may be cut.
     int32_t most_parts() const {
         return lengths_.empty() ? 1 : std::clamp(lengths_[0].num_keys / kMinSplitKeys, 1, kMostParts);
     }
@@ -99,10 +99,10 @@ class KindOfTiles {
     }
 
  private:
-    static constexpr double kRounds = 4.0;  // a block that takes a fourth of what its place does waits for no split
+    static constexpr double kRounds = 4.0;  // a block of at most a fourth of its place's time is not split
     static constexpr int32_t kMostParts = 128;
 
-    // One that may be split.
+    // A tile that may be split.
     struct Tile {
         int32_t index;
         double keys_s;

@@ -13,7 +13,7 @@ constexpr int32_t kElementBytes = 2;
 
 // The keys of one segment that a tile reads.
 struct KeyRun {
-    int32_t first_page;  // says which segment
+    int32_t first_page;  // identifies the segment
     int32_t begin;
     int32_t end;
 };
@@ -39,8 +39,8 @@ std::vector<KeyRun> key_runs(std::span<const GpuTile> tiles, std::span<const KvP
     return runs;
 }
 
-// What the tensor cores multiply for so many rows. The warps of a narrow tile all compute the same scores, which are
-// half of the products.
+// The rows that the tensor cores multiply for this many rows. The warps of a narrow tile all compute the same scores,
+// which are half of the products.
 int32_t multiplied_rows(TileKind kind, int32_t num_rows, int32_t head_dim) {
     if (kind == TileKind::kNarrow) return kGpuNarrowRows * 5 / 2;
     return num_rows <= 64 ? 64 : gpu_tile_rows(head_dim);
@@ -94,7 +94,7 @@ LaunchTime GpuTime::blocks(TileKind kind, std::span<const EqualTiles> tiles, int
 }
 
 LaunchTime GpuTime::blocks(TileKind kind, std::span<double> keys_s, int32_t heads_per_block) const {
-    constexpr int64_t kFewRounds = 8;  // for more it takes less to sort all tiles
+    constexpr int64_t kFewRounds = 8;  // for more, sorting all tiles is cheaper
     const auto num_tiles = std::ssize(keys_s);
     const double keys_sum_s = std::accumulate(keys_s.begin(), keys_s.end(), 0.0);
     const bool are_few = num_tiles * ceil_div(shape_.num_kv_heads, heads_per_block) <= kFewRounds * places(kind);

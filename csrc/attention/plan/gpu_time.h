@@ -1,10 +1,10 @@
-// How long launches of attention take on a GPU: a model, not a measurement. Plans are made by it, and predictions.
+// How long attention launches take on a GPU: a model, not a measurement. Plans and predictions use it.
 //
 // A launch takes the longest of three:
-//   memory   its bytes at the memory's rate. Keys that several of its tiles read come from there once if those of their
-//            segment fit into the L2 cache, else once for all blocks that run at a time
+//   memory   its bytes at the memory's rate. Keys that several of its tiles read are loaded once if the keys of their
+//            segment fit into the L2 cache, otherwise once for all blocks that run at a time
 //   share    the times of its blocks over all places for blocks
-//   rounds   where more than k blocks for each place take t or longer, some place takes (k + 1) * t
+//   rounds   if more than k blocks for each place take t or longer, some place takes (k + 1) * t
 // A block has an even share of its multiprocessor. It loads its keys at the L2 cache's rate, or multiplies them by its
 // rows at the peak (as many as the kernel has, padding included), whichever is longer, for each of its KV heads, and
 // takes block_s besides.
@@ -25,7 +25,7 @@ namespace batchllm {
 // Packed rows of one KV head against a run of keys.
 struct GpuTile {
     int32_t num_rows;      // packed
-    int32_t num_partials;  // of them that write a partial state; the others their result
+    int32_t num_partials;  // of these, the ones that write a partial state; the others write their result
     int32_t piece_begin;   // as WorkItem's
     int32_t piece_end;
     int32_t kv_begin;
@@ -34,9 +34,9 @@ struct GpuTile {
     int32_t num_keys() const { return kv_end - kv_begin; }
 };
 
-// How the tiles of a call are launched, and what is written of a packed row.
+// How the tiles of a call are launched, and what is written for a packed row.
 struct CallStyle {
-    bool one_launch;  // of both kinds; else a launch each
+    bool one_launch;  // for both kinds; otherwise one launch each
     int32_t result_bytes;
     int32_t partial_bytes;
 };
@@ -91,7 +91,7 @@ class GpuTime {
         return kind == TileKind::kNarrow ? narrow_heads_per_block(num_tiles, shape_.num_kv_heads) : 1;
     }
 
-    // Of tiles whose keys take so long in all.
+    // Time of tiles whose keys take this long in total.
     double share_s(TileKind kind, int64_t num_tiles, double keys_s, int32_t heads_per_block) const {
         const int64_t num_blocks = num_tiles * ceil_div(shape_.num_kv_heads, heads_per_block);
         return (static_cast<double>(num_blocks) * gpu_.block_s + shape_.num_kv_heads * keys_s) /
@@ -106,12 +106,12 @@ class GpuTime {
     // Reading q, K and V.
     double read_s(TileKind kind, std::span<const GpuTile> tiles, std::span<const KvPiece> pieces) const;
     int32_t query_bytes() const { return 2 * shape_.head_dim; }  // of a packed row
-    // So many bytes of packed rows of one KV head, and of all others.
+    // Time for this many bytes of packed rows of one KV head, and of all others.
     double rows_s(double num_rows, int32_t row_bytes) const {
         return num_rows * row_bytes * shape_.num_kv_heads / gpu_.bytes_per_s;
     }
 
-    // All that tiles of one kind read and write.
+    // Time for everything that tiles of one kind read and write.
     double memory_s(TileKind kind, std::span<const GpuTile> tiles, std::span<const KvPiece> pieces) const;
 
     LaunchTime tiles(TileKind kind, std::span<const GpuTile> tiles, std::span<const KvPiece> pieces) const;

@@ -10,7 +10,7 @@
 namespace batchllm {
 namespace {
 
-// What is read once for several spans.
+// Runs that are read once for several spans.
 struct Shared {
     SharedRuns runs;
     bool full_alone = false;  // rows that fill a tile by themselves read their whole chain alone: no partial states
@@ -47,7 +47,7 @@ class TileMaker {
         return std::move(*this).make_alone();
     }
 
-    // Whatever is in no shared run.
+    // Everything that is in no shared run.
     PlanDraft make_alone() && {
         add_span_groups();
         return std::move(draft_);
@@ -56,7 +56,7 @@ class TileMaker {
  private:
     using Range = AttentionBatch::Range;
 
-    // Of how many links that one is the last which are read once for several spans.
+    // The number of links, this one the last, that are read once for several spans.
     int32_t shared_links(int32_t link) const {
         return shared_.runs.empty() ? 0 : shared_.runs[batch_.link_segment[link]];
     }
@@ -182,9 +182,9 @@ class CpuSplits {
     }
 
  private:
-    // Into how many a tile is split whose tasks are too long: the number with which they would end first if
-    // threads had nothing else. Nine tasks on two threads take as long as ten, and the thread that is disturbed keeps
-    // the others waiting for a part of its last task.
+    // The number of splits for a tile whose tasks are too long: the one with which they would end first if threads had
+    // nothing else to do. Nine tasks on two threads take as long as ten, and a disturbed thread keeps the others
+    // waiting for part of its last task.
     int32_t num_splits(const WorkItem& tile, double max_task_cost) const {
         const double cost = cost_.task(tile);
         if (cost <= max_task_cost) return 1;
@@ -207,7 +207,7 @@ class CpuSplits {
     int32_t num_threads_;
 };
 
-// Chooses the splits, and returns what the call is predicted to take.
+// Chooses the splits, and returns the predicted time of the call.
 double split_for_gpu(PlanDraft& draft, int32_t num_tokens, int32_t group_size, const GpuTime& time) {
     std::vector<int32_t> num_tiles(num_tokens, 0);
     for (const WorkRow& row : draft.rows) ++num_tiles[row.token];
@@ -231,8 +231,7 @@ double split_for_gpu(PlanDraft& draft, int32_t num_tokens, int32_t group_size, c
     return splits.call_s;
 }
 
-// What a call takes at least in which every span reads its keys for itself: those of the spans of one row, whatever the
-// others take.
+// The least time of a call in which every span reads its keys separately: that of the spans of one row alone.
 double alone_at_least_s(const AttentionBatch& batch, const AttentionShape& shape, int32_t level, const GpuTime& time) {
     int64_t num_keys = 0;
     for (int32_t span = 0; span < batch.num_spans(); ++span) {

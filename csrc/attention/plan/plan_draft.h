@@ -1,5 +1,5 @@
-// The first passes of a plan: spans, links, segments -> groups of rows that read the same keys -> row tiles, and into
-// how many runs of keys each is split.
+// The first passes of a plan: spans, links, segments -> groups of rows that read the same keys -> row tiles, and the
+// number of runs of keys into which each is split.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 
 namespace batchllm {
 
-// Which segments with several readers are read once for all of them.
+// Which segments with several readers are read once for all.
 enum class Sharing : uint8_t { kNever, kWhereItPays, kAlways };
 
 struct PlanOptions {
@@ -21,7 +21,7 @@ struct PlanOptions {
     Sharing sharing;
     const GpuModel* gpu = nullptr;       // null: a CPU
     const CallStyle* cascade = nullptr;  // null: none, but our launches
-    int32_t level = kAllLevels;          // else what a cascade launches for that link of every chain
+    int32_t level = kAllLevels;          // otherwise only what a cascade launches for that link of every chain
 };
 
 struct PlanDraft {
@@ -33,7 +33,7 @@ struct PlanDraft {
     double max_task_cost = 0.0;  // on a CPU; longer tiles were split, if that helps
 };
 
-// On a GPU where it pays: of several ways to share the one that takes the least time (gpu_time.h).
+// On a GPU, if sharing may pay: of several ways to share, the one with the least time (gpu_time.h).
 PlanDraft draft_plan(const AttentionBatch& batch, const AttentionShape& shape, const PlanOptions& options);
 
 }  // namespace batchllm

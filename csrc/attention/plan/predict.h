@@ -8,14 +8,14 @@
 
 namespace batchllm {
 
-// Seconds of three ways through the same batch, by the same formulas.
+// Seconds of several ways to compute the same batch, by the same formulas.
 struct AttentionSeconds {
-    // The plan: a launch of its wide and one of its narrow tiles, and one of their merge.
+    // The plan: one launch for its wide tiles, one for its narrow tiles, and one for their merge.
     double plan;
-    // A plan for this GPU in which every request reads its keys for itself.
+    // A plan for this GPU in which every request reads its keys separately.
     double per_request;
-    // A launch for each level of the longest chain, which is planned for this GPU like ours, with a merge where it
-    // splits; states are `out` in bfloat16 and `lse` in float32. Between levels a launch that makes one state of two.
+    // A launch for each level of the longest chain, planned for this GPU like ours, with a merge if it is split; states
+    // are `out` in bfloat16 and `lse` in float32. Between levels a launch merges two states.
     double cascade;
     // The same with states in float32.
     double cascade_float32;

@@ -44,7 +44,7 @@ class RunChooser {
     }
 
  private:
-    // Links that nothing has been decided of but that they end no run.
+    // Links that are undecided except that they end no run.
     struct Run {
         int32_t num_links = 0;
         int32_t num_keys = 0;
@@ -55,7 +55,7 @@ class RunChooser {
         return links.empty() ? 0 : links[0].link - batch_.link_indptr[links[0].span];
     }
 
-    // The one that all readers read before this one; kNone where it is not the same for all.
+    // The segment that all readers read before this one; kNone if it differs.
     int32_t segment_before(int32_t segment) const {
         int32_t before = kNone;
         for (const auto& [span, link] : readers_.of(segment)) {
@@ -85,8 +85,8 @@ class RunChooser {
         return cost_.rows(num_rows, num_keys) + cost_.item() + state_weight_ * cost_.partial_states(num_rows);
     }
 
-    // Against reading the run again for everything that follows it: segments that are worth a run of their own with it,
-    // and spans.
+    // Compared with reading the run again for everything that follows it: segments that are worth their own run with
+    // it, and spans.
     bool pays(int32_t segment, int32_t num_keys) const {
         const auto links = readers_.of(segment);
         int32_t num_rows = 0;

@@ -35,13 +35,13 @@ constexpr int32_t kAllLevels = -1;
 // The links of a span that are planned: all, or the one of that level of its chain, if it has one.
 AttentionBatch::Range planned_links(const AttentionBatch& batch, int32_t span, int32_t level);
 
-// For each segment how many links of its readers' chains, it being the last, are one run of keys that is read once for
-// all of them; 0: it ends none. Links that are in no run are read by every span for itself.
+// For each segment the number of links of its readers' chains, itself the last, that form one run of keys read once for
+// all of them; 0: it ends no run. Links that are in no run are read by each span separately.
 using SharedRuns = std::vector<int32_t>;
 
 SharedRuns share_always(const AttentionBatch& batch, const Readers& readers);
 
-// Where it costs less than reading the segment for every span.
+// If that costs less than reading the segment for every span.
 SharedRuns share_where_it_pays(const AttentionBatch& batch, const Readers& readers, const CostModel& cost);
 
 // The same with runs of several links: a segment that is short for its number of readers is read again with each of

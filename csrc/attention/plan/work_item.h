@@ -1,5 +1,5 @@
-// What a kernel executes: plain structs, no functions, so that code compiled for different instruction sets and for
-// GPUs can share them.
+// The work that a kernel executes: plain structs, no functions, so that code compiled for different instruction sets
+// and for GPUs can share them.
 //
 // Positions are absolute token positions of a request. A context is a chain of segments, so the keys of an item are
 // one run of positions [kv_begin, kv_end) that may cross from one segment's pages into the next one's:
@@ -44,9 +44,9 @@ struct WorkItem {
     int32_t kv_end;
 };
 
-// What a thread takes at a time: items with few rows for all KV heads, whose keys lie side by side; or one with many
-// rows for one head, whose keys stay in the caches. Short items come several at a time, so that the first keys of one
-// are asked for while the one before is computed.
+// The unit of work of a thread: items with few rows for all KV heads, whose keys are adjacent in memory; or one item
+// with many rows for one head, whose keys stay in the caches. Short items are grouped, so that the first keys of one
+// are prefetched while the one before is computed.
 struct WorkTask {
     int32_t item_begin;
     int32_t item_end;
