@@ -74,12 +74,15 @@ class LineError(Exception):
     """Why a line gets no answer."""
 
     def __init__(self, code: str, param: str | None, reason: str) -> None:
-        super().__init__(f"{param}: {reason}" if param else reason)
+        super().__init__(code, param, reason)
         self.code = code
         self.param = param
         self.reason = reason
         self.line: int | None = None
         self.custom_id: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.param}: {self.reason}" if self.param else self.reason
 
     def at(self, line: int, custom_id: str | None) -> LineError:
         self.line, self.custom_id = line, custom_id

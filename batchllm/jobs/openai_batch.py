@@ -31,7 +31,7 @@ def parse_line(data: bytes, line: int, line_of: dict[str, int], *, chat_max_toke
         record = _decode_object(data, line)
         custom_id = _custom_id(record)
         if (first := line_of.setdefault(custom_id, line)) != line:
-            raise LineError(DUPLICATE_ID, "custom_id", f"{brief(custom_id)} was used on line {first}")
+            raise used_twice(custom_id, first)
         _check_keys(data, record)
         kind, body = _endpoint(record)
         prompts = PROMPTS[kind](body)
@@ -50,6 +50,10 @@ def parse_line(data: bytes, line: int, line_of: dict[str, int], *, chat_max_toke
         )
     except LineError as error:
         raise error.at(line, custom_id) from None
+
+
+def used_twice(custom_id: str, first: int) -> LineError:
+    return LineError(DUPLICATE_ID, "custom_id", f"{brief(custom_id)} was used on line {first}")
 
 
 def _decode_object(data: bytes, line: int) -> dict[str, Any]:

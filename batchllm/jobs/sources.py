@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,13 +53,20 @@ class Source(ABC):
         self._chosen = frozenset(itertools.islice(numbers, limit))
 
     def requests(self, done: bytes = NO_LINES) -> Iterator[BatchRequest | LineError]:
-        """Every row as a request or as an error. done: not 0 at the numbers of rows to skip."""
-        line_of: dict[str, int] = {}
+        """Every row as a request or as an error. done: as for `chosen`."""
+        return self.parsed(self.chosen(done))
+
+    def chosen(self, done: bytes = NO_LINES) -> Iterator[tuple[int, Any]]:
+        """The rows of the job. done: not 0 at the numbers of rows to skip."""
         for line, row in self.rows(done):
             if line < len(done) and done[line]:
                 continue
-            if self._chosen is not None and line not in self._chosen:
-                continue
+            if self._chosen is None or line in self._chosen:
+                yield line, row
+
+    def parsed(self, rows: Iterable[tuple[int, Any]]) -> Iterator[BatchRequest | LineError]:
+        line_of: dict[str, int] = {}
+        for line, row in rows:
             try:
                 yield self.parse(line, row, line_of)
             except LineError as error:

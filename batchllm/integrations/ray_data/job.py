@@ -19,6 +19,7 @@ from batchllm.integrations.ray_data.cluster import LOST, Replicas, connected, ha
 from batchllm.integrations.ray_data.figures import ReplicaFigures
 from batchllm.integrations.ray_data.parts import PartFiles
 from batchllm.integrations.ray_data.reader import WeightlessReader
+from batchllm.integrations.ray_data.reading import is_large, read_on_cluster
 from batchllm.integrations.ray_data.replica import JobReplica, ParcelResult
 from batchllm.jobs.earlier import EarlierRuns
 from batchllm.jobs.files import check_files, check_writable
@@ -126,13 +127,16 @@ def run_job_on_ray(
                 return JobSummary(len(earlier.answered), len(earlier.failed), {}, num_earlier=earlier.num_lines)
         log(f"reading {files.input}")
         reader = WeightlessReader(model, engine)
-        prompts, errors = read_prompts(lines, reader, reader.sampling_defaults, earlier, options, check_time)
+        stack.enter_context(connected(ray, replicas, engine.num_threads))
+        if is_large(lines):
+            prompts, errors = read_on_cluster(lines, reader.name, engine_options, earlier, options, check_time)
+        else:
+            prompts, errors = read_prompts(lines, reader, reader.sampling_defaults, earlier, options, check_time)
         manifest = manifest or Manifest.new(here, prompts.num_lines, errors)
         job = RunningJob(manifest, earlier, options)
         job.check_error_rate(errors)
         tokenized = tokenized_job(prompts, reader.limits)
         parcels = [parcel.tolist() for parcel in parcels_of(tokenized, reader.config, reader.device, replicas)]
-        stack.enter_context(connected(ray, replicas, engine.num_threads))
         pool = Replicas.of(replicas, engine.num_threads, engine.device)
         log(f"{len(prompts):,} prompts in {len(parcels):,} parcels for {replicas:,} replicas")
         parts = parts or stack.enter_context(PartFiles(files.output, replaces=overwrite))
@@ -204,13 +208,13 @@ class JobOnRay:
         while parcels:
             numbered = dict(enumerate(parcels, start=self._parts.next_number()))
             stopped_by: dict[int, str] = {}
-            failed: set[int] = set()  # numbers of lines
+            failed: set[int | None] = set()  # numbers of lines
             for result in self._results(numbered, constructor):
                 if result.fatal:
                     raise ValueError(result.fatal)
                 for failure in result.failures:
                     failed.add(failure.line)
-                    self._job.fail(failure.as_error())
+                    self._job.fail(failure)
                 self._job.check_error_rate()
                 self._job.count(0, result.num_other_model, result.num_cut)
                 self._figures.add(result.stats)
@@ -224,7 +228,9 @@ class JobOnRay:
 
         return self._replicas.answer(list(numbered.items()), pack, self._check_time, JobReplica, **constructor)
 
-    def _left(self, numbered: dict[int, Parcel], stopped_by: dict[int, str], failed: set[int]) -> Iterator[Parcel]:
+    def _left(
+        self, numbered: dict[int, Parcel], stopped_by: dict[int, str], failed: set[int | None]
+    ) -> Iterator[Parcel]:
         """The lines of parcels that have neither answer nor error, to be handed out again. A line that was handed out
         alone gets an error."""
         for number, parcel in numbered.items():

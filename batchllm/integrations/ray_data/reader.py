@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,14 @@ class WeightlessReader(WeightlessModel):
         self.sampling_defaults: dict[str, Any] = {}
         if engine.generation_config == "auto":
             self.sampling_defaults, _ = sampling_defaults(directory)
-        self.device: Device = DEVICES["h100"]
-        if engine.device != "cuda":
-            self.device = device_by_name(THIS_CPU, engine.dtype, engine.quantize)
         kv_cache_tokens = engine.kv_cache_tokens or self.config.max_model_len + engine.page_size
         limits = RequestLimits(self.config.vocab_size, self.config.max_model_len, engine.page_size, kv_cache_tokens)
         super().__init__(directory, limits, allow_special_tokens=engine.allow_special_tokens)
+        self._engine = engine
+
+    @cached_property
+    def device(self) -> Device:
+        """What costs are predicted for. Raises ValueError for what it does not multiply."""
+        if self._engine.device == "cuda":
+            return DEVICES["h100"]
+        return device_by_name(THIS_CPU, self._engine.dtype, self._engine.quantize)

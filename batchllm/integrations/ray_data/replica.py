@@ -26,30 +26,13 @@ from batchllm.outputs import JobProgress, RequestOutput
 Answer = list[RequestOutput] | LineError
 
 
-class LineFailure(msgspec.Struct):
-    """A LineError in transit."""
-
-    code: str
-    param: str | None
-    reason: str
-    line: int
-    custom_id: str
-
-    @classmethod
-    def of(cls, error: LineError, request: BatchRequest) -> LineFailure:
-        return cls(error.code, error.param, error.reason, request.line, request.custom_id)
-
-    def as_error(self) -> LineError:
-        return LineError(self.code, self.param, self.reason).at(self.line, self.custom_id)
-
-
 class ParcelResult(msgspec.Struct):
     """A replica's report on a parcel; the answers are on shared storage."""
 
     parcel: int
     num_other_model: int = 0  # among the answers of the replica that finished it
     num_cut: int = 0
-    failures: list[LineFailure] = []
+    failures: list[LineError] = []
     stopped_by: str = ""  # an exception; some lines are still to be answered
     fatal: str = ""  # why no line can be answered: no model, no disk
     stats: dict[str, Any] = {}  # LLM.stats
@@ -109,7 +92,7 @@ class JobReplica(Replica):
             part.cut(num_bytes)
             for request, answer in self.answers(left, part.sync_if_due):
                 if isinstance(answer, LineError):
-                    result.failures.append(LineFailure.of(answer, request))
+                    result.failures.append(answer)
                     continue
                 part.write(answer_record(request, answer, self._model_name, self._job_id))
                 result.num_other_model += request.names_another(self._model_name)
