@@ -3,7 +3,7 @@ same engine, answer shuffled rows a slice at a time.
 
     build/integrations/ray/bin/python -m benchmarks.ray_order
 
-They take turns (planned, shuffled, shuffled, planned). Computed prompt tokens are a count that no other load changes.
+They take turns, and which is first in each round. Computed prompt tokens are a count that no other load changes.
 Seconds are from the job handed over to its last answer: they include the start of the replicas and, of the planned job,
 reading and planning it. CPU seconds are those of the engines.
 """
@@ -124,8 +124,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("models/smollm2-135m-instruct"))
     parser.add_argument("--workload", default="W3", choices=WORKLOADS)
-    parser.add_argument("--scale", type=float, default=2.0, help="of the number of groups")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--scale", type=float, default=3.0, help="of the number of groups")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--json", help="file that gets a line per run")
     options = parser.parse_args()
