@@ -1,7 +1,7 @@
 """Builds the C++ extension `batchllm_ext` with CMake; everything else stands in pyproject.toml.
 
-Environment: BATCHLLM_CUDA=AUTO|ON|OFF (default AUTO: CUDA kernels where nvcc is found),
-BATCHLLM_BUILD_DIR (default build/ext, kept between builds), CMAKE_ARGS.
+Environment: BATCHLLM_CUDA=AUTO|ON|OFF (default AUTO: CUDA kernels where nvcc is found), BATCHLLM_CUDA_ARCHITECTURES (as
+CMake's list; default that of CMakeLists.txt), BATCHLLM_BUILD_DIR (default build/ext, kept between builds), CMAKE_ARGS.
 """
 
 import os
@@ -22,6 +22,7 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build_dir = Path(os.environ.get("BATCHLLM_BUILD_DIR", ROOT / "build" / "ext"))
+        architectures = os.environ.get("BATCHLLM_CUDA_ARCHITECTURES")
         configure = [
             *("cmake", "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja"),
             # Said anew each time: the build environment of an earlier configuration may be gone.
@@ -30,6 +31,7 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DBATCHLLM_EXT_DIR={target.parent}",
             f"-DBATCHLLM_CUDA={os.environ.get('BATCHLLM_CUDA', 'AUTO')}",
+            f"-DBATCHLLM_CUDA_ARCHITECTURES={architectures}" if architectures else "-UBATCHLLM_CUDA_ARCHITECTURES",
             "-DCMAKE_BUILD_TYPE=Release",
             "-DCMAKE_INSTALL_LIBDIR=lib",  # on every system, so that batchllm.get_cmake_dir() knows it
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),

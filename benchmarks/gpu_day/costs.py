@@ -62,6 +62,11 @@ def launch_s() -> float:
     return seconds(lambda _: ext.append_kv(k, v, slots, *pages, stream=stream()), 40)
 
 
+def block_s() -> float:
+    """Of a block with one key, apart from its launch."""
+    return tiles_s(Shape(0, 1, 1)) - launch_s()
+
+
 def merge_bytes_per_s() -> float:
     """Of the states that sharing a short prefix writes and reads, its launches included."""
     shape = Shape(PAGE_SIZE, MANY, PAGE_SIZE)
@@ -75,6 +80,7 @@ def measure() -> dict[str, float]:
         **key_seconds(),
         "multiprocessor_bytes_per_s": cached_bytes_per_s(),
         "launch_s": launch_s(),
+        "block_s": block_s(),
         "merge_bytes_per_s": merge_bytes_per_s(),
     }
 

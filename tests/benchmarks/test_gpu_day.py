@@ -184,7 +184,7 @@ def test_costs_are_measured_in_the_form_of_the_table(tmp_path):
     (costs,) = [line for line in results.read(out / "results.jsonl") if line.get("what") == "costs"]
     log = (out / "log.txt").read_text()
     assert "dry: on a CPU" in log
-    for name in ("flops_per_s", "bytes_per_s", "multiprocessor_bytes_per_s", "launch_s"):
+    for name in ("flops_per_s", "bytes_per_s", "multiprocessor_bytes_per_s", "launch_s", "block_s"):
         assert f".{name} = " in log
         assert f"// in the table {ext.gpu_models()['h100'][name]:.4g}" in log
     assert {f"key_s_{kind}" for kind in ("narrow", "medium", "large")} < costs.keys()
