@@ -29,7 +29,7 @@ def gpu_llm(directory: Path, **options: Any) -> LLM:
 def random_llm(directory: Path, **options: Any) -> LLM:
     """gpu_llm of a directory that needs a config.json only."""
     torch.manual_seed(0)
-    with patch("batchllm.loading.WeightReader", RandomWeights):
+    with patch("batchllm.models.weights.WeightReader", RandomWeights):
         return gpu_llm(directory, **options)
 
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import batchllm_ext as ext
-from benchmarks.gpu_day import bench, contestants, device, jobs, pytest_plugin, report, results, stages
+from batchllm import SamplingParams
+from benchmarks.gpu_day import bench, contestants, device, jobs, pytest_plugin, random_llm, report, results, stages
 from benchmarks.gpu_day.forest import Forest, Shape
 from benchmarks.gpu_day.report import page, write
 
@@ -374,6 +375,17 @@ def test_the_reference_of_a_forest_is_softmax_over_what_each_row_sees(shape, mon
                 weights = torch.softmax(k[:num_seen, head // 2] @ q / 8**0.5, 0)
                 expected = weights @ v[:num_seen, head // 2]
                 torch.testing.assert_close(forest.reference(request)[row, head], expected)
+
+
+def test_a_model_of_random_weights_needs_no_more_than_its_config(monkeypatch, tmp_path):
+    """As the stage e2e makes it, and watches it."""
+    for module in (jobs, random_llm):
+        monkeypatch.setattr(module, "DRY", True)
+    jobs.write_model(tmp_path)
+    llm = random_llm.random_llm(tmp_path, max_batch_tokens=64)
+    assert random_llm.watch_captures(llm) == []
+    outputs = llm.generate([[1, 2, 3], [1, 2, 4]], SamplingParams(temperature=0, max_tokens=2, ignore_eos=True))
+    assert [len(output.outputs[0].token_ids) for output in outputs] == [2, 2]
 
 
 def test_a_job_of_a_dry_run_has_the_structure_of_the_whole_one(monkeypatch):
