@@ -154,6 +154,11 @@ class TokenBatch:
     def num_decode_tokens(self) -> int: ...
     @property
     def num_prefill_tokens(self) -> int: ...
+    def write_rows(self, *, slots: Any, token_ids: Any, positions: Any) -> None:
+        """Into arrays for a device, int64, int32 and int32 [num_rows], of at least num_tokens elements: behind the
+        batch's rows stand -1, 0 and 0. In the place of a token that is not told yet stands ~i: logit row i of the batch
+        before samples it."""
+
     def logit_batch(self) -> TokenBatch:
         """The output_rows as a batch over the same segments, one span each: the work left once the last layer's K and V
         are written."""
@@ -445,6 +450,13 @@ class AttentionPlan:
     def sizes(self) -> dict[str, int]:
         """The sizes that a PlanLayout must have room for: num_rows, num_wide_tiles, num_narrow_tiles, num_item_rows,
         num_pieces, num_page_ids, num_merged_rows, num_partial_rows."""
+
+    def for_rows(self, rows: Any) -> AttentionPlan:
+        """The plan for some of its rows: the same work without the other rows, in a fraction of the time of a new plan.
+
+        rows: int32 [num_rows], ascending; row i of q and out is rows[i] of this plan's. Raises ValueError for rows that
+        are not the plan's, or not in order.
+        """
 
     def explain(self, *, kv_dtype: Literal["float32", "bfloat16"] = "float32") -> dict[str, Any]:
         """Items, bytes and FLOPs of one layer, and the bytes if every request read its keys separately;

@@ -284,6 +284,9 @@ class Fuzzer:
             if batch is not None:
                 self.outcomes["TokenBatch"][0] += 1
                 self.attend(batch if self.rng.random() < 0.5 else batch.logit_batch(), page_size=self.between(1, 5))
+                slots = np.zeros(self.between(0, 60), np.int64)
+                rows = {"token_ids": np.zeros(len(slots), np.int32), "positions": self.ints([0] * len(slots))}
+                self.call("TokenBatch", batch.write_rows, slots=slots, **rows)
             sampled = self.ints([7] * (0 if batch is None else len(batch.logit_rows)))
             self.call("BatchPlanner", planner.commit, sampled, self.choice([None, sampled.astype(bool)]))
             planner.audit()
@@ -370,7 +373,9 @@ class Fuzzer:
         self.call("attention", ext.attention, plan, q, k_pages, v_pages, **options, num_threads=num_threads)
         self.call("AttentionPlan", plan.explain, kv_dtype=self.choice(["float32", "bfloat16", "x"]))
         self.call("AttentionPlan", plan.predict_seconds, flops_per_s=1e12, bytes_per_s=1e12, launch_s=1e-6)
-        str((plan, plan.buffers))
+        rows = self.ints(sorted({self.between(-1, len(q)) for _ in range(self.between(0, 5))}))
+        some = self.call("AttentionPlan", plan.for_rows, rows)
+        str((plan, plan.buffers, some))
         layout = self.call(
             "PlanLayout", ext.PlanLayout, plan, num_pages, **{self.choice(list(plan.sizes)): self.between(0, 99)}
         )

@@ -12,7 +12,6 @@ from torch import Tensor
 
 import batchllm_ext as ext
 
-NO_SLOT = -1  # of a row that pads a graph: its K and V are not written
 ALIGNMENT_INTS = 4  # every array of a buffer begins at a multiple of 16 bytes
 
 
@@ -32,7 +31,7 @@ class Step:
 def cpu_step(
     batch: ext.TokenBatch, plans: tuple[ext.AttentionPlan, ...], logit_plans: tuple[ext.AttentionPlan, ...]
 ) -> Step:
-    """`logit_plans` are those of `batch.logit_batch()`; none if all rows need logits."""
+    """`logit_plans` are those of `batch.output_rows`; none if all rows need logits."""
     return Step(
         token_ids=torch.tensor(batch.token_ids),
         positions=torch.tensor(batch.positions),
@@ -82,17 +81,16 @@ class StepLayout:
         logit_plans: tuple[ext.AttentionPlan, ...] = (),
     ) -> None:
         """Into int32 [num_ints] of the host."""
-        num_rows = batch.num_tokens
-        slots = buffer[self._slots].view(np.int64)
-        slots[:num_rows], slots[num_rows:] = batch.slots, NO_SLOT
-        _fill(buffer[self._positions], batch.positions)
-        token_ids = buffer[self._token_ids]
-        _fill(token_ids, batch.token_ids)
-        token_ids[batch.untold_rows] = ~batch.untold_logits
+        batch.write_rows(
+            slots=buffer[self._slots].view(np.int64),
+            token_ids=buffer[self._token_ids],
+            positions=buffer[self._positions],
+        )
         for layout, part, plan in zip(self.plans, self._plans, plans, strict=True):
             layout.pack(plan, buffer[part])
         if logit_plans:
-            _fill(buffer[self._logit_rows], batch.output_rows)
+            rows, logit_rows = batch.output_rows, buffer[self._logit_rows]
+            logit_rows[: len(rows)], logit_rows[len(rows) :] = rows, 0
             for layout, part, plan in zip(self.logit_plans, self._logit_plans, logit_plans, strict=True):
                 layout.pack(plan, buffer[part])
 
@@ -110,10 +108,6 @@ class StepLayout:
             logit_rows=buffer[self._logit_rows] if self.logit_plans else None,
             logit_plans=new_plans(self.logit_plans, self._logit_plans),
         )
-
-
-def _fill(part: np.ndarray, values: np.ndarray) -> None:
-    part[: len(values)], part[len(values) :] = values, 0
 
 
 def with_tokens(step: Step, sampled: Tensor) -> Step:

@@ -226,7 +226,7 @@ class Engine:
                 return None
             plans = self._plan_attention(batch)
             outputs = batch if len(batch.output_rows) == batch.num_tokens else batch.logit_batch()
-            logit_plans = () if outputs is batch else self._plan_attention(outputs)
+            logit_plans = () if outputs is batch else tuple(plan.for_rows(batch.output_rows) for plan in plans)
         with clock.on_device("forward"):
             hidden = self.runner.forward(batch, plans, logit_plans, self.kv_cache)
         ids = batch.logit_request_ids

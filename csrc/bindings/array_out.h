@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <initializer_list>
 #include <span>
 #include <vector>
@@ -35,6 +36,17 @@ pybind11::array readonly_view(const std::vector<T>& values, pybind11::handle own
                          values.data(), owner);
     set_readonly(view);
     return view;
+}
+
+// A property that returns a vector member, or what a const method returns by reference, as a view.
+template <typename Class, typename Getter, typename... Options>
+void def_array(pybind11::class_<Class, Options...>& cls, const char* name, Getter getter, const char* doc = "") {
+    cls.def_property_readonly(
+        name,
+        [getter](const pybind11::object& self) {
+            return readonly_view(std::invoke(getter, self.cast<const Class&>()), self);
+        },
+        doc);
 }
 
 // Structs of int32 as rows of such a view.

@@ -38,8 +38,9 @@ const GpuModel* device_of(const std::string& device) {
 }
 
 AttentionBatch span_reads(const TokenBatch& batch) {
-    return {batch.span_indptr,         batch.span_begin,       batch.link_indptr,   batch.link_segment,
-            batch.segment_page_indptr, batch.segment_page_ids, batch.segment_begin, batch.segment_num_tokens};
+    return {batch.span_indptr,   batch.span_begin,          batch.link_indptr,
+            batch.link_segment,  batch.segment_page_indptr, batch.segment_page_ids,
+            batch.segment_begin, batch.segment_num_tokens,  batch.page_size};
 }
 
 AttentionPlan plan_attention(const AttentionBatch& batch, const AttentionShape& shape, int32_t num_threads,
@@ -253,6 +254,13 @@ void bind_attention_plan(py::module_& module) {
         .def_property_readonly("num_partial_rows", &AttentionPlan::num_slots)
         .def_property_readonly("num_threads", &AttentionPlan::num_threads)
         .def_property_readonly("buffers", &buffers, "The structs of work_item.h as int32 arrays, views into the plan.")
+        .def(
+            "for_rows",
+            [](const AttentionPlan& plan, py::handle rows) {
+                const Tensor array("rows", rows);
+                return plan.for_rows(int32_array(array));
+            },
+            py::arg("rows"), "The plan for some of its rows, made in a fraction of the time.")
         .def("explain", &explain, py::kw_only(), py::arg("kv_dtype") = "float32",
              "Counts, bytes and FLOPs of one layer, against reading every key once per request; predictions for GPUs.")
         .def("predict_seconds", &predict_seconds, py::kw_only(), py::arg("flops_per_s"), py::arg("bytes_per_s"),

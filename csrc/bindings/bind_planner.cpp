@@ -1,9 +1,8 @@
-// PrefixTrie, choose_segments, Segments, BatchPlanner and TokenBatch for Python. Token arrays are taken
+// PrefixTrie, choose_segments, Segments and BatchPlanner for Python. Token arrays are taken
 // without a copy, and returned arrays are read-only views that keep their owner alive.
 #include <pybind11/stl.h>
 #include <unistd.h>
 
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -30,17 +29,6 @@ namespace batchllm {
 namespace {
 
 using Unlocked = py::call_guard<py::gil_scoped_release>;
-
-// A property that returns a vector member, or what a const method returns by reference, as a view.
-template <typename Class, typename Getter, typename... Options>
-void def_array(py::class_<Class, Options...>& cls, const char* name, Getter getter, const char* doc = "") {
-    cls.def_property_readonly(
-        name,
-        [getter](const py::object& self) {
-            return readonly_view(std::invoke(getter, self.cast<const Class&>()), self);
-        },
-        doc);
-}
 
 void bind_prefix_trie(py::module_& module) {
     py::class_<PrefixTrie> trie(module, "PrefixTrie",
@@ -127,44 +115,6 @@ void bind_segments(py::module_& module) {
                py::kw_only(), py::arg("method") = "exact", py::arg("reader_cost") = 0.0,
                "The nodes to share: levels None any depth, 1 a single level, 0 none. Maximises prompt tokens not "
                "computed less reader_cost a segment and reader; method \"paper\" is the paper's own pass.");
-}
-
-void bind_token_batch(py::module_& module) {
-    py::class_<TokenBatch> batch(module, "TokenBatch", "What one forward pass computes; decodes come first.");
-    batch.def_property_readonly("num_tokens", &TokenBatch::num_tokens);
-    batch.def_property_readonly("num_spans", &TokenBatch::num_spans);
-    batch.def_readonly("num_decode_tokens", &TokenBatch::num_decode_tokens);
-    batch.def_property_readonly("num_prefill_tokens", &TokenBatch::num_prefill_tokens);
-    batch.def(
-        "logit_batch", &TokenBatch::logit_batch,
-        "The output_rows as a batch over the same segments: what is left to compute once the last layer's K and V "
-        "are written.");
-    def_array(batch, "token_ids", &TokenBatch::token_ids, "[num_tokens]");
-    def_array(batch, "positions", &TokenBatch::positions, "[num_tokens]");
-    def_array(batch, "slots", &TokenBatch::slots, "[num_tokens] page_id * page_size + offset of the row's K/V");
-    def_array(batch, "untold_rows", &TokenBatch::untold_rows, "rows whose token, -1 in token_ids, is not told yet");
-    def_array(batch, "untold_logits", &TokenBatch::untold_logits, "the logit row of the batch before that samples it");
-    def_array(batch, "logit_rows", &TokenBatch::logit_rows, "rows whose logits are sampled, the last of their spans");
-    def_array(batch, "logit_request_ids", &TokenBatch::logit_request_ids);
-    def_array(batch, "scored_rows", &TokenBatch::scored_rows, "rows that predict prompt tokens to be scored");
-    def_array(batch, "scores_indptr", &TokenBatch::scores_indptr);
-    def_array(batch, "score_request_ids", &TokenBatch::score_request_ids);
-    def_array(batch, "score_token_ids", &TokenBatch::score_token_ids, "the token at position positions[row] + 1");
-    def_array(batch, "output_rows", &TokenBatch::output_rows,
-              "rows whose logits are read: those of logit_rows and scored_rows, ascending");
-    def_array(batch, "span_indptr", &TokenBatch::span_indptr);
-    def_array(batch, "span_begin", &TokenBatch::span_begin, "position of a span's first row");
-    def_array(batch, "link_indptr", &TokenBatch::link_indptr);
-    def_array(batch, "link_segment", &TokenBatch::link_segment, "segments a span reads, its own last");
-    def_array(batch, "segment_page_indptr", &TokenBatch::segment_page_indptr);
-    def_array(batch, "segment_page_ids", &TokenBatch::segment_page_ids);
-    def_array(batch, "segment_begin", &TokenBatch::segment_begin);
-    def_array(batch, "segment_num_tokens", &TokenBatch::segment_num_tokens);
-    batch.def("__str__", [](const TokenBatch& self) {
-        return "TokenBatch: " + std::to_string(self.num_decode_tokens) + " decode and " +
-               std::to_string(self.num_prefill_tokens()) + " prefill tokens in " + std::to_string(self.num_spans()) +
-               " spans over " + std::to_string(self.num_segments()) + " segments";
-    });
 }
 
 // A BatchPlanner that several Python threads may use, such as one that adds requests and one that runs the steps. Calls
@@ -385,7 +335,6 @@ GroupOrder group_order_by_name(const std::string& name) {
 void bind_planner(py::module_& module) {
     bind_prefix_trie(module);
     bind_segments(module);
-    bind_token_batch(module);
     bind_batch_planner(module);
 }
 

@@ -19,6 +19,7 @@ int32_t thread_count(int32_t num_threads, int32_t otherwise);
 GroupOrder group_order_by_name(const std::string& name);  // ValueError if there is none
 
 void bind_planner(pybind11::module_& module);
+void bind_token_batch(pybind11::module_& module);
 void bind_simulate(pybind11::module_& module);
 void bind_attention_plan(pybind11::module_& module);
 void bind_attention(pybind11::module_& module);

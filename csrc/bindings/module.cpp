@@ -38,6 +38,7 @@ void refuse_uninitialised_objects(const pybind11::module_& module) {
 PYBIND11_MODULE(batchllm_ext, module) {
     module.doc() =
         "BatchLLM's planner and attention kernels. Works without torch: tensors come in and go out by DLPack.";
+    batchllm::bind_token_batch(module);
     batchllm::bind_planner(module);
     batchllm::bind_simulate(module);
     batchllm::bind_attention_plan(module);

@@ -9,6 +9,7 @@ namespace batchllm {
 std::optional<TokenBatch> BatchPlanner::next_batch() {
     if (in_flight_) throw std::logic_error("next_batch: the previous batch has not been committed");
     TokenBatch batch;
+    batch.page_size = page_size_;
     batch.reserve(last_size_);
     schedule_decodes(batch);
     schedule_prefills(batch);
@@ -175,7 +176,8 @@ void BatchPlanner::append_shared_span(TokenBatch& batch, SegmentId segment, int3
     SharedSegment& shared = shared_[segment];
     const int32_t begin = shared.kv.begin + shared.kv.num_stored;
     const int32_t end = begin + count;
-    for (int32_t position = begin; position < end; ++position) append_row(batch, shared.kv, shared.prompt[position]);
+    batch.token_ids.insert(batch.token_ids.end(), shared.prompt + begin, shared.prompt + end);
+    append_places(batch, shared.kv, count);
     stats_.computed_prompt_tokens += count;
     if (!next_score_.empty()) append_scores(batch, segment, begin, end);
     if (!shared_.has_dropped(segment)) append_chain(batch, shared.parent);
@@ -191,10 +193,15 @@ void BatchPlanner::append_own_span(TokenBatch& batch, Place place, int32_t count
     const int32_t prompt_end = request.prompt_length;
     const int32_t begin = work.own.begin + work.own.num_stored;
     const int32_t end = begin + count;
-    for (int32_t position = begin; position < end; ++position) {
-        append_row(batch, work.own,
-                   position < prompt_end ? request.prompt[position] : work.output[position - prompt_end]);
+    const int32_t num_prompt_rows = std::clamp(prompt_end - begin, 0, count);
+    if (num_prompt_rows > 0) {
+        const TokenId* const prompt = request.prompt + begin;
+        batch.token_ids.insert(batch.token_ids.end(), prompt, prompt + num_prompt_rows);
     }
+    for (int32_t position = begin + num_prompt_rows; position < end; ++position) {
+        batch.token_ids.push_back(work.output[position - prompt_end]);
+    }
+    append_places(batch, work.own, count);
     stats_.computed_prompt_tokens += std::max(std::min(end, prompt_end) - begin, 0);
     stats_.recomputed_tokens += std::max(std::min(end, work.computed_end) - begin, 0);
     stats_.recomputed_prompt_tokens += std::max(std::min({end, work.computed_end, prompt_end}) - begin, 0);
@@ -215,11 +222,18 @@ void BatchPlanner::append_own_span(TokenBatch& batch, Place place, int32_t count
     if (window_.slides()) grown_.emplace_back(place);
 }
 
-void BatchPlanner::append_row(TokenBatch& batch, StoredSegment& kv, TokenId token) const {
-    const int32_t offset = kv.num_stored++;
-    batch.token_ids.push_back(token);
-    batch.positions.push_back(kv.begin + offset);
-    batch.slots.push_back(int64_t{kv.pages[offset / page_size_]} * page_size_ + offset % page_size_);
+// The next `count` positions of a segment, and their slots, are those of the batch's next rows.
+void BatchPlanner::append_places(TokenBatch& batch, StoredSegment& kv, int32_t count) const {
+    int32_t offset = kv.num_stored;
+    kv.num_stored += count;
+    while (offset < kv.num_stored) {
+        int64_t slot = int64_t{kv.pages[offset / page_size_]} * page_size_ + offset % page_size_;
+        const int32_t end = std::min(kv.num_stored - offset, page_size_ - offset % page_size_) + offset;
+        for (; offset < end; ++offset) {
+            batch.positions.push_back(kv.begin + offset);
+            batch.slots.push_back(slot++);
+        }
+    }
 }
 
 // The span reads a shared segment and those above it that it sees, root first.

@@ -229,7 +229,7 @@ class BatchPlanner {
     bool try_admit_next(Admission& admission);
     void append_shared_span(TokenBatch& batch, SegmentId segment, int32_t count);
     void append_own_span(TokenBatch& batch, Place place, int32_t count);
-    void append_row(TokenBatch& batch, StoredSegment& kv, TokenId token) const;
+    void append_places(TokenBatch& batch, StoredSegment& kv, int32_t count) const;
     void append_chain(TokenBatch& batch, SegmentId deepest);
     static void end_span(TokenBatch& batch, int32_t begin);
     int32_t batch_number(TokenBatch& batch, SegmentId segment);

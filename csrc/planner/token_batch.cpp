@@ -14,8 +14,20 @@ void TokenBatch::merge_output_rows() {
     std::ranges::set_union(logit_rows, scored_rows, std::back_inserter(output_rows));
 }
 
+void TokenBatch::write_rows(std::span<int64_t> to_slots, std::span<TokenId> to_token_ids,
+                            std::span<int32_t> to_positions) const {
+    const auto write = [](const auto& values, const auto& to, auto filler) {
+        std::ranges::fill(std::ranges::copy(values, to.begin()).out, to.end(), filler);
+    };
+    write(slots, to_slots, kNoSlot);
+    write(token_ids, to_token_ids, TokenId{0});
+    write(positions, to_positions, int32_t{0});
+    for (size_t i = 0; i < untold_rows.size(); ++i) to_token_ids[untold_rows[i]] = ~untold_logits[i];
+}
+
 TokenBatch TokenBatch::logit_batch() const {
     TokenBatch result;
+    result.page_size = page_size;
     result.segment_page_indptr = segment_page_indptr;
     result.segment_page_ids = segment_page_ids;
     result.segment_begin = segment_begin;

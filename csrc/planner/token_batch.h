@@ -19,6 +19,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "planner/ids.h"
@@ -26,6 +27,7 @@
 namespace batchllm {
 
 constexpr TokenId kUntoldToken = -1;  // instead of a token: elsewhere any id is a token
+constexpr int64_t kNoSlot = -1;       // of a row that is not written
 
 struct TokenBatch {
     struct Size {
@@ -58,6 +60,12 @@ struct TokenBatch {
     // These rows as a batch over the same segments: the work left once the last layer's K and V are written.
     TokenBatch logit_batch() const;
 
+    // For a device, into arrays of one size, at least num_tokens(): behind the batch's rows stand kNoSlot and 0. In the
+    // place of a token that is not told yet stands ~i: logit row i of the batch before samples it.
+    void write_rows(std::span<int64_t> to_slots, std::span<TokenId> to_token_ids,
+                    std::span<int32_t> to_positions) const;
+
+    int32_t page_size = 0;
     int32_t num_decode_tokens = 0;  // decodes are the first rows
 
     std::vector<TokenId> token_ids;  // [num_tokens]

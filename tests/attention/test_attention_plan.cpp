@@ -173,6 +173,73 @@ TEST_CASE("every visible key meets every row exactly once, and nothing else does
     }
 }
 
+TEST_CASE("of some rows a plan does the work that it does of them among all, on the same keys") {
+    for (uint32_t seed = 0; seed < 60; ++seed) {
+        CAPTURE(seed);
+        std::mt19937 random(seed);
+        const OwnedBatch batch = random_batch(random);
+        const AttentionShape shape{.num_qo_heads = 8,
+                                   .num_kv_heads = seed % 2 ? 8 : 1,
+                                   .head_dim = 64,
+                                   .page_size = batch.page_size,
+                                   .window_left = seed % 3 ? -1 : static_cast<int32_t>(random() % 100)};
+        Ints rows;
+        for (int32_t row = 0; row < batch.view().num_tokens(); ++row) {
+            if (random() % (1 + seed % 4) == 0) rows.push_back(row);
+        }
+        RowKeys visible;
+        for (const auto& [row, key] : visible_keys(batch.view(), shape)) {
+            const auto place = std::ranges::lower_bound(rows, row);
+            if (place != rows.end() && *place == row)
+                visible.push_back({static_cast<int32_t>(place - rows.begin()), key});
+        }
+        for (int32_t num_threads : {1, 7}) {
+            for (Sharing sharing : {Sharing::kNever, Sharing::kWhereItPays, Sharing::kAlways}) {
+                const AttentionPlan all(batch.view(), shape, num_threads, sharing);
+                const AttentionPlan some = all.for_rows(rows);
+                CHECK((audit(some) == visible));
+                CHECK(some.num_tokens() == std::ssize(rows));
+                CHECK(some.num_threads() == num_threads);
+                CHECK(some.tasks().empty() == visible.empty());
+                CHECK(some.stats().num_scores == std::ssize(visible));
+                CHECK(some.stats().kv_tokens_read <= all.stats().kv_tokens_read);
+                GpuModel gpu = kDefaultGpu;
+                gpu.num_multiprocessors = num_threads;
+                const AttentionPlan on_gpu = AttentionPlan(batch.view(), shape, gpu, sharing).for_rows(rows);
+                CHECK((audit(on_gpu, gpu_costs(gpu, shape.head_dim)) == visible));
+                CHECK(on_gpu.tasks().empty());
+                const AttentionPlan alone = on_gpu.for_gpu(gpu, Sharing::kNever);  // planned anew, of these rows
+                CHECK((audit(alone, gpu_costs(gpu, shape.head_dim)) == visible));
+            }
+        }
+    }
+}
+
+TEST_CASE("a plan for some rows counts what they read alone, and what they share") {
+    OwnedBatch batch;
+    const int32_t prefix = batch.add_segment(0, 1000);
+    for (int32_t i = 0; i < 4; ++i) batch.add_span({prefix, batch.add_segment(1000, 100)}, 1000, 100);
+    const AttentionShape shape{.num_qo_heads = 8, .num_kv_heads = 2, .head_dim = 64, .page_size = batch.page_size};
+    const AttentionPlan all(batch.view(), shape, 1, Sharing::kAlways);
+    const AttentionPlan last_rows = all.for_rows(Ints{99, 199, 299, 399});
+    CHECK(last_rows.stats().num_levels == 2);
+    CHECK(last_rows.stats().per_request_kv_tokens_read == 4 * 1100);
+    CHECK(last_rows.stats().num_scores == 4 * 1100);
+    CHECK(all.for_rows(Ints{0, 1}).stats().num_shared_segments == 2);
+    CHECK(all.for_rows(Ints{0, 399}).stats().num_shared_segments <= 1);
+    CHECK(all.for_rows(Ints{5}).stats().num_shared_segments == 0);
+}
+
+TEST_CASE("a plan for rows that are not the plan's, or not in order, is refused") {
+    OwnedBatch batch;
+    batch.add_span({batch.add_segment(0, 8)}, 4, 4);
+    const AttentionShape shape{.num_qo_heads = 1, .num_kv_heads = 1, .head_dim = 1, .page_size = 4};
+    const AttentionPlan plan(batch.view(), shape, 1, Sharing::kWhereItPays);
+    CHECK_THROWS_WITH_AS(plan.for_rows(Ints{0, 4}), "rows[1]: expected a row in [1, 4), got 4", std::invalid_argument);
+    CHECK_THROWS_WITH_AS(plan.for_rows(Ints{2, 2}), "rows[1]: expected a row in [3, 4), got 2", std::invalid_argument);
+    CHECK_THROWS_WITH_AS(plan.for_rows(Ints{-1}), "rows[0]: expected a row in [0, 4), got -1", std::invalid_argument);
+}
+
 TEST_CASE("a shared segment is read once for all its readers") {
     OwnedBatch batch;
     const int32_t prefix = batch.add_segment(0, 1000);

@@ -10,7 +10,7 @@ import torch
 
 import batchllm_ext as ext
 from batchllm import LLM, SamplingParams
-from batchllm.device.step import NO_SLOT, StepLayout
+from batchllm.device.step import StepLayout
 from batchllm.device.transfer import UploadRing
 from batchllm.engine.engine import Engine
 from batchllm.engine.engine_requests import EngineRequest
@@ -231,7 +231,7 @@ def test_a_step_is_written_with_rows_to_spare(num_kinds):
     assert step.token_ids.tolist() == [5, 6, 7, 8, 9, 0, 0, 0]
     assert step.positions.tolist() == [0] * 8
     assert step.slots.dtype == torch.int64
-    assert step.slots.tolist() == [*batch.slots.tolist(), *[NO_SLOT] * 3]
+    assert step.slots.tolist() == [*batch.slots.tolist(), *[-1] * 3]
     assert [of for of, _ in step.plans] == list(layout.plans)
     assert [part.tolist() for _, part in step.plans] == [
         packed(of, plan) for of, plan in zip(layout.plans, plans, strict=True)

@@ -93,6 +93,13 @@ PLANNER_MUTANTS = [
         EVERY_PROMISE,
     ),
     Mutant(
+        "a_row_takes_the_token_of_its_own_place",
+        "csrc/planner/token_batch.cpp",
+        "~untold_logits[i]",
+        "~untold_rows[i]",
+        "rows for a device name the row that samples a token which is not told, and have nothing behind them",
+    ),
+    Mutant(
         "a_slot_is_counted_in_int32",
         PLANNER,
         "int64_t{kv.pages[offset / page_size_]} * page_size_",
@@ -582,13 +589,6 @@ PYTHON_MUTANTS = [
         "batchllm/engine/runner.py",
         "        self._sampled[:num_rows].copy_(token_ids)\n",
         "",
-        IN_AHEAD + "test_answers_and_why_they_end_are_those_of_the_cpu",
-    ),
-    Mutant(
-        "a_row_takes_the_token_of_its_own_place",
-        "batchllm/device/step.py",
-        "~batch.untold_logits",
-        "~batch.untold_rows",
         IN_AHEAD + "test_answers_and_why_they_end_are_those_of_the_cpu",
     ),
     Mutant(

@@ -102,6 +102,25 @@ TEST_CASE("a segment without readers is never computed") {
     CHECK(!planner.next_batch());
 }
 
+TEST_CASE("rows for a device name the row that samples a token which is not told, and have nothing behind them") {
+    Job job;
+    for (const TokenId first : {1, 2}) job.add({first, 8, 9});
+    BatchPlanner planner({.num_pages = 16, .page_size = 4, .max_batch_tokens = 16});
+    add(planner, job, {4, 4});
+    REQUIRE(planner.next_batch());
+    planner.advance();
+    TokenBatch batch = planner.next_batch().value();
+    CHECK(batch.untold_rows == std::vector<int32_t>{0, 1});
+    CHECK(batch.untold_logits == std::vector<int32_t>{0, 1});
+    batch.untold_logits = {1, 0};
+    std::vector<int64_t> slots(4, 7);
+    std::vector<int32_t> token_ids(4, 7), positions(4, 7);
+    batch.write_rows(slots, token_ids, positions);
+    CHECK(slots == std::vector<int64_t>{batch.slots[0], batch.slots[1], kNoSlot, kNoSlot});
+    CHECK(token_ids == std::vector<int32_t>{~1, ~0, 0, 0});
+    CHECK(positions == std::vector<int32_t>{batch.positions[0], batch.positions[1], 0, 0});
+}
+
 TEST_CASE("limits up to the largest int32 are limits like others") {
     constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
     Job job;

@@ -6,7 +6,6 @@ import torch
 
 import batchllm_ext as ext
 from batchllm.device.ops import CpuOps, DrawParams
-from batchllm.device.step import NO_SLOT
 from tests.cases import ATTENTION_CASES, Case
 from tests.engine.fake_gpu import FakeDevicePlan, FakeGpuOps
 from tests.reference import assert_close, attention_reference, tolerance
@@ -45,7 +44,7 @@ def test_q_k_and_v_are_prepared_by_the_kernels_one_by_one(dtype, has_norms: bool
         ext.rotate(turned, *turned_by)
     for ops, rows in ((CpuOps(num_threads=1), [0, 1, 2, 3, 4]), (FakeGpuOps(), [0, 1, 3, 4])):
         k_pages, v_pages, k_alone, v_alone = (torch.zeros(3, 4, 2, 64, dtype=dtype) for _ in range(4))
-        asked = torch.full((5,), NO_SLOT).index_copy(0, torch.tensor(rows), slots[rows])
+        asked = torch.full((5,), -1).index_copy(0, torch.tensor(rows), slots[rows])
         qkv = before.clone()
         ops.append_kv(turned[:, 4:], before[:, 6:], asked, k_alone, v_alone)
         ops.norm_rotate_append(qkv, norms, turned_by, asked, k_pages, v_pages, eps=1e-3)

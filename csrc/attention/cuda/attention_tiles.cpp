@@ -9,6 +9,9 @@ namespace batchllm::cuda {
 AttentionTiles attention_tiles(std::span<const WorkItem> items, std::span<const WorkRow> rows, int32_t group_size,
                                int32_t max_rows) {
     AttentionTiles tiles;
+    const NumTiles num_tiles = num_attention_tiles(items, group_size, max_rows);
+    tiles.wide.reserve(num_tiles.wide);
+    tiles.narrow.reserve(num_tiles.narrow);
     for (const WorkItem& item : items) {
         const int32_t num_packed = (item.row_end - item.row_begin) * group_size;
         for (int32_t begin = 0; begin < num_packed; begin += max_rows) {

@@ -64,6 +64,39 @@ void check_at_most(const char* name, int64_t value, int64_t most, const char* un
     }
 }
 
+// Rows of a batch, each a span.
+struct RowSpans {
+    std::vector<int32_t> span_indptr{0}, span_begin, link_indptr{0}, link_segment;
+
+    RowSpans(const AttentionBatch& batch, Array rows) {
+        for (auto* of_rows : {&span_indptr, &span_begin, &link_indptr}) of_rows->reserve(rows.size() + 1);
+        link_segment.reserve(batch.link_segment.size());
+        int32_t span = 0;
+        for (size_t i = 0; i < rows.size(); ++i) {
+            const int32_t first = i == 0 ? 0 : rows[i - 1] + 1;
+            if (rows[i] < first || rows[i] >= batch.num_tokens()) {
+                fail(at("rows", i) + ": expected a row in [" + std::to_string(first) + ", " +
+                     std::to_string(batch.num_tokens()) + "), got " + std::to_string(rows[i]));
+            }
+            while (batch.span_indptr[span + 1] <= rows[i]) ++span;
+            span_begin.push_back(batch.span_begin[span] + rows[i] - batch.span_indptr[span]);
+            span_indptr.push_back(static_cast<int32_t>(i) + 1);
+            const auto links = batch.link_segment.begin();
+            link_segment.insert(link_segment.end(), links + batch.link_indptr[span],
+                                links + batch.link_indptr[span + 1]);
+            link_indptr.push_back(static_cast<int32_t>(link_segment.size()));
+        }
+    }
+
+    AttentionBatch over_segments_of(AttentionBatch batch) const {
+        batch.span_indptr = span_indptr;
+        batch.span_begin = span_begin;
+        batch.link_indptr = link_indptr;
+        batch.link_segment = link_segment;
+        return batch;
+    }
+};
+
 }  // namespace
 
 void AttentionShape::validate() const {
@@ -81,6 +114,16 @@ void AttentionShape::validate() const {
 }
 
 void AttentionBatch::validate(int32_t page_size) const {
+    if (page_size != made_for_page_size) validate_arrays(page_size);
+    check_at_most("span_indptr", num_tokens(), kMaxRows, " rows");
+    int64_t num_link_rows = 0;
+    for (int32_t span = 0; span < num_spans(); ++span) {
+        num_link_rows += int64_t{num_rows(span)} * (link_indptr[span + 1] - link_indptr[span]);
+    }
+    check_at_most("link_indptr", num_link_rows, kMaxLinkRows, " pairs of a row and a link");
+}
+
+void AttentionBatch::validate_arrays(int32_t page_size) const {
     constexpr int64_t kPositions = std::numeric_limits<int32_t>::max();
     for (const auto& [name, array] :
          {std::pair("span_begin", span_begin), std::pair("link_segment", link_segment),
@@ -94,20 +137,16 @@ void AttentionBatch::validate(int32_t page_size) const {
     check_indptr("span_indptr", span_indptr, static_cast<size_t>(std::max(span_indptr.back(), 0)), "num_tokens");
     check_indptr("link_indptr", link_indptr, link_segment.size(), "the size of link_segment");
     check_indptr("segment_page_indptr", segment_page_indptr, segment_page_ids.size(), "the size of segment_page_ids");
-    check_at_most("span_indptr", num_tokens(), kMaxRows, " rows");
     check_each("span_begin", span_begin, 0, kPositions);
     check_each("link_segment", link_segment, 0, num_segments());
     check_each("segment_page_ids", segment_page_ids, 0, kPositions);
     check_each("segment_begin", segment_begin, 0, kPositions);
     check_each("segment_num_tokens", segment_num_tokens, 0, kPositions);
 
-    int64_t num_link_rows = 0;
     for (int32_t span = 0; span < num_spans(); ++span) {
         const int64_t end = int64_t{span_begin[span]} + num_rows(span);
         if (end > kPositions) fail(at("span_begin", span) + ": the span's last position does not fit into int32");
-        num_link_rows += int64_t{num_rows(span)} * (link_indptr[span + 1] - link_indptr[span]);
     }
-    check_at_most("link_indptr", num_link_rows, kMaxLinkRows, " pairs of a row and a link");
     for (int32_t segment = 0; segment < num_segments(); ++segment) {
         const int64_t num_tokens = segment_num_tokens[segment];
         const int64_t num_pages = segment_page_indptr[segment + 1] - segment_page_indptr[segment];
@@ -149,5 +188,8 @@ BatchCopy::BatchCopy(const AttentionBatch& batch) : view_(batch) {
         *array = std::span(ints_).subspan(begin);
     }
 }
+
+BatchCopy::BatchCopy(const AttentionBatch& batch, std::span<const int32_t> rows)
+    : BatchCopy(RowSpans(batch, rows).over_segments_of(batch)) {}
 
 }  // namespace batchllm

@@ -32,6 +32,7 @@ struct AttentionBatch {
     std::span<const int32_t> segment_page_ids;     // [num_segment_pages]
     std::span<const int32_t> segment_begin;        // [num_segments] position of the first token
     std::span<const int32_t> segment_num_tokens;   // [num_segments] tokens stored
+    int32_t made_for_page_size = 0;  // by a BatchPlanner: the arrays agree with each other; 0: they are somebody's
 
     int32_t num_spans() const { return static_cast<int32_t>(span_begin.size()); }
     int32_t num_segments() const { return static_cast<int32_t>(segment_begin.size()); }
@@ -53,12 +54,18 @@ struct AttentionBatch {
         const bool is_last = link + 1 == link_indptr[span + 1];
         return {begin, is_last ? begin + segment_num_tokens[segment] : segment_begin[link_segment[link + 1]]};
     }
+
+ private:
+    void validate_arrays(int32_t page_size) const;
 };
 
 // The arrays of a batch, copied.
 class BatchCopy {
  public:
     explicit BatchCopy(const AttentionBatch& batch);
+    // Of these rows of a batch, ascending: each is a span over the same segments. Throws std::invalid_argument for rows
+    // that are none of the batch or not in order.
+    BatchCopy(const AttentionBatch& batch, std::span<const int32_t> rows);
     BatchCopy(const BatchCopy&) = delete;
     BatchCopy& operator=(const BatchCopy&) = delete;
 

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "attention/plan/device_model.h"
+#include "attention/plan/draft_of_rows.h"
 #include "attention/plan/gpu_splits.h"
 
 namespace batchllm {
@@ -23,23 +24,27 @@ std::shared_ptr<const BatchCopy> checked(const AttentionBatch& batch, const Atte
 // Makes a plan from a draft: row tiles -> items -> tasks and slots.
 class PlanBuilder {
  public:
-    PlanBuilder(const AttentionBatch& batch, const PlanOptions& options, AttentionPlan& plan)
-        : batch_(batch),
-          plan_(plan),
-          shape_(plan.shape_),
-          cost_(shape_, options.gpu == nullptr ? kCpuCosts : gpu_costs(*options.gpu, shape_.head_dim)),
-          draft_(draft_plan(batch, shape_, options)) {
+    PlanBuilder(PlanDraft draft, const CostModel& cost, AttentionPlan& plan)
+        : batch_(plan.batch_->view()), plan_(plan), shape_(plan.shape_), cost_(cost), draft_(std::move(draft)) {
         plan_.pieces_ = std::move(draft_.pieces);
         plan_.stats_.num_shared_segments = draft_.num_shared_segments;
         split_tiles_into_items();
         sort_longest_first();
-        if (options.gpu == nullptr) add_tasks();
+        if (!plan_.is_for_gpu_) add_tasks();
         assign_slots();
         count_reads();
     }
 
  private:
     void split_tiles_into_items() {
+        if (std::ranges::all_of(draft_.num_splits, [](int32_t splits) { return splits == 1; })) {
+            plan_.rows_ = std::move(draft_.rows);
+            plan_.items_ = std::move(draft_.tiles);
+            for (const WorkItem& item : plan_.items_) {
+                plan_.max_item_rows_ = std::max(plan_.max_item_rows_, item.row_end - item.row_begin);
+            }
+            return;
+        }
         plan_.rows_.reserve(draft_.rows.size());
         plan_.items_.reserve(draft_.tiles.size());
         for (size_t i = 0; i < draft_.tiles.size(); ++i) {
@@ -161,7 +166,7 @@ class PlanBuilder {
     const AttentionBatch& batch_;
     AttentionPlan& plan_;
     const AttentionShape& shape_;
-    const CostModel cost_;
+    const CostModel& cost_;
     PlanDraft draft_;
     std::vector<Place> order_;  // longest first
 };
@@ -186,7 +191,26 @@ AttentionPlan::AttentionPlan(std::shared_ptr<const BatchCopy> batch, const Atten
     int32_t max_page_id = -1;
     for (const int32_t page_id : view.segment_page_ids) max_page_id = std::max(max_page_id, page_id);
     max_page_id_ = max_page_id;
-    PlanBuilder(view, options, *this);
+    PlanBuilder(draft_plan(view, shape_, options), costs(), *this);
+}
+
+AttentionPlan::AttentionPlan(const AttentionPlan& all, std::span<const int32_t> rows)
+    : batch_(std::make_shared<const BatchCopy>(all.batch_->view(), rows)),
+      shape_(all.shape_),
+      is_for_gpu_(all.is_for_gpu_),
+      gpu_(all.gpu_),
+      num_threads_(all.num_threads_),
+      num_tokens_(batch_->view().num_tokens()),
+      max_page_id_(all.max_page_id_) {
+    PlanBuilder(draft_of_rows(all, rows, costs()), costs(), *this);
+}
+
+CostModel AttentionPlan::costs() const {
+    return {shape_, is_for_gpu_ ? gpu_costs(gpu_, shape_.head_dim) : kCpuCosts};
+}
+
+AttentionPlan AttentionPlan::for_rows(std::span<const int32_t> rows) const {
+    return {*this, rows};
 }
 
 AttentionPlan AttentionPlan::for_gpu(const GpuModel& gpu, Sharing sharing) const {

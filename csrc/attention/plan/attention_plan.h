@@ -39,6 +39,10 @@ class AttentionPlan {
     // The same for the kernels of a GPU.
     AttentionPlan(const AttentionBatch& batch, const AttentionShape& shape, const GpuModel& gpu, Sharing sharing);
 
+    // For these rows of the batch, in ascending order: row i of q and out is rows[i]. The same work without the other
+    // rows. Throws std::invalid_argument for rows that are not the plan's or not in order.
+    AttentionPlan for_rows(std::span<const int32_t> rows) const;
+
     // Plans of the same batch: for a GPU; and for the launch of a cascade of that style for level `level` of all
     // chains.
     AttentionPlan for_gpu(const GpuModel& gpu, Sharing sharing) const;
@@ -65,6 +69,8 @@ class AttentionPlan {
  private:
     friend class PlanBuilder;
     AttentionPlan(std::shared_ptr<const BatchCopy> batch, const AttentionShape& shape, const PlanOptions& options);
+    AttentionPlan(const AttentionPlan& all, std::span<const int32_t> rows);
+    CostModel costs() const;
 
     std::shared_ptr<const BatchCopy> batch_;
     AttentionShape shape_;

@@ -27,6 +27,12 @@ int32_t num_full_rows(const AttentionBatch& batch, int32_t span, int32_t level, 
     return shares ? num_rows / height * height : 0;
 }
 
+// Where the rows and pieces of a group begin.
+struct Group {
+    int32_t row_begin;
+    int32_t piece_begin;
+};
+
 // Groups and row tiles.
 class TileMaker {
  public:
@@ -114,14 +120,13 @@ class TileMaker {
         add_tiles(group);
     }
 
-    // Where the rows and pieces of a group begin.
-    struct Group {
-        int32_t row_begin;
-        int32_t piece_begin;
-    };
-
     Group begin_group() const {
         return {static_cast<int32_t>(draft_.rows.size()), static_cast<int32_t>(draft_.pieces.size())};
+    }
+
+    // Of the group that was added last.
+    void add_tiles(const Group& group) {
+        add_row_tiles(draft_, group.row_begin, {group.piece_begin, begin_group().piece_begin}, cost_);
     }
 
     void add_piece(int32_t link, Range range) {
@@ -138,23 +143,6 @@ class TileMaker {
             const int32_t begin = std::max(range.begin, shape_.visible_begin(position));
             const int32_t end = std::min(range.end, position + 1);
             if (begin < end) draft_.rows.push_back({batch_.span_indptr[span] + row, begin, end, kWriteThrough});
-        }
-    }
-
-    // Cuts the rows of the group that was added last into tiles. A tile also ends where no row reads the next key, so
-    // that every key of an item is visible to one of its rows.
-    void add_tiles(const Group& group) {
-        const auto [row_end, piece_end] = begin_group();
-        const int32_t height = cost_.tile_rows(row_end - group.row_begin);
-        int32_t end = 0;
-        for (int32_t begin = group.row_begin; begin < row_end; begin = end) {
-            const int32_t kv_begin = draft_.rows[begin].kv_begin;
-            int32_t kv_end = draft_.rows[begin].kv_end;
-            for (end = begin + 1; end < row_end && end - begin < height; ++end) {
-                if (draft_.rows[end].kv_begin > kv_end) break;
-                kv_end = std::max(kv_end, draft_.rows[end].kv_end);
-            }
-            draft_.tiles.push_back({begin, end, group.piece_begin, piece_end, kv_begin, kv_end});
         }
     }
 
@@ -309,11 +297,30 @@ PlanDraft draft_for_cpu(const AttentionBatch& batch, const AttentionShape& shape
             readers, {options.sharing == Sharing::kAlways ? share_always(batch, readers)
                                                           : share_where_it_pays(batch, readers, cost)});
     }
-    CpuSplits(cost, options.num_threads).choose(draft);
+    choose_cpu_splits(draft, cost, options.num_threads);
     return draft;
 }
 
 }  // namespace
+
+void add_row_tiles(PlanDraft& draft, int32_t row_begin, AttentionBatch::Range pieces, const CostModel& cost) {
+    const auto row_end = static_cast<int32_t>(draft.rows.size());
+    const int32_t height = row_end - row_begin <= 1 ? 1 : cost.tile_rows(row_end - row_begin);
+    int32_t end = 0;
+    for (int32_t begin = row_begin; begin < row_end; begin = end) {
+        const int32_t kv_begin = draft.rows[begin].kv_begin;
+        int32_t kv_end = draft.rows[begin].kv_end;
+        for (end = begin + 1; end < row_end && end - begin < height; ++end) {
+            if (draft.rows[end].kv_begin > kv_end) break;
+            kv_end = std::max(kv_end, draft.rows[end].kv_end);
+        }
+        draft.tiles.push_back({begin, end, pieces.begin, pieces.end, kv_begin, kv_end});
+    }
+}
+
+void choose_cpu_splits(PlanDraft& draft, const CostModel& cost, int32_t num_threads) {
+    CpuSplits(cost, num_threads).choose(draft);
+}
 
 PlanDraft draft_plan(const AttentionBatch& batch, const AttentionShape& shape, const PlanOptions& options) {
     return options.gpu == nullptr ? draft_for_cpu(batch, shape, options) : draft_for_gpu(batch, shape, options);

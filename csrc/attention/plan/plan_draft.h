@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attention/plan/attention_batch.h"
+#include "attention/plan/device_model.h"
 #include "attention/plan/gpu_model.h"
 #include "attention/plan/gpu_time.h"
 #include "attention/plan/shared_runs.h"
@@ -35,5 +36,12 @@ struct PlanDraft {
 
 // On a GPU, if sharing may pay: of several ways to share, the one with the least time (gpu_time.h).
 PlanDraft draft_plan(const AttentionBatch& batch, const AttentionShape& shape, const PlanOptions& options);
+
+// Cuts the rows of a draft from `row_begin` on, ordered by what they see of these pieces, into tiles. A tile also ends
+// where no row reads the next key, so that every key of an item is visible to one of its rows.
+void add_row_tiles(PlanDraft& draft, int32_t row_begin, AttentionBatch::Range pieces, const CostModel& cost);
+
+// Splits tiles that would keep one thread busy while others have run out of work.
+void choose_cpu_splits(PlanDraft& draft, const CostModel& cost, int32_t num_threads);
 
 }  // namespace batchllm
