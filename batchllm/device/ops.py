@@ -21,6 +21,14 @@ class DrawParams:
     min_p: Tensor  # float32 [T]; 0 is off
     uniform: Tensor  # float64 [T], in [0, 1)
 
+    @classmethod
+    def greedy(cls, num_rows: int, device: torch.device) -> DrawParams:
+        off = torch.zeros(num_rows, device=device)
+        return cls(off, off.int(), off, off, off.double())
+
+    def __len__(self) -> int:
+        return len(self.temperature)
+
     def take(self, rows: slice) -> DrawParams:
         """The parameters of some of the rows."""
         columns = self.temperature, self.top_k, self.top_p, self.min_p, self.uniform

@@ -27,15 +27,13 @@ from batchllm.models.forward_pass import ForwardPass
 from batchllm.models.layer_spec import attention_plans, widest_window
 from batchllm.options import READER_COST_TOKENS
 from batchllm.outputs import JobProgress
-from batchllm.request_table import RequestTable
+from batchllm.request_table import LiveRequest, RequestTable
 from batchllm.sampling.logprobs import asks_for_logprobs, output_logprobs, prompt_logprobs
 from batchllm.sampling.rule_book import RuleBook
 from batchllm.sampling.rules import LogitsRule, Rows
 from batchllm.sampling.sampler import Sampler
 
-# Rows of logits that are alive at once: a vocabulary of 128,000 in bfloat16 is 0.25 MB per row. Fewer rows would read
-# the output embedding, the largest matrix, more often.
-ROWS_AT_ONCE = 256
+SCORED_AT_ONCE = 256  # rows of logits, of which log-probabilities in float32 are made
 NO_IDS = np.empty(0, np.int32)
 
 
@@ -71,8 +69,9 @@ class Engine:
     def _reset(self) -> None:
         self.requests = RequestTable()
         self._rules = RuleBook(self.rules, self.requests)
-        self._sampler = Sampler(self.requests, self._rules)
+        self._sampler = Sampler(self.requests, self._rules, self.model.device)
         self._num_output_tokens = self.requests.column(np.int32)
+        self._max_output_tokens = self.requests.column(np.int32)
         self._logprob = self.requests.column(np.float64)  # of the tokens so far, summed
         self._asks_for_logprobs = self.requests.column(bool)
         self._remaining_tokens = 0  # the most that live requests may still generate
@@ -163,6 +162,7 @@ class Engine:
         params = request.params
         for request_id, seed in zip(ids, request.seeds, strict=True):
             live = self.requests.add(request_id, prompt, params, seed, request.max_output_tokens)
+            self._max_output_tokens.values[live.slot] = live.max_output_tokens
             self._remaining_tokens += live.max_output_tokens
             if request.score_begin < len(prompt) and request_id == ids.start:
                 live.prompt_logprobs = [None] * (len(prompt) - request.score_begin)
@@ -181,7 +181,7 @@ class Engine:
     def _abort(self, request_ids: np.ndarray) -> None:
         assert self._planner is not None
         self._planner.abort(request_ids)
-        self._forget(request_ids)
+        self._forget(request_ids, self.requests.live(request_ids))
 
     @torch.inference_mode()
     def step(self) -> StepOutput | None:
@@ -225,15 +225,17 @@ class Engine:
             if batch is None:
                 return None
             plans = self._plan_attention(batch)
-            outputs = batch if len(batch.output_rows) == batch.num_tokens else batch.logit_batch()
-            logit_plans = () if outputs is batch else tuple(plan.for_rows(batch.output_rows) for plan in plans)
+            output_rows = batch.output_rows
+            all_rows = len(output_rows) == batch.num_tokens
+            logit_plans = () if all_rows else tuple(plan.for_rows(output_rows) for plan in plans)
         with clock.on_device("forward"):
             hidden = self.runner.forward(batch, plans, logit_plans, self.kv_cache)
         ids = batch.logit_request_ids
         slots = self.requests.slots(ids)
         rows = Rows(self.requests, ids, slots, self._num_output_tokens.at(slots))
-        token_ids, logprobs, told = self._sample(hidden, outputs, rows)
-        told += self._score(hidden, outputs)
+        token_ids, logprobs, told = self._sample(hidden, batch, rows)
+        if len(batch.scored_rows):
+            told += self._score(hidden, batch)
         drawn = self.runner.draw(token_ids, logprobs)
         self._num_steps += 1
         self._num_output_tokens.values[slots] = rows.num_output_tokens + 1
@@ -273,10 +275,7 @@ class Engine:
         self._logprob.values[rows.slots] += logprobs
         with clock("schedule"):
             done = planner.commit(sampled, stopped)
-            outputs = zip(done.tolist(), planner.outputs(done), strict=True)
-            finished = [self._finished(request_id, *output) for request_id, output in outputs]
-            if finished:
-                self._forget(done)
+            finished = self._finish(done) if len(done) else []
             if self.recorder:
                 self.recorder.stepped(step.batch, self.progress)
         return StepOutput(rows.request_ids, tokens, finished)
@@ -285,44 +284,44 @@ class Engine:
         return attention_plans(batch, self.model.attention_kinds, self.page_size, **self.runner.plan_options)
 
     def _sample(
-        self, hidden: torch.Tensor, outputs: ext.TokenBatch, rows: Rows
+        self, hidden: torch.Tensor, batch: ext.TokenBatch, rows: Rows
     ) -> tuple[torch.Tensor, torch.Tensor, list[Callable[[], None]]]:
         """Tokens int32 [R] and their log-probabilities float32 [R], on the device, and functions that give requests the
         others they ask for. One slice of the rows at a time, because logits are the largest activation."""
-        if len(outputs.scored_rows):
-            hidden = hidden[to_device([np.array(outputs.logit_rows)], hidden.device)[0]]
-        params = self._sampler.params_of(rows, hidden.device)
+        if len(batch.scored_rows):
+            hidden = hidden[_places(batch.logit_rows, batch, hidden.device)]
+        params = self._sampler.params_of(rows)
+        asks = self._asks_for_logprobs.at(rows.slots)
         parts, told = [], []
-        for hidden_part, of_part, params_part in _at_once(hidden, rows, params):
+        for part, hidden_part, of_part, params_part in _at_once(hidden, rows, params, self.runner.logit_rows_at_once):
             with self._clock.on_device("forward"):
                 logits = self.model.logits(hidden_part)
             with self._clock.on_device("sample"):
                 parts.append(self._sampler.draw(logits, of_part, params_part, self.runner.ops))
-                asking = np.flatnonzero(self._asks_for_logprobs.at(of_part.slots))
+                asking = np.flatnonzero(asks[part])
                 if len(asking):
                     (there,) = to_device([asking], logits.device)
                     told.append(output_logprobs(logits[there], of_part.take(asking), parts[-1][0][there]))
         if len(parts) == 1:
             return (*parts[0], told)
-        none = torch.empty(0, dtype=torch.int32, device=hidden.device), torch.empty(0, device=hidden.device)
-        tokens, logprobs = (torch.cat(of_parts) for of_parts in zip(none, *parts, strict=True))
+        if not parts:
+            return hidden.new_empty(0, dtype=torch.int32), hidden.new_empty(0, dtype=torch.float32), told
+        tokens, logprobs = (torch.cat(of_parts) for of_parts in zip(*parts, strict=True))
         return tokens, logprobs, told
 
-    def _score(self, hidden: torch.Tensor, outputs: ext.TokenBatch) -> list[Callable[[], None]]:
+    def _score(self, hidden: torch.Tensor, batch: ext.TokenBatch) -> list[Callable[[], None]]:
         """Functions that give requests the scores of the prompt tokens that this step's rows predict."""
-        if not len(outputs.scored_rows):
-            return []
-        scored, indptr = np.array(outputs.scored_rows), outputs.scores_indptr
+        scored, indptr = batch.scored_rows, batch.scores_indptr
         told = []
-        for begin in range(0, len(scored), ROWS_AT_ONCE):
-            rows = scored[begin : begin + ROWS_AT_ONCE]
+        for begin in range(0, len(scored), SCORED_AT_ONCE):
+            rows = scored[begin : begin + SCORED_AT_ONCE]
             spans = [slice(indptr[i], indptr[i + 1]) for i in range(begin, begin + len(rows))]
             with self._clock.on_device("forward"):
-                logits = self.model.logits(hidden[to_device([rows], hidden.device)[0]])
+                logits = self.model.logits(hidden[_places(rows, batch, hidden.device)])
             with self._clock.on_device("sample"):
-                readers = [[self.requests[i] for i in outputs.score_request_ids[span].tolist()] for span in spans]
-                targets = [outputs.score_token_ids[span] for span in spans]
-                told.append(prompt_logprobs(logits, outputs.positions[rows] + 1, readers, targets))
+                readers = [[self.requests[i] for i in batch.score_request_ids[span].tolist()] for span in spans]
+                targets = [batch.score_token_ids[span] for span in spans]
+                told.append(prompt_logprobs(logits, batch.positions[rows] + 1, readers, targets))
         return told
 
     def _end(self, rows: Rows, sampled: np.ndarray) -> np.ndarray:
@@ -335,29 +334,36 @@ class Engine:
                     rows[row].end = end
         return stopped
 
-    def _finished(self, request_id: int, token_ids: list[int], num_cached_tokens: int) -> Finished:
-        request = self.requests[request_id]
-        return Finished(
-            request_id=request_id,
-            token_ids=token_ids,
-            end=request.end,
-            cumulative_logprob=float(self._logprob.values[request.slot]),
-            num_cached_tokens=num_cached_tokens,
-            logprobs=request.logprobs,
-            prompt_logprobs=request.prompt_logprobs,
-        )
-
-    def _forget(self, request_ids: np.ndarray) -> None:
-        """int32 ids of ended requests; the table need not know all of them."""
+    def _finish(self, request_ids: np.ndarray) -> list[Finished]:
+        """int32 ids of ended requests, which are forgotten."""
         assert self._planner is not None
-        known = [self.requests[request_id] for request_id in request_ids.tolist() if request_id in self.requests]
-        slots = [request.slot for request in known]
+        requests = self.requests.live(request_ids)
+        logprobs = self._logprob.at([request.slot for request in requests]).tolist()
+        outputs = self._planner.outputs(request_ids)
+        finished = [
+            Finished(
+                request_id=request.id,
+                token_ids=token_ids,
+                end=request.end,
+                cumulative_logprob=logprob,
+                num_cached_tokens=num_cached_tokens,
+                logprobs=request.logprobs,
+                prompt_logprobs=request.prompt_logprobs,
+            )
+            for request, logprob, (token_ids, num_cached_tokens) in zip(requests, logprobs, outputs, strict=True)
+        ]
+        self._forget(request_ids, requests)
+        return finished
+
+    def _forget(self, request_ids: np.ndarray, known: list[LiveRequest]) -> None:
+        """int32 ids of ended requests, and those of them that the table knows."""
+        assert self._planner is not None
+        slots = np.array([request.slot for request in known], np.int64)
         if self._in_flight is not None:
             self._in_flight.forget(slots)
-        unused = np.array([request.max_output_tokens for request in known], np.int64)
-        unused -= self._num_output_tokens.at(slots)
+        unused = self._max_output_tokens.at(slots) - self._num_output_tokens.at(slots)
         self._remaining_tokens -= int(unused.sum())
-        self._num_ended_early += int((unused > 0).sum())
+        self._num_ended_early += int(np.count_nonzero(unused))
         self._rules.forget(known)
         self.requests.remove(*known)
         self._planner.forget(request_ids)
@@ -426,11 +432,18 @@ class Engine:
         )
 
 
-def _at_once(hidden: torch.Tensor, rows: Rows, params: DrawParams) -> Iterator[tuple[torch.Tensor, Rows, DrawParams]]:
-    """Up to ROWS_AT_ONCE of the rows, and their data."""
-    if 0 < len(rows) <= ROWS_AT_ONCE:
-        yield hidden[: len(rows)], rows, params
+def _places(rows: np.ndarray, batch: ext.TokenBatch, device: torch.device) -> torch.Tensor:
+    """int64 [len(rows)] on the device: the places of these rows, int32, in the batch's output_rows."""
+    return to_device([np.searchsorted(batch.output_rows, rows)], device)[0]
+
+
+def _at_once(
+    hidden: torch.Tensor, rows: Rows, params: DrawParams, num_rows: int
+) -> Iterator[tuple[slice, torch.Tensor, Rows, DrawParams]]:
+    """Up to `num_rows` of the rows: their slice and their data."""
+    if 0 < len(rows) <= num_rows:
+        yield slice(len(rows)), hidden[: len(rows)], rows, params
         return
-    for begin in range(0, len(rows), ROWS_AT_ONCE):
-        part = slice(begin, begin + ROWS_AT_ONCE)
-        yield hidden[part], rows.take(part), params.take(part)
+    for begin in range(0, len(rows), num_rows):
+        part = slice(begin, min(begin + num_rows, len(rows)))
+        yield part, hidden[part], rows.take(part), params.take(part)

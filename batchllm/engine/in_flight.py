@@ -24,8 +24,8 @@ class StepInFlight:
     is_awaited: bool  # whether its tokens must be known before the next ones are drawn
     is_gone: np.ndarray | None = None  # bool [R]: the row's request has ended since; None: none has
 
-    def forget(self, slots: list[int]) -> None:
-        """Marks the rows of ended requests: their tokens are dropped."""
+    def forget(self, slots: np.ndarray) -> None:
+        """Marks the rows of ended requests, int64 slots: their tokens are dropped."""
         has_ended = np.zeros(self.rows.requests.num_slots, bool)
         has_ended[slots] = True
         is_gone = has_ended[self.rows.slots]

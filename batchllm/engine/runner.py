@@ -34,6 +34,9 @@ class Runner(Protocol):
     """An event of the device for timing; None if the device is the host. Then calls return when they are done, and a
     step is never planned before the tokens of the one before are known."""
     num_captures: int  # CUDA graphs so far
+    logit_rows_at_once: int
+    """Rows of logits that are alive at once: a vocabulary of 128,000 in bfloat16 is 0.25 MB per row. Fewer rows would
+    read the output embedding, the largest matrix, more often."""
 
     def forward(
         self,
@@ -44,8 +47,8 @@ class Runner(Protocol):
     ) -> Tensor:
         """The model's forward pass over a batch: hidden states [R, hidden_size] of batch.output_rows, on the device.
 
-        plans: of the batch, one for each of the model's attention_kinds. logit_plans: as many of
-        `batch.logit_batch()`; none if the logits of all rows are needed. It may return before the device is done, and a
+        plans: of the batch, one for each of the model's attention_kinds. logit_plans: as many for
+        `batch.output_rows`; none if the logits of all rows are needed. It may return before the device is done, and a
         later step may overwrite what it returns. The batch's untold tokens are those of the last `draw`.
         """
 
@@ -57,6 +60,7 @@ class Runner(Protocol):
 class CpuRunner(Runner):
     new_event = None
     num_captures = 0
+    logit_rows_at_once = 256
 
     def __init__(self, model: ForwardPass, num_threads: int) -> None:
         self.model = model
@@ -110,6 +114,8 @@ class Gpu:
 
 class GpuRunner(Runner):
     """Steps of frequent buckets are replayed from CUDA graphs; others run eagerly."""
+
+    logit_rows_at_once = 512
 
     def __init__(self, model: ForwardPass, gpu: Gpu, ops: GpuOps) -> None:
         self.model, self.ops = model, ops

@@ -23,7 +23,7 @@ class Rows:
 
     requests: RequestTable
     request_ids: np.ndarray  # int32 [R]
-    slots: np.ndarray  # int32 [R], into columns of the table
+    slots: np.ndarray  # int64 [R], into columns of the table
     num_output_tokens: np.ndarray  # int32 [R], so far
 
     def __len__(self) -> int:

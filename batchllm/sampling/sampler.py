@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,14 +17,15 @@ WORD_BITS = 32  # of a mask: a bit per token
 
 
 class Sampler:
-    def __init__(self, requests: RequestTable, rules: RuleBook) -> None:
-        self._rules = rules
+    def __init__(self, requests: RequestTable, rules: RuleBook, device: torch.device) -> None:
+        """`device`: of the logits."""
+        self._rules, self._device = rules, device
         self._temperature = requests.column(np.float32)  # 0 is greedy
         self._top_k = requests.column(np.int32)  # 0 is off
         self._top_p = requests.column(np.float32, 1)  # 1 is off
         self._min_p = requests.column(np.float32)  # 0 is off
         self._seed = requests.column(np.uint64)
-        self._last: tuple[np.ndarray, DrawParams] | None = None  # for which request ids
+        self._greedy = DrawParams.greedy(0, device)
 
     def add(self, request: LiveRequest) -> None:
         params = request.params
@@ -36,21 +35,19 @@ class Sampler:
         self._min_p.values[request.slot] = params.min_p
         self._seed.values[request.slot] = request.seed
 
-    def params_of(self, rows: Rows, device: torch.device) -> DrawParams:
-        """How to draw the tokens of these rows, on the device, without waiting for it. The rows are usually those of
-        the step before; then only the randomness is new, and there is none if all are greedy."""
+    def params_of(self, rows: Rows) -> DrawParams:
+        """How to draw the tokens of these rows, on the device, without waiting for it. Nothing is uploaded if all are
+        greedy."""
         slots = rows.slots
         temperature = self._temperature.at(slots)
-        is_greedy = not temperature.any()
-        uniform = np.zeros(len(rows)) if is_greedy else uniform_draws(self._seed.at(slots), rows.num_output_tokens)
-        if self._last is None or not np.array_equal(self._last[0], rows.request_ids):
-            columns = [column.at(slots) for column in (self._top_k, self._top_p, self._min_p)]
-            drawn, temperatures, top_k, top_p, min_p = to_device([uniform, temperature, *columns], device)
-            self._last = rows.request_ids, DrawParams(temperatures, top_k, top_p, min_p, drawn)
-        elif not is_greedy:
-            (drawn,) = to_device([uniform], device)
-            self._last = rows.request_ids, replace(self._last[1], uniform=drawn)
-        return self._last[1]
+        if not temperature.any():
+            if len(rows) > len(self._greedy):
+                self._greedy = DrawParams.greedy(2 * len(rows), self._device)
+            return self._greedy.take(slice(len(rows)))
+        uniform = uniform_draws(self._seed.at(slots), rows.num_output_tokens)
+        filters = [column.at(slots) for column in (self._top_k, self._top_p, self._min_p)]
+        drawn, temperatures, top_k, top_p, min_p = to_device([uniform, temperature, *filters], self._device)
+        return DrawParams(temperatures, top_k, top_p, min_p, drawn)
 
     def draw(self, logits: Tensor, rows: Rows, params: DrawParams, ops: Ops) -> tuple[Tensor, Tensor]:
         """The next token of each row, int32 [R], and its log-probability under the model (before rules, temperature

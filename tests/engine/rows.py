@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from batchllm import SamplingParams
@@ -29,7 +30,7 @@ class Requests:
     ) -> None:
         self.table = RequestTable()
         self.rules = RuleBook(rules, self.table)
-        self.sampler = Sampler(self.table, self.rules)
+        self.sampler = Sampler(self.table, self.rules, torch.device("cpu"))
         for request_id, p in enumerate(params):
             prompt = np.array([1] if prompts is None else prompts[request_id], np.int32)
             seed = stream_seed(p.seed or 0, 0, []) if seeds is None else seeds[request_id]
@@ -46,7 +47,7 @@ class Requests:
 
     def sample(self, logits: Tensor, rows: Rows, ops: Ops) -> tuple[np.ndarray, np.ndarray]:
         """Tokens int32 [R] and log-probabilities float32 [R], drawn from logits [R, vocab_size]."""
-        tokens, logprobs = self.sampler.draw(logits, rows, self.sampler.params_of(rows, logits.device), ops)
+        tokens, logprobs = self.sampler.draw(logits, rows, self.sampler.params_of(rows), ops)
         return tokens.numpy(), logprobs.numpy()
 
     def ends(
