@@ -22,7 +22,7 @@ $(MODEL)/config.json: examples/fetch_model.py | .venv/installed
 	$(BIN)/python examples/fetch_model.py $(MODEL)
 	@touch $@
 
-# So many lines of the job take about as long without prefix sharing as all 64 take with it.
+# This many lines of the job take about as long without prefix sharing as all 64 take with it.
 PART := 11
 
 demo: .venv/installed $(MODEL)/config.json
@@ -35,17 +35,17 @@ demo: .venv/installed $(MODEL)/config.json
 
 test: test-cpp test-python
 
-# And what takes minutes: every emulated kernel with threads in random order, random calls into the native module for as
-# long as FUZZ_SECONDS says, and the programs for a day with a GPU.
+# Also what takes minutes: every emulated kernel with threads in random order, random calls into the native module for
+# FUZZ_SECONDS, and a dry run of the programs for a day with a GPU.
 test-full: test-cpp test-python gpu-day-dry
 	BATCHLLM_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -m full
 
 gpu-day-dry: .venv/installed
 	GPU_DAY_DRY=1 OUT=out/gpu_day_dry PYTHON=$(BIN)/python bash benchmarks/gpu_day/run.sh
 
-# What only a GPU can show; the kernels under compute-sanitizer, too, where it is on PATH. By the interpreter PYTHON, with
-# what benchmarks/gpu_day/prepare.sh has put into .gpu/ (the stage env builds the extension where it is missing): no package
-# index is asked, nothing is installed.
+# The tests that need a GPU, and the kernels under compute-sanitizer if it is on PATH. They use the interpreter PYTHON and
+# what benchmarks/gpu_day/prepare.sh has put into .gpu/ (the stage env builds the extension if it is missing). No package
+# index is used and nothing is installed.
 GPU_PYTHON := bash benchmarks/gpu_day/python.sh
 STANDIN    := build/standin
 test-gpu: export BATCHLLM_TEST_MODEL := $(if $(wildcard $(MODEL)/config.json),$(MODEL),$(STANDIN))
@@ -56,7 +56,7 @@ test-gpu:
 	$(GPU_PYTHON) -m pytest -m gpu
 	! command -v compute-sanitizer || compute-sanitizer --error-exitcode 1 $(GPU_PYTHON) -m pytest -m gpu tests/attention tests/rows
 
-# doctest is one header. Where the system lacks it, Debian's package is unpacked into build/; nothing is installed.
+# doctest is one header. If the system lacks it, Debian's package is unpacked into build/; nothing is installed.
 build/doctest/usr/include/doctest/doctest.h:
 	mkdir -p build/doctest
 	cd build/doctest && { apt-get download doctest-dev || { apt-get update && apt-get download doctest-dev; } } \
@@ -66,7 +66,7 @@ build/doctest/usr/include/doctest/doctest.h:
 DOCTEST := $(firstword $(wildcard /usr/include/doctest/doctest.h /usr/local/include/doctest/doctest.h) \
              build/doctest/usr/include/doctest/doctest.h)
 
-# The CUDA kernels run here on the emulator; for a GPU the package's own build compiles them.
+# Here the CUDA kernels run on the emulator; the package's own build compiles them for a GPU.
 CMAKE_TESTS = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DBATCHLLM_PYTHON=OFF -DBATCHLLM_CUDA=OFF \
   -DBATCHLLM_TESTS=ON -DDOCTEST_INCLUDE_DIR=$(abspath $(dir $(DOCTEST))..)
 
@@ -75,8 +75,8 @@ test-cpp: .venv/installed $(DOCTEST)
 	$(BIN)/cmake --build build/cpp
 	$(BIN)/ctest --test-dir build/cpp --output-on-failure
 
-# The planner, the simulator and the kernels as a 64-bit ARM machine runs them, under QEMU, with a twentieth of the
-# planner's random jobs. Debian has what it takes: g++-aarch64-linux-gnu and qemu-user-static.
+# The planner, the simulator and the kernels for 64-bit ARM, under QEMU, with a twentieth of the planner's random jobs.
+# Needs Debian's g++-aarch64-linux-gnu and qemu-user-static.
 AARCH64 := -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
   '-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64-static;-L;/usr/aarch64-linux-gnu'
 
@@ -86,13 +86,13 @@ test-aarch64: .venv/installed build/doctest/usr/include/doctest/doctest.h
 	$(BIN)/cmake --build build/aarch64
 	$(BIN)/ctest --test-dir build/aarch64 --output-on-failure
 
-# The files side by side, a thread each: most of the time is Python's.
+# The files in parallel, one thread each: most of the time is Python's.
 test-python: .venv/installed $(MODEL)/config.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
-# With the packages themselves: a folder with a requirements.txt has an environment of its own under build/integrations,
-# which sees .venv's packages behind its own. `make test-integrations/ray` runs one. The lists of some are complete: what
-# else pip would bring is CUDA's.
+# With the real packages: a folder with a requirements.txt has its own environment under build/integrations, which sees
+# .venv's packages after its own. `make test-integrations/ray` runs one. Some lists are complete, because pip would add
+# CUDA packages.
 COMPLETE := flashinfer sglang vllm
 APART := $(patsubst tests/integrations/%/requirements.txt,%,$(wildcard tests/integrations/*/requirements.txt))
 
@@ -109,7 +109,7 @@ test-integrations/%: build/integrations/%/installed $(MODEL)/config.json
 test-integrations: $(MODEL)/config.json $(APART:%=test-integrations/%)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integrations
 
-# What nvcc makes of the kernels, compared with tests/sass/bars.json; needs nvcc, no GPU.
+# The machine code of the kernels, compared with tests/sass/bars.json; needs nvcc but no GPU.
 .venv/sass-installed: .venv/installed
 	$(BIN)/pip install -q --disable-pip-version-check nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps nvidia-cutlass
@@ -118,8 +118,8 @@ test-integrations: $(MODEL)/config.json $(APART:%=test-integrations/%)
 sass: .venv/sass-installed
 	$(BIN)/python -m tests.sass.sass
 
-# The C++ tests again with assertions, but those of the emulator: under the address and undefined behaviour sanitizers, and
-# the planner's under the thread sanitizer (libgomp, which the attention kernels use, is not built for that one).
+# The C++ tests with assertions, except the emulator's: under the address and undefined behaviour sanitizers, and the
+# planner's under the thread sanitizer (libgomp, which the attention kernels use, is not built for that one).
 SANITIZED = -DBATCHLLM_CUDA=OFF -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG='-O1 -g'
 
 sanitize: .venv/installed $(DOCTEST)
@@ -130,12 +130,12 @@ sanitize: .venv/installed $(DOCTEST)
 	$(BIN)/cmake --build build/tsan --target test_planner
 	build/tsan/tests/test_planner
 
-# Random jobs against the planner's promises, for as long as FUZZ_SECONDS says; a failure names its seed.
+# Random jobs against the planner's promises, for FUZZ_SECONDS; a failure names its seed.
 FUZZ_SECONDS ?= 60
 fuzz: test-cpp
 	BATCHLLM_FUZZ_SECONDS=$(FUZZ_SECONDS) build/cpp/tests/test_planner -tc='*as long as one likes*'
 
-# The guide, the design, and the API out of docstrings and the stub, as pages in build/docs.
+# The guide, the design, and the API from docstrings and the stub, as pages in build/docs.
 .venv/docs-installed: .venv/installed
 	$(BIN)/pip install -q --disable-pip-version-check '.[docs]'
 	@touch $@
@@ -144,12 +144,12 @@ docs: .venv/docs-installed
 	mkdir -p build/api && cp batchllm_ext.pyi build/api/batchllm_ext.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 
-# A job that is killed KILLS times, each time resumed: every line is answered once, as in a run that nobody disturbs.
+# A job that is killed KILLS times and resumed each time: every line is answered once, as in an undisturbed run.
 KILLS ?= 100
 chaos: .venv/installed
 	$(BIN)/python -m tests.jobs.chaos $(KILLS)
 
-# Other engines to be measured against: benchmarks/peers/README.md.
+# Other engines to compare with: benchmarks/peers/README.md.
 peers: .venv/installed $(MODEL)/config.json
 	benchmarks/peers/install.sh
 
@@ -161,7 +161,7 @@ check: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 
-# The names of C++, by .clang-tidy. Clang looks for omp.h where GCC has it.
+# C++ names, by .clang-tidy. Clang finds omp.h where GCC has it.
 names: .venv/installed $(DOCTEST)
 	$(CMAKE_TESTS) -B build/cpp -DBATCHLLM_WERROR=ON > build/cpp.log
 	find csrc -name '*.cpp' -not -path 'csrc/bindings/*' -not -path 'csrc/attention/cuda/attention.cpp' | \

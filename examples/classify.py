@@ -1,4 +1,4 @@
-"""Few-shot classification: the labels are scored, none is decoded: python examples/classify.py [MODEL]"""
+"""Few-shot classification: the labels are scored, not decoded: python examples/classify.py [MODEL]"""
 
 import sys
 

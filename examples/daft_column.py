@@ -1,4 +1,4 @@
-"""A column of Daft as one job: python examples/daft_column.py [MODEL]
+"""A Daft column as one job: python examples/daft_column.py [MODEL]
 
 Needs `pip install daft==0.7.26`.
 """
@@ -9,7 +9,7 @@ import daft
 
 from batchllm import LLM, SamplingParams
 
-WHOLE_COLUMN = 1 << 30  # rows of a batch, at most; by itself Daft makes batches of 131,072
+WHOLE_COLUMN = 1 << 30  # most rows of a batch; by default Daft makes batches of 131,072
 ANSWER = daft.DataType.struct({"answer": daft.DataType.string(), "cached_tokens": daft.DataType.int64()})
 ARTICLE = "Iceland is an island in the North Atlantic. Its capital is Reykjavik, and its economy rests on fish."
 QUESTIONS = ["Where is Iceland?", "What is its capital?", "What does its economy rest on?"]
@@ -30,7 +30,7 @@ class Answers:
 df = daft.from_pydict({"id": [0, 1, 2], "prompt": [f"{ARTICLE}\n{question}" for question in QUESTIONS]})
 
 answers = Answers(sys.argv[1] if len(sys.argv) > 1 else "models/smollm2-135m-instruct")
-df = df.sort("prompt")  # which brings all files and partitions into one batch
+df = df.sort("prompt")  # joins all files and partitions into one batch
 df = df.select(df["id"], answers.answer(df["prompt"])).sort("id")
 for row in df.to_pylist():
     print(f"{row['answer']} ({row['cached_tokens']} tokens of its prompt were computed for another)")

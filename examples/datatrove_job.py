@@ -26,11 +26,11 @@ model = sys.argv[1] if len(sys.argv) > 1 else "models/smollm2-135m-instruct"
 out = Path(sys.argv[2] if len(sys.argv) > 2 else "out/datatrove")
 
 documents = [Document(text=text, id=name) for name, text in TEXTS.items()]
-# A gzip file would have the time in it, and written again be another job's.
+# A gzip file contains the time of writing, so a new one would count as another job.
 write = JsonlWriter(str(out / "job"), compression=None, adapter=row)
 LocalPipelineExecutor([documents, write], logging_dir=str(out / "logs"), skip_completed=False).run()
 
-# What `batchllm run` does; it may as well be the next job of a queue.
+# The same as `batchllm run`, which may also run as the next job of a queue.
 (out / "answers").mkdir(exist_ok=True)
 job, answers = out / "job/00000.jsonl", out / "answers/answers.parquet"
 run_job(job, answers, model, template=ASK, body='{"max_tokens": 8, "temperature": 0}', resume=True)

@@ -1,4 +1,4 @@
-"""A task of one's own in lm-evaluation-harness, on the engine: python examples/evaluate.py [MODEL]"""
+"""Your own task in lm-evaluation-harness, on our engine: python examples/evaluate.py [MODEL]"""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 import lm_eval
 from lm_eval.tasks import TaskManager
 
-import batchllm.integrations.lm_eval  # which makes the model "batchllm" known
+import batchllm.integrations.lm_eval  # registers the model "batchllm"
 
 QUESTIONS = [
     ("What is the capital of Iceland?", ["Oslo", "Reykjavik", "Dublin", "Bergen"], 1),

@@ -1,4 +1,4 @@
-"""Facts out of texts by a JSON schema, into a table: python examples/extract.py [MODEL [OUT.parquet]]
+"""Extracts facts from texts into a table, by a JSON schema: python examples/extract.py [MODEL [OUT.parquet]]
 
 Needs `pip install '.[data]'` and `pip install --no-deps xgrammar apache-tvm-ffi`.
 """

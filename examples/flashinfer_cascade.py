@@ -1,4 +1,4 @@
-"""A decode step in FlashInfer's form on a CPU: 32 requests read one document, and each a part of its own."""
+"""A decode step in FlashInfer's form on a CPU: 32 requests read one document, and each its own part."""
 
 import torch
 

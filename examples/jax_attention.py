@@ -20,7 +20,7 @@ batch = planner.next_batch()
 plan = ext.plan_attention(
     batch, num_qo_heads=num_qo_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, page_size=page_size
 )
-# JAX's arrays never change, so the pool of KV pages is NumPy's.
+# JAX's arrays are immutable, so the pool of KV pages is NumPy's.
 k_pages, v_pages = np.zeros((2, 64, page_size, num_kv_heads, head_dim), np.float32)
 
 

@@ -1,4 +1,4 @@
-"""LLM as a judge: two answers to a question, compared both ways round: python examples/judge.py [MODEL]"""
+"""LLM as a judge: two answers to a question, compared in both orders: python examples/judge.py [MODEL]"""
 
 import sys
 
@@ -19,5 +19,5 @@ prompts = [
 choices = llm.choose(prompts, [" A", " B"])
 
 for (question, first, second), one, other in zip(PAIRS, choices[0::2], choices[1::2], strict=True):
-    first_wins = (one.probabilities[0] + other.probabilities[1]) / 2  # what its place is worth goes out
+    first_wins = (one.probabilities[0] + other.probabilities[1]) / 2  # the advantage of a position cancels out
     print(f"{question} {first if first_wins >= 0.5 else second} ({max(first_wins, 1 - first_wins):.0%})")

@@ -1,4 +1,4 @@
-"""A job for a transformers model that is in memory already: python examples/model_in_memory.py [MODEL]"""
+"""A job on a transformers model that is already in memory: python examples/model_in_memory.py [MODEL]"""
 
 import sys
 from pathlib import Path

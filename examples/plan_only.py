@@ -1,4 +1,4 @@
-"""The planner by itself, for an engine of your own; it needs NumPy only: python examples/plan_only.py"""
+"""The planner by itself, for your own engine; it needs only NumPy: python examples/plan_only.py"""
 
 import numpy as np
 

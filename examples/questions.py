@@ -1,4 +1,4 @@
-"""Many questions on one document, which is computed once: python examples/questions.py [MODEL]"""
+"""Many questions on one document, which is computed only once: python examples/questions.py [MODEL]"""
 
 import sys
 from pathlib import Path

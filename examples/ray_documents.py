@@ -15,7 +15,7 @@ QUESTIONS = 4  # on each document
 
 model = sys.argv[1] if len(sys.argv) > 1 else "models/smollm2-135m-instruct"
 rows = []
-for number in range(QUESTIONS):  # the documents in turns: the plan brings together what they share
+for number in range(QUESTIONS):  # documents in turn: the plan brings together what they share
     for path in sorted(DOCUMENTS.glob("*.questions.txt")):
         document = path.name.removesuffix(".questions.txt")
         text, question = (DOCUMENTS / f"{document}.txt").read_text(), path.read_text().splitlines()[number]

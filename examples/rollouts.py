@@ -1,4 +1,4 @@
-"""Rollouts for reinforcement learning: groups of samples with log-probabilities and advantages as GRPO takes them.
+"""Rollouts for reinforcement learning: groups of samples with log-probabilities and advantages, as in GRPO.
 
 python examples/rollouts.py [MODEL]
 """

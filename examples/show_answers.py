@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Shows a few questions and answers of a finished job, and its figures beside those of a part of it without sharing:
+"""Shows a few questions and answers of a finished job, and its figures beside those of part of it without sharing:
 python examples/show_answers.py JOB.jsonl ANSWERS.jsonl SUMMARY.json SUMMARY_LEVELS0.json"""
 
 from __future__ import annotations

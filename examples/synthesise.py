@@ -1,4 +1,4 @@
-"""Synthetic data: every pair of a topic and a style, several samples each: python examples/synthesise.py [MODEL]"""
+"""Synthetic data: several samples for every pair of a topic and a style: python examples/synthesise.py [MODEL]"""
 
 import itertools
 import json

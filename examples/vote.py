@@ -1,4 +1,4 @@
-"""Many samples of one prompt, and the answer that most of them give: python examples/vote.py [MODEL]"""
+"""Many samples of one prompt, and their most frequent answer: python examples/vote.py [MODEL]"""
 
 import re
 import sys

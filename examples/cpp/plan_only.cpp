@@ -1,4 +1,4 @@
-// The planner by itself, for an engine of your own: 32 prompts on 4 documents of 300 tokens.
+// The planner by itself, for your own engine: 32 prompts on 4 documents of 300 tokens.
 #include <batchllm/planner/batch_planner.h>
 #include <batchllm/planner/choose_segments.h>
 
