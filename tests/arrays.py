@@ -1,4 +1,5 @@
-"""Every call of batchllm_ext that takes arrays, with small right ones: what test_arrays.py tells the same of all."""
+"""Every call of batchllm_ext that takes arrays, with small valid ones, about which test_arrays.py checks the same
+things."""
 
 from __future__ import annotations
 
@@ -62,7 +63,7 @@ def segments(**arrays: Any) -> list[Any]:
 
 
 def answered(planner: ext.BatchPlanner) -> list[Any]:
-    """All batches of a job, and what it says at its end."""
+    """All batches of a job, and its final statistics."""
     seen: list[Any] = []
     while (batch := planner.next_batch()) is not None:
         seen += [batch.token_ids, batch.slots, batch.score_token_ids]

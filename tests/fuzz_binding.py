@@ -93,7 +93,7 @@ class Fuzzer:
         return self.rng.standard_normal(shape, np.float32)
 
     def call(self, name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """What the function returns; None where it refuses."""
+        """What the function returns; None if it refuses."""
         try:
             arguments = tuple(self.distorted(value) for value in arguments)
             options = {key: self.distorted(value) for key, value in options.items()}

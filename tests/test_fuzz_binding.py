@@ -1,4 +1,4 @@
-"""Random calls into the module, in a process of their own: an end that nobody asked for names its seed."""
+"""Random calls into the module, in a separate process: an unexpected end names its seed."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What README and guide say is so: their Python runs, their options are there, their links lead somewhere, and the
-messages that they explain are those of the code."""
+"""README and guide are true: their Python runs, their options exist, their links lead somewhere, and the messages that
+they explain are those of the code."""
 
 import json
 import re
@@ -61,7 +61,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_python_of_a_page_runs_from_its_first_line_to_its_last(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a tiny model and small files in the place of those that the pages name."""
+    """On a tiny model, and small files in place of those that the pages name."""
     model = tmp_path / "models" / "smollm2-135m-instruct"
     tiny.save(tiny.Family("Llama", {"max_position_embeddings": 8192}).model(), model)
     tiny.save_tokenizer(model)

@@ -1,4 +1,4 @@
-"""What each room may know: the arrows of includes and imports, as a law. None runs up, so none is a circle."""
+"""What each room may know: the arrows of includes and imports. None points up, so there is no cycle."""
 
 import ast
 import re
@@ -147,7 +147,7 @@ def test_the_extension_is_the_only_native_name_that_python_knows():
 
 
 def test_no_test_and_no_benchmark_reaches_into_a_room_s_private_parts():
-    """Of an LLM or an engine: what a test needs has a public way in."""
+    """Private attributes of an LLM or an engine: tests must use public ones."""
     reach = re.compile(r"\b(?:llm|engine|runner)\._[a-z]")
     wrong = [
         f"{path.relative_to(ROOT)}:{number}"

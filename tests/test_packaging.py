@@ -113,7 +113,7 @@ def test_a_module_that_was_built_in_place_says_where_the_planner_would_be(monkey
 
 
 def test_the_module_needs_no_library_but_the_compilers() -> None:
-    """Built with CUDA, too: it loads where there is no driver."""
+    """Even built with CUDA, it loads without a driver."""
     shown = subprocess.run(["readelf", "-d", batchllm_ext.__file__], check=True, capture_output=True, text=True)
     needed = re.findall(r"\(NEEDED\).*\[(.*)\]", shown.stdout)
     assert "libc.so.6" in needed
@@ -128,7 +128,7 @@ def test_the_module_loads_for_less_than_the_cpu_has(isa: str) -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built of the source distribution, so that both are whole."""
+    """Built from the source distribution, so that both are complete."""
     folder = tmp_path_factory.mktemp("dist")
     subprocess.run([sys.executable, "-m", "venv", str(folder / "builder")], check=True)
     python = str(folder / "builder" / "bin" / "python")

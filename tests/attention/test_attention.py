@@ -298,7 +298,7 @@ def test_predicted_seconds_of_one_prefix_by_hand(device: str):
         # q of every row for either item, out of every row; 16 states, written and read; wide tiles (the prefix's),
         # narrow ones and a merge
         "plan": pytest.approx((1080 * kv_token + (16 + 8) * row + 2 * 16 * state) / 1e9 + 3, abs=1e-8),
-        # The prefix of all is read at the same time, so it comes from memory once.
+        # All read the same prefix at the same time, so it is loaded from memory once.
         "per_request": pytest.approx((1080 * kv_token + 2 * 8 * row) / 1e9 + 1, abs=1e-8),
         "cascade": cascade(state),
         "cascade_float32": cascade(float32_state),
@@ -306,7 +306,7 @@ def test_predicted_seconds_of_one_prefix_by_hand(device: str):
 
 
 def test_predicted_seconds_of_blocks_by_hand():
-    """The same where arithmetic is the limit, on one multiprocessor of an A100, whose launches do not overlap."""
+    """The same if arithmetic is the limit, on one multiprocessor of an A100, whose launches do not overlap."""
     plan = plan_of_one_prefix(1000, 8, 10, device="cuda", share="always")
     assert plan.num_items == 1 + 8  # each makes a block for either KV head
     seconds = plan.predict_seconds(flops_per_s=1.0, bytes_per_s=1e18, launch_s=0.0)

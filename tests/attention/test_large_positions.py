@@ -1,4 +1,4 @@
-"""Positions and sizes near 2^31: what int32 can hold is right to the bit, what it cannot is an error with a name."""
+"""Positions and sizes near 2^31: what int32 can hold is right to the bit, and what it cannot hold is a named error."""
 
 import itertools
 import re

@@ -1,4 +1,4 @@
-"""A plan packed for a GPU: its arrays, what stands behind them, and what there is no room for.
+"""A plan packed for a GPU: its arrays, the padding after them, and what does not fit.
 
 tests/simt runs kernels on packed plans.
 """

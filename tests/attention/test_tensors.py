@@ -74,7 +74,7 @@ def test_torch_in_torch_out(inputs, plan, dtype: str):
 
 
 class OnlyDLPack:
-    """A tensor of a library that knows nothing but DLPack."""
+    """A tensor of a library that supports only DLPack."""
 
     def __init__(self, array: np.ndarray, versions: bool = True):
         self.array, self.versions = array, versions

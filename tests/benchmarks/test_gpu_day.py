@@ -1,4 +1,5 @@
-"""The kit for a day with a GPU, as far as a CPU can tell: its stages, its lines, and the page written of them."""
+"""The kit for a day with a GPU, as far as a CPU can test it: its stages, its result lines, and the page made from
+them."""
 
 from __future__ import annotations
 

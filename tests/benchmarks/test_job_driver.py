@@ -1,4 +1,4 @@
-"""The benchmark of the driver runs, and its figures are of every request."""
+"""The benchmark of the driver runs, and its figures cover every request."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""One engine runs the orders in turns, and what each computes is told against the order of submission."""
+"""One engine runs the orders in turns, and what each computes is compared with the order of submission."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The benchmark jobs are the same everywhere, or times of one machine could not be compared with those of another."""
+"""The benchmark jobs are the same everywhere; otherwise times of different machines could not be compared."""
 
 from __future__ import annotations
 

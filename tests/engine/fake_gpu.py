@@ -1,5 +1,5 @@
-"""A GPU made of the CPU, for all of the driver but its kernels: a plan is executed out of the buffer it was uploaded
-to, and a graph runs again what was captured."""
+"""A GPU simulated by the CPU, for all of the driver except its kernels: a plan is executed from the buffer it was
+uploaded to, and a graph runs again what was captured."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def on_fake_gpu(directory: Path, **options: Any) -> tuple[LLM, FakeGpu]:
 
 
 class FakeGpuOps(GpuOps):
-    """The calls of a GPU, on the CPU's tensors. What its kernels do differently from the CPU's is done here."""
+    """The calls of a GPU on the CPU's tensors, with the differences between its kernels and the CPU's."""
 
     def norm_rotate_append(self, qkv: Tensor, norms, angles, slots: Tensor, k_pages, v_pages, *, eps: float) -> None:
         """All rows, but K and V of those alone that have a slot."""

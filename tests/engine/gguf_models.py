@@ -44,7 +44,7 @@ def of_type(kind: Type, seed: int = 0) -> Quantise:
 
 
 def side_by_side(weight: np.ndarray, num_heads: int) -> np.ndarray:
-    """As the converter lays out the rows of q and k of a Llama."""
+    """The rows of q and k in the order in which the converter stores a Llama's."""
     halves = weight.reshape(num_heads, 2, len(weight) // num_heads // 2, *weight.shape[1:])
     return halves.swapaxes(1, 2).reshape(weight.shape)
 

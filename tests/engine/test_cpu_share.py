@@ -1,4 +1,4 @@
-"""A process that may have a part of the machine takes threads for that part, and says what it waited for."""
+"""A process that may use part of the machine takes threads for that part, and reports what it waited for."""
 
 import math
 import os

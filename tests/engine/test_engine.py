@@ -139,7 +139,7 @@ def test_a_rule_is_told_of_every_request_when_it_comes_and_when_it_goes(llm):
 
 
 class OfMinTokens(LogitsRule):
-    """How often it was in a step."""
+    """The number of steps it was in."""
 
     num_asked = 0
 
@@ -201,7 +201,7 @@ def test_waves_that_overlap_leave_nothing_behind(llm, monkeypatch):
 
 
 class Interrupts(LogitsRule):
-    """As Ctrl-C in the middle of a step."""
+    """Like Ctrl-C in the middle of a step."""
 
     def __init__(self):
         self.after = 3

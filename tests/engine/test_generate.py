@@ -472,7 +472,7 @@ def test_completions_share_all_of_the_prompt_but_its_last_token(tiny_llm, prompt
     assert tiny_llm.stats["computed_prompt_tokens"] == len(prompt) + 5
     assert output.num_cached_tokens == 0  # the prompt itself was computed, by whichever completion came first
     twice = generate(tiny_llm, [prompt, prompt], SamplingParams(n=6, max_tokens=2))
-    # Of a copy each completion computes the last token only.
+    # Each completion of a copy computes only the last token.
     assert sorted(output.num_cached_tokens for output in twice) == [0, len(prompt) - 6]
 
 

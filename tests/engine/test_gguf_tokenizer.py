@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file gives the tokens of the tokenizer that the file was made of."""
+"""The tokenizer of a GGUF file gives the tokens of the tokenizer that the file was made from."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def tokenizer_of(path: Path, **metadata: Any) -> Tokenizer:
-    """Of a file with other metadata of its tokenizer."""
+    """The tokenizer of a file with other tokenizer metadata."""
     changes = {f"tokenizer.ggml.{name}": value for name, value in metadata.items()}
     write_gguf(path, tiny.FAMILIES["llama"].model(), metadata=changes)
     return Tokenizer(path)

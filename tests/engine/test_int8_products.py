@@ -31,7 +31,7 @@ def quantized(x: Tensor) -> Int8Rows:
 
 
 def assert_exact(linear: Int8Linear, weight: Tensor, rows: Int8Rows) -> None:
-    """Within float32's rounding of the sums of integers, also before the zero point is taken off."""
+    """Within float32's rounding of the sums of integers, even before the zero point is subtracted."""
     integers, scales = quantize_weight(weight)
     exact = (rows.values.long() - 128) @ integers.long().T
     magnitude = rows.values.long() @ integers.long().T.abs()

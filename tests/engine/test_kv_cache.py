@@ -125,7 +125,7 @@ def test_a_pool_the_machine_refuses_is_named_with_its_size():
 
 
 def test_a_process_with_two_pools_can_still_fork():
-    """Each of them is granted, and both are more than the machine has."""
+    """Each of them is granted, although both together are more than the machine has."""
     program = """
         import os, torch
         from batchllm.device.kv_cache import PagedKVCache

@@ -24,7 +24,7 @@ VOCAB_SIZE = 60
 
 
 class Letters:
-    """A token for each letter, and another for each letter after a space."""
+    """One token per letter, and another per letter after a space."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> SimpleNamespace:
         assert not add_special_tokens
@@ -36,7 +36,7 @@ class Letters:
 
 
 class Seen(LogitsRule):
-    """The last rule: what the others made of the logits."""
+    """The last rule, which records what the others made of the logits."""
 
     def concerns(self, rows):
         return np.ones(len(rows), bool)

@@ -126,7 +126,7 @@ def test_logprobs_change_no_token_and_are_told_only_where_they_are_asked_for(tin
 
 @pytest.mark.parametrize("asked", ["logprobs", "prompt_logprobs"])
 def test_the_texts_of_tokens_are_what_they_add_to_a_text(tmp_path, asked):
-    """A tokenizer that takes the first space off would show none of the spaces."""
+    """A tokenizer that drops the first space would show none of the spaces."""
     model = tiny.Family("Llama", {"vocab_size": 290}).model()
     directory = tiny.save(model, tmp_path / "model")
     tiny.save_metaspace_tokenizer(directory)

@@ -1,4 +1,4 @@
-"""What a model thinks is told apart from what it answers."""
+"""A model's reasoning is separated from its answer."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What is recorded of a job's steps: every second and every token once, in bounded memory."""
+"""The record of a job's steps has every second and every token once, in bounded memory."""
 
 import itertools
 from types import SimpleNamespace

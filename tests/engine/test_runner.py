@@ -1,4 +1,5 @@
-"""How a GPU runs steps, on one made of the CPU: uploads, buckets, graphs that outgrow their room, against the CPU."""
+"""How a GPU runs steps, on one simulated by the CPU: uploads, buckets, graphs that outgrow their room, compared with
+the CPU."""
 
 import gc
 import random
@@ -78,7 +79,7 @@ def test_a_graph_has_room_for_every_page_and_is_captured_once_its_bucket_has_com
 
 
 def decodes(num_requests: int, head: int) -> tuple[ext.AttentionPlan]:
-    """Of a step in which requests with a common head decode."""
+    """The plan of a step in which requests with a common head decode."""
     prompts = [[*range(10, 10 + head), 5, 6 + i] for i in range(num_requests)]
     tokens, indptr = np.concatenate(prompts).astype(np.int32), np.cumsum([0, *map(len, prompts)])
     segments = ext.choose_segments(ext.PrefixTrie(tokens, indptr, drop_last=1))

@@ -1,5 +1,5 @@
-"""A GPU is handed a step before the tokens of the last one are looked at: whatever ends, leaves or is preempted
-meanwhile, answers are those of the CPU, which looks at each step's tokens first."""
+"""A GPU gets a step before the tokens of the last one are read: whatever ends, leaves or is preempted meanwhile, the
+answers are those of the CPU, which reads each step's tokens first."""
 
 import random
 from collections import defaultdict

@@ -49,7 +49,7 @@ def watched(params: list[SamplingParams], tokenizer, prompts: list[list[int]] | 
 
 
 def first_match(tokenizer, token_ids: list[int], stops: list[str]) -> tuple[int, str, str] | None:
-    """The same, by decoding every prefix anew."""
+    """The same, by decoding every prefix again."""
     for num_tokens in range(1, len(token_ids) + 1):
         text = tokenizer.decode(token_ids[:num_tokens], clean_up_tokenization_spaces=False)
         if text.endswith("\ufffd"):

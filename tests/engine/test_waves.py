@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 NUM_WAVES = 1000
 WAVE_SIZE = 50
-# What the allocator and the libraries may come by meanwhile: 42 bytes for each of the requests that have gone.
+# What the allocator and the libraries may accumulate meanwhile: 42 bytes for each of the requests that are gone.
 NOISE_BYTES = 2 << 20
 
 

@@ -255,7 +255,7 @@ class Int8Linear(nn.Linear):
 
 
 class LoraLinear(nn.Module):
-    """As adapters are put around a layer."""
+    """A layer wrapped as adapters wrap it."""
 
     def __init__(self, base_layer: nn.Linear) -> None:
         super().__init__()

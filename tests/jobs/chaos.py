@@ -101,7 +101,7 @@ class Job:
         return self.output.stat().st_size if self.output.exists() else 0
 
     def answers(self) -> dict[str, Any]:
-        """What of an answer does not depend on when and where it was computed, by custom_id."""
+        """The parts of an answer that do not depend on when and where it was computed, by custom_id."""
         bodies = {record["custom_id"]: record["response"]["body"] for record in read_records(self.output)}
         assert len(bodies) == len(read_records(self.output)), "a custom_id is answered twice"
         names = ("prompt_tokens", "completion_tokens")

@@ -1,4 +1,4 @@
-"""`batchllm` as a process of its own, with FakeLLM in the place of the model: python -m tests.jobs.fake_command ARGS
+"""`batchllm` as a separate process, with FakeLLM in place of the model: python -m tests.jobs.fake_command ARGS
 
 FAKE_SECONDS: how long each answer takes. FAKE_LOAD_SECONDS: how long the model takes to load.
 """

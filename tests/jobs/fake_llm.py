@@ -1,4 +1,4 @@
-"""An `LLM` without a model, for tests of what goes round it: a token is a byte of the prompt's UTF-8."""
+"""An `LLM` without a model, for tests of everything around it: a token is a byte of the prompt's UTF-8."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""Batch files of token ids, and a config.json alone to plan them with."""
+"""Batch files of token ids, and just a config.json to plan them with."""
 
 import json
 from pathlib import Path

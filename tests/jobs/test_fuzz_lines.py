@@ -109,7 +109,7 @@ def test_no_line_harms_another(tmp_path: Path, ending: bytes) -> None:
     )
     @given(LINES, st.integers(0, 2), st.booleans())
     def check(lines: list[bytes], num_boms: int, ends: bool) -> None:
-        first = BOM * num_boms + GOOD[0]  # what a file opens with says what it is
+        first = BOM * num_boms + GOOD[0]  # the first bytes of a file tell what it is
         found = read(path, ending.join([first, *lines, BOM * num_boms + GOOD[1]]) + (ending if ends else b""))
         assert ids(found) == ["good chat", "good text"]
         numbers = [line.line for line in found]

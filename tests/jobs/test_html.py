@@ -1,4 +1,4 @@
-"""The page about a job: whole, alone, and harmless whatever prompts and answers say."""
+"""The page about a job: complete, self-contained, and harmless whatever prompts and answers say."""
 
 import base64
 import json

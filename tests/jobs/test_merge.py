@@ -1,4 +1,4 @@
-"""Shards that ran apart become the job that one run would have made of the whole."""
+"""Shards that ran separately become the job that a single run would have made."""
 
 import fcntl
 import json

@@ -1,4 +1,4 @@
-"""Parcels of a depth-first order for replicas that take one after the other."""
+"""Parcels of a depth-first order, for replicas that take one after the other."""
 
 import numpy as np
 import pytest

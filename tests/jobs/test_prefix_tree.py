@@ -1,4 +1,4 @@
-"""The tree of the texts that prompts begin with in common."""
+"""The tree of the common beginnings of prompts."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""The command as a process: its streams, its signals, and two of it at a time."""
+"""The command as a process: its streams, its signals, and two at the same time."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""A job that was cut off goes on: nothing is lost, nothing is answered twice, and another job's files are refused."""
+"""An interrupted job continues: nothing is lost, nothing is answered twice, and another job's files are refused."""
 
 import json
 import os

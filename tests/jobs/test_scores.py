@@ -1,4 +1,4 @@
-"""Lines that are scored: what LLM.score says of them, beside lines that are answered and by a command of their own."""
+"""Scored lines have the results of LLM.score, both among answered lines and by their own command."""
 
 import json
 import math

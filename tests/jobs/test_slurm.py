@@ -1,4 +1,4 @@
-"""The batch script of the examples, as Slurm runs it: plan, a task per shard, one of them cut off, merge."""
+"""The batch script of the examples, as Slurm runs it: plan, a task per shard, one of them interrupted, merge."""
 
 import os
 import subprocess

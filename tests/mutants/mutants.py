@@ -1,4 +1,5 @@
-"""Bugs that planner, kernels, engine, sampler and jobs had, or could have: each, put back, turns its test red."""
+"""Bugs that the planner, kernels, engine, sampler and jobs had or could have: each, when put back, turns its test
+red."""
 
 from __future__ import annotations
 

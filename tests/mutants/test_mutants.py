@@ -1,4 +1,4 @@
-"""Each named bug is put into a copy of what it was in, and its test fails there; without one it passes."""
+"""Each named bug is put into a copy of its source, where its test fails; without it the test passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens that are told one batch late: what is planned before they are known, and what becomes of them."""
+"""Tokens told one batch late: what is planned before they are known, and what becomes of them."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""What the driver asks of a GPU between matrix products, asked of the CPU."""
+"""The operations that the driver needs from a GPU between matrix products, compared with the CPU."""
 
 import numpy as np
 import pytest

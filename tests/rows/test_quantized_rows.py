@@ -1,4 +1,4 @@
-"""Rows to 8 bits and products of them back to numbers, against torch in float64."""
+"""Rows to 8 bits and their products back to numbers, compared with torch in float64."""
 
 import re
 

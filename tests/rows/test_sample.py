@@ -61,7 +61,7 @@ def kept_by(logits: np.ndarray, p: Setting) -> int:
 
 
 def drawn(logits: np.ndarray, p: Setting, uniform: float, num_kept: int) -> tuple[int, int]:
-    """The first and the last token that rounding may make of the definition."""
+    """The first and the last token that the definition allows within rounding."""
     likeliest = np.argsort(-logits.astype(np.float64), kind="stable")[:num_kept]
     kept = np.zeros(len(logits))
     kept[likeliest] = weights_of(logits, p)[likeliest]

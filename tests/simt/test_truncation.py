@@ -1,4 +1,4 @@
-"""What tensor cores may do to scores, beside the law of the log-sum-exp.
+"""What tensor cores may do to scores, compared with the law of the log-sum-exp.
 
 They are reported to add a sum and the products of one step at the exponent of the largest and to cut off what is
 below: Ampere 8 products with one bit more than float32 has, Hopper 16 with two. Cutting has a sign, so the error of a

@@ -1,4 +1,4 @@
-"""The LRU policy written again from its rules, slowly: blocks are tuples of all tokens up to their end."""
+"""The LRU policy, rewritten slowly from its rules: blocks are tuples of all tokens up to their end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The radix policy written again from its rules, slowly: nodes hold tuples, and the whole queue is matched anew."""
+"""The radix policy, rewritten slowly from its rules: nodes hold tuples, and the whole queue is matched each time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Daft hands to a function of a column, and the example that makes a job of a whole one."""
+"""What Daft passes to a function of a column, and the example that makes a whole column one job."""
 
 import inspect
 import runpy

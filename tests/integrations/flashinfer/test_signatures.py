@@ -1,4 +1,4 @@
-"""Our names, positions and defaults are those of the package itself, which imports where there is no GPU."""
+"""Our names, positions and defaults are those of the package itself, which can be imported without a GPU."""
 
 import inspect
 from inspect import Parameter

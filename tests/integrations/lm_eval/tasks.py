@@ -1,4 +1,4 @@
-"""Tasks of the harness made here: what a file of questions and a yaml say."""
+"""Tasks of the harness made here from a file of questions and a yaml."""
 
 from __future__ import annotations
 

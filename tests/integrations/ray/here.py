@@ -1,4 +1,4 @@
-"""Replicas without Ray, in the process of the driver."""
+"""Replicas without Ray, in the driver's process."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Died(BaseException):
-    """In the place of a process that ends."""
+    """Stands for a process that ends."""
 
 
 class HereReplicas(Replicas):

@@ -48,7 +48,7 @@ def planned_tokens(directory: Path, lines: list[dict[str, Any]]) -> int:
 
 
 class Killer(threading.Thread):
-    """Kills the first process that has some answers, and not yet all, of a part."""
+    """Kills the first process that has some but not all answers of a part."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(daemon=True)
@@ -80,7 +80,7 @@ def writer_of(path: Path) -> int | None:
 def disturbed(
     cluster: None, source: Path, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, JobSummary]:
-    """A job of which a replica was killed while it answered a parcel."""
+    """A job with a replica that was killed while it answered a parcel."""
     directory = tmp_path_factory.mktemp("disturbed") / "out"
     killer = Killer(directory)
     killer.start()

@@ -1,4 +1,4 @@
-"""vLLM with our attention answers as vLLM with its own, and reads once what the requests of a step begin with alike."""
+"""vLLM with our attention answers like vLLM with its own, and reads the common beginnings of a step's requests once."""
 
 import random
 from pathlib import Path
