@@ -278,6 +278,22 @@ def test_plan_explains_what_sharing_saves():
     assert shared["num_shared_segments"] == 1
 
 
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_plan_for_some_rows_gives_what_they_get_among_all(num_threads):
+    inputs = Case("some rows", decodes(prefix(300), [10] * 8)).make_inputs()
+    plan = batchllm_ext.plan_attention(**inputs.plan_arguments, num_threads=num_threads)
+    rows = np.array([0, 3, 7], np.int32)
+    k_pages, v_pages = inputs.k_pages, inputs.v_pages
+    out_of = []
+    for part, q in ((plan, inputs.q), (plan.for_rows(rows), inputs.q[rows])):
+        out = np.empty_like(q)
+        batchllm_ext.attention(part, q, k_pages, v_pages, out=out, lse=None, num_threads=num_threads)
+        out_of.append(out)
+    np.testing.assert_allclose(out_of[1], out_of[0][rows], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"rows\[1\]: expected a row in \[4, 8\), got 3"):
+        plan.for_rows(np.array([3, 3], np.int32))
+
+
 def plan_of_one_prefix(prefix_tokens: int, readers: int, own: int, **options) -> batchllm_ext.AttentionPlan:
     case = Case("roofline", decodes(prefix(prefix_tokens), [own] * readers), head_dim=64, **heads(4, 2))
     return batchllm_ext.plan_attention(**case.make_inputs().plan_arguments, num_threads=1, **options)

@@ -63,6 +63,8 @@ def test_a_request_that_stops_has_one_more_row_whose_token_is_dropped():
     second = planner.next_batch()
     assert second.logit_request_ids.tolist() == [0, 1]
     assert second.untold_rows.tolist() == second.untold_logits.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="slots: expected num_rows of at least num_tokens = 2, got 1"):
+        second.write_rows(slots=np.zeros(1, np.int64), token_ids=tokens(0), positions=tokens(0))
     assert planner.commit(tokens(10, 20), np.array([True, False])).tolist() == [0]
     planner.audit()
     planner.advance()
