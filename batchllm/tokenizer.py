@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ class Tokenizer:
         Raises ValueError if there is no template, it has no such variable, it fails, or a message is malformed.
         """
         tokenizer = self.hugging_face()
-        from transformers.utils.chat_template_utils import encode_marked_chat, get_json_schema
+        from transformers.utils.chat_template_utils import get_json_schema
 
         template = self._chat_template(chat_template, tools)
         if not isinstance(chat_template_kwargs, (Mapping, type(None))):
@@ -226,8 +227,7 @@ class Tokenizer:
             return self.encode([text], add_special_tokens=False)[0]
         self.check_length(text)
         with as_value_error("the tokenizer fails on the text"):
-            token_ids: list[int] = encode_marked_chat(tokenizer, text)
-        return token_ids
+            return _encode_marked(tokenizer, text)
 
     def decode(self, token_ids: list[int], params: SamplingParams) -> str:
         """Text of the tokens; empty if the model directory has no tokenizer. Raises ValueError if decoding fails."""
@@ -277,7 +277,7 @@ class Tokenizer:
         from transformers.utils import chat_template_utils
 
         if not hasattr(chat_template_utils, "mark_control_tokens"):
-            raise ValueError(f"transformers {transformers.__version__} is too old: 5.24 or later is needed")
+            raise ValueError(f"transformers {transformers.__version__} is too old: 5.20.2 or later is needed")
         if is_gguf(self.directory):
             with as_value_error(f"{self.directory}: cannot load a tokenizer"):
                 return load_gguf_tokenizer(self.directory)
@@ -349,6 +349,17 @@ def _mark(inputs: dict[str, Any], control_tokens: re.Pattern[str]) -> dict[str, 
     (before,), (after,) = inputs["conversations"], marked["conversations"]
     turns = zip(before, after, strict=True)
     return marked | {"conversations": [[ours if ours["role"] == "assistant" else theirs for ours, theirs in turns]]}
+
+
+def _encode_marked(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a chat that was rendered from marked inputs: what is marked is text."""
+    from transformers.utils.chat_template_utils import _get_control_token_patterns, encode_marked_chat
+
+    options: dict[str, Any] = {}
+    if "markers_re" in signature(encode_marked_chat).parameters:  # transformers 5.20, the last for Python 3.10
+        _, options["markers_re"] = _get_control_token_patterns(tuple(tokenizer.added_tokens_encoder))
+    token_ids: list[int] = encode_marked_chat(tokenizer, text, **options)
+    return token_ids
 
 
 def _plain_message(place: int, message: Message) -> Message:

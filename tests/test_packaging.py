@@ -1,11 +1,12 @@
 """What the package is called, and what a wheel of it holds."""
 
+import os
 import re
 import subprocess
 import sys
 import sysconfig
 import zipfile
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ NAME = "batchllm-ext"  # of the distribution; "batchllm" is somebody else's
 TEXTS = (".py", ".md", ".sh", ".yml", ".h")
 STRANGERS = r"\bbatchllm\[\w|version\(['\"]batchllm['\"]|install '?\"?batchllm(?!-ext|_)\b"
 GROUND_FLOOR = ["numpy"]  # all that batchllm_ext needs
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 
 
 def test_the_version_stands_in_one_place() -> None:
@@ -126,16 +128,27 @@ def test_the_module_loads_for_less_than_the_cpu_has(isa: str) -> None:
     assert run_python("import batchllm_ext; print(batchllm_ext.cpu_isa())", BATCHLLM_ISA=isa) == f"{isa}\n"
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_python_has_a_version_of_every_package(python: str, tmp_path: Path) -> None:
+    required = [requirement for requirement in requires(NAME) or [] if "extra ==" not in requirement]
+    options = ["--python-version", python, "--only-binary", ":all:", "--no-deps", "--target", str(tmp_path)]
+    command = [sys.executable, "-m", "pip", "-q", "install", "--disable-pip-version-check", "--dry-run", *options]
+    found = subprocess.run([*command, *required], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the source distribution, so that both are complete."""
+    """Built from the source distribution, so that both are complete, and without CUDA, like those to be published."""
     folder = tmp_path_factory.mktemp("dist")
     subprocess.run([sys.executable, "-m", "venv", str(folder / "builder")], check=True)
     python = str(folder / "builder" / "bin" / "python")
     subprocess.run([python, "-m", "pip", "-q", "install", "--disable-pip-version-check", "build"], check=True)
     subprocess.run([python, "-m", "build", "--sdist", "-o", str(folder), str(ROOT)], check=True, capture_output=True)
     (source,) = folder.glob("*.tar.gz")
-    subprocess.run([python, "-m", "pip", "-q", "wheel", "--no-deps", "-w", str(folder), str(source)], check=True)
+    build = [python, "-m", "pip", "-q", "wheel", "--no-deps", "-w", str(folder), str(source)]
+    subprocess.run(build, check=True, env={**os.environ, "BATCHLLM_CUDA": "OFF"})
     (built,) = folder.glob("*.whl")
     return built
 

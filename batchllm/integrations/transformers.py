@@ -28,7 +28,7 @@ from batchllm.requests import Prompt, prompt_list
 from batchllm.sampling_params import MAX_INT32, SamplingParams
 from batchllm.tokenizer import Message, Tokenizer
 
-require("transformers", ">=5.24,<5.25")
+require("transformers", ">=5.20.2,<5.25")
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
 

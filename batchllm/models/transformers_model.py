@@ -139,6 +139,7 @@ class GivenOutput(ModelOutput):
 
     last_hidden_state: Tensor | None = None
     cache: None = None
+    past_key_values: None = None  # of transformers 5.20, which has no `cache`
     hidden_states: None = None
     attentions: None = None
     cross_attentions: None = None
