@@ -123,6 +123,19 @@ def test_the_module_needs_no_library_but_the_compilers() -> None:
     assert [name for name in needed if not re.match(known, name)] == []
 
 
+LIBGOMPS = "print(*{line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line})"
+
+
+@pytest.mark.parametrize("modules", ["batchllm_ext, torch", "torch, batchllm_ext"])
+def test_a_process_has_one_libgomp_whoever_comes_first(modules: str) -> None:
+    assert len(run_python(f"import {modules}; {LIBGOMPS}").split()) == 1
+
+
+def test_the_module_looks_for_libgomp_beside_torch() -> None:
+    shown = subprocess.run(["readelf", "-d", batchllm_ext.__file__], check=True, capture_output=True, text=True)
+    assert re.search(r"\((RUNPATH|RPATH)\).*\[\$ORIGIN/torch/lib\]", shown.stdout)
+
+
 @pytest.mark.parametrize("isa", batchllm_ext.cpu_isas())
 def test_the_module_loads_for_less_than_the_cpu_has(isa: str) -> None:
     assert run_python("import batchllm_ext; print(batchllm_ext.cpu_isa())", BATCHLLM_ISA=isa) == f"{isa}\n"
