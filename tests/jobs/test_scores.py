@@ -201,7 +201,7 @@ def test_scores_are_a_table_that_a_job_goes_on_with(model_dir: Path, tmp_path: P
     ("options", "message"),
     [
         (["--perplexity", "--choices", "a,b"], "--continuations or --perplexity, not both"),
-        (["--choices", "["], "expected texts with commas between them or a list in JSON"),
+        (["--choices", "["], "expected texts separated by commas, or a JSON list"),
         (["--resume", "--overwrite"], "--resume or --overwrite, not both"),
     ],
 )
