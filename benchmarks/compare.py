@@ -52,7 +52,7 @@ KNOWN = {  # in bfloat16 where the name says nothing else
     "vllm-planned": f"{VLLM} --plan",
     "vllm-planned-float32": f"{VLLM} --plan --dtype float32",
     "openvino": f"{OPENVINO}-fp16",
-    "openvino-float32": f"{OPENVINO}-fp16 --dtype float32",
+    "openvino-float32": f"{OPENVINO}-fp32 --dtype float32",
     "openvino-int8": f"{OPENVINO}-int8 --dtype int8",
     "openvino-at-once": f"{OPENVINO}-fp16 --at-once",
     "llama.cpp": LLAMA_CPP,

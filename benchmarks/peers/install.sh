@@ -26,7 +26,7 @@ install_openvino() {
   environment openvino
   "${CXX:-c++}" -shared -fPIC -o "$peers/openvino/lib/libavx2.so" $here/openvino_avx2.cpp
   local format
-  for format in fp16 int8; do
+  for format in fp16 fp32 int8; do
     test -e "$peers/openvino/model-$format/openvino_model.xml" || "$peers/openvino/bin/optimum-cli" export openvino \
       -m "$model" --task text-generation-with-past --weight-format $format "$peers/openvino/model-$format"
   done
