@@ -195,7 +195,7 @@ def test_a_wheel_runs_without_a_compiler(wheel: Path, smollm2: Path, tmp_path: P
             [str(python), *arguments], capture_output=True, text=True, cwd=tmp_path, env={"PATH": ""}, check=False
         )
 
-    install = [str(python), "-m", "pip", "-q", "install", "--disable-pip-version-check"]
+    install = [str(python), "-I", "-m", "pip", "-q", "install", "--disable-pip-version-check"]
     subprocess.run([*install, *GROUND_FLOOR], check=True)
     subprocess.run([*install, "--no-deps", str(wheel)], check=True)
     assert "are computed" in run(str(ROOT / "examples" / "plan_only.py")).stdout
