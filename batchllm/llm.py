@@ -247,8 +247,13 @@ class LLM:
     def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]:
         """Token ids of a conversation in the model's chat template, opened for the assistant's answer unless the last
         message is to be continued."""
+        [token_ids] = self.apply_chat_templates([messages], **options)
+        return token_ids
+
+    def apply_chat_templates(self, conversations: Sequence[Sequence[Message]], **options: Any) -> list[list[int]]:
+        """`apply_chat_template` for several conversations at once; its error does not say which one is at fault."""
         is_opened = not options.get("continue_final_message")
-        return self._tokenizer.encode_chat(messages, **{"add_generation_prompt": is_opened, **options})
+        return self._tokenizer.encode_chats(conversations, **{"add_generation_prompt": is_opened, **options})
 
     def check_chat_template(self) -> None:
         """Raises ValueError if the model's chat template can render no conversation at all."""

@@ -173,9 +173,14 @@ class Tokenizer:
         backend.encode_special_tokens = self.hugging_face().split_special_tokens
         return [text.ids for text in backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
 
-    def encode_chat(
+    def encode_chat(self, messages: Sequence[Message], **options: Any) -> list[int]:
+        """`encode_chats` of one conversation."""
+        [token_ids] = self.encode_chats([messages], **options)
+        return token_ids
+
+    def encode_chats(
         self,
-        messages: Sequence[Message],
+        conversations: Sequence[Sequence[Message]],
         *,
         chat_template: str | None = None,
         tools: Sequence[Any] | None = None,
@@ -184,9 +189,10 @@ class Tokenizer:
         continue_final_message: bool | str = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **variables: Any,
-    ) -> list[int]:
-        """A conversation in the model's chat template. Options are those of transformers' `apply_chat_template`;
-        variables of the template may be in chat_template_kwargs or beside them.
+    ) -> list[list[int]]:
+        """Conversations in the model's chat template. Options are those of transformers' `apply_chat_template`;
+        variables of the template may be in chat_template_kwargs or beside them. The limits of one conversation hold for
+        all together.
 
         Raises ValueError if there is no template, it has no such variable, it fails, or a message is malformed.
         """
@@ -200,34 +206,43 @@ class Tokenizer:
         for name in variables.keys() - HARMLESS_VARIABLES:
             if name in NOT_VARIABLES or not re.search(rf"\b{re.escape(name)}\b", template):
                 raise ValueError(f"chat_template_kwargs: the chat template has no {printable(name)}")
-        if not isinstance(messages, Sequence) or not messages:
-            raise ValueError(f"messages: expected a list of messages, got {messages!r:.80}")
+        for messages in conversations:
+            if not isinstance(messages, Sequence) or not messages:
+                raise ValueError(f"messages: expected a list of messages, got {messages!r:.80}")
         with as_value_error("tools"):
             tools = tools and [tool if isinstance(tool, Mapping) else get_json_schema(tool) for tool in tools]
         inputs = {
-            "conversations": [[_plain_message(place, message) for place, message in enumerate(messages)]],
+            "conversations": [
+                [_plain_message(place, message) for place, message in enumerate(messages)] for messages in conversations
+            ],
             "tools": tools,
             "documents": documents and list(documents),
             **variables,
         }
         try:
             marked = inputs if self.allow_special_tokens else _mark(inputs, _control_tokens(tokenizer, template))
-            (text,) = self.templates.render(
+            texts = self.templates.render(
                 **tokenizer.special_tokens_map | marked,
                 chat_template=template,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
             )
-            text.encode()
+            for text in texts:
+                text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"not valid Unicode: {error}") from None
         except (TypeError, RecursionError) as error:
             raise ValueError(f"messages: expected what JSON can hold: {error}") from None
         if marked == inputs:
-            return self.encode([text], add_special_tokens=False)[0]
-        self.check_length(text)
+            return self.encode(texts, add_special_tokens=False)
+        if len(texts) > 1:  # each as if alone
+            options = {"chat_template": template, "tools": tools, "documents": documents, **variables}
+            options |= {"add_generation_prompt": add_generation_prompt}
+            options |= {"continue_final_message": continue_final_message}
+            return [self.encode_chat(messages, **options) for messages in conversations]
+        self.check_length(texts[0])
         with as_value_error("the tokenizer fails on the text"):
-            return _encode_marked(tokenizer, text)
+            return [_encode_marked(tokenizer, texts[0])]
 
     def decode(self, token_ids: list[int], params: SamplingParams) -> str:
         """Text of the tokens; empty if the model directory has no tokenizer. Raises ValueError if decoding fails."""
@@ -346,9 +361,11 @@ def _mark(inputs: dict[str, Any], control_tokens: re.Pattern[str]) -> dict[str, 
     from transformers.utils.chat_template_utils import mark_control_tokens
 
     marked: dict[str, Any] = mark_control_tokens(inputs, control_tokens)
-    (before,), (after,) = inputs["conversations"], marked["conversations"]
-    turns = zip(before, after, strict=True)
-    return marked | {"conversations": [[ours if ours["role"] == "assistant" else theirs for ours, theirs in turns]]}
+    conversations = [
+        [ours if ours["role"] == "assistant" else theirs for ours, theirs in zip(before, after, strict=True)]
+        for before, after in zip(inputs["conversations"], marked["conversations"], strict=True)
+    ]
+    return marked | {"conversations": conversations}
 
 
 def _encode_marked(tokenizer: Any, text: str) -> list[int]:

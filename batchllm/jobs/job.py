@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batchllm.jobs.answering import OnProgress
 from batchllm.jobs.inputs import is_remote
 from batchllm.jobs.line import CHAT, COMPLETION, KINDS
 from batchllm.jobs.run import (
     BatchFiles,
     JobSummary,
-    OnProgress,
     RunOptions,
     errors_beside,
     figures_beside,

@@ -79,7 +79,7 @@ def _conversation(body: dict[str, Any]) -> list[BatchPrompt]:
 
 def _template_options(body: dict[str, Any]) -> dict[str, Any]:
     def given(name: str, default: Any, kind: Any) -> Any:
-        return convert(body.get(name, default), kind, f"body.{name}")
+        return convert(body[name], kind, f"body.{name}") if name in body else default
 
     options = {
         "chat_template_kwargs": given("chat_template_kwargs", {}, dict[str, Any]),

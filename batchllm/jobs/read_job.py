@@ -33,8 +33,8 @@ class WeightlessModel:
     def check_chat_template(self) -> None:
         self.tokenizer.check_chat_template()
 
-    def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]:
-        return self.tokenizer.encode_chat(messages, **{"add_generation_prompt": True, **options})
+    def apply_chat_templates(self, conversations: Sequence[Sequence[Message]], **options: Any) -> list[list[int]]:
+        return self.tokenizer.encode_chats(conversations, **{"add_generation_prompt": True, **options})
 
     def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         self.limits.check(prompt_token_ids, params)

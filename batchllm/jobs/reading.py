@@ -21,16 +21,26 @@ from batchllm.sampling_params import SamplingParams
 from batchllm.tokenizer import Message
 
 LINES_AT_ONCE = 256  # that are tokenized together
+# That are rendered together, in the time that a template has for one.
+CONVERSATIONS_AT_ONCE = 32
+Encoded = list[int] | ValueError  # token ids of a prompt, or why it has none
 
 
 class PromptReader(Protocol):
     """The part of `LLM` that tokenizes prompts and checks them."""
 
     def tokenize(self, texts: list[str]) -> list[list[int]]: ...
-    def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> list[int]: ...
+    def apply_chat_templates(self, conversations: Sequence[Sequence[Message]], **options: Any) -> list[list[int]]: ...
     def check_chat_template(self) -> None: ...
     def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None: ...
     def check_requests(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> None: ...
+
+
+class Known(NamedTuple):
+    """Prompts that were encoded together."""
+
+    texts: dict[str, Encoded]
+    conversations: dict[int, Encoded]  # by id
 
 
 class TokenizedLine(NamedTuple):
@@ -53,8 +63,12 @@ def tokenized(
         if not is_template_checked and any(request.kind is CHAT for request in requests):
             reader.check_chat_template()
             is_template_checked = True
-        texts = encoded([text for request in requests for p in request.prompts for text in texts_of(p)], reader)
-        made = [line if isinstance(line, LineError) else _tokenized(line, reader, texts, seed) for line in some]
+        prompts = [prompt for request in requests for prompt in request.prompts]
+        known = Known(
+            encoded([text for prompt in prompts for text in texts_of(prompt)], reader),
+            rendered([prompt for prompt in prompts if isinstance(prompt, Conversation)], reader),
+        )
+        made = [line if isinstance(line, LineError) else _tokenized(line, known, seed) for line in some]
         yield from checked(made, reader)
 
 
@@ -110,12 +124,40 @@ def texts_of(prompt: BatchPrompt) -> list[str]:
     return [prompt] if isinstance(prompt, str) else []
 
 
-def encoded(texts: list[str], reader: PromptReader) -> dict[str, list[int] | ValueError]:
+def rendered(conversations: Sequence[Conversation], reader: PromptReader) -> dict[int, Encoded]:
+    """Token ids of each, by its id, or the error; those with the same options at once if that succeeds."""
+    alike: dict[str, list[Conversation]] = {}
+    for conversation in conversations:
+        alike.setdefault(_options_text(conversation), []).append(conversation)
+    result: dict[int, Encoded] = {}
+    for group in alike.values():
+        for begin in range(0, len(group), CONVERSATIONS_AT_ONCE):
+            some = group[begin : begin + CONVERSATIONS_AT_ONCE]
+            result |= zip(map(id, some), _rendered(some, reader), strict=True)
+    return result
+
+
+def _options_text(conversation: Conversation) -> str:
+    """Equal for conversations with the same options."""
+    try:
+        return str(conversation.template_options)
+    except RecursionError:
+        return f"those of {id(conversation)}"
+
+
+def _rendered(some: Sequence[Conversation], reader: PromptReader) -> Sequence[Encoded]:
+    try:
+        return reader.apply_chat_templates([of.messages for of in some], **some[0].template_options)
+    except ValueError as error:
+        return [error] if len(some) == 1 else [_rendered([one], reader)[0] for one in some]
+
+
+def encoded(texts: list[str], reader: PromptReader) -> dict[str, Encoded]:
     """Token ids of each text, or the error; all at once if that succeeds."""
     try:
         return dict(zip(texts, reader.tokenize(texts), strict=True)) if texts else {}
     except ValueError:
-        result: dict[str, list[int] | ValueError] = {}
+        result: dict[str, Encoded] = {}
         for text in texts:
             try:
                 result[text] = reader.tokenize([text])[0]
@@ -124,19 +166,17 @@ def encoded(texts: list[str], reader: PromptReader) -> dict[str, list[int] | Val
         return result
 
 
-def _tokenized(
-    request: BatchRequest, reader: PromptReader, texts: dict[str, list[int] | ValueError], seed: int
-) -> TokenizedLine | LineError:
+def _tokenized(request: BatchRequest, known: Known, seed: int) -> TokenizedLine | LineError:
     token_ids: list[list[int]] = []
     params: list[SamplingParams] = []
     for at, prompt in enumerate(request.prompts):
         try:
             if isinstance(prompt, (ContinuedPrompt, ScoredText)):
-                continuation = _continuation(prompt, reader, texts)
+                continuation = _continuation(prompt, known)
                 *ids, last = continuation.token_ids
                 params.append(scoring_params(continuation.begin, [last]))
             else:
-                ids = _token_ids(prompt, reader, texts)
+                ids = _token_ids(prompt, known)
                 params.append(request.seeded_params(at, seed))
         except ValueError as error:
             return _line_error(request, at, error)
@@ -144,27 +184,21 @@ def _tokenized(
     return TokenizedLine(request, token_ids, params)
 
 
-def _token_ids(
-    prompt: str | list[int] | Conversation, reader: PromptReader, texts: dict[str, list[int] | ValueError]
-) -> list[int]:
-    if isinstance(prompt, Conversation):
-        return reader.apply_chat_template(prompt.messages, **prompt.template_options)
-    if not isinstance(prompt, str):
+def _token_ids(prompt: str | list[int] | Conversation, known: Known) -> list[int]:
+    if isinstance(prompt, list):
         return prompt
-    found = texts[prompt]
+    found = known.texts[prompt] if isinstance(prompt, str) else known.conversations[id(prompt)]
     if isinstance(found, ValueError):
         raise found
     return found
 
 
-def _continuation(
-    prompt: ContinuedPrompt | ScoredText, reader: PromptReader, texts: dict[str, list[int] | ValueError]
-) -> Continuation:
-    before = _token_ids(prompt.prompt, reader, texts)
+def _continuation(prompt: ContinuedPrompt | ScoredText, known: Known) -> Continuation:
+    before = _token_ids(prompt.prompt, known)
     if isinstance(prompt, ScoredText):
         return text_after_first_token(before)
     if isinstance(prompt.continuation, list):
         return continuation_of(before, [*before, *prompt.continuation])
     if isinstance(prompt.prompt, list):
         raise ValueError("expected token ids after a prompt of token ids, got text")
-    return continuation_of(before, _token_ids(prompt.prompt + prompt.continuation, reader, texts))
+    return continuation_of(before, _token_ids(prompt.prompt + prompt.continuation, known))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from batchllm import __version__
 from batchllm.engine.recorder import RunRecorder
 from batchllm.garbage import set_aside
+from batchllm.jobs.answering import OnProgress, answers, is_cut, what_is_wrong
 from batchllm.jobs.earlier import EarlierRuns, read_earlier_runs, whole_records
 from batchllm.jobs.figures import leave_figures
 from batchllm.jobs.files import check_files
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from batchllm.llm import LLM
 
 KNOWN_PARAMS = 1024  # that lines may share
-OnProgress = Callable[[JobProgress], None]
 
 
 @dataclass(frozen=True)
@@ -395,47 +395,3 @@ class RunningJob:
     def summary(self, stats: dict[str, Any]) -> JobSummary:
         counts = (self._num_other_model, self._num_cut, self._earlier.num_lines)
         return JobSummary(self._num_answered, self._num_failed, stats, *counts)
-
-
-def what_is_wrong(request: BatchRequest, outputs: list[RequestOutput]) -> LineError | None:
-    """Why these outputs are no answer."""
-    for output in outputs:
-        for completion in output.outputs:
-            if completion.finish_reason == "error":
-                error = LineError("invalid_output", None, str(completion.stop_reason))
-                return error.at(request.line, request.custom_id)
-    return None
-
-
-def is_cut(outputs: list[RequestOutput]) -> bool:
-    """Whether the model's context length ended one of their completions."""
-    return any(completion.is_cut for output in outputs for completion in output.outputs)
-
-
-def answers(
-    llm: LLM, prompts: JobPrompts, on_step: OnProgress, recorder: RunRecorder
-) -> Iterator[tuple[BatchRequest, list[RequestOutput]]]:
-    """Yields each request once its last prompt is answered, with the outputs in the order of its prompts."""
-    if not len(prompts):
-        return
-    unfinished: dict[int, dict[int, RequestOutput]] = {}  # line -> place -> output
-    results = llm.generate_as_completed(prompts.token_ids, prompts.params, on_progress=on_step, recorder=recorder)
-    for index, output in results:
-        line, at = prompts.place_of(index)
-        outputs = unfinished.setdefault(line, {})
-        outputs[at] = output
-        if len(outputs) == prompts.num_prompts(line):
-            del unfinished[line]
-            request = prompts.request(line)
-            if request.form.echo:
-                echo_prompts(llm, request, outputs)
-            yield request, [outputs[i] for i in range(len(outputs))]
-
-
-def echo_prompts(llm: LLM, request: BatchRequest, outputs: Mapping[int, RequestOutput]) -> None:
-    """Gives the request the text of its prompts; where one has none, its completions have failed."""
-    try:
-        request.echoed = [llm.echo(outputs[i].prompt_token_ids, request.params) for i in range(len(outputs))]
-    except ValueError as error:
-        for completion in outputs[0].outputs:
-            completion.finish_reason, completion.stop_reason = "error", str(error)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from batchllm.jobs.run import OnProgress
+from batchllm.jobs.answering import OnProgress
 from batchllm.outputs import JobProgress
 
 SECONDS_BETWEEN_WRITES = 5.0

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
+from batchllm.jobs.answering import OnProgress
 from batchllm.jobs.files import write_file
-from batchllm.jobs.run import JobSummary, OnProgress
+from batchllm.jobs.run import JobSummary
 from batchllm.outputs import JobProgress
 
 SECONDS_BETWEEN_LINES = 60.0

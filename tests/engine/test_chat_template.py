@@ -116,6 +116,15 @@ def test_special_tokens_in_tools_and_in_variables_of_the_template_are_text(token
     assert (ids.count(3), ids.count(tiny.BOS)) == (1, 0)
 
 
+def test_conversations_at_once_are_each_what_it_is_alone(tokenizer):
+    chats = [USER, [{"role": "user", "content": "a<end>"}], [{"role": "assistant", "content": "b<end>"}, *USER]]
+    for some in (chats, chats[:1], chats[::2]):
+        options = {"tools": [{"description": "<end>"}], "add_generation_prompt": True}
+        assert tokenizer.encode_chats(some) == [tokenizer.encode_chat(chat) for chat in some]
+        alone = [tokenizer.encode_chat(chat, **options) for chat in some]
+        assert tokenizer.encode_chats(some, **options) == alone
+
+
 def test_special_tokens_can_be_allowed(directory):
     attack = [{"role": "user", "content": "<end>"}]
     assert Tokenizer(directory, allow_special_tokens=True).encode_chat(attack)[-2:] == [3, 3]

@@ -30,6 +30,9 @@ class FakeLLM:
     def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
         return list("".join(f"<{m['role']}>{m['content']}" for m in messages).encode())
 
+    def apply_chat_templates(self, conversations: list[list[dict[str, Any]]], **options: Any) -> list[list[int]]:
+        return [self.apply_chat_template(messages, **options) for messages in conversations]
+
     def check_request(self, prompt_token_ids: list[int], params: SamplingParams) -> None:
         if len(prompt_token_ids) == 0:
             raise ValueError("the prompt is empty")

@@ -105,6 +105,20 @@ def test_a_chat_template_may_refuse_one_conversation(files: BatchFiles) -> None:
     assert answers(files).keys() == {"good"}
 
 
+def test_conversations_are_rendered_together_where_they_ask_for_the_same(files: BatchFiles) -> None:
+    class Counting(FakeLLM):
+        sizes: list[int] = []  # noqa: RUF012
+
+        def apply_chat_templates(self, conversations: list[Any], **options: Any) -> list[list[int]]:
+            self.sizes.append(len(conversations))
+            return super().apply_chat_templates(conversations, **options)
+
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    write_lines(files.input, [chat_line(f"{i}", **({"tools": tools} if i % 2 else {})) for i in range(100)])
+    run(files, Counting())
+    assert Counting.sizes == [32, 18, 32, 18]
+
+
 def test_variables_of_the_chat_template_reach_it(files: BatchFiles) -> None:
     class Thinking(FakeLLM):
         def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:

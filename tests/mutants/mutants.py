@@ -1104,7 +1104,7 @@ PYTHON_MUTANTS = [
     ),
     Mutant(
         "prompts_of_a_line_stand_as_they_end",
-        RUN,
+        "batchllm/jobs/answering.py",
         "[outputs[i] for i in range(len(outputs))]",
         "list(outputs.values())",
         IN_RUNNER + "test_every_line_is_answered_or_reported",

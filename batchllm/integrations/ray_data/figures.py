@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from batchllm.estimate.tokenized_job import TokenizedJob
-from batchllm.jobs.run import OnProgress
+from batchllm.jobs.answering import OnProgress
 from batchllm.outputs import JobProgress
 
 LARGEST = ("peak_kv_tokens", "num_threads")  # not sums but maxima

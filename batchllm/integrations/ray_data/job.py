@@ -21,6 +21,7 @@ from batchllm.integrations.ray_data.parts import PartFiles
 from batchllm.integrations.ray_data.reader import WeightlessReader
 from batchllm.integrations.ray_data.reading import is_large, read_on_cluster
 from batchllm.integrations.ray_data.replica import JobReplica, ParcelResult
+from batchllm.jobs.answering import OnProgress
 from batchllm.jobs.earlier import EarlierRuns
 from batchllm.jobs.files import check_files, check_writable
 from batchllm.jobs.finished import is_parquet
@@ -34,7 +35,6 @@ from batchllm.jobs.run import (
     BatchFiles,
     JobInterrupted,
     JobSummary,
-    OnProgress,
     RunningJob,
     deadline,
     find_manifest,

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from batchllm.engine.recorder import RunRecorder
+from batchllm.jobs.answering import answers, is_cut, what_is_wrong
 from batchllm.jobs.earlier import read_answered
 from batchllm.jobs.files import RecordFile
 from batchllm.jobs.job_prompts import JobPrompts
@@ -19,7 +20,6 @@ from batchllm.jobs.openai_records import answer_record
 from batchllm.jobs.parcels import unpack_lines
 from batchllm.jobs.parts import part_path
 from batchllm.jobs.reading import TokenizedLine, checked
-from batchllm.jobs.run import answers, is_cut, what_is_wrong
 from batchllm.llm import LLM
 from batchllm.outputs import JobProgress, RequestOutput
 
