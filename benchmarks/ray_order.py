@@ -3,7 +3,7 @@ same engine, answer shuffled rows a slice at a time.
 
     build/integrations/ray/bin/python -m benchmarks.ray_order
 
-They take turns, and which is first in each round. Computed prompt tokens are a count that no other load changes.
+They take turns at being first, round by round. Computed prompt tokens are a count that no other load changes.
 Seconds are from the job handed over to its last answer: they include the start of the replicas and, of the planned job,
 reading and planning it. CPU seconds are those of the engines.
 """
