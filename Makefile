@@ -36,9 +36,10 @@ demo: .venv/installed $(MODEL)/config.json
 test: test-cpp test-python
 
 # Also what takes minutes: every emulated kernel with threads in random order, random calls into the native module for
-# FUZZ_SECONDS, and a dry run of the programs for a day with a GPU.
+# FUZZ_SECONDS, and a dry run of the programs for a day with a GPU. The real Gemma 3 is fetched and tried only with
+# GEMMA_TERMS=accepted (https://ai.google.dev/gemma/terms).
 test-full: test-cpp test-python gpu-day-dry
-	BATCHLLM_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -m full
+	BATCHLLM_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -m 'full$(if $(filter accepted,$(GEMMA_TERMS)), or gemma)'
 
 gpu-day-dry: .venv/installed
 	GPU_DAY_DRY=1 OUT=out/gpu_day_dry PYTHON=$(BIN)/python bash benchmarks/gpu_day/run.sh

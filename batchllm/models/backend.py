@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from batchllm.models.config import ModelConfig
 from batchllm.models.description import ModelDescription
 from batchllm.models.fields import Unsupported
-from batchllm.models.gguf_file import is_gguf
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +26,7 @@ def describe_model(path: Path, backend: str = "auto") -> ModelDescription:
         try:
             return ModelConfig.from_directory(path)
         except Unsupported:
-            if backend == "native" or is_gguf(path):
+            if backend == "native":
                 raise
     from batchllm.models.transformers_config import TransformersConfig
 

@@ -19,10 +19,13 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
 }
 EMBEDDING, HEAD, ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
 # The origin of ROPE_FACTORS in all Llamas that have them; a file holds only the factors.
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+# What a file of Gemma 3 leaves to who reads it.
+GEMMA3_FULL_EVERY, GEMMA3_LOCAL_THETA, GEMMA3_LAYERS_OF_27B = 6, 10_000.0, 62
 END_TOKENS = ("eos", "eot", "eom")  # of a sequence, a turn, a message
 
 
@@ -55,16 +58,17 @@ def _config(gguf: GgufFile) -> dict[str, Any]:
     head_dim = size("attention.key_length", size("embedding_length") // num_heads)
     if (value_dim := size("attention.value_length", head_dim)) != head_dim:
         raise ValueError(f"{name}.attention.value_length: expected {head_dim}, as the keys have, got {value_dim}")
-    if (window := size("attention.sliding_window", context)) < context:
+    if (window := size("attention.sliding_window", context)) < context and name != "gemma3":
         raise ValueError(f"{name}.attention.sliding_window: {window} is less than the context, which is not supported")
     theta = number(f"{name}.rope.freq_base", _shortest(metadata.get(f"{name}.rope.freq_base", 10000.0)))
     unusual = {
-        "rope_scaling": _rope_scaling(gguf, name, theta, head_dim),
+        "rope_scaling": None if name == "gemma3" else _rope_scaling(gguf, name, theta, head_dim),
         "partial_rotary_factor": size("rope.dimension_count", head_dim) / head_dim,
         "num_experts": metadata.get(f"{name}.expert_count", 0),
     }
-    return {
+    fields = {
         "architectures": [ARCHITECTURES[name]],
+        "model_type": name,
         "vocab_size": tensors[EMBEDDING].shape[0],
         "hidden_size": size("embedding_length"),
         "intermediate_size": size("feed_forward_length"),
@@ -82,6 +86,40 @@ def _config(gguf: GgufFile) -> dict[str, Any]:
             metadata[key] for token in END_TOKENS if (key := f"tokenizer.ggml.{token}_token_id") in metadata
         ],
     } | {field: value for field, value in unusual.items() if value not in (None, 0, 1)}
+    return fields | _gemma3(metadata, fields, window) if name == "gemma3" else fields
+
+
+def _gemma3(metadata: dict[str, Any], fields: dict[str, Any], window: int) -> dict[str, Any]:
+    """Of every six layers the last sees all, at positions of its own scale."""
+    pattern = metadata.get("gemma3.attention.sliding_window_pattern", GEMMA3_FULL_EVERY)
+    if pattern != GEMMA3_FULL_EVERY:
+        raise ValueError(f"gemma3.attention.sliding_window_pattern: expected {GEMMA3_FULL_EVERY}, got {pattern!r:.80}")
+    if (kind := metadata.get("gemma3.rope.scaling.type", "none")) not in ("none", "linear"):
+        raise ValueError(f"gemma3.rope.scaling.type: expected linear, got {printable(f'{kind!r:.80}')}")
+    everywhere = {"rope_type": "default", "rope_theta": fields["rope_theta"]}
+    if kind == "linear":
+        factor = number("gemma3.rope.scaling.factor", _shortest(metadata.get("gemma3.rope.scaling.factor")))
+        everywhere |= {"rope_type": "linear", "factor": factor}
+    local_theta = _shortest(metadata.get("gemma3.rope.freq_base_swa", GEMMA3_LOCAL_THETA))
+    num_layers, query_size = fields["num_hidden_layers"], fields["head_dim"]
+    if num_layers == GEMMA3_LAYERS_OF_27B:
+        query_size = fields["hidden_size"] // fields["num_attention_heads"]
+    del fields["rope_theta"], fields["attention_bias"], fields["mlp_bias"]
+    return {
+        "model_type": "gemma3_text",
+        "query_pre_attn_scalar": query_size,
+        "sliding_window": window,
+        "layer_types": [
+            "sliding_attention" if (layer + 1) % GEMMA3_FULL_EVERY else "full_attention" for layer in range(num_layers)
+        ],
+        "rope_parameters": {
+            "full_attention": everywhere,
+            "sliding_attention": {
+                "rope_type": "default",
+                "rope_theta": number("gemma3.rope.freq_base_swa", local_theta),
+            },
+        },
+    }
 
 
 def _rope_scaling(gguf: GgufFile, name: str, theta: float, head_dim: int) -> dict[str, Any] | None:

@@ -30,6 +30,13 @@ NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# Gemma has two more norms, and its post_attention_norm is not what others call so.
+GEMMA_NAMES = NAMES | {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+GEMMA = {"gemma3"}  # architectures with those names; their files have 1 + w for a norm whose weight is w
 PAIRED_ROWS = {"llama", "smollm3"}  # architectures that store the two rows of q and k that rotate together side by side
 DEQUANTISED_AT_ONCE = 1 << 20  # elements, in float32
 
@@ -42,7 +49,9 @@ class GgufTensors:
     def __init__(self, path: Path) -> None:
         """Raises FileNotFoundError, or ValueError that names the file and its invalid or unsupported part."""
         gguf = read_gguf(path)
-        self._tensors = {transformers_name(name): tensor for name, tensor in gguf.tensors.items()}
+        self._is_gemma = gguf.metadata.get("general.architecture") in GEMMA
+        names = GEMMA_NAMES if self._is_gemma else NAMES
+        self._tensors = {transformers_name(name, names): tensor for name, tensor in gguf.tensors.items()}
         self._tensors.pop(ROPE_FACTORS, None)  # the config has them
         self.files: Mapping[str, Path] = {name: tensor.file for name, tensor in self._tensors.items()}
         self._num_heads: dict[str, int] = {}  # of the projections whose rows are paired
@@ -66,6 +75,8 @@ class GgufTensors:
             rows[begin:end].copy_(torch.from_numpy(tensor.rows(file, begin, end)))
         if num_heads := self._num_heads.get(name.split(".")[-2]):
             into.copy_(halves(into, num_heads))
+        if self._is_gemma and name.endswith("norm.weight"):
+            into.copy_(torch.from_numpy(tensor.rows(file))[0] - 1)  # before it is rounded
 
     def adds_nothing(self, name: str) -> bool:
         return False
@@ -80,13 +91,13 @@ class GgufTensors:
         return self._handles[tensor.file]
 
 
-def transformers_name(name: str) -> str:
+def transformers_name(name: str, names: Mapping[str, str] = NAMES) -> str:
     """blk.7.attn_q.weight -> model.layers.7.self_attn.q_proj.weight; unknown names stay."""
     stem, _, suffix = name.rpartition(".")
     block, layer = "", stem.split(".")
     if len(layer) == 3 and layer[0] == "blk":
         block, stem = f"model.layers.{layer[1]}.", layer[2]
-    return f"{block}{NAMES[stem]}.{suffix}" if stem in NAMES else name
+    return f"{block}{names[stem]}.{suffix}" if stem in names else name
 
 
 def halves(tensor: Tensor, num_heads: int) -> Tensor:

@@ -26,7 +26,6 @@ from batchllm.models.config import MAX_LAYERS, config_file, dtype_of, eos_token_
 from batchllm.models.description import ModelDescription
 from batchllm.models.families import architecture_of, named
 from batchllm.models.fields import Unsupported, naming
-from batchllm.models.gguf_file import is_gguf
 from batchllm.models.layer_spec import AttentionSpec
 from batchllm.models.quantization import read_quantization
 from batchllm.models.transformers_attention import NAME, AttentionCall, hand_attention_to
@@ -61,8 +60,6 @@ class TransformersConfig(ModelDescription):
         file = config_file(path)
         raw = read_config(file)
         with naming(file):
-            if is_gguf(file):
-                raise Unsupported("a GGUF file is run by the native decoder alone")
             read_quantization(raw)
             config = _describe(raw)
         return replace(config, eos_token_ids=eos_token_ids(path, raw, config.vocab_size))

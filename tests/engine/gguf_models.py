@@ -14,7 +14,10 @@ from gguf import GGMLQuantizationType as Type
 
 from tests.engine import tiny
 
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "smollm3": "smollm3"}
+ARCHITECTURES = {
+    **{"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "smollm3": "smollm3"},
+    "gemma3_text": "gemma3",
+}
 # What has blocks of 256 needs rows of as many elements.
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
 SCALES_AT = {Type.Q2_K: (80, 82), Type.Q3_K: (108,), Type.Q4_K: (0, 2), Type.Q5_K: (0, 2), Type.Q6_K: (208,)}
@@ -74,14 +77,15 @@ def write_gguf(
         rows, num_heads = weight.numpy(), heads.get(name.split(".")[-2])
         if paired := architecture in ("llama", "smollm3") and num_heads is not None:
             rows = side_by_side(rows, num_heads)
-        blocks, kind = quantise(name, np.ascontiguousarray(rows))
-        stored = gguf.dequantize(blocks, kind).reshape(weight.shape)
+        added = float(architecture == "gemma3" and name.endswith("norm.weight"))
+        blocks, kind = quantise(name, np.ascontiguousarray(rows) + np.float32(added))
+        stored = gguf.dequantize(blocks, kind).reshape(weight.shape) - np.float32(added)
         if paired:
             stored = stored[np.argsort(side_by_side(np.arange(len(stored)), num_heads))]
         weight.copy_(torch.from_numpy(stored))
         base, _, suffix = name.rpartition(".")
         writer.add_tensor(f"{names.get_name(base)}.{suffix}", blocks, raw_dtype=kind)
-    if (rope := config.rope_parameters)["rope_type"] == "llama3":
+    if (rope := _rope(config))["rope_type"] == "llama3":
         writer.add_tensor("rope_freqs.weight", _llama3_factors(rope, config.head_dim))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -99,15 +103,23 @@ def _metadata(architecture: str, config: Any) -> dict[str, Any]:
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "rope.freq_base": config.rope_parameters["rope_theta"],
+        "rope.freq_base": _rope(config)["rope_theta"],
     }
+    if architecture == "gemma3":
+        of_model["attention.sliding_window"] = config.sliding_window
     if (head_dim := getattr(config, "head_dim", None)) is not None:
         of_model |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
-    if (rope := config.rope_parameters)["rope_type"] in ("linear", "yarn"):
+    if (rope := _rope(config))["rope_type"] in ("linear", "yarn"):
         of_model |= {"rope.scaling.type": rope["rope_type"], "rope.scaling.factor": rope["factor"]}
     if rope["rope_type"] in ("llama3", "yarn"):
         of_model["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
     return {f"{architecture}.{key}": value for key, value in of_model.items()}
+
+
+def _rope(config: Any) -> dict[str, Any]:
+    """Of the layers that see all."""
+    rope: dict[str, Any] = config.rope_parameters
+    return rope.get("full_attention", rope)
 
 
 def _tokenizer() -> dict[str, Any]:

@@ -313,11 +313,15 @@ def test_quantised_checkpoints_are_read(tmp_path, prompts, continuations):
     assert_logits_agree(our_logits(LLM(tmp_path, **OPTIONS), prompts, continuations), theirs, TOLERANCE)
 
 
-def test_a_gguf_file_is_run_by_the_native_decoder_alone(tmp_path):
-    write_gguf(path := tmp_path / "tiny.gguf", tiny.FAMILIES["llama"].model())
+@pytest.mark.parametrize("family", ["llama", "llama-llama3-rope", "qwen2", "qwen3", "smollm3-tied"])
+def test_a_gguf_file_is_run_by_either_backend(tmp_path, prompts, continuations, family):
+    write_gguf(path := tmp_path / "tiny.gguf", tiny.FAMILIES[family].model())
     assert describe_model(path).backend == "native"
-    with pytest.raises(ValueError, match=f"^{path}: a GGUF file is run by the native decoder alone$"):
-        describe_model(path, "transformers")
+    native, theirs = (
+        our_logits(LLM(path, backend=backend, **OPTIONS), prompts, continuations)
+        for backend in ("native", "transformers")
+    )
+    assert_logits_agree(theirs, native, TOLERANCE)
 
 
 def test_prompts_are_scored_by_either_backend_alike(tiny_model, prompts):
