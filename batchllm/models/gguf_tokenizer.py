@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 
 from batchllm.models.gguf_file import read_gguf
@@ -23,10 +24,13 @@ def has_tokenizer(path: Path) -> bool:
 def load_gguf_tokenizer(path: Path) -> Any:
     """Raises ValueError that names the field for an unknown kind of tokenizer: one that splits text differently would
     silently give different tokens."""
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast, __version__
     from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
+    if Version(__version__) < Version("5.24"):  # 5.20 forgets the token at the beginning
+        found = f"found {__version__}: take Python 3.11 or later, or the model's safetensors"
+        raise ValueError(f"the tokenizer of a GGUF file needs transformers 5.24 or later, {found}")
     architecture, stored, settings = get_gguf_tokenizer(str(path))
     kind, split = stored.get("tokenizer_type"), stored.get("pre_tokenizer_type")
     if kind not in KINDS:
