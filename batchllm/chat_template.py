@@ -5,6 +5,7 @@ The process costs as much as importing transformers, once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -72,3 +73,35 @@ def _render(render_jinja_template: Callable[..., Any], arguments: dict[str, Any]
     if any(len(text) > most for text in texts):
         return {"failed": f"the chat template writes more than {most:,} characters"}
     return {"texts": texts}
+
+
+def plain_message(place: int, message: dict[str, Any]) -> dict[str, Any]:
+    """The message as templates expect it: without nulls, OpenAI's list of text parts joined by newlines, and the
+    arguments of tool calls as objects. An assistant that calls tools may have no content."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise ValueError(f"messages[{place}]: expected a dict with a role and content, got {message!r:.80}")
+    plain = {name: value for name, value in message.items() if value is not None}
+    content = plain.get("content")
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        plain["content"] = content = "\n".join(str(part.get("text")) for part in content)
+    if not isinstance(content, str) and not (content is None and plain["role"] == "assistant"):
+        raise ValueError(f"messages[{place}].content: expected text or text parts, got {message.get('content')!r:.80}")
+    if (calls := plain.get("tool_calls")) is not None:
+        where = f"messages[{place}].tool_calls"
+        if not isinstance(calls, list):
+            raise ValueError(f"{where}: expected a list, got {calls!r:.80}")
+        plain["tool_calls"] = [_plain_tool_call(f"{where}[{index}]", call) for index, call in enumerate(calls)]
+    return plain
+
+
+def _plain_tool_call(where: str, call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        raise ValueError(f"{where}: expected a dict with a function, got {call!r:.80}")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError as error:
+            raise ValueError(f"{where}.function.arguments: not valid JSON: {error}") from None
+    return {**call, "function": {**function, "arguments": arguments}}

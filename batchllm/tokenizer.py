@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 import tokenizers
 
-from batchllm.chat_template import ChatTemplateRunner, MessagesRefused
+from batchllm.chat_template import ChatTemplateRunner, MessagesRefused, plain_message
 from batchllm.models.config import check_regular, read_json
 from batchllm.models.gguf_file import is_gguf
 from batchllm.models.gguf_tokenizer import has_tokenizer, load_gguf_tokenizer
@@ -191,8 +190,8 @@ class Tokenizer:
         **variables: Any,
     ) -> list[list[int]]:
         """Conversations in the model's chat template. Options are those of transformers' `apply_chat_template`;
-        variables of the template may be in chat_template_kwargs or beside them. The limits of one conversation hold for
-        all together.
+        variables of the template may be in chat_template_kwargs or beside them. All conversations together may take the
+        time and memory of one.
 
         Raises ValueError if there is no template, it has no such variable, it fails, or a message is malformed.
         """
@@ -213,7 +212,7 @@ class Tokenizer:
             tools = tools and [tool if isinstance(tool, Mapping) else get_json_schema(tool) for tool in tools]
         inputs = {
             "conversations": [
-                [_plain_message(place, message) for place, message in enumerate(messages)] for messages in conversations
+                [plain_message(place, message) for place, message in enumerate(messages)] for messages in conversations
             ],
             "tools": tools,
             "documents": documents and list(documents),
@@ -377,35 +376,3 @@ def _encode_marked(tokenizer: Any, text: str) -> list[int]:
         _, options["markers_re"] = _get_control_token_patterns(tuple(tokenizer.added_tokens_encoder))
     token_ids: list[int] = encode_marked_chat(tokenizer, text, **options)
     return token_ids
-
-
-def _plain_message(place: int, message: Message) -> Message:
-    """The message as templates expect it: without nulls, OpenAI's list of text parts joined by newlines, and the
-    arguments of tool calls as objects. An assistant that calls tools may have no content."""
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise ValueError(f"messages[{place}]: expected a dict with a role and content, got {message!r:.80}")
-    plain = {name: value for name, value in message.items() if value is not None}
-    content = plain.get("content")
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        plain["content"] = content = "\n".join(str(part.get("text")) for part in content)
-    if not isinstance(content, str) and not (content is None and plain["role"] == "assistant"):
-        raise ValueError(f"messages[{place}].content: expected text or text parts, got {message.get('content')!r:.80}")
-    if (calls := plain.get("tool_calls")) is not None:
-        where = f"messages[{place}].tool_calls"
-        if not isinstance(calls, list):
-            raise ValueError(f"{where}: expected a list, got {calls!r:.80}")
-        plain["tool_calls"] = [_plain_tool_call(f"{where}[{index}]", call) for index, call in enumerate(calls)]
-    return plain
-
-
-def _plain_tool_call(where: str, call: Any) -> Any:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict):
-        raise ValueError(f"{where}: expected a dict with a function, got {call!r:.80}")
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except ValueError as error:
-            raise ValueError(f"{where}.function.arguments: not valid JSON: {error}") from None
-    return {**call, "function": {**function, "arguments": arguments}}
