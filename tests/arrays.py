@@ -138,6 +138,10 @@ def pack(buffer: Any) -> None:
     LAYOUT.pack(ext.plan_attention(BATCH, **HEADS | {"head_dim": 64}, num_threads=1), buffer)
 
 
+def rows_of_plan(rows: Any) -> list[Any]:
+    return list(PLAN.for_rows(rows).buffers.values())
+
+
 def discard(function: Callable[..., Any], **options: Any) -> Callable[..., None]:
     """The call for what it writes."""
 
@@ -179,6 +183,16 @@ CALLS = {
     "simulate_radix": Call(lambda **a: ext.simulate_radix(**a, kv_tokens=40), SIMULATED),
     "simulate_planned": Call(lambda **a: ext.simulate_planned(segments=SEGMENTS, **a, kv_tokens=40), SIMULATED),
     "plan_attention": Call(plan_sizes, BATCH_ARRAYS),
+    "AttentionPlan.for_rows": Call(rows_of_plan, {"rows": np.array([0, BATCH.num_tokens - 1], np.int32)}),
+    "TokenBatch.write_rows": Call(
+        discard(BATCH.write_rows),
+        {
+            "slots": np.zeros(BATCH.num_tokens + 1, np.int64),
+            "token_ids": np.zeros(BATCH.num_tokens + 1, np.int32),
+            "positions": np.zeros(BATCH.num_tokens + 1, np.int32),
+        },
+        ("slots", "token_ids", "positions"),
+    ),
     "PlanLayout.pack": Call(pack, {"buffer": np.zeros(LAYOUT.num_ints, np.int32)}, ("buffer",)),
     "attention": Call(discard(ext.attention, plan=PLAN), ATTENTION, ("out", "lse"), free_strides=("lse",)),
     "attention_ref": Call(

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.sandbox
 import msgspec
 
 from batchllm.jobs.inputs import PARQUET, begins_with, optional_import, read_lines
 from batchllm.jobs.line import CHAT, BatchRequest, LineError, brief
 from batchllm.jobs.manifest import Fingerprint
 from batchllm.jobs.openai_batch import parse_line
+from batchllm.jobs.row_template import RowTemplate
 from batchllm.jobs.sources import NO_LINES, Ask, Source
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -35,11 +34,10 @@ class Table(Source):
     def __init__(self, path: Path, name: str, ask: Ask, *, chat_max_tokens: int) -> None:
         super().__init__(path, name)
         self._ask, self._chat_max_tokens = ask, chat_max_tokens
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
         try:
-            self._template = None if ask.template is None else environment.from_string(ask.template)
-        except jinja2.TemplateSyntaxError as error:
-            raise ValueError(f"template: line {error.lineno}: {error.message}") from None
+            self._template = None if ask.template is None else RowTemplate(ask.template)
+        except ValueError as error:
+            raise ValueError(f"template: {error}") from None
         try:
             self._body = msgspec.json.decode(ask.body, type=dict[str, Any])
         except (msgspec.DecodeError, UnicodeError) as error:
@@ -56,14 +54,16 @@ class Table(Source):
         kind = self._ask.kind
         body: dict[str, Any] = {"max_tokens": self._chat_max_tokens} if kind.draws else {}
         body |= {name: row[name] for name in kind.prompt_fields if name in row} | self._body
-        try:
-            if self._template is not None:
+        if self._template is not None:
+            try:
                 text = self._template.render(row)
-                body[kind.prompt_fields[0]] = [{"role": "user", "content": text}] if kind is CHAT else text
+            except (ValueError, RecursionError) as error:
+                raise LineError("invalid_row", "template", str(error)).at(line, custom_id) from None
+            body[kind.prompt_fields[0]] = [{"role": "user", "content": text}] if kind is CHAT else text
+        try:
             data = msgspec.json.encode({"custom_id": custom_id, "method": "POST", "url": kind.url, "body": body})
-        except Exception as error:  # a template can do anything with a row
-            where = None if self._template is None else "template"
-            raise LineError("invalid_row", where, f"{type(error).__name__}: {error}").at(line, custom_id) from None
+        except Exception as error:  # a cell can be anything
+            raise LineError("invalid_row", None, f"{type(error).__name__}: {error}").at(line, custom_id) from None
         return parse_line(data, line, line_of, chat_max_tokens=self._chat_max_tokens)
 
     def fingerprint(self) -> Fingerprint:

@@ -89,7 +89,9 @@ def test_of_two_jobs_with_one_output_one_runs(in_jsonl: Path) -> None:
     output = in_jsonl.with_name("out.jsonl")
     first = start("run", in_jsonl, "-o", output, "--model", "m", seconds=0.2)
     wait_for_answer(output)
+    first.send_signal(signal.SIGSTOP)  # it lives as long as the second one takes
     status, _, err = run("run", in_jsonl, "-o", output, "--model", "m", "--overwrite")
+    first.send_signal(signal.SIGCONT)
     assert (status, "output" in err, "another job is writing it" in err) == (1, True, True)
     assert "loading" not in err
     first.communicate(timeout=60)

@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,27 @@ def test_a_row_has_the_body_and_its_own_custom_id(tmp_path: Path) -> None:
 def test_what_is_wrong_with_what_is_asked_is_told_before_anything_runs(tmp_path: Path, ask: Ask, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         requests(write_json(tmp_path / "rows.jsonl"), ask)
+
+
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def test_a_template_has_bounds_of_time_memory_and_length(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "in.jsonl", [b'{"n": 1}', b'{"n": 0}'])
+    [slow, good] = requests(path, Ask("{% if n %}" + ENDLESS + "{% endif %}yes"))
+    assert str(slow) == "template: the template did not end within 5 s"
+    assert isinstance(good, BatchRequest)
+    [long, _] = requests(path, Ask("{{ 'x' * (99999999 * n) }}"))
+    assert "it writes more than 1,048," in str(long)
+    [large, _] = requests(path, Ask("{{ 'x' * 99999999999 }}"))
+    assert str(large) == "template: MemoryError: "
+
+
+def test_what_json_has_not_is_text_to_a_template(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"day": [date(2026, 2, 3)]}), tmp_path / "in.parquet")
+    [request] = requests(tmp_path / "in.parquet", Ask("on {{ day }}", COMPLETION))
+    assert isinstance(request, BatchRequest)
+    assert request.prompts == ["on 2026-02-03"]
 
 
 def test_what_is_wrong_with_a_row_is_that_rows_error(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ namespace {
 
 using Array = std::span<const int32_t>;
 
+constexpr int64_t kPositions = std::numeric_limits<int32_t>::max();
+
 [[noreturn]] void fail(const std::string& message) {
     throw std::invalid_argument(message);
 }
@@ -118,13 +120,14 @@ void AttentionBatch::validate(int32_t page_size) const {
     check_at_most("span_indptr", num_tokens(), kMaxRows, " rows");
     int64_t num_link_rows = 0;
     for (int32_t span = 0; span < num_spans(); ++span) {
+        const int64_t end = int64_t{span_begin[span]} + num_rows(span);
+        if (end > kPositions) fail(at("span_begin", span) + ": the span's last position does not fit into int32");
         num_link_rows += int64_t{num_rows(span)} * (link_indptr[span + 1] - link_indptr[span]);
     }
     check_at_most("link_indptr", num_link_rows, kMaxLinkRows, " pairs of a row and a link");
 }
 
 void AttentionBatch::validate_arrays(int32_t page_size) const {
-    constexpr int64_t kPositions = std::numeric_limits<int32_t>::max();
     for (const auto& [name, array] :
          {std::pair("span_begin", span_begin), std::pair("link_segment", link_segment),
           std::pair("segment_begin", segment_begin), std::pair("segment_page_ids", segment_page_ids)}) {
@@ -143,10 +146,6 @@ void AttentionBatch::validate_arrays(int32_t page_size) const {
     check_each("segment_begin", segment_begin, 0, kPositions);
     check_each("segment_num_tokens", segment_num_tokens, 0, kPositions);
 
-    for (int32_t span = 0; span < num_spans(); ++span) {
-        const int64_t end = int64_t{span_begin[span]} + num_rows(span);
-        if (end > kPositions) fail(at("span_begin", span) + ": the span's last position does not fit into int32");
-    }
     for (int32_t segment = 0; segment < num_segments(); ++segment) {
         const int64_t num_tokens = segment_num_tokens[segment];
         const int64_t num_pages = segment_page_indptr[segment + 1] - segment_page_indptr[segment];
