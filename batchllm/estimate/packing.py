@@ -7,7 +7,8 @@
 
 A replica that finishes early takes the next parcel, largest first, so the small parcels of the last waves even out
 wrong predictions, and a replica that dies leaves little to do again. What a parcel shares with the one before it is
-computed again (see partition.py), so a parcel ends where that is least within the last part of its room.
+computed again (see partition.py), so a parcel ends where that is least within the last part of its room. Where even
+that is much of what the parcel costs, it gets more room: a small job is not cut where it would mostly repeat.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from batchllm.estimate.partition import FloatArray, IntArray, shard_costs
 
 WAVES = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 16)  # of a share
 SLACK = 1 / 4  # of a parcel's room, in which its end is chosen
+MOST_REPEATED = 1 / 4  # of a parcel's cost, by the one after it; a parcel as large as a share may cause more
 
 
 def pack(cost: FloatArray, path_cost: FloatArray, num_replicas: int) -> IntArray:
@@ -29,23 +31,33 @@ def pack(cost: FloatArray, path_cost: FloatArray, num_replicas: int) -> IntArray
     path_cost: float64 [n] >= 0, what an item costs more where a parcel begins with it.
 
     Returns cuts, int64 [num_parcels + 1]: parcel p is the items [cuts[p], cuts[p + 1]). A parcel costs no more than its
-    part of a share or twice the path that it repeats, unless it is one item: however many replicas there are, it has
-    room to add as much as it repeats. Raises ValueError where num_replicas is not at least 1.
+    wave's part of a share or twice the path that it repeats, unless it is one item: however many replicas there are, it
+    has room to add as much as it repeats. Where its end would repeat more than MOST_REPEATED of it, it may cost up to a
+    share. Raises ValueError if num_replicas is less than 1.
     """
     if num_replicas < 1:
         raise ValueError(f"num_replicas: expected at least 1, got {num_replicas}")
     total = np.concatenate(([0.0], np.cumsum(cost, dtype=np.float64)))
-    num_items = len(cost)
+    repeated = np.append(path_cost, 0.0)  # by where a parcel ends, by the next one
+    num_items, share = len(cost), total[-1] / num_replicas
+
+    def place_after(begin: int, room: float) -> int:
+        return max(int(np.searchsorted(total, total[begin] + room, side="right")) - 1, begin + 1)
+
+    def end_between(first: int, last: int) -> int:
+        """The last of those that repeat least; what is left is taken whole."""
+        return last if last == num_items else last - int(np.argmin(repeated[first : last + 1][::-1]))
+
     cuts = [0]
-    while cuts[-1] < num_items:
-        begin = cuts[-1]
+    while (begin := cuts[-1]) < num_items:
         wave = min((len(cuts) - 1) // num_replicas, len(WAVES) - 1)
-        room = max(WAVES[wave] * total[-1] / num_replicas - path_cost[begin], path_cost[begin])
-        first, last = np.searchsorted(total, [total[begin] + (1 - SLACK) * room, total[begin] + room], side="right") - 1
-        first, last = max(first, begin + 1), max(last, begin + 1)
-        if last < num_items:
-            last -= int(np.argmin(path_cost[first : last + 1][::-1]))  # the last of equals
-        cuts.append(int(min(last, num_items)))
+        room = max(WAVES[wave] * share - repeated[begin], repeated[begin])
+        first = place_after(begin, (1 - SLACK) * room)
+        end = end_between(first, place_after(begin, room))
+        enough = min(repeated[end] / MOST_REPEATED, share) - repeated[begin]
+        if enough > room:
+            end = end_between(first, place_after(begin, enough))
+        cuts.append(end)
     return np.array(cuts, np.int64)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from packaging.version import Version
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 
 from batchllm.models.gguf_file import read_gguf
@@ -24,19 +23,22 @@ def has_tokenizer(path: Path) -> bool:
 def load_gguf_tokenizer(path: Path) -> Any:
     """Raises ValueError that names the field for an unknown kind of tokenizer: one that splits text differently would
     silently give different tokens."""
-    from transformers import PreTrainedTokenizerFast, __version__
+    from transformers import PreTrainedTokenizerFast
     from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
-    if Version(__version__) < Version("5.24"):  # 5.20 forgets the token at the beginning
-        found = f"found {__version__}: take Python 3.11 or later, or the model's safetensors"
-        raise ValueError(f"the tokenizer of a GGUF file needs transformers 5.24 or later, {found}")
     architecture, stored, settings = get_gguf_tokenizer(str(path))
     kind, split = stored.get("tokenizer_type"), stored.get("pre_tokenizer_type")
     if kind not in KINDS:
         raise ValueError(f"tokenizer.ggml.model: expected one of {', '.join(KINDS)}, got {kind!r:.80}")
     if kind == "gpt2" and split not in (known := GPT2_SPLITS.keys() | GGUF_PRE_TOKENIZER_SPLITS.keys()):
         raise ValueError(f"tokenizer.ggml.pre: expected one of {', '.join(sorted(known))}, got {split!r:.80}")
+    # transformers 5.20, the last for Python 3.10, leaves these out.
+    metadata = read_gguf(path).metadata
+    ends = {name: metadata.get(f"tokenizer.ggml.{name}") for name in ("add_bos_token", "add_eos_token")}
+    settings |= {name: value for name, value in ends.items() if value is not None}
+    if kind == "llama":
+        settings.setdefault("add_bos_token", True)
     backend, _ = convert_gguf_tokenizer(architecture, stored)
     if kind == "llama" and not stored.get("add_prefix_space", True):
         _leave_first_space(backend)

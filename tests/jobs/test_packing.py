@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchllm.estimate.packing import SLACK, WAVES, largest_first, pack, replica_loads
+from batchllm.estimate.packing import MOST_REPEATED, SLACK, WAVES, largest_first, pack, replica_loads
 from batchllm.estimate.partition import shard_costs
 from tests.jobs.test_partition import random_job
 
@@ -30,10 +30,13 @@ def test_parcels_are_ranges_within_their_part_of_a_share(seed: int, num_items: i
     sizes = np.diff(cuts)
     assert (sizes > 0).all()
     waves = np.minimum(np.arange(len(sizes)) // num_replicas, len(WAVES) - 1)
-    part = np.array(WAVES)[waves] * cost.sum() / num_replicas
+    share = cost.sum() / num_replicas
     repeated = path_cost[cuts[:-1]]
+    part = np.array(WAVES)[waves] * share
     costs = shard_costs(cost, path_cost, cuts)
-    assert ((costs <= np.maximum(part, 2 * repeated) + 1e-9) | (sizes == 1)).all()
+    is_in_part = (costs <= np.maximum(part, 2 * repeated) + 1e-9) | (sizes == 1)
+    within = np.maximum.reduceat(np.append(path_cost, 0.0)[1:], cuts[:-1])  # the most that an end in the parcel repeats
+    assert (is_in_part | (costs <= np.minimum(share, within / MOST_REPEATED) + 1e-9)).all()
 
 
 @settings(max_examples=100, deadline=None)
@@ -64,6 +67,13 @@ def test_one_document_is_cut_below_its_root_and_paid_again() -> None:
     assert costs.sum() == cost.sum() + 200 * (len(cuts) - 2)
     loads = replica_loads(costs[largest_first(cost, path_cost, cuts)], 4)
     assert loads.max() < 1.1 * loads.mean()
+
+
+def test_a_small_job_is_not_cut_where_it_would_mostly_repeat() -> None:
+    cost, path_cost = documents(2, questions=32, tokens=1000)
+    assert pack(cost, path_cost, 2).tolist() == [0, 32, 64]
+    cost, path_cost = documents(1, questions=64, tokens=1000)
+    assert shard_costs(cost, path_cost, pack(cost, path_cost, 2)).sum() <= cost.sum() + 2 * 1000
 
 
 def test_more_replicas_than_work_repeat_no_more_than_they_add() -> None:
