@@ -7,7 +7,7 @@ are planned together, and share what they have in common with each other and wit
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,11 +16,10 @@ import torch
 import batchllm_ext as ext
 from batchllm.device.cpu_share import CpuTime
 from batchllm.device.kv_cache import PagedKVCache
-from batchllm.device.ops import DrawParams
-from batchllm.device.transfer import to_device
 from batchllm.engine.engine_requests import EngineRequest, Finished, StepOutput, score_begins
 from batchllm.engine.figures import PhaseClock, RunFigures
 from batchllm.engine.in_flight import StepInFlight
+from batchllm.engine.logits_reader import LogitsReader
 from batchllm.engine.recorder import RunRecorder
 from batchllm.engine.runner import Runner
 from batchllm.models.forward_pass import ForwardPass
@@ -28,12 +27,9 @@ from batchllm.models.layer_spec import attention_plans, widest_window
 from batchllm.options import READER_COST_TOKENS
 from batchllm.outputs import JobProgress
 from batchllm.request_table import LiveRequest, RequestTable
-from batchllm.sampling.logprobs import asks_for_logprobs, output_logprobs, prompt_logprobs
 from batchllm.sampling.rule_book import RuleBook
 from batchllm.sampling.rules import LogitsRule, Rows
-from batchllm.sampling.sampler import Sampler
 
-SCORED_AT_ONCE = 256  # rows of logits, of which log-probabilities in float32 are made
 NO_IDS = np.empty(0, np.int32)
 
 
@@ -69,11 +65,11 @@ class Engine:
     def _reset(self) -> None:
         self.requests = RequestTable()
         self._rules = RuleBook(self.rules, self.requests)
-        self._sampler = Sampler(self.requests, self._rules, self.model.device)
+        self._clock = PhaseClock(self.runner.new_event)
+        self._reader = LogitsReader(self.model, self.runner, self.requests, self._rules, self._clock)
         self._num_output_tokens = self.requests.column(np.int32)
         self._max_output_tokens = self.requests.column(np.int32)
         self._logprob = self.requests.column(np.float64)  # of the tokens so far, summed
-        self._asks_for_logprobs = self.requests.column(bool)
         self._remaining_tokens = 0  # the most that live requests may still generate
         self._num_ended_early = 0  # requests that generated less than their limit
         self._planned_prompt_tokens = 0  # to be computed, a shared prefix once
@@ -81,7 +77,6 @@ class Engine:
         self._in_flight: StepInFlight | None = None
         self._num_steps = 0
         self._num_captures = self.runner.num_captures  # before
-        self._clock = PhaseClock(self.runner.new_event)
         self._cpu_before = CpuTime.now()
 
     @property
@@ -166,10 +161,7 @@ class Engine:
             self._remaining_tokens += live.max_output_tokens
             if request.score_begin < len(prompt) and request_id == ids.start:
                 live.prompt_logprobs = [None] * (len(prompt) - request.score_begin)
-            if asks_for_logprobs(params):
-                live.logprobs = []
-                self._asks_for_logprobs.values[live.slot] = True
-            self._sampler.add(live)
+            self._reader.add(live)
             self._rules.add(live, rules)
 
     def abort(self, request_ids: Sequence[int]) -> None:
@@ -233,9 +225,9 @@ class Engine:
         ids = batch.logit_request_ids
         slots = self.requests.slots(ids)
         rows = Rows(self.requests, ids, slots, self._num_output_tokens.at(slots))
-        token_ids, logprobs, told = self._sample(hidden, batch, rows)
+        token_ids, logprobs, told = self._reader.sample(hidden, batch, rows)
         if len(batch.scored_rows):
-            told += self._score(hidden, batch)
+            told += self._reader.score(hidden, batch)
         drawn = self.runner.draw(token_ids, logprobs)
         self._num_steps += 1
         self._num_output_tokens.values[slots] = rows.num_output_tokens + 1
@@ -282,47 +274,6 @@ class Engine:
 
     def _plan_attention(self, batch: ext.TokenBatch) -> tuple[ext.AttentionPlan, ...]:
         return attention_plans(batch, self.model.attention_kinds, self.page_size, **self.runner.plan_options)
-
-    def _sample(
-        self, hidden: torch.Tensor, batch: ext.TokenBatch, rows: Rows
-    ) -> tuple[torch.Tensor, torch.Tensor, list[Callable[[], None]]]:
-        """Tokens int32 [R] and their log-probabilities float32 [R], on the device, and functions that give requests the
-        others they ask for. One slice of the rows at a time, because logits are the largest activation."""
-        if len(batch.scored_rows):
-            hidden = hidden[_places(batch.logit_rows, batch, hidden.device)]
-        params = self._sampler.params_of(rows)
-        asks = self._asks_for_logprobs.at(rows.slots)
-        parts, told = [], []
-        for part, hidden_part, of_part, params_part in _at_once(hidden, rows, params, self.runner.logit_rows_at_once):
-            with self._clock.on_device("forward"):
-                logits = self.model.logits(hidden_part)
-            with self._clock.on_device("sample"):
-                parts.append(self._sampler.draw(logits, of_part, params_part, self.runner.ops))
-                asking = np.flatnonzero(asks[part])
-                if len(asking):
-                    (there,) = to_device([asking], logits.device)
-                    told.append(output_logprobs(logits[there], of_part.take(asking), parts[-1][0][there]))
-        if len(parts) == 1:
-            return (*parts[0], told)
-        if not parts:
-            return hidden.new_empty(0, dtype=torch.int32), hidden.new_empty(0, dtype=torch.float32), told
-        tokens, logprobs = (torch.cat(of_parts) for of_parts in zip(*parts, strict=True))
-        return tokens, logprobs, told
-
-    def _score(self, hidden: torch.Tensor, batch: ext.TokenBatch) -> list[Callable[[], None]]:
-        """Functions that give requests the scores of the prompt tokens that this step's rows predict."""
-        scored, indptr = batch.scored_rows, batch.scores_indptr
-        told = []
-        for begin in range(0, len(scored), SCORED_AT_ONCE):
-            rows = scored[begin : begin + SCORED_AT_ONCE]
-            spans = [slice(indptr[i], indptr[i + 1]) for i in range(begin, begin + len(rows))]
-            with self._clock.on_device("forward"):
-                logits = self.model.logits(hidden[_places(rows, batch, hidden.device)])
-            with self._clock.on_device("sample"):
-                readers = [[self.requests[i] for i in batch.score_request_ids[span].tolist()] for span in spans]
-                targets = [batch.score_token_ids[span] for span in spans]
-                told.append(prompt_logprobs(logits, batch.positions[rows] + 1, readers, targets))
-        return told
 
     def _end(self, rows: Rows, sampled: np.ndarray) -> np.ndarray:
         """bool [R]: the requests that a rule ends with their token of this step. The first such rule says why."""
@@ -430,20 +381,3 @@ class Engine:
             preemptions=counts["preemptions"],
             seconds=dict(self._clock.seconds),
         )
-
-
-def _places(rows: np.ndarray, batch: ext.TokenBatch, device: torch.device) -> torch.Tensor:
-    """int64 [len(rows)] on the device: the places of these rows, int32, in the batch's output_rows."""
-    return to_device([np.searchsorted(batch.output_rows, rows)], device)[0]
-
-
-def _at_once(
-    hidden: torch.Tensor, rows: Rows, params: DrawParams, num_rows: int
-) -> Iterator[tuple[slice, torch.Tensor, Rows, DrawParams]]:
-    """Up to `num_rows` of the rows: their slice and their data."""
-    if 0 < len(rows) <= num_rows:
-        yield slice(len(rows)), hidden[: len(rows)], rows, params
-        return
-    for begin in range(0, len(rows), num_rows):
-        part = slice(begin, min(begin + num_rows, len(rows)))
-        yield part, hidden[part], rows.take(part), params.take(part)

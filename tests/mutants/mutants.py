@@ -799,7 +799,7 @@ PYTHON_MUTANTS = [
     ),
     Mutant(
         "logprobs_are_those_of_the_row_before",
-        ENGINE,
+        "batchllm/engine/logits_reader.py",
         "(there,) = to_device([asking], logits.device)",
         "(there,) = to_device([asking - 1], logits.device)",
         IN_LOGPROBS + "test_logprobs_are_transformers",
@@ -1318,9 +1318,16 @@ PYTHON_MUTANTS = [
     Mutant(
         "a_parcel_ends_where_it_is_full",
         "batchllm/estimate/packing.py",
-        "            last -= int(np.argmin(path_cost[first : last + 1][::-1]))  # the last of equals\n",
-        "            pass\n",
+        "return last if last == num_items else last - int(np.argmin(repeated[first : last + 1][::-1]))",
+        "return last",
         "tests/jobs/test_packing.py::test_documents_are_not_torn_where_a_parcel_may_end_between_them",
+    ),
+    Mutant(
+        "a_small_job_is_cut_as_a_large_one",
+        "batchllm/estimate/packing.py",
+        "if enough > room:",
+        "if False:",
+        "tests/jobs/test_packing.py::test_a_small_job_is_not_cut_where_it_would_mostly_repeat",
     ),
     Mutant(
         "tokens_of_a_run_are_compared_by_their_lowest_bytes",
