@@ -39,8 +39,11 @@ class WeightReader:
         return name in self._source.files
 
     def take(self, name: str, *shape: int) -> torch.Tensor:
-        """Tensor `name`, [*shape], in `self.dtype` on `self.device`."""
-        return self.take_stacked({name: shape[0]}, *shape[1:])
+        """Tensor `name`, [*shape], in `self.dtype` on `self.device`; without a shape a scalar."""
+        self._check(name, shape)
+        tensor = torch.empty(shape, dtype=self.dtype, device=self.device)
+        self._read(name, tensor)
+        return tensor
 
     def take_stacked(self, num_rows: Mapping[str, int], *row: int) -> torch.Tensor:
         """The tensors with these names, [num_rows[name], *row] each, concatenated; none is in memory twice."""
@@ -48,9 +51,12 @@ class WeightReader:
             self._check(name, (count, *row))
         stacked = torch.empty((sum(num_rows.values()), *row), dtype=self.dtype, device=self.device)
         for name, part in zip(num_rows, stacked.split(list(num_rows.values())), strict=True):
-            self._source.read(name, part)
-            self._left.discard(name)
+            self._read(name, part)
         return stacked
+
+    def _read(self, name: str, into: torch.Tensor) -> None:
+        self._source.read(name, into)
+        self._left.discard(name)
 
     def drop_copy(self, name: str, tensor: torch.Tensor, of: str) -> None:
         """Drops tensor `name`, if it is stored at all, as a copy of `tensor`, named `of`. Raises ValueError if they

@@ -57,6 +57,16 @@ def rewrite(directory: Path, changes: dict[str, torch.Tensor | None]) -> None:
     save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
 
 
+def test_a_scalar_is_a_tensor_like_others(directory: Path) -> None:
+    """Apertus has two per layer."""
+    rewrite(directory, {"scalar": torch.tensor(0.5)})
+    with WeightReader(directory, torch.bfloat16) as reader:
+        scalar = reader.take("scalar")
+        assert (scalar.shape, scalar.dtype, scalar.item()) == ((), torch.bfloat16, 0.5)
+        with pytest.raises(ValueError, match=r"tensor scalar: expected shape \[1\] from config.json, got \[\]"):
+            reader.take("scalar", 1)
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_every_tensor_of_every_family_is_taken_as_it_is(tiny_model, family):
     directory = tiny_model(family)
