@@ -32,8 +32,8 @@ void add(BatchPlanner& planner, const Job& job, const std::vector<int32_t>& max_
     planner.audit();
 }
 
-// As many as BATCHLLM_RANDOM_JOBS says, where it is set: on an emulated CPU 20,000 take minutes.
-constexpr uint32_t kNumRandomJobs = 20'000;
+// As many as BATCHLLM_RANDOM_JOBS says, where it is set: on an emulated CPU 26,000 take minutes.
+constexpr uint32_t kNumRandomJobs = 26'000;
 uint32_t num_random_jobs() {
     const char* const given = std::getenv("BATCHLLM_RANDOM_JOBS");
     return given ? static_cast<uint32_t>(std::stoul(given)) : kNumRandomJobs;
