@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import pkgutil
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -40,9 +41,18 @@ VOCAB_SIZE = 8
 EOS = VOCAB_SIZE - 1  # never drawn
 MULTIPROCESSORS = 132
 PAGE_SIZE, MAX_BATCH_TOKENS = 16, 2048
-# What the phases of a step are called, by the engine's method; those of planner and runner are named below. The rest of
-# "total" is what stands between them. Nothing is forgotten in a step in which nothing ends.
-PHASE_OF = {"_plan_attention": "plan attention", "_sample": "sample", "_end": "end"}
+# The phases of a step by class and method; those of the runner are named below. The rest of "total" is what stands
+# between them. Nothing is forgotten in a step in which nothing ends.
+PHASE_OF = {
+    "batchllm_ext.BatchPlanner": {
+        "next_batch": "schedule",
+        "commit": "commit",
+        "advance": "commit",
+        "forget": "forget",
+    },
+    "batchllm.engine.engine.LogitsReader": {"sample": "sample"},
+}
+PHASE_OF_ENGINE = {"_plan_attention": "plan attention", "_end": "end"}
 PHASES = ("schedule", "plan attention", "upload", "sample", "draw", "end", "commit", "forget")
 
 
@@ -145,10 +155,11 @@ class PhaseTimes:
         return us
 
 
-def timed_planner(times: PhaseTimes) -> type:
-    methods = {"next_batch": "schedule", "commit": "commit", "advance": "commit", "forget": "forget"}
-    calls = {name: times.timed(phase, getattr(ext.BatchPlanner, name)) for name, phase in methods.items()}
-    return type("TimedPlanner", (ext.BatchPlanner,), calls)
+def timed_class(times: PhaseTimes, name: str) -> type:
+    """The class of that name with its methods in PHASE_OF timed."""
+    cls: type = pkgutil.resolve_name(name)
+    calls = {method: times.timed(phase, getattr(cls, method)) for method, phase in PHASE_OF[name].items()}
+    return type(f"Timed{cls.__name__}", (cls,), calls)
 
 
 def step_times(job: Job, *, by_phase: bool) -> list[dict[str, float]]:
@@ -177,9 +188,11 @@ def step_times(job: Job, *, by_phase: bool) -> list[dict[str, float]]:
     runner.forward = forward  # type: ignore[method-assign]
     if by_phase:
         runner.draw = times.timed("draw", runner.draw)  # type: ignore[method-assign]
-        for name, phase in PHASE_OF.items():
+        for name, phase in PHASE_OF_ENGINE.items():
             setattr(engine, name, times.timed(phase, getattr(engine, name)))
-    with patch("batchllm_ext.BatchPlanner", timed_planner(times)) if by_phase else nullcontext():
+    with ExitStack() as patches:
+        for name in PHASE_OF if by_phase else ():
+            patches.enter_context(patch(name, timed_class(times, name)))
         engine.add(job.requests())
         while True:
             times.take()
