@@ -41,9 +41,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="session")
-def lines() -> list[dict[str, Any]]:
-    """Questions on documents under one system prompt, shuffled."""
+def shuffled_questions(document_length: int, most_tokens: int) -> list[dict[str, Any]]:
+    """Lines on documents of so many tokens under one system prompt; each answer has 1 to `most_tokens`."""
     rng = random.Random(0)
 
     def text(length: int) -> str:
@@ -52,11 +51,16 @@ def lines() -> list[dict[str, Any]]:
     system, made = text(64), []
     for number in range(NUM_LINES):
         if number % QUESTIONS == 0:
-            document = text(128)
-        body = {"max_tokens": rng.randrange(1, 40), "temperature": 0, "ignore_eos": True}
+            document = text(document_length)
+        body = {"max_tokens": rng.randint(1, most_tokens), "temperature": 0, "ignore_eos": True}
         made.append(completion_line(f"line {number}", system + document + text(rng.randrange(6, 18)), **body))
     rng.shuffle(made)
     return made
+
+
+@pytest.fixture(scope="session")
+def lines() -> list[dict[str, Any]]:
+    return shuffled_questions(128, 39)
 
 
 @pytest.fixture(scope="session")

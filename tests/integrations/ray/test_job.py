@@ -23,7 +23,7 @@ from batchllm.jobs.line import BatchRequest
 from batchllm.jobs.parts import part_paths
 from batchllm.jobs.reading import TokenizedLine
 from batchllm.jobs.run import JobSummary
-from tests.integrations.ray.conftest import ENGINE, NODE, NUM_LINES
+from tests.integrations.ray.conftest import ENGINE, NODE, NUM_LINES, shuffled_questions
 from tests.integrations.ray.jobs import answers, records, run
 from tests.jobs.batch_lines import completion_line, read_records, write_lines
 
@@ -128,14 +128,11 @@ def test_a_lost_node_loses_nothing_and_is_not_waited_for(
 
 
 def test_the_same_pipeline_with_shuffled_rows_computes_twice_as_much_and_takes_more_time(
-    disturbed: tuple[Path, JobSummary],
-    source: Path,
-    lines: list[dict[str, Any]],
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    cluster: None, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory, ours = disturbed
+    lines = shuffled_questions(384, 2)
+    source = write_lines(tmp_path / "in.jsonl", lines)
+    ours = run(source, tmp_path / "planned", model)
 
     def as_submitted(job: Any, *planned: Any) -> list[Any]:
         parcels = parcels_of(job, *planned)
@@ -144,9 +141,9 @@ def test_the_same_pipeline_with_shuffled_rows_computes_twice_as_much_and_takes_m
 
     parcels_of = driver.parcels_of
     monkeypatch.setattr(driver, "parcels_of", as_submitted)
-    shuffled = run(source, tmp_path / "out", model)
-    assert answers(records(tmp_path / "out")) == answers(records(directory))
-    assert shuffled.stats["computed_prompt_tokens"] >= 2 * planned_tokens(directory, lines)
+    shuffled = run(source, tmp_path / "shuffled", model)
+    assert answers(records(tmp_path / "shuffled")) == answers(records(tmp_path / "planned"))
+    assert shuffled.stats["computed_prompt_tokens"] >= 2 * planned_tokens(tmp_path / "planned", lines)
     assert shuffled.stats["cpu_s"] > ours.stats["cpu_s"]
 
 
