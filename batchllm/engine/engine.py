@@ -23,7 +23,7 @@ from batchllm.engine.logits_reader import LogitsReader
 from batchllm.engine.recorder import RunRecorder
 from batchllm.engine.runner import Runner
 from batchllm.models.forward_pass import ForwardPass
-from batchllm.models.layer_spec import attention_plans, widest_window
+from batchllm.models.layer_spec import attention_plans, logit_plans, widest_window
 from batchllm.options import READER_COST_TOKENS
 from batchllm.outputs import JobProgress
 from batchllm.request_table import LiveRequest, RequestTable
@@ -217,11 +217,9 @@ class Engine:
             if batch is None:
                 return None
             plans = self._plan_attention(batch)
-            output_rows = batch.output_rows
-            all_rows = len(output_rows) == batch.num_tokens
-            logit_plans = () if all_rows else tuple(plan.for_rows(output_rows) for plan in plans)
+            plans_of_logits = logit_plans(batch, plans)
         with clock.on_device("forward"):
-            hidden = self.runner.forward(batch, plans, logit_plans, self.kv_cache)
+            hidden = self.runner.forward(batch, plans, plans_of_logits, self.kv_cache)
         ids = batch.logit_request_ids
         slots = self.requests.slots(ids)
         rows = Rows(self.requests, ids, slots, self._num_output_tokens.at(slots))

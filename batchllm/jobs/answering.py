@@ -1,4 +1,4 @@
-"""From prompts to answers of whole lines, and which of them are none."""
+"""From prompts to answers of whole lines, and which of these have failed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OnProgress = Callable[[JobProgress], None]
 
 
 def what_is_wrong(request: BatchRequest, outputs: list[RequestOutput]) -> LineError | None:
-    """Why these are no answer."""
+    """Why these outputs are no answer."""
     for output in outputs:
         for completion in output.outputs:
             if completion.finish_reason == "error":
@@ -27,14 +27,14 @@ def what_is_wrong(request: BatchRequest, outputs: list[RequestOutput]) -> LineEr
 
 
 def is_cut(outputs: list[RequestOutput]) -> bool:
-    """Whether the model's length ended one of their completions."""
+    """Whether the model's context length ended one of their completions."""
     return any(completion.is_cut for output in outputs for completion in output.outputs)
 
 
 def answers(
     llm: LLM, prompts: JobPrompts, on_step: OnProgress, recorder: RunRecorder
 ) -> Iterator[tuple[BatchRequest, list[RequestOutput]]]:
-    """Each request as its last prompt is answered, with the outputs of its prompts in their order."""
+    """Yields each request once its last prompt is answered, with the outputs in the order of its prompts."""
     if not len(prompts):
         return
     unfinished: dict[int, dict[int, RequestOutput]] = {}  # line -> place -> output
@@ -52,7 +52,7 @@ def answers(
 
 
 def echo_prompts(llm: LLM, request: BatchRequest, outputs: Mapping[int, RequestOutput]) -> None:
-    """Gives the request the text of its prompts; where one has none, its completions have failed."""
+    """Gives the request the text of its prompts; if one has none, its completions have failed."""
     try:
         request.echoed = [llm.echo(outputs[i].prompt_token_ids, request.params) for i in range(len(outputs))]
     except ValueError as error:

@@ -33,7 +33,7 @@ from batchllm.jobs.manifest import (
     manifest_path,
     read_manifest,
 )
-from batchllm.jobs.reading import PromptReader, tokenized
+from batchllm.jobs.reading import PromptReader, TokenizedLine, tokenized
 from batchllm.jobs.sinks import RecordFiles, Sink, is_file
 from batchllm.jobs.sources import Ask, Source, open_source
 from batchllm.models.config import model_files
@@ -307,11 +307,18 @@ def read_prompts(
     options: RunOptions,
     check_time: Callable[[], None],
 ) -> tuple[JobPrompts, list[LineError]]:
-    """Yields every line that is not done, as prompts or as an error."""
+    """Every line that is not done, as prompts or as an error."""
+    lines = with_defaults(source.requests(earlier.done()), sampling_defaults)
+    return collected(tokenized(lines, reader, seed=options.seed), options, check_time)
+
+
+def collected(
+    lines: Iterable[TokenizedLine | LineError], options: RunOptions, check_time: Callable[[], None]
+) -> tuple[JobPrompts, list[LineError]]:
+    """The lines, up to the first error if options allow none."""
     prompts = JobPrompts()
     errors: list[LineError] = []
-    lines = with_defaults(source.requests(earlier.done()), sampling_defaults)
-    for line in tokenized(lines, reader, seed=options.seed):
+    for line in lines:
         check_time()
         if isinstance(line, LineError):
             errors.append(line)

@@ -85,3 +85,9 @@ def attention_plans(
         )
         for kind in kinds
     )
+
+
+def logit_plans(batch: ext.TokenBatch, plans: tuple[ext.AttentionPlan, ...]) -> tuple[ext.AttentionPlan, ...]:
+    """Of the batch's plans, those for its output_rows; none if all rows need logits."""
+    rows = batch.output_rows
+    return () if len(rows) == batch.num_tokens else tuple(plan.for_rows(rows) for plan in plans)

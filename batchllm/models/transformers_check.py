@@ -17,7 +17,7 @@ from batchllm.device.ops import CpuOps
 from batchllm.device.step import cpu_step
 from batchllm.models.fields import Unsupported
 from batchllm.models.forward_pass import ForwardPass
-from batchllm.models.layer_spec import attention_plans
+from batchllm.models.layer_spec import attention_plans, logit_plans
 
 SHARED_TOKENS, OWN_TOKENS, OUTPUT_TOKENS = 5, (3, 4), 2
 PAGE_SIZE, NUM_PAGES, MAX_BATCH_TOKENS = 4, 16, 6
@@ -67,14 +67,10 @@ class PackedCheck:
         layers = [model.attention_kinds[kind] for kind in model.kind_of_layer]
         kv_cache = PagedKVCache.allocate(layers, NUM_PAGES, PAGE_SIZE, model.dtype, model.device)
         num_threads = torch.get_num_threads()
-
-        def plans(batch: ext.TokenBatch) -> tuple[ext.AttentionPlan, ...]:
-            return attention_plans(batch, model.attention_kinds, PAGE_SIZE, num_threads=num_threads)
-
         logits: list[list[Tensor]] = [[] for _ in self.prompts]
         while (batch := planner.next_batch()) is not None:
-            has_all = len(batch.output_rows) == batch.num_tokens
-            step = cpu_step(batch, plans(batch), () if has_all else plans(batch.logit_batch()))
+            plans = attention_plans(batch, model.attention_kinds, PAGE_SIZE, num_threads=num_threads)
+            step = cpu_step(batch, plans, logit_plans(batch, plans))
             hidden = model.forward(step, kv_cache, CpuOps(num_threads))
             ids = batch.logit_request_ids
             for request, row in zip(ids.tolist(), model.logits(hidden).float(), strict=True):

@@ -19,7 +19,7 @@ from batchllm.jobs.line import LineError
 from batchllm.jobs.openai_batch import used_twice
 from batchllm.jobs.parcels import pack_lines, unpack_lines
 from batchllm.jobs.reading import TokenizedLine, tokenized
-from batchllm.jobs.run import RunOptions, with_defaults
+from batchllm.jobs.run import RunOptions, collected, with_defaults
 from batchllm.jobs.sources import OpenAIBatch, Source
 from batchllm.options import EngineOptions
 
@@ -78,16 +78,7 @@ def read_on_cluster(
     readers = Replicas(int(ray.cluster_resources()["CPU"]), num_threads=1, num_gpus=0)
     constructor = {"source": source, "model": model, "engine": engine, "seed": options.seed}
     results = readers.answer(slices, itemgetter(1), check_time, SliceReader, **constructor)
-    prompts = JobPrompts()
-    errors: list[LineError] = []
-    for line in lines_in_order(results, [first for first, _ in slices], source.name):
-        if isinstance(line, LineError):
-            errors.append(line)
-            if options.max_error_rate == 0:
-                break
-        else:
-            prompts.add(line)
-    return prompts, errors
+    return collected(lines_in_order(results, [first for first, _ in slices], source.name), options, check_time)
 
 
 def sliced(rows: Iterable[tuple[int, bytes]]) -> Iterator[Rows]:
