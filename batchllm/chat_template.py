@@ -12,11 +12,16 @@ from typing import Any
 from batchllm.bounded_process import BoundedProcess, answer_lines
 from batchllm.text import printable
 
-TIME_LIMIT_S = 5.0  # CPU time for one conversation
+# Limits of any template: a chat's, and a row's (batchllm.jobs.row_template).
+TIME_LIMIT_S = 5.0  # CPU time for one conversation, or one row
 MEMORY_LIMIT_BYTES = 1 << 30  # beyond what the process has before it runs any template
-# A rendered conversation is not much longer than its messages.
+# What is rendered is not much longer than what it is made of.
 OUTPUT_LIMIT_CHARS = 1 << 20
 OUTPUT_CHARS_PER_INPUT_CHAR = 8
+
+
+def most_output_chars(num_input_chars: int) -> int:
+    return OUTPUT_LIMIT_CHARS + OUTPUT_CHARS_PER_INPUT_CHAR * num_input_chars
 
 
 class MessagesRefused(ValueError):
@@ -69,7 +74,7 @@ def _render(render_jinja_template: Callable[..., Any], arguments: dict[str, Any]
         return {"failed": f"the chat template needs more than {MEMORY_LIMIT_BYTES >> 20} MiB"}
     except Exception as error:
         return {"refused": f"the chat template fails on the messages: {type(error).__name__}: {error}"}
-    most = OUTPUT_LIMIT_CHARS + OUTPUT_CHARS_PER_INPUT_CHAR * len(repr(arguments))
+    most = most_output_chars(len(repr(arguments)))
     if any(len(text) > most for text in texts):
         return {"failed": f"the chat template writes more than {most:,} characters"}
     return {"texts": texts}

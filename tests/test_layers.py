@@ -69,7 +69,7 @@ IMPORTS = {
     "estimate": {"device", "models", "options", "sharing"},
     "jobs": {
         *("engine", "estimate", "llm", "models", "options", "outputs", "requests", "sampling", "sampling_params"),
-        *("bounded_process", "continuations", "garbage", "sharing", "text", "tokenizer"),
+        *("bounded_process", "chat_template", "continuations", "garbage", "sharing", "text", "tokenizer"),
     },
     "integrations": {
         *("device", "engine", "estimate", "jobs", "llm", "loading", "models", "options", "outputs", "requests"),

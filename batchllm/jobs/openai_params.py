@@ -33,7 +33,7 @@ OWN_FIELDS = {
     CHAT: frozenset(
         {
             *("messages", "chat_template_kwargs", "tools", "documents", "add_generation_prompt"),
-            *("continue_final_message", "logprobs", "top_logprobs", "tool_choice", "parallel_tool_calls"),
+            *("continue_final_message", "logprobs", "top_logprobs", "tool_choice"),
         }
     ),
     COMPLETION: frozenset({"prompt", "logprobs", "echo"}),

@@ -11,12 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from batchllm.bounded_process import BoundedProcess, answer_lines
+from batchllm.chat_template import MEMORY_LIMIT_BYTES, TIME_LIMIT_S, most_output_chars
 from batchllm.text import printable
-
-TIME_LIMIT_S = 5.0  # CPU time for one row
-MEMORY_LIMIT_BYTES = 1 << 30  # beyond what the process has before it runs any template
-OUTPUT_LIMIT_CHARS = 1 << 20
-OUTPUT_CHARS_PER_INPUT_CHAR = 8
 
 
 class RowTemplate:
@@ -57,7 +53,7 @@ def serve() -> None:
             return {"failed": f"line {error.lineno}: {error.message}"}
         except Exception as error:  # a template can do anything with a row
             return {"failed": f"{type(error).__name__}: {error}"}
-        most = OUTPUT_LIMIT_CHARS + OUTPUT_CHARS_PER_INPUT_CHAR * len(question["row"])
+        most = most_output_chars(len(question["row"]))
         return {"text": text} if len(text) <= most else {"failed": f"it writes more than {most:,} characters"}
 
     answer_lines(answer, time_limit_s=TIME_LIMIT_S, memory_limit_bytes=MEMORY_LIMIT_BYTES)
