@@ -66,6 +66,7 @@ class CpuRunner(Runner):
         self.model = model
         self.ops = CpuOps(num_threads)
         self.plan_options = {"num_threads": num_threads}
+        ext.shorten_time_slices(num_threads)
 
     def forward(
         self,

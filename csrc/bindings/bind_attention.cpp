@@ -14,6 +14,7 @@
 #include "bindings/bindings.h"
 #include "bindings/float_tensor.h"
 #include "cpu/isa.h"
+#include "cpu/time_slices.h"
 
 namespace py = pybind11;
 
@@ -280,6 +281,9 @@ void bind_attention(py::module_& module) {
             return names;
         },
         "The instruction sets that BATCHLLM_ISA may name on this machine, slowest first.");
+    module.def(
+        "shorten_time_slices", [](int32_t num_threads) { shorten_time_slices(thread_count(num_threads, 1)); },
+        py::arg("num_threads"), "Asks the kernel for short time slices for the threads of the CPU kernels.");
 }
 
 }  // namespace batchllm

@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from batchllm.device.cpu_share import CpuTime, cpu_quota, default_num_threads
+
+SCHED_GETATTR = {"x86_64": 315, "aarch64": 275}  # the call's number
 
 
 def group(directory: Path, **files: str) -> None:
@@ -90,3 +93,25 @@ def test_waiting_is_told_from_running() -> None:
             thread.join()
     assert 0 < found.ran_s <= 0.2
     assert found.waited_s > 0.05
+
+
+def test_threads_of_a_runner_have_short_time_slices() -> None:
+    """Those of its OpenMP team and those started later; a slice that is shorter already stays."""
+    getattr_ = SCHED_GETATTR[platform.machine()]
+    program = (
+        "import batchllm_ext as ext, ctypes, os, struct, threading, torch\n"
+        "def slice_ns(thread):\n"
+        "    attributes = ctypes.create_string_buffer(48)\n"
+        f"    assert ctypes.CDLL(None).syscall({getattr_}, thread, attributes, 48, 0) == 0\n"
+        "    return struct.unpack_from('Q', attributes, 24)[0]\n"
+        "torch.ones(1 << 22).sum()\n"  # starts the team
+        "before = slice_ns(0)\n"
+        "ext.shorten_time_slices(2)\n"
+        "ext.shorten_time_slices(2)\n"
+        "threads = lambda: map(int, os.listdir('/proc/self/task'))\n"
+        "threading.Thread(target=lambda: print(before, *map(slice_ns, threads()))).start()"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"}
+    before, *found = map(int, subprocess.check_output([sys.executable, "-c", program], env=environment).split())
+    assert len(found) == 3
+    assert found == [min(before, 500_000)] * 3  # before Linux 6.12, all are 0
