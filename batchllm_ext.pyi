@@ -803,6 +803,6 @@ def cpu_isas() -> list[str]:
     """The values of BATCHLLM_ISA on this machine, slowest first."""
 
 def shorten_time_slices(num_threads: int) -> None:
-    """Asks Linux (6.12 or later) for time slices of at most 0.5 ms for the calling thread and the num_threads - 1 OpenMP
+    """Asks Linux (6.12 or later) for time slices of at most 0.5 ms for the caller and the num_threads - 1 OpenMP
     threads that work with it. On a machine that others use, too, each then waits less for one that was descheduled in
     the middle of a product; its share of the CPUs stays the same. Elsewhere nothing happens."""

@@ -27,7 +27,7 @@ from torch import Tensor
 
 import batchllm_ext as ext
 from batchllm import SamplingParams
-from batchllm.device.ops import DrawParams
+from batchllm.device.ops import Draw, DrawParams
 from batchllm.engine.engine import Engine
 from batchllm.engine.engine_requests import EngineRequest
 from batchllm.engine.runner import GpuRunner
@@ -116,11 +116,7 @@ class NoGpu(FakeGpu):
 
 
 class NoKernels(FakeGpuOps):
-    """What is drawn is there already, too."""
-
-    def __init__(self) -> None:
-        self._token_ids = torch.zeros(MAX_BATCH_TOKENS, dtype=torch.int32)
-        self._logprobs = torch.zeros(MAX_BATCH_TOKENS)
+    """What is drawn is there already, too: zeros."""
 
     def sample(
         self,
@@ -128,8 +124,10 @@ class NoKernels(FakeGpuOps):
         params: DrawParams,
         ruled: tuple[Tensor, Tensor] | None = None,
         allowed: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        return self._token_ids[: len(logits)], self._logprobs[: len(logits)]
+        *,
+        out: Draw,
+    ) -> None:
+        pass
 
 
 class PhaseTimes:
@@ -187,7 +185,7 @@ def step_times(job: Job, *, by_phase: bool) -> list[dict[str, float]]:
 
     runner.forward = forward  # type: ignore[method-assign]
     if by_phase:
-        runner.draw = times.timed("draw", runner.draw)  # type: ignore[method-assign]
+        runner.download = times.timed("draw", runner.download)  # type: ignore[method-assign]
         for name, phase in PHASE_OF_ENGINE.items():
             setattr(engine, name, times.timed(phase, getattr(engine, name)))
     with ExitStack() as patches:

@@ -35,6 +35,33 @@ class DrawParams:
         return DrawParams(*(column[rows] for column in columns))
 
 
+@dataclass(frozen=True)
+class Draw:
+    """Where drawn tokens are written, on the device of the logits."""
+
+    buffer: Tensor  # int32 [3 T]: the other three one after another
+    token_ids: Tensor  # int32 [T]
+    logprobs: Tensor  # float32 [T], under the logits before temperature and filters; not finite if one of them is not
+    lse: Tensor  # float32 [T], of the logits
+
+    @classmethod
+    def into(cls, buffer: Tensor) -> Draw:
+        """buffer: int32 [3 T]"""
+        token_ids, logprobs, lse = buffer.view(3, -1)
+        return cls(buffer, token_ids, logprobs.view(torch.float32), lse.view(torch.float32))
+
+    @classmethod
+    def of(cls, num_rows: int, device: torch.device) -> Draw:
+        return cls.into(torch.empty(3 * num_rows, dtype=torch.int32, device=device))
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def take(self, rows: slice) -> Draw:
+        """The places of some of the rows, in the same buffer."""
+        return Draw(self.buffer, self.token_ids[rows], self.logprobs[rows], self.lse[rows])
+
+
 class Ops(Protocol):
     """Everything except matrix products that a forward pass and a sampler need from a device.
 
@@ -95,9 +122,10 @@ class Ops(Protocol):
         params: DrawParams,
         ruled: tuple[Tensor, Tensor] | None = None,
         allowed: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """A token of each row of logits [T, vocab_size], int32 [T], and its log-probability under them before
-        temperature and filters, float32 [T]: not finite where one of the row's logits is not.
+        *,
+        out: Draw,
+    ) -> None:
+        """Draws a token for each row of logits [T, vocab_size].
 
         ruled: logits to draw some rows' tokens from instead, float32 [C, vocab_size], and each row's index into them,
         int32 [T], -1 for none.
@@ -168,8 +196,10 @@ class CpuOps(Ops):
         params: DrawParams,
         ruled: tuple[Tensor, Tensor] | None = None,
         allowed: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        return _sample(logits, params, ruled, allowed, num_threads=self.num_threads)
+        *,
+        out: Draw,
+    ) -> None:
+        _sample(logits, params, ruled, allowed, out, num_threads=self.num_threads)
 
 
 class GpuOps(Ops):
@@ -234,8 +264,10 @@ class GpuOps(Ops):
         params: DrawParams,
         ruled: tuple[Tensor, Tensor] | None = None,
         allowed: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        return _sample(logits, params, ruled, allowed, stream=self._stream())
+        *,
+        out: Draw,
+    ) -> None:
+        _sample(logits, params, ruled, allowed, out, stream=self._stream())
 
     def _stream(self) -> int:
         return int(torch.cuda.current_stream().cuda_stream)
@@ -257,12 +289,11 @@ def _sample(
     params: DrawParams,
     ruled: tuple[Tensor, Tensor] | None,
     allowed: tuple[Tensor, Tensor] | None,
+    out: Draw,
     **where: int,
-) -> tuple[Tensor, Tensor]:
+) -> None:
     ruled_logits, ruled_rows = ruled or (None, None)
     masks, allowed_rows = allowed or (None, None)
-    token_ids = logits.new_empty(len(logits), dtype=torch.int32)
-    logprobs, lse = logits.new_empty((2, len(logits)), dtype=torch.float32)
     ext.sample(
         logits,
         temperature=params.temperature,
@@ -274,9 +305,8 @@ def _sample(
         ruled_rows=ruled_rows,
         allowed=masks,
         allowed_rows=allowed_rows,
-        token_ids=token_ids,
-        logprobs=logprobs,
-        lse=lse,
+        token_ids=out.token_ids,
+        logprobs=out.logprobs,
+        lse=out.lse,
         **where,
     )
-    return token_ids, logprobs

@@ -87,22 +87,21 @@ class DownloadRing:
         self._copied = [new_event(), new_event()]
         self._next = 0
 
-    def download(self, *parts: Tensor) -> Callable[[], list[np.ndarray]]:
-        """Starts copies of int32 tensors [n] on the device. Returns a function that waits for them and returns them;
+    def download(self, values: Tensor) -> Callable[[], np.ndarray]:
+        """Starts the copy of an int32 tensor [n] on the device. Returns a function that waits for it and returns it;
         call it before the next but one download."""
         turn, self._next = self._next, 1 - self._next
-        sizes = [part.numel() for part in parts]
-        num_ints = sum(sizes)
+        num_ints = values.numel()
         if self._buffers[turn].numel() < num_ints:
             self._buffers[turn] = self._new_buffer(2 * num_ints)
-        hosts = self._buffers[turn][:num_ints].split_with_sizes(sizes)
-        for part, host in zip(parts, hosts, strict=True):
-            self._copy(part, host)
+        host = self._buffers[turn][:num_ints]
+        self._copy(values, host)
         copied = self._copied[turn]
         copied.record()
 
-        def read() -> list[np.ndarray]:
+        def read() -> np.ndarray:
             copied.synchronize()
-            return [host.numpy().copy() for host in hosts]
+            result: np.ndarray = host.numpy().copy()
+            return result
 
         return read

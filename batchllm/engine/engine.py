@@ -223,10 +223,11 @@ class Engine:
         ids = batch.logit_request_ids
         slots = self.requests.slots(ids)
         rows = Rows(self.requests, ids, slots, self._num_output_tokens.at(slots))
-        token_ids, logprobs, told = self._reader.sample(hidden, batch, rows)
+        draw = self.runner.place_of_draw(len(rows))
+        told = self._reader.sample(hidden, batch, rows, draw)
         if len(batch.scored_rows):
             told += self._reader.score(hidden, batch)
-        drawn = self.runner.draw(token_ids, logprobs)
+        drawn = self.runner.download(draw)
         self._num_steps += 1
         self._num_output_tokens.values[slots] = rows.num_output_tokens + 1
         self._remaining_tokens -= len(rows)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 import batchllm_ext as ext
-from batchllm.device.ops import DrawParams
+from batchllm.device.ops import Draw, DrawParams
 from batchllm.device.transfer import to_device
 from batchllm.engine.figures import PhaseClock
 from batchllm.engine.runner import Runner
@@ -38,31 +38,25 @@ class LogitsReader:
             self._asks_for_logprobs.values[live.slot] = True
         self._sampler.add(live)
 
-    def sample(
-        self, hidden: torch.Tensor, batch: ext.TokenBatch, rows: Rows
-    ) -> tuple[torch.Tensor, torch.Tensor, list[Callable[[], None]]]:
-        """Tokens int32 [R] and their log-probabilities float32 [R], on the device, and functions that give requests the
-        others they ask for."""
+    def sample(self, hidden: torch.Tensor, batch: ext.TokenBatch, rows: Rows, out: Draw) -> list[Callable[[], None]]:
+        """Draws a token for each of the rows. Returns functions that give requests the log-probabilities of other
+        tokens that they ask for."""
         if len(batch.scored_rows):
             hidden = hidden[_places(batch.logit_rows, batch, hidden.device)]
         params = self._sampler.params_of(rows)
-        asks = self._asks_for_logprobs.at(rows.slots)
-        parts, told = [], []
-        for part, hidden_part, of_part, params_part in _at_once(hidden, rows, params, self._runner.logit_rows_at_once):
+        any_asks = self._asks_for_logprobs.values.any()
+        told: list[Callable[[], None]] = []
+        for hidden_part, of_part, params_part, drawn in _at_once(
+            hidden, rows, params, out, self._runner.logit_rows_at_once
+        ):
             with self._clock.on_device("forward"):
                 logits = self._model.logits(hidden_part)
             with self._clock.on_device("sample"):
-                parts.append(self._sampler.draw(logits, of_part, params_part, self._runner.ops))
-                asking = np.flatnonzero(asks[part])
-                if len(asking):
+                self._sampler.draw(logits, of_part, params_part, self._runner.ops, drawn)
+                if any_asks and len(asking := np.flatnonzero(self._asks_for_logprobs.at(of_part.slots))):
                     (there,) = to_device([asking], logits.device)
-                    told.append(output_logprobs(logits[there], of_part.take(asking), parts[-1][0][there]))
-        if len(parts) == 1:
-            return (*parts[0], told)
-        if not parts:
-            return hidden.new_empty(0, dtype=torch.int32), hidden.new_empty(0, dtype=torch.float32), told
-        tokens, logprobs = (torch.cat(of_parts) for of_parts in zip(*parts, strict=True))
-        return tokens, logprobs, told
+                    told.append(output_logprobs(logits[there], of_part.take(asking), drawn.token_ids[there]))
+        return told
 
     def score(self, hidden: torch.Tensor, batch: ext.TokenBatch) -> list[Callable[[], None]]:
         """Functions that give requests the scores of the prompt tokens that this step's rows predict."""
@@ -86,12 +80,12 @@ def _places(rows: np.ndarray, batch: ext.TokenBatch, device: torch.device) -> to
 
 
 def _at_once(
-    hidden: torch.Tensor, rows: Rows, params: DrawParams, num_rows: int
-) -> Iterator[tuple[slice, torch.Tensor, Rows, DrawParams]]:
-    """Up to `num_rows` of the rows: their slice and their data."""
+    hidden: torch.Tensor, rows: Rows, params: DrawParams, out: Draw, num_rows: int
+) -> Iterator[tuple[torch.Tensor, Rows, DrawParams, Draw]]:
+    """Up to `num_rows` of the rows."""
     if 0 < len(rows) <= num_rows:
-        yield slice(len(rows)), hidden[: len(rows)], rows, params
+        yield hidden[: len(rows)], rows, params, out
         return
     for begin in range(0, len(rows), num_rows):
         part = slice(begin, min(begin + num_rows, len(rows)))
-        yield part, hidden[part], rows.take(part), params.take(part)
+        yield hidden[part], rows.take(part), params.take(part), out.take(part)

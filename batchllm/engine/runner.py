@@ -13,13 +13,14 @@ from torch import Tensor
 
 import batchllm_ext as ext
 from batchllm.device.kv_cache import PagedKVCache
-from batchllm.device.ops import CpuOps, GpuOps, Ops
+from batchllm.device.ops import CpuOps, Draw, GpuOps, Ops
 from batchllm.device.step import Step, StepLayout, cpu_step, with_tokens
 from batchllm.device.transfer import DownloadRing, Event, UploadRing
 from batchllm.engine.graphs import Graph, Graphs
 from batchllm.models.forward_pass import ForwardPass
 
-FIRST_SAMPLED = 4096  # logit rows; more than most pools have running requests
+DRAWN_INTS = 3  # of a Draw, per row
+FIRST_DRAWN = DRAWN_INTS * 4096  # more rows than most pools have running requests
 
 # Waits until tokens int32 [R] and log-probabilities float32 [R] are on the host, and gives them.
 Drawn = Callable[[], tuple[np.ndarray, np.ndarray]]
@@ -49,12 +50,14 @@ class Runner(Protocol):
 
         plans: of the batch, one for each of the model's attention_kinds. logit_plans: as many for
         `batch.output_rows`; none if the logits of all rows are needed. It may return before the device is done, and a
-        later step may overwrite what it returns. The batch's untold tokens are those of the last `draw`.
+        later step may overwrite what it returns. The batch's untold tokens are those of the last draw.
         """
 
-    def draw(self, token_ids: Tensor, logprobs: Tensor) -> Drawn:
-        """The results of a step's draw, int32 [R] and float32 [R] on the device, by logit row, which stay there for the
-        next `forward`. Returns a function that gives them to the host; call it before the next but one `draw`."""
+    def place_of_draw(self, num_rows: int) -> Draw:
+        """Where a step's tokens are to be drawn, by logit row. They stay there for the next `forward`."""
+
+    def download(self, draw: Draw) -> Drawn:
+        """Returns a function that gives a step's draw to the host; call it before the next but one `download`."""
 
 
 class CpuRunner(Runner):
@@ -77,8 +80,11 @@ class CpuRunner(Runner):
     ) -> Tensor:
         return self.model.forward(cpu_step(batch, plans, logit_plans), kv_cache, self.ops)
 
-    def draw(self, token_ids: Tensor, logprobs: Tensor) -> Drawn:
-        return lambda: (token_ids.numpy(), logprobs.numpy())
+    def place_of_draw(self, num_rows: int) -> Draw:
+        return Draw.of(num_rows, self.model.device)
+
+    def download(self, draw: Draw) -> Drawn:
+        return lambda: (draw.token_ids.numpy(), draw.logprobs.numpy())
 
 
 class Gpu:
@@ -126,7 +132,9 @@ class GpuRunner(Runner):
         self.num_captures = 0
         self._uploads = UploadRing(gpu.pinned_ints, gpu.event)
         self._downloads = DownloadRing(gpu.pinned_ints, gpu.event, gpu.download)
-        self._sampled = torch.zeros(FIRST_SAMPLED, dtype=torch.int32, device=gpu.device)  # by the step before
+        # What is drawn by a step, and read by the next: its tokens come first.
+        self._drawn = torch.zeros(FIRST_DRAWN, dtype=torch.int32, device=gpu.device)
+        self._draw = Draw.into(self._drawn[:0])  # the last place
         self.graphs: WeakKeyDictionary[PagedKVCache, Graphs] = WeakKeyDictionary()
 
     def forward(
@@ -150,17 +158,22 @@ class GpuRunner(Runner):
         graph.replay()
         return graph.hidden[: logit_plans[0].num_rows if logit_plans else batch.num_tokens]
 
-    def draw(self, token_ids: Tensor, logprobs: Tensor) -> Drawn:
-        num_rows = token_ids.numel()
-        if num_rows > self._sampled.numel():
-            self._sampled = torch.zeros(2 * num_rows, dtype=torch.int32, device=self.gpu.device)
-            self.graphs.clear()  # they have the address of the old buffer
-        self._sampled[:num_rows].copy_(token_ids)
-        read = self._downloads.download(token_ids, logprobs.view(torch.int32))
+    def place_of_draw(self, num_rows: int) -> Draw:
+        if num_rows != len(self._draw):
+            num_ints = DRAWN_INTS * num_rows
+            if num_ints > self._drawn.numel():
+                self._drawn = torch.zeros(2 * num_ints, dtype=torch.int32, device=self.gpu.device)
+                self.graphs.clear()  # they have the address of the old buffer
+            self._draw = Draw.into(self._drawn[:num_ints])
+        return self._draw
+
+    def download(self, draw: Draw) -> Drawn:
+        num_rows = len(draw)
+        read = self._downloads.download(draw.buffer)
 
         def drawn() -> tuple[np.ndarray, np.ndarray]:
-            tokens, bits = read()
-            return tokens, bits.view(np.float32)
+            values = read()
+            return values[:num_rows], values[num_rows : 2 * num_rows].view(np.float32)
 
         return drawn
 
@@ -178,4 +191,4 @@ class GpuRunner(Runner):
         return buffer, layout.step(buffer, partial(self.gpu.plan, workspace))
 
     def _run(self, step: Step, kv_cache: PagedKVCache) -> Tensor:
-        return self.model.forward(with_tokens(step, self._sampled), kv_cache, self.ops)
+        return self.model.forward(with_tokens(step, self._drawn), kv_cache, self.ops)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from batchllm.request_table import LiveRequest, RequestTable
 from batchllm.sampling.rules import LogitsRule
@@ -33,13 +33,14 @@ class RuleBook:
         for place in places:
             self._rules[place].add(request)
 
-    def forget(self, requests: Iterable[LiveRequest]) -> None:
+    def forget(self, requests: Sequence[LiveRequest]) -> None:
         for request in requests:
             for place in request.rules:
                 self._rules[place].forget(request)
-            self._num_requests[request.rules] -= 1
-            if not self._num_requests[request.rules]:
-                del self._num_requests[request.rules]
+        for places, number in Counter(request.rules for request in requests).items():
+            self._num_requests[places] -= number
+            if not self._num_requests[places]:
+                del self._num_requests[places]
                 self._find_those_in_use()
 
     def _find_those_in_use(self) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batchllm.device.ops import DrawParams, Ops
+from batchllm.device.ops import Draw, DrawParams, Ops
 from batchllm.device.transfer import to_device, upload
 from batchllm.request_table import LiveRequest, RequestTable
 from batchllm.sampling.draw import uniform_draws
@@ -25,7 +25,7 @@ class Sampler:
         self._top_p = requests.column(np.float32, 1)  # 1 is off
         self._min_p = requests.column(np.float32)  # 0 is off
         self._seed = requests.column(np.uint64)
-        self._greedy = DrawParams.greedy(0, device)
+        self._most_greedy = self._greedy = DrawParams.greedy(0, device)
 
     def add(self, request: LiveRequest) -> None:
         params = request.params
@@ -41,17 +41,19 @@ class Sampler:
         slots = rows.slots
         temperature = self._temperature.at(slots)
         if not temperature.any():
-            if len(rows) > len(self._greedy):
-                self._greedy = DrawParams.greedy(2 * len(rows), self._device)
-            return self._greedy.take(slice(len(rows)))
+            if len(rows) > len(self._most_greedy):
+                self._most_greedy = DrawParams.greedy(2 * len(rows), self._device)
+            if len(rows) != len(self._greedy):
+                self._greedy = self._most_greedy.take(slice(len(rows)))
+            return self._greedy
         uniform = uniform_draws(self._seed.at(slots), rows.num_output_tokens)
         filters = [column.at(slots) for column in (self._top_k, self._top_p, self._min_p)]
         drawn, temperatures, top_k, top_p, min_p = to_device([uniform, temperature, *filters], self._device)
         return DrawParams(temperatures, top_k, top_p, min_p, drawn)
 
-    def draw(self, logits: Tensor, rows: Rows, params: DrawParams, ops: Ops) -> tuple[Tensor, Tensor]:
-        """The next token of each row, int32 [R], and its log-probability under the model (before rules, temperature
-        and filters), float32 [R]: not finite where one of the row's logits is not.
+    def draw(self, logits: Tensor, rows: Rows, params: DrawParams, ops: Ops, out: Draw) -> None:
+        """The next token of each row, and its log-probability under the model (before rules, temperature and filters):
+        not finite where one of the row's logits is not.
 
         logits: float32 or bfloat16 [R, vocab_size], on the device of ops; not changed. Nothing waits for the device
         unless a rule does.
@@ -65,7 +67,7 @@ class Sampler:
         if len(bounded):
             (bounded_rows,) = to_device([places_of(bounded, len(rows))], logits.device)
             allowed = (upload(self._allowed(rows.take(bounded), logits.shape[1]), logits.device), bounded_rows)
-        return ops.sample(logits, params, changed, allowed)
+        ops.sample(logits, params, changed, allowed, out=out)
 
     def _concerned(self, rows: Rows, *, masks: bool) -> np.ndarray:
         """int64 [C], ascending: the rows that a rule of that kind concerns."""

@@ -3,6 +3,7 @@ cannot be drawn."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,8 @@ class StopTokens(LogitsRule):
         self._sets: dict[int, StopSet] = {}
         self._number: dict[tuple[int, ...], int] = {}
         self._next_number = 0
+        self._num_sets: Counter[int] = Counter()  # by token: those that it is in
+        self._any_ids = NO_TOKENS  # the tokens of all sets
 
     def concerns_params(self, params: SamplingParams) -> bool:
         return bool(params.stop_token_ids) or (bool(self._eos) and not params.ignore_eos)
@@ -49,6 +52,7 @@ class StopTokens(LogitsRule):
             self._sets[self._next_number] = StopSet(ids, np.array(ids, np.int64))
             self._number[ids] = self._next_number
             self._next_number += 1
+            self._count(ids, 1)
         number = self._number[ids]
         self._sets[number].num_requests += 1
         self._set_of.values[request.slot] = number
@@ -61,6 +65,17 @@ class StopTokens(LogitsRule):
         stop_set.num_requests -= 1
         if stop_set.num_requests == 0:
             del self._sets[number], self._number[stop_set.ids]
+            self._count(stop_set.ids, -1)
+
+    def _count(self, ids: tuple[int, ...], change: int) -> None:
+        """A set with these tokens came or is gone."""
+        num_tokens = len(self._num_sets)
+        for token in ids:
+            self._num_sets[token] += change
+            if not self._num_sets[token]:
+                del self._num_sets[token]
+        if len(self._num_sets) != num_tokens:
+            self._any_ids = np.array(list(self._num_sets), np.int64)
 
     def token_ids(self, request: LiveRequest) -> np.ndarray:
         """int64: those that end this request."""
@@ -68,12 +83,14 @@ class StopTokens(LogitsRule):
         return NO_TOKENS if number == NO_SET else self._sets[number].token_ids
 
     def after_draw(self, rows: Rows, tokens: np.ndarray) -> list[tuple[int, End]]:
-        sets = self._set_of.at(rows.slots)
-        ended = np.zeros(len(rows), bool)
-        for number in self._sets if len(self._sets) == 1 else np.unique(sets[sets != NO_SET]).tolist():
-            for token in self._sets[number].ids:
-                ended |= (tokens == token) & (sets == number)
-        return [(row, self._end(rows[row], int(tokens[row]))) for row in np.flatnonzero(ended).tolist()]
+        ids = self._any_ids
+        drawn = np.flatnonzero(tokens == ids[0] if len(ids) == 1 else np.isin(tokens, ids))
+        ends: list[tuple[int, End]] = []
+        for row, token in zip(drawn.tolist(), tokens[drawn].tolist(), strict=True):
+            request = rows[row]
+            if token in self.token_ids(request):
+                ends.append((row, self._end(request, token)))
+        return ends
 
     def _end(self, request: LiveRequest, token: int) -> End:
         is_eos = token in self._eos and not request.params.ignore_eos

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from batchllm import SamplingParams
-from batchllm.device.ops import Ops
+from batchllm.device.ops import Draw, Ops
 from batchllm.request_table import End, RequestTable
 from batchllm.sampling.draw import stream_seed
 from batchllm.sampling.rule_book import RuleBook
@@ -47,8 +47,9 @@ class Requests:
 
     def sample(self, logits: Tensor, rows: Rows, ops: Ops) -> tuple[np.ndarray, np.ndarray]:
         """Tokens int32 [R] and log-probabilities float32 [R], drawn from logits [R, vocab_size]."""
-        tokens, logprobs = self.sampler.draw(logits, rows, self.sampler.params_of(rows), ops)
-        return tokens.numpy(), logprobs.numpy()
+        out = Draw.of(len(rows), logits.device)
+        self.sampler.draw(logits, rows, self.sampler.params_of(rows), ops, out)
+        return out.token_ids.numpy(), out.logprobs.numpy()
 
     def ends(
         self, request_ids: Sequence[int], num_output_tokens: Sequence[int], tokens: Sequence[int]

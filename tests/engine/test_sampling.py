@@ -9,7 +9,7 @@ import torch
 from transformers import generation
 
 from batchllm import SamplingParams
-from batchllm.device.ops import CpuOps, DrawParams
+from batchllm.device.ops import CpuOps, Draw, DrawParams
 from batchllm.sampling.draw import stream_seed, uniform_draws
 from batchllm.sampling.rules import LogitsRule
 from batchllm.sampling.stop_tokens import MinTokens, StopTokens
@@ -50,7 +50,9 @@ def draw_row(logits: torch.Tensor, temperature: float, top_k: int, top_p: float,
         min_p=torch.zeros(rows),
         uniform=torch.from_numpy(uniform),
     )
-    return CpuOps().sample(logits.expand(rows, -1).clone(), params)[0].numpy()
+    out = Draw.of(rows, logits.device)
+    CpuOps().sample(logits.expand(rows, -1).clone(), params, out=out)
+    return out.token_ids.numpy()
 
 
 def requests_of(params: list[SamplingParams]) -> Requests:

@@ -588,15 +588,15 @@ PYTHON_MUTANTS = [
     Mutant(
         "a_row_takes_a_token_of_an_earlier_step",
         "batchllm/engine/runner.py",
-        "        self._sampled[:num_rows].copy_(token_ids)\n",
-        "",
+        "self._draw = Draw.into(self._drawn[:num_ints])",
+        "self._draw = Draw.of(num_rows, self.gpu.device)",
         IN_AHEAD + "test_answers_and_why_they_end_are_those_of_the_cpu",
     ),
     Mutant(
         "tokens_are_read_before_they_have_come",
         "batchllm/device/transfer.py",
-        "            copied.synchronize()\n            return",
-        "            return",
+        "            copied.synchronize()\n            result",
+        "            result",
         IN_AHEAD + "test_answers_and_why_they_end_are_those_of_the_cpu",
     ),
     Mutant(

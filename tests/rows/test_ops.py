@@ -1,11 +1,13 @@
 """The operations that the driver needs from a GPU between matrix products, compared with the CPU."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 import batchllm_ext as ext
-from batchllm.device.ops import CpuOps, DrawParams
+from batchllm.device.ops import CpuOps, Draw, DrawParams, Ops
 from tests.cases import ATTENTION_CASES, Case
 from tests.engine.fake_gpu import FakeDevicePlan, FakeGpuOps
 from tests.reference import assert_close, attention_reference, tolerance
@@ -67,7 +69,7 @@ def test_both_devices_draw_the_same(dtype):
     )
     for places in (None, torch.tensor([-1, 0, -1, 1, -1, -1, 0, 2, -1], dtype=torch.int32)):
         results = [
-            ops.sample(logits, params, None if places is None else (ruled, places))
+            drawn(ops, logits, params, None if places is None else (ruled, places))
             for ops in (CpuOps(num_threads=1), FakeGpuOps())
         ]
         assert [result.dtype for result in results[0]] == [torch.int32, torch.float32]
@@ -78,7 +80,13 @@ def test_no_rows_are_no_tokens():
     none = torch.empty(0)
     params = DrawParams(none, none.int(), none, none, none.double())
     for ops in (CpuOps(num_threads=1), FakeGpuOps()):
-        assert [len(result) for result in ops.sample(torch.empty(0, 8), params)] == [0, 0]
+        assert [len(result) for result in drawn(ops, torch.empty(0, 8), params)] == [0, 0]
+
+
+def drawn(ops: Ops, logits: torch.Tensor, params: DrawParams, *more: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    out = Draw.of(len(logits), logits.device)
+    ops.sample(logits, params, *more, out=out)
+    return out.token_ids, out.logprobs
 
 
 KINDS = [
