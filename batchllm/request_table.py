@@ -103,12 +103,16 @@ class RequestTable:
         slots: np.ndarray = self._slot_of.take(request_ids - self._base)
         return slots
 
+    def at(self, slots: np.ndarray) -> list[LiveRequest]:
+        """The live requests in these slots, int64 [R]."""
+        requests = [self._requests[slot] for slot in slots.tolist()]
+        return [request for request in requests if request is not None]
+
     def live(self, request_ids: np.ndarray) -> list[LiveRequest]:
         """Those of these requests, int32 [R], that are live."""
         places = request_ids - self._base
         slots = self._slot_of.take(places[(places >= 0) & (places < self._end - self._base)])
-        requests = [self._requests[slot] for slot in slots[slots != NO_SLOT].tolist()]
-        return [request for request in requests if request is not None]
+        return self.at(slots[slots != NO_SLOT])
 
     def add(
         self, request_id: int, prompt_token_ids: np.ndarray, params: SamplingParams, seed: int, max_output_tokens: int
@@ -127,11 +131,11 @@ class RequestTable:
         self._end = request_id + 1
         return request
 
-    def remove(self, *requests: LiveRequest) -> None:
-        slots = np.array([request.slot for request in requests], np.int64)
+    def remove(self, slots: np.ndarray) -> None:
+        """Forgets the live requests in these slots, int64 [R]."""
         for column in self._columns:
             column.values[slots] = column.fill
-        for request in requests:
+        for request in self.at(slots):
             self._slot_of[request.id - self._base] = NO_SLOT
             self._requests[request.slot] = None
         self._free += slots.tolist()

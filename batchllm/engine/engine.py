@@ -173,7 +173,8 @@ class Engine:
     def _abort(self, request_ids: np.ndarray) -> None:
         assert self._planner is not None
         self._planner.abort(request_ids)
-        self._forget(request_ids, self.requests.live(request_ids))
+        requests = self.requests.live(request_ids)
+        self._forget(request_ids, requests, np.array([request.slot for request in requests], np.int64))
 
     @torch.inference_mode()
     def step(self) -> StepOutput | None:
@@ -287,8 +288,9 @@ class Engine:
     def _finish(self, request_ids: np.ndarray) -> list[Finished]:
         """int32 ids of ended requests, which are forgotten."""
         assert self._planner is not None
-        requests = self.requests.live(request_ids)
-        logprobs = self._logprob.at([request.slot for request in requests]).tolist()
+        slots = self.requests.slots(request_ids)
+        requests = self.requests.at(slots)
+        logprobs = self._logprob.at(slots).tolist()
         outputs = self._planner.outputs(request_ids)
         finished = [
             Finished(
@@ -302,20 +304,19 @@ class Engine:
             )
             for request, logprob, (token_ids, num_cached_tokens) in zip(requests, logprobs, outputs, strict=True)
         ]
-        self._forget(request_ids, requests)
+        self._forget(request_ids, requests, slots)
         return finished
 
-    def _forget(self, request_ids: np.ndarray, known: list[LiveRequest]) -> None:
-        """int32 ids of ended requests, and those of them that the table knows."""
+    def _forget(self, request_ids: np.ndarray, known: list[LiveRequest], slots: np.ndarray) -> None:
+        """int32 ids of ended requests, those of them that the table knows, and their slots, int64."""
         assert self._planner is not None
-        slots = np.array([request.slot for request in known], np.int64)
         if self._in_flight is not None:
             self._in_flight.forget(slots)
         unused = self._max_output_tokens.at(slots) - self._num_output_tokens.at(slots)
         self._remaining_tokens -= int(unused.sum())
         self._num_ended_early += int(np.count_nonzero(unused))
         self._rules.forget(known)
-        self.requests.remove(*known)
+        self.requests.remove(slots)
         self._planner.forget(request_ids)
 
     def audit(self) -> None:

@@ -39,8 +39,7 @@ class Sampler:
         """How to draw the tokens of these rows, on the device, without waiting for it. Nothing is uploaded if all are
         greedy."""
         slots = rows.slots
-        temperature = self._temperature.at(slots)
-        if not temperature.any():
+        if not self._temperature.values.any() or not (temperature := self._temperature.at(slots)).any():
             if len(rows) > len(self._most_greedy):
                 self._most_greedy = DrawParams.greedy(2 * len(rows), self._device)
             if len(rows) != len(self._greedy):

@@ -84,7 +84,7 @@ class StopTokens(LogitsRule):
 
     def after_draw(self, rows: Rows, tokens: np.ndarray) -> list[tuple[int, End]]:
         ids = self._any_ids
-        drawn = np.flatnonzero(tokens == ids[0] if len(ids) == 1 else np.isin(tokens, ids))
+        (drawn,) = (tokens == ids[0] if len(ids) == 1 else np.isin(tokens, ids)).nonzero()
         ends: list[tuple[int, End]] = []
         for row, token in zip(drawn.tolist(), tokens[drawn].tolist(), strict=True):
             request = rows[row]

@@ -62,4 +62,4 @@ class Requests:
     def forget(self, request_id: int) -> None:
         request = self.table[request_id]
         self.rules.forget([request])
-        self.table.remove(request)
+        self.table.remove(np.array([request.slot]))

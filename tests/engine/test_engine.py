@@ -332,7 +332,7 @@ def test_a_request_table_finds_requests_wherever_ids_and_slots_have_come_to():
             next_id += 1
         else:
             live = expected.pop(generator.choice(list(expected) if generator.random() < 0.5 else [min(expected)]))
-            table.remove(live)
+            table.remove(np.array([live.slot]))
             assert live.id not in table
         ids = np.array(sorted(expected), np.int32)
         assert sorted(table.ids()) == ids.tolist()
