@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 
@@ -12,14 +11,13 @@ import torch
 from torch import Tensor
 
 import batchllm_ext as ext
-from batchllm.device.cpu_share import CpuTime
 from batchllm.device.int8 import Int8Linear
 from batchllm.device.linear import Linear
-from batchllm.device.measurements import keep, kept, seconds
+from batchllm.device.measurements import Turns, keep, kept
 
 FILE = "rates"
 # The fastest of this many turns in which no thread waited for a CPU that others had, or of as many as time allows.
-QUIET_TURNS, WAITED_SHARE, LIMIT_S = 20, 0.02, 2.0
+QUIET_TURNS, LIMIT_S = 20, 2.0
 SIZE = 1024  # of a weight, outputs and inputs: a turn takes about a millisecond, which others may leave undisturbed
 ROWS = 128  # at which a product reaches its full rate
 COLD_WEIGHTS = 8  # each read once between two reads of CACHE_BYTES of other memory
@@ -67,7 +65,7 @@ def measure_rates(dtype: torch.dtype, quantize: str | None, num_threads: int) ->
     threads_before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
-        turns = Turns()
+        turns = Turns(QUIET_TURNS, LIMIT_S)
         rates = CpuRates(
             product_flops_per_s=_product_flops_per_s(turns, dtype, quantize),
             weight_bytes_per_s=_weight_bytes_per_s(turns, dtype, quantize),
@@ -76,24 +74,6 @@ def measure_rates(dtype: torch.dtype, quantize: str | None, num_threads: int) ->
         return MeasuredRates(rates, turns.were_quiet)
     finally:
         torch.set_num_threads(threads_before)
-
-
-class Turns:
-    """Times, each the fastest of several turns."""
-
-    were_quiet = True  # each time had at least one turn in which no thread waited for a CPU that others had
-
-    def best_s(self, run: Callable[[], object], before: Callable[[], None] = lambda: None) -> float:
-        """`before` runs before each turn and is not timed."""
-        times: list[float] = []
-        num_quiet, deadline = 0, time.perf_counter() + LIMIT_S
-        while not times or (num_quiet < QUIET_TURNS and time.perf_counter() < deadline):
-            before()
-            begin = CpuTime.now()
-            times.append(seconds(run))
-            num_quiet += CpuTime.now().since(begin).waited_s < WAITED_SHARE * times[-1]
-        self.were_quiet = self.were_quiet and num_quiet > 0
-        return min(times)
 
 
 def _product_flops_per_s(turns: Turns, dtype: torch.dtype, quantize: str | None) -> float:

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import torch
 
+from batchllm.device.cpu_share import CpuTime
+
+WAITED_SHARE = 0.02  # of a turn's time, below which no thread waited for a CPU that others had
 MAX_KEPT = 1000  # measurements of a file
 # Settings that limit the instructions of the multiplying libraries.
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE")
@@ -36,6 +39,32 @@ def keep(file: str, what: str, measurement: Measurement) -> None:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as new:
             new.write(json.dumps(dict(list(newest.items())[-MAX_KEPT:]), indent=1))
         os.replace(new.name, path)
+
+
+class Turns:
+    """Times, each the fastest of several turns, of which a number are to be quiet: no thread waits for a CPU that
+    others have."""
+
+    def __init__(self, num_quiet: int, limit_s: float) -> None:
+        """num_quiet: turns, or as many as `limit_s` seconds allow, but at least one."""
+        self.num_quiet, self.limit_s = num_quiet, limit_s
+        self.were_quiet = True  # each time had at least one quiet turn
+
+    def best_s(self, run: Callable[[], object], before: Callable[[], None] = lambda: None) -> float:
+        """`before` runs before each turn and is not timed."""
+        return self.best_of_each_s(run, before=before)[0]
+
+    def best_of_each_s(self, *runs: Callable[[], object], before: Callable[[], None] = lambda: None) -> list[float]:
+        """Of functions that run one after the other in each turn."""
+        times: list[list[float]] = []
+        num_quiet, deadline = 0, time.perf_counter() + self.limit_s
+        while not times or (num_quiet < self.num_quiet and time.perf_counter() < deadline):
+            before()
+            begin = CpuTime.now()
+            times.append([seconds(run) for run in runs])
+            num_quiet += CpuTime.now().since(begin).waited_s < WAITED_SHARE * sum(times[-1])
+        self.were_quiet = self.were_quiet and num_quiet > 0
+        return [min(of_one) for of_one in zip(*times, strict=True)]
 
 
 def seconds(run: Callable[[], object]) -> float:

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from batchllm.device import cpu_rates, measurements
-from batchllm.device.cpu_rates import CpuRates, MeasuredRates, Turns, measure_rates
-from batchllm.device.cpu_share import CpuTime
+from batchllm.device.cpu_rates import CpuRates, MeasuredRates, measure_rates
 from batchllm.device.int8 import can_multiply_int8
 
 RATES = CpuRates(product_flops_per_s=4e11, weight_bytes_per_s=2e10, attention_flops_per_s=3e11)
@@ -93,25 +92,3 @@ def test_every_precision_can_be_measured(short_turns, monkeypatch, tmp_path, dty
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     rates = measure_rates(dtype, quantize, num_threads=1).rates
     assert min(vars(rates).values()) > 0
-
-
-def test_turns_go_on_until_enough_were_quiet(monkeypatch):
-    waits = [0.5, 0.5, 0.0, 0.5, 0.0, 0.0]
-    times = iter([3.0, 2.0, 1.0, 9.0, 0.5, 1.5])
-    waited = iter(sum(waits[: (i + 1) // 2]) for i in range(100))  # before and after each turn
-    monkeypatch.setattr(cpu_rates, "QUIET_TURNS", 3)
-    monkeypatch.setattr(cpu_rates, "seconds", lambda run: next(times))
-    monkeypatch.setattr(CpuTime, "now", lambda: CpuTime(0.0, next(waited)))
-    turns = Turns()
-    assert turns.best_s(lambda: None) == 0.5
-    assert list(times) == []
-    assert turns.were_quiet
-
-
-def test_where_no_turn_was_quiet_time_ends_them(monkeypatch):
-    waited = iter(range(10**9))
-    monkeypatch.setattr(cpu_rates, "LIMIT_S", 0.01)
-    monkeypatch.setattr(CpuTime, "now", lambda: CpuTime(0.0, float(next(waited))))
-    turns = Turns()
-    assert turns.best_s(lambda: None) < 0.01
-    assert not turns.were_quiet

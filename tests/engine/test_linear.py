@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import batchllm.device.linear
 from batchllm import LLM, SamplingParams
 from batchllm.device import measurements, product_times
+from batchllm.device.cpu_share import CpuTime
 from batchllm.device.linear import Linear, ways_of
 from batchllm.device.packed import can_pack
 
@@ -64,16 +65,29 @@ def test_nothing_but_float32_and_bfloat16_is_packed():
 
 
 @pytest.mark.parametrize("slower", ["plain", "packed"])
-def test_the_way_that_took_longer_loses(monkeypatch, slower):
-    runs = itertools.count()
+@pytest.mark.parametrize("clock", ["seconds", "cpu_seconds"])
+def test_the_way_that_took_longer_loses(monkeypatch, slower, clock):
+    """By the clock; by one thread's CPU time if other programs disturb that."""
+    is_quiet, runs = clock == "seconds", itertools.count()
+    num_threads = torch.get_num_threads()
 
     def timed(run):
         run()
-        return 2.0 if (next(runs) % 2 == 0) == (slower == "plain") else 1.0
+        if clock == "cpu_seconds":
+            assert torch.get_num_threads() == 1
+            is_plain = next(runs) // product_times.QUIET_TURNS % 2 == 0
+        else:
+            is_plain = next(runs) % 2 == 0
+        return 2.0 if is_plain == (slower == "plain") else 1.0
 
-    monkeypatch.setattr(product_times, "seconds", timed)
-    gains = product_times.measure_gains(48, 40, torch.float32)
+    monkeypatch.setattr(product_times, "LIMIT_S", 0.0)
+    waited = itertools.repeat(0.0) if is_quiet else itertools.count(0.0, 60.0)
+    monkeypatch.setattr(CpuTime, "now", lambda: CpuTime(0.0, next(waited)))
+    monkeypatch.setattr(measurements if is_quiet else product_times, clock, timed)
+    gains, was_quiet = product_times.measure_gains(48, 40, torch.float32)
     assert set(gains.values()) == {2.0 if slower == "plain" else 0.5}
+    assert was_quiet == is_quiet
+    assert torch.get_num_threads() == num_threads
 
 
 @pytest.fixture
@@ -83,7 +97,7 @@ def measured(monkeypatch, tmp_path):
 
     def measure(*shape):
         shapes.append(shape)
-        return dict.fromkeys(product_times.MEASURED_ROWS, 2.0)
+        return dict.fromkeys(product_times.MEASURED_ROWS, 2.0), True
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(product_times, "measure_gains", measure)
@@ -136,6 +150,15 @@ def test_the_newest_measurements_are_kept(measured, monkeypatch):
     assert len(measured) == 3
     product_times.gains_of_packing(1, 40, torch.float32, 2)
     assert len(measured) == 4
+
+
+def test_what_others_disturbed_is_not_kept(measured, monkeypatch):
+    measure = product_times.measure_gains
+    monkeypatch.setattr(product_times, "measure_gains", lambda *shape: (measure(*shape)[0], False))
+    for _ in range(2):
+        assert product_times.gains_of_packing(48, 40, torch.float32, 2)[1] == 2.0
+        product_times.gains_of_packing.cache_clear()
+    assert len(measured) == 2
 
 
 def test_where_no_file_can_be_written_it_is_measured(measured, monkeypatch):
