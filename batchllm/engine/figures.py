@@ -28,9 +28,9 @@ class RunFigures:
     num_threads: int = 0  # of the CPU
     cpu_s: float = 0.0  # CPU time of all threads of the process
     cpu_wait_s: float = 0.0  # time that they waited for a CPU that others had
+    products: dict[str, str] = field(default_factory=dict)  # by shape and type of a matrix, how it is multiplied
     # By phase. Host: plan, schedule, wait (for the tokens of a device that runs behind it). Device: forward and sample,
     # which overlap with the host's on a GPU.
-    products: dict[str, str] = field(default_factory=dict)  # by shape and type of a matrix, how it is multiplied
     seconds: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:

@@ -54,12 +54,12 @@ class ModelDescription(ABC):
 
     @property
     def kv_elements_per_token(self) -> int:
-        """Bytes of K and V per token, in all layers."""
+        """Elements of K and V per token, in all layers."""
         return sum(2 * attention.kv_size for attention in self.attention_of_layers)
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of all weights in the checkpoint's dtype."""
+        """Bytes of K and V per token, in all layers, in the checkpoint's dtype."""
         return self.kv_elements_per_token * DTYPE_BYTES[self.dtype]
 
     @property
@@ -69,6 +69,7 @@ class ModelDescription(ABC):
 
     @property
     def weight_bytes(self) -> int:
+        """Bytes of all weights in the checkpoint's dtype."""
         return self.num_parameters * DTYPE_BYTES[self.dtype]
 
     @property
