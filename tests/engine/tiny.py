@@ -88,6 +88,7 @@ FAMILIES = {
     "qwen2-tied": Family("Qwen2", {"tie_word_embeddings": True}),
     "qwen2-window": Family("Qwen2", SLIDING | {"max_window_layers": 1}),
     "qwen3": Family("Qwen3", {"head_dim": 16}),
+    "qwen3-bias": Family("Qwen3", {"head_dim": 16, "attention_bias": True}),
     "qwen3-tied": Family("Qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
     "qwen3-window": Family("Qwen3", SLIDING | {"layer_types": ["sliding_attention", "full_attention"], "head_dim": 16}),
     "smollm3-tied": Family("SmolLM3", PADDED | {"no_rope_layers": [1, 0]}),
