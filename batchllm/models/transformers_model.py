@@ -139,8 +139,11 @@ class GivenOutput(ModelOutput):
 
     last_hidden_state: Tensor | None = None
     cache: None = None
-    past_key_values: None = None  # of transformers 5.20, which has no `cache`
     hidden_states: None = None
     attentions: None = None
     cross_attentions: None = None
     router_logits: None = None
+
+    @property
+    def past_key_values(self) -> None:
+        """What transformers 5.20 has instead of `cache`. Later ones warn of a field with this name."""

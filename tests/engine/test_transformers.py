@@ -1,6 +1,7 @@
 """Models by transformers' own modules against transformers, and what they must be refused for."""
 
 import random
+from logging import Logger
 from pathlib import Path
 
 import pytest
@@ -243,6 +244,16 @@ def test_code_that_a_config_names_is_neither_fetched_nor_run(tmp_path, monkeypat
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("something was fetched"))
     assert LLM(evil, **OPTIONS).generate([[5, 6]], SamplingParams(max_tokens=1), use_tqdm=False)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_run_warns_of_nothing_that_a_user_could_not_change(tmp_path, monkeypatch):
+    warnings: list[str] = []
+    for name in ("warning", "warning_once"):
+        monkeypatch.setattr(Logger, name, lambda logger, message, *_, **__: warnings.append(message), raising=False)
+    for model_type in ("gemma2", "qwen3_moe", "gpt2"):
+        llm = LLM(tiny.save(of_architecture(model_type), tmp_path / model_type), **OPTIONS)
+        llm.generate([[5, 6]], SamplingParams(max_tokens=2), use_tqdm=False)
+    assert not warnings
 
 
 def test_a_checkpoint_of_the_base_model_alone_is_read(tmp_path, prompts, continuations):
