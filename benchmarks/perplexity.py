@@ -36,7 +36,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     args = parser.parse_args()
     paths = args.texts or [path for path in sorted(DOCUMENTS.glob("*.txt")) if "questions" not in path.name]
-    losses = {name: negative_logprobs(args.model, name, paths) for name in PRECISIONS}
+    losses: dict[str, list[float]] = {}
+    for name in PRECISIONS:
+        losses[name] = negative_logprobs(args.model, name, paths)
+        if (num_texts := len(losses[name])) < 2:
+            parser.error(f"--texts: expected at least two texts of {NUM_TOKENS:,} tokens or more, got {num_texts}")
     figures = {name: compared(of_texts, losses["float32"]) for name, of_texts in losses.items()}
     print(f"{describe()}; {len(losses['float32'])} texts of {NUM_TOKENS} tokens")
     for name, of_precision in figures.items():
