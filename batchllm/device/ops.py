@@ -47,7 +47,7 @@ class Draw:
     @classmethod
     def into(cls, buffer: Tensor) -> Draw:
         """buffer: int32 [3 T]"""
-        token_ids, logprobs, lse = buffer.view(3, -1)
+        token_ids, logprobs, lse = buffer.split_with_sizes([len(buffer) // 3] * 3)
         return cls(buffer, token_ids, logprobs.view(torch.float32), lse.view(torch.float32))
 
     @classmethod
