@@ -19,6 +19,7 @@ sample also take CUDA tensors, and norm_rotate_append takes only those, all on o
 call returns before it is done.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -385,13 +386,16 @@ def simulate_lru(
     max_batch_tokens: int = 2048,
     max_num_seqs: int = 256,
     is_sorted: bool = False,
+    windows: Sequence[int] = (-1,),
 ) -> dict[str, Any]:
     """First come, first served over hashed KV blocks with LRU eviction, like vLLM.
 
     tokens, indptr: as for PrefixTrie.
     output_tokens, max_output_tokens: int32 [num_requests]; an output takes one step per token, at most 2^24.
+    windows: of the model's layers, the window_left of each kind, -1 for one that sees all. K/V that no layer sees any
+    more is dropped.
 
-    Returns the fields of batchllm.estimate.simulate.Simulation by name, except policy.
+    Returns the fields of batchllm.estimate.simulate.Simulation by name, except policy and windows.
     """
 
 def simulate_radix(
@@ -405,8 +409,10 @@ def simulate_radix(
     max_batch_tokens: int = 2048,
     max_running_requests: int = 2048,
     order: Literal["lpm", "dfs"] = "lpm",
+    windows: Sequence[int] = (-1,),
 ) -> dict[str, Any]:
-    """A radix cache with LRU eviction of leaves, like SGLang. page_size only decides what fits at all."""
+    """A radix cache with LRU eviction of leaves, like SGLang. page_size only decides what fits at all; windows save
+    attention, not memory."""
 
 def simulate_planned(
     tokens: Any,
@@ -421,6 +427,7 @@ def simulate_planned(
     lengths: Literal["known", "learned", "bound"] = "known",
     order: Literal["decode_first", "arrival", "blend"] = "decode_first",
     max_running_requests: int | None = None,
+    windows: Sequence[int] = (-1,),
 ) -> dict[str, Any]:
     """BatchPlanner itself, with the output lengths of the job."""
 

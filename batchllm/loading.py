@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import batchllm_ext as ext
 from batchllm.device.choice import (
     CPU,
     DeviceChoice,
@@ -29,7 +28,6 @@ from batchllm.models.backend import describe_model, load_model
 from batchllm.models.config import GENERATION_CONFIG, resolve_model, sampling_defaults
 from batchllm.models.description import ModelDescription
 from batchllm.models.forward_pass import ForwardPass
-from batchllm.models.layer_spec import widest_window
 from batchllm.options import EngineOptions
 from batchllm.requests import Prompt, RequestLimits, parse_prompt
 from batchllm.sampling.allowed_tokens import AllowedTokens
@@ -80,11 +78,7 @@ class LoadedModel:
             options.page_size,
             kv_cache_tokens,
             eos_token_ids,
-            most_pages=ext.BatchPlanner.most_segment_pages(
-                page_size=options.page_size,
-                max_batch_tokens=options.max_batch_tokens,
-                window_left=widest_window(config.attention_kinds),
-            ),
+            config.most_pages(options.page_size, options.max_batch_tokens),
         )
         stop_tokens = StopTokens(eos_token_ids)
         self._grammars = GrammarCompiler(tokenizer.hugging_face, config.vocab_size)

@@ -184,7 +184,7 @@ def report_job(contest: Contest, job: Job, model: ModelDescription, options: arg
     runs = contest.run(job, options.rounds, lambda arithmetic: measure_ceilings(options.model, arithmetic))
     if not runs:
         return
-    work = Work.of(read_requests(job.path))
+    work = Work.of(read_requests(job.path), model.windows)
     rows = compare_report.finished(runs, list(contest.commands), work, model, describe(), options.isa)
     print(f"\n{job.name}: {compare_report.job_report(rows)}", flush=True)
     if options.output:

@@ -301,6 +301,7 @@ class Fuzzer:
             "kv_tokens": self.between(10, 100),
             "page_size": self.between(1, 4),
             "max_batch_tokens": self.between(1, 40),
+            "windows": self.choice([(-1,), [self.between(0, 20), self.between(-1, 20)], [], (2**31,), None]),
         }
         job = tokens, indptr, outputs, bounds
         kind = self.between(0, 2)

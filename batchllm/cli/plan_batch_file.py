@@ -85,7 +85,13 @@ def plan_batch_file(
     kv_tokens -= kv_tokens % PAGE_SIZE
     if config.backend != "native":
         log(f"{config.architecture} runs by backend {config.backend}, on a CPU alone")
-    limits = RequestLimits(config.vocab_size, config.max_model_len, PAGE_SIZE, kv_tokens)
+    limits = RequestLimits(
+        config.vocab_size,
+        config.max_model_len,
+        PAGE_SIZE,
+        kv_tokens,
+        most_pages=config.most_pages(PAGE_SIZE, max_batch_tokens),
+    )
     log(f"reading {files.input}")
     with open_source(files.input, chat_max_tokens=chat_max_tokens) as source:
         job, errors = read_job(source, WeightlessModel(model_path(config_path), limits))

@@ -40,7 +40,8 @@ def shortest_shared_read(model: ModelDescription, num_readers: int) -> int | Non
 
     Counts bytes of memory: num_readers - 1 reads of the prefix's K and V are saved, at the price of one more partial
     state per reader (out and lse, float32, of every query head in every layer), written by the kernel and read by the
-    merge. FLOPs are the same either way, and kernel launches are left out. None for a single reader.
+    merge. FLOPs are the same either way, kernel launches are left out, and windows are taken to be longer than such a
+    prefix. None for a single reader.
     """
     if num_readers < 2:
         return None

@@ -72,10 +72,11 @@ class JobPlan(msgspec.Struct, frozen=True):
     backend: str  # what runs the model
     kv_tokens: int
     kv_bytes_per_token: int
+    windows: tuple[int, ...]  # window_left of each kind of layer; -1: all
     page_size: int
     max_batch_tokens: int
     levels: list[LevelFigures]
-    policies: list[PolicyFigures]
+    policies: list[PolicyFigures]  # without those whose pool could not hold the largest request
     caches: list[CacheCrossover]
     read: ReadCrossover
     shards: list[ShardFigures] = []
@@ -120,9 +121,18 @@ def plan_job(
             page_size=PAGE_SIZE,
             max_batch_tokens=given.max_batch_tokens,
             lengths="learned",  # as `batchllm run` does
+            windows=given.model.windows,
         )
 
-    simulations = {policy: run(policy, given.kv_tokens) for policy in Policy}
+    # Of a request at its longest, in whole pages; and of these, what a policy that drops K/V ever holds at once.
+    whole_tokens = -(-(np.diff(job.indptr) + job.max_output_tokens - 1) // PAGE_SIZE) * PAGE_SIZE
+    most_pages = given.model.most_pages(PAGE_SIZE, given.max_batch_tokens)
+    held_tokens = whole_tokens if most_pages is None else np.minimum(whole_tokens, most_pages * PAGE_SIZE)
+
+    policies = [policy for policy in Policy if not policy.keeps_all or whole_tokens.max() <= given.kv_tokens]
+    if len(policies) < len(Policy):
+        log(f"radix policies are left out: they keep all K/V, {whole_tokens.max():,} tokens of the longest request")
+    simulations = {policy: run(policy, given.kv_tokens) for policy in policies}
     plan = JobPlan(
         lines=job.num_lines,
         failed_lines=failed_lines,
@@ -136,6 +146,7 @@ def plan_job(
         backend=given.model.backend,
         kv_tokens=given.kv_tokens,
         kv_bytes_per_token=given.model.kv_bytes_per_token,
+        windows=given.model.windows,
         page_size=PAGE_SIZE,
         max_batch_tokens=given.max_batch_tokens,
         levels=level_figures(
@@ -145,7 +156,13 @@ def plan_job(
         ),
         policies=[policy_figures(simulation, given) for simulation in simulations.values()],
         caches=[
-            cache_crossover(policy, partial(run, policy), job, simulations[Policy.BATCHLLM])
+            cache_crossover(
+                policy,
+                partial(run, policy),
+                simulations[Policy.BATCHLLM],
+                smallest=int(held_tokens.max()),
+                largest=int(whole_tokens.sum()),
+            )
             for policy in (Policy.LRU, Policy.LRU_SORTED)
         ],
         read=read_crossover(segments, given.model),
@@ -174,18 +191,17 @@ def policy_figures(simulation: Simulation, given: Assumptions) -> PolicyFigures:
 
 
 def cache_crossover(
-    policy: Policy, run: Callable[[int], Simulation], job: TokenizedJob, ours: Simulation
+    policy: Policy, run: Callable[[int], Simulation], ours: Simulation, *, smallest: int, largest: int
 ) -> CacheCrossover:
-    """run: the policy with a number of KV tokens."""
+    """run: the policy with a number of KV tokens. smallest, largest: KV tokens in which the job can run at all, and in
+    which nothing is evicted."""
 
     def computed_prompt_tokens(kv_tokens: int) -> int:
         return run(kv_tokens).computed_prompt_tokens
 
-    request_tokens = -(-(np.diff(job.indptr) + job.max_output_tokens) // PAGE_SIZE) * PAGE_SIZE
-    largest, target = int(request_tokens.sum()), ours.computed_prompt_tokens
+    target = ours.computed_prompt_tokens
     least_computed, kv_tokens = computed_prompt_tokens(largest), None
     if least_computed <= CLOSE * target:
-        smallest = int(request_tokens.max())
         kv_tokens = smallest_close_kv_tokens(computed_prompt_tokens, target, smallest, largest, PAGE_SIZE)
     return CacheCrossover(policy, kv_tokens, largest, least_computed)
 

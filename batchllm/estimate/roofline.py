@@ -82,14 +82,19 @@ def weight_bytes(model: ModelDescription, device: Device) -> int:
 
 
 def step_seconds(simulation: Simulation, model: ModelDescription, device: Device) -> NDArray[np.float64]:
-    """float64 [num_steps]; a model, not a measurement. Assumes that every row attends to its whole context, whatever
-    the windows of its layers."""
+    """float64 [num_steps]; a model, not a measurement. Raises ValueError if the simulation lacks one of the model's
+    windows."""
+    if unknown := set(model.windows).difference(simulation.windows):
+        raise ValueError(f"windows: the model has {min(unknown)}, but the simulation {simulation.windows}")
     num_tokens = simulation.num_decode_tokens.astype(np.float64) + simulation.num_prefill_tokens
     linear_flops = 2 * (model.num_linear_parameters * num_tokens + model.num_logit_parameters * simulation.num_sampled)
     linear_weights = model.num_linear_parameters + model.num_logit_parameters * (simulation.num_sampled > 0)
     linear_bytes = linear_weights * (device.linear_element_bytes or DTYPE_BYTES[model.dtype])
-    attention_flops = float(model.num_attention_flops) * simulation.attention_pairs
-    attention_bytes = float(model.kv_bytes_per_token) * simulation.kv_tokens_read
+    pairs, read = (
+        dict(zip(simulation.windows, figures.T.astype(np.float64), strict=True))
+        for figures in (simulation.attention_pairs, simulation.kv_tokens_read)
+    )
+    attention_flops, attention_bytes = model.attention_flops(pairs.__getitem__), model.kv_bytes(read.__getitem__)
 
     bandwidth = device.bytes_per_s * device.bandwidth_efficiency
     multiply_s, read_s = linear_flops / (device.flops_per_s * device.matmul_efficiency), linear_bytes / bandwidth

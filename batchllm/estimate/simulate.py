@@ -8,6 +8,7 @@ A simulation counts tokens exactly; `batchllm.estimate.roofline` turns its steps
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
@@ -54,6 +55,11 @@ class Policy(str, Enum):
     def description(self) -> str:
         return _DESCRIPTIONS[self]
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether it keeps K/V that no layer sees any more."""
+        return self in (Policy.RADIX_LPM, Policy.RADIX_DFS)
+
 
 _DESCRIPTIONS = {
     Policy.NONE: "BatchLLM's planner without any sharing",
@@ -72,6 +78,8 @@ class Simulation:
     """What a policy did, step by step."""
 
     policy: Policy
+    windows: tuple[int, ...]
+    """Of the model's layers, the window_left of each kind: positions before its own that a row sees; -1: all."""
 
     num_decode_tokens: Int32Array
     """int32 [num_steps]."""
@@ -85,10 +93,11 @@ class Simulation:
     """int64 [num_steps]; held by running requests and pinned segments, in whole pages. Pages that are only cached count
     as free."""
     attention_pairs: Int64Array
-    """int64 [num_steps]; (query row, key it sees). FLOPs = 4 * head_dim * num_qo_heads * num_layers * pairs."""
+    """int64 [num_steps, num_windows]; (query row, key it sees), in a layer with that window. FLOPs = 4 * head_dim *
+    num_qo_heads * num_layers * pairs."""
     kv_tokens_read: Int64Array
-    """int64 [num_steps]; KV positions that attention loads: ours a segment once per step for all its readers, the
-    others all of a request's context for each request."""
+    """int64 [num_steps, num_windows]; KV positions that attention loads, in a layer with that window: ours a segment
+    once per step for all its readers, the others a request's context for each request, as far as rows see it."""
 
     prompt_tokens: int
     computed_prompt_tokens: int
@@ -130,6 +139,7 @@ def simulate(
     lengths: Lengths = "known",
     reader_cost: float = READER_COST_TOKENS,
     order: Order | None = None,
+    windows: Sequence[int] = (-1,),
 ) -> Simulation:
     """Runs the job to its end under a policy.
 
@@ -139,12 +149,19 @@ def simulate(
     lengths, reader_cost, order: only for ours. What the planner knows about output lengths: the truth, what it learns
     while the job runs, or max_output_tokens. The cost of a shared segment for each reader, in tokens. The order of
     groups; None is the policy's own.
+    windows: of the model's layers, the window_left of each kind (ModelDescription.windows). If all kinds have one, LRU
+    and ours drop the K/V that no later row sees in the widest; RADIX keeps all.
 
     Raises ValueError for arrays that do not fit together, and for the first request that the pool can never hold at
-    its max_output_tokens, before anything runs and identically for every policy.
+    its max_output_tokens, before anything runs and identically for every policy that keeps the same K/V.
     """
     arrays = (job.tokens, job.indptr, job.output_tokens, job.max_output_tokens)
-    pool = {"kv_tokens": kv_tokens, "page_size": page_size, "max_batch_tokens": max_batch_tokens}
+    pool: dict[str, Any] = {
+        "kv_tokens": kv_tokens,
+        "page_size": page_size,
+        "max_batch_tokens": max_batch_tokens,
+        "windows": windows,
+    }
     if policy in (Policy.LRU, Policy.LRU_SORTED):
         cap = 256 if max_num_seqs is None else max_num_seqs
         result = ext.simulate_lru(*arrays, **pool, max_num_seqs=cap, is_sorted=policy is Policy.LRU_SORTED)
@@ -162,4 +179,4 @@ def simulate(
         result = ext.simulate_planned(
             *arrays, segments, **pool, lengths=lengths, order=order, max_running_requests=max_num_seqs
         )
-    return Simulation(policy=policy, **result)
+    return Simulation(policy=policy, windows=tuple(windows), **result)

@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 import batchllm_ext as ext
+from batchllm.estimate.attention_work import num_attention_pairs
 from batchllm.estimate.partition import ShardFigures, partition, shard_costs
 from batchllm.estimate.roofline import Device
 from batchllm.estimate.tokenized_job import TokenizedJob
@@ -134,28 +136,29 @@ def request_costs(
     """A model of the seconds each request adds to a job on the device, which is kept busy.
 
     Every token costs its FLOPs: twice the weights that it is multiplied with, and 4 * num_qo_heads * head_dim per layer
-    for each position it sees. A prompt token that several requests share is paid by the first of them, and again by
-    each shard that needs it. A generated token also costs the bytes of the K and V it reads, for its whole
-    context, because the engine that runs the shard may not read a shared prefix once for all.
+    for each position it sees there. A prompt token that several requests share is paid by the first of them, and again
+    by each shard that needs it. A generated token also costs the bytes of the K and V it reads, for all that it sees,
+    because the engine that runs the shard may not read a shared prefix once for all.
     """
     flops_s = 1 / (device.flops_per_s * device.matmul_efficiency)
     linear_s, logits_s = 2 * model.num_linear_parameters * flops_s, 2 * model.num_logit_parameters * flops_s
-    pair_s = model.num_attention_flops / (device.flops_per_s * device.attention_efficiency)
-    read_s = model.kv_bytes_per_token / (device.bytes_per_s * device.bandwidth_efficiency)
+    attention_flops_per_s = device.flops_per_s * device.attention_efficiency
+
+    def attention_s(num_rows: FloatArray) -> FloatArray:
+        seconds: FloatArray = model.attention_flops(partial(num_attention_pairs, num_rows)) / attention_flops_per_s
+        return seconds
 
     shared = lines.shared_tokens.astype(np.float64)
     prompt = np.diff(job.indptr)[lines.request].astype(np.float64)
     outputs = output_tokens[lines.request].astype(np.float64)
     computed = prompt + outputs - 1  # the last sampled token is never computed
-    path_s = linear_s * shared + pair_s * num_pairs(shared)
-    whole_s = linear_s * computed + pair_s * num_pairs(computed) + logits_s * outputs
-    decode_s = read_s * (num_pairs(computed) - num_pairs(prompt))
+    path_s = linear_s * shared + attention_s(shared)
+    whole_s = linear_s * computed + attention_s(computed) + logits_s * outputs
+    read_bytes = model.kv_bytes(
+        lambda window_left: num_attention_pairs(computed, window_left) - num_attention_pairs(prompt, window_left)
+    )
+    decode_s = read_bytes / (device.bytes_per_s * device.bandwidth_efficiency)
     return RequestCosts(seconds=whole_s - path_s + decode_s, path_seconds=path_s)
-
-
-def num_pairs(num_tokens: FloatArray) -> FloatArray:
-    """Pairs of a row and a position it sees, among the first num_tokens positions."""
-    return num_tokens * (num_tokens + 1) / 2
 
 
 @contextmanager

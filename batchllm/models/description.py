@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from batchllm.models.layer_spec import AttentionSpec
+import batchllm_ext as ext
+from batchllm.models.layer_spec import AttentionSpec, widest_window
 
 # Bytes of an element, by the dtypes that config.json may name.
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
@@ -53,6 +56,19 @@ class ModelDescription(ABC):
         return tuple(kinds.index(attention) for attention in self.attention_of_layers)
 
     @property
+    def windows(self) -> tuple[int, ...]:
+        """The distinct window_left of the layers: positions before its own that a row sees; -1: all."""
+        return tuple(dict.fromkeys(attention.window_left for attention in self.attention_of_layers))
+
+    def most_pages(self, page_size: int, max_batch_tokens: int) -> int | None:
+        """The most KV pages that a request ever holds, however long it is; None: those of all its tokens."""
+        return ext.BatchPlanner.most_segment_pages(
+            page_size=page_size,
+            max_batch_tokens=max_batch_tokens,
+            window_left=widest_window(self.attention_kinds),
+        )
+
+    @property
     def kv_elements_per_token(self) -> int:
         """Elements of K and V per token, in all layers."""
         return sum(2 * attention.kv_size for attention in self.attention_of_layers)
@@ -72,8 +88,19 @@ class ModelDescription(ABC):
         """Bytes of all weights in the checkpoint's dtype."""
         return self.num_parameters * DTYPE_BYTES[self.dtype]
 
-    @property
-    def num_attention_flops(self) -> int:
-        """FLOPs per pair of a row and a position it sees, in all layers: one product for the score, one for the
-        value."""
-        return sum(4 * attention.q_size for attention in self.attention_of_layers)
+    def attention_flops(self, num_pairs: Callable[[int], Any]) -> Any:
+        """FLOPs of attention in all layers: one product for the score, one for the value.
+
+        num_pairs: by window_left, the pairs of a row and a position it sees; numbers or arrays.
+        """
+        layers = Counter(self.attention_of_layers).items()
+        return sum(count * 4 * attention.q_size * num_pairs(attention.window_left) for attention, count in layers)
+
+    def kv_bytes(self, num_tokens: Callable[[int], Any]) -> Any:
+        """Bytes of K and V in all layers, in the checkpoint's dtype.
+
+        num_tokens: by window_left, the tokens whose K and V it is about; numbers or arrays.
+        """
+        layers = Counter(self.attention_of_layers).items()
+        elements = sum(count * 2 * attention.kv_size * num_tokens(attention.window_left) for attention, count in layers)
+        return elements * DTYPE_BYTES[self.dtype]

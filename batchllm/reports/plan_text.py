@@ -54,6 +54,10 @@ def assumptions(plan: JobPlan) -> Iterator[str]:
         f"assumed: {plan.model} on {plan.device}, {tokens_and_bytes(plan, plan.kv_tokens)} of KV memory, "
         f"up to {plan.max_batch_tokens:,} tokens per step"
     )
+    if windows := [window_left + 1 for window_left in plan.windows if window_left >= 0]:
+        kept = "K/V behind it is dropped (not by radix)" if -1 not in plan.windows else "others see all, so K/V is kept"
+        which = "all layers have" if -1 not in plan.windows else "some layers have"
+        yield f"{which} a window of {' or '.join(f'{window:,}' for window in windows)} tokens: {kept}"
 
 
 def level_table(plan: JobPlan) -> Table:

@@ -35,15 +35,19 @@ class JobArrays {
     Tensor output_tokens_, max_output_tokens_;
 };
 
-py::dict to_dict(const Simulation& simulation) {
+py::array_t<int64_t> by_window(const std::vector<int64_t>& values, size_t num_windows) {
+    return py::array_t<int64_t>({values.size() / num_windows, num_windows}, values.data());
+}
+
+py::dict to_dict(const Simulation& simulation, size_t num_windows) {
     py::dict dict;
     dict["num_decode_tokens"] = array_copy<int32_t>(simulation.num_decode_tokens);
     dict["num_prefill_tokens"] = array_copy<int32_t>(simulation.num_prefill_tokens);
     dict["num_sampled"] = array_copy<int32_t>(simulation.num_sampled);
     dict["num_running"] = array_copy<int32_t>(simulation.num_running);
     dict["used_kv_tokens"] = array_copy<int64_t>(simulation.used_kv_tokens);
-    dict["attention_pairs"] = array_copy<int64_t>(simulation.attention_pairs);
-    dict["kv_tokens_read"] = array_copy<int64_t>(simulation.kv_tokens_read);
+    dict["attention_pairs"] = by_window(simulation.attention_pairs, num_windows);
+    dict["kv_tokens_read"] = by_window(simulation.kv_tokens_read, num_windows);
     dict["prompt_tokens"] = simulation.prompt_tokens;
     dict["computed_prompt_tokens"] = simulation.computed_prompt_tokens;
     dict["first_tokens"] = simulation.first_tokens;
@@ -58,13 +62,13 @@ py::dict to_dict(const Simulation& simulation) {
 }
 
 template <typename Simulate>
-py::dict unlocked(Simulate simulate) {
+py::dict unlocked(const PoolOptions& pool, Simulate simulate) {
     Simulation simulation;
     {
         const py::gil_scoped_release release;
         simulation = simulate();
     }
-    return to_dict(simulation);
+    return to_dict(simulation, pool.windows.size());
 }
 
 RadixOrder radix_order(const std::string& name) {
@@ -83,52 +87,53 @@ KnownLengths known_lengths(const std::string& name) {
 }  // namespace
 
 void bind_simulate(py::module_& module) {
+    const py::tuple no_window = py::make_tuple(-1);
     module.def(
         "simulate_lru",
         [](const py::object& tokens, const py::object& indptr, const py::object& output_tokens,
            const py::object& max_output_tokens, int64_t kv_tokens, int32_t page_size, int32_t max_batch_tokens,
-           int32_t max_num_seqs, bool is_sorted) {
+           int32_t max_num_seqs, bool is_sorted, const std::vector<int32_t>& windows) {
             const JobArrays arrays(tokens, indptr, output_tokens, max_output_tokens);
             const SimulatedJob job = arrays.job();
-            const PoolOptions pool{kv_tokens, page_size, max_batch_tokens};
-            return unlocked([&] { return simulate_lru(job, pool, max_num_seqs, is_sorted); });
+            const PoolOptions pool{kv_tokens, page_size, max_batch_tokens, windows};
+            return unlocked(pool, [&] { return simulate_lru(job, pool, max_num_seqs, is_sorted); });
         },
         py::arg("tokens"), py::arg("indptr"), py::arg("output_tokens"), py::arg("max_output_tokens"), py::kw_only(),
         py::arg("kv_tokens"), py::arg("page_size") = 16, py::arg("max_batch_tokens") = 2048,
-        py::arg("max_num_seqs") = 256, py::arg("is_sorted") = false,
+        py::arg("max_num_seqs") = 256, py::arg("is_sorted") = false, py::arg("windows") = no_window,
         "First come, first served over hashed KV blocks with LRU eviction, as vLLM does it.");
     module.def(
         "simulate_radix",
         [](const py::object& tokens, const py::object& indptr, const py::object& output_tokens,
            const py::object& max_output_tokens, int64_t kv_tokens, int32_t page_size, int32_t max_batch_tokens,
-           int32_t max_running_requests, const std::string& order) {
+           int32_t max_running_requests, const std::string& order, const std::vector<int32_t>& windows) {
             const JobArrays arrays(tokens, indptr, output_tokens, max_output_tokens);
             const SimulatedJob job = arrays.job();
-            const PoolOptions pool{kv_tokens, page_size, max_batch_tokens};
+            const PoolOptions pool{kv_tokens, page_size, max_batch_tokens, windows};
             const RadixOrder radix = radix_order(order);
-            return unlocked([&] { return simulate_radix(job, pool, radix, max_running_requests); });
+            return unlocked(pool, [&] { return simulate_radix(job, pool, radix, max_running_requests); });
         },
         py::arg("tokens"), py::arg("indptr"), py::arg("output_tokens"), py::arg("max_output_tokens"), py::kw_only(),
         py::arg("kv_tokens"), py::arg("page_size") = 16, py::arg("max_batch_tokens") = 2048,
-        py::arg("max_running_requests") = 2048, py::arg("order") = "lpm",
+        py::arg("max_running_requests") = 2048, py::arg("order") = "lpm", py::arg("windows") = no_window,
         "A radix cache with LRU eviction of leaves, as SGLang does it. page_size only decides what fits at all.");
     module.def(
         "simulate_planned",
         [](const py::object& tokens, const py::object& indptr, const py::object& output_tokens,
            const py::object& max_output_tokens, const Segments& segments, int64_t kv_tokens, int32_t page_size,
            int32_t max_batch_tokens, const std::string& lengths, const std::string& order,
-           std::optional<int32_t> max_running_requests) {
+           std::optional<int32_t> max_running_requests, const std::vector<int32_t>& windows) {
             const JobArrays arrays(tokens, indptr, output_tokens, max_output_tokens);
             const SimulatedJob job = arrays.job();
-            const PoolOptions pool{kv_tokens, page_size, max_batch_tokens};
+            const PoolOptions pool{kv_tokens, page_size, max_batch_tokens, windows};
             PlannedOptions options{known_lengths(lengths), group_order_by_name(order)};
             if (max_running_requests) options.max_running_requests = *max_running_requests;
-            return unlocked([&] { return simulate_planned(job, pool, segments, options); });
+            return unlocked(pool, [&] { return simulate_planned(job, pool, segments, options); });
         },
         py::arg("tokens"), py::arg("indptr"), py::arg("output_tokens"), py::arg("max_output_tokens"),
         py::arg("segments"), py::kw_only(), py::arg("kv_tokens"), py::arg("page_size") = 16,
         py::arg("max_batch_tokens") = 2048, py::arg("lengths") = "known", py::arg("order") = "decode_first",
-        py::arg("max_running_requests") = py::none(),
+        py::arg("max_running_requests") = py::none(), py::arg("windows") = no_window,
         "BatchPlanner itself, with outputs of the lengths that the job says.");
 }
 

@@ -52,13 +52,15 @@ class KvWindow {
     // The same of any that grows by one token at a time.
     int64_t most_decode_pages() const { return most_decode_pages_; }
 
+    // The first pages of a segment of so many tokens, all computed, that no later row sees.
+    int32_t num_dropped_pages(int32_t num_tokens) const { return std::max(num_tokens - num_kept_, 0) / page_size_; }
     // Whether anything of a segment of so many tokens is ever dropped.
-    bool drops(int32_t num_tokens) const { return num_tokens - num_kept_ >= page_size_; }
+    bool drops(int32_t num_tokens) const { return num_dropped_pages(num_tokens) > 0; }
 
     // Drops what no later row sees, once all that is stored is computed: the pages that held it come last.
     void slide(StoredSegment& kv) const {
-        if (!drops(kv.num_stored)) return;
-        const int32_t num_pages = (kv.num_stored - num_kept_) / page_size_;
+        const int32_t num_pages = num_dropped_pages(kv.num_stored);
+        if (num_pages == 0) return;
         std::rotate(kv.pages.begin(), kv.pages.begin() + num_pages, kv.pages.end());
         kv.begin += num_pages * page_size_;
         kv.num_stored -= num_pages * page_size_;

@@ -2,6 +2,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "planner/stored_segment.h"
 #include "simulate/simulation.h"
 
 namespace batchllm {
@@ -24,12 +25,19 @@ void check_length(const char* name, std::span<const int32_t> counts, RequestInde
 
 }  // namespace
 
-void check_simulation(const SimulatedJob& job, const PoolOptions& pool) {
+void check_simulation(const SimulatedJob& job, const PoolOptions& pool, KeptKv kept) {
     check_at_least_1("page_size", pool.page_size);
     check_at_least_1("max_batch_tokens", pool.max_batch_tokens);
     check_at_least_1("kv_tokens", pool.kv_tokens);
     check_length("output_tokens", job.output_tokens, job.num_requests());
     check_length("max_output_tokens", job.max_output_tokens, job.num_requests());
+    if (pool.windows.empty()) fail("windows: expected at least one");
+    for (size_t i = 0; i < pool.windows.size(); ++i) {
+        if (pool.windows[i] >= -1) continue;
+        fail("windows[" + std::to_string(i) + "]: expected at least -1, got " + std::to_string(pool.windows[i]));
+    }
+    const KvWindow window(kept == KeptKv::kAll ? -1 : widest_window(pool.windows), pool.page_size,
+                          pool.max_batch_tokens);
     const int64_t num_pages = pool.kv_tokens / pool.page_size;
     if (num_pages > std::numeric_limits<int32_t>::max()) fail("kv_tokens: more than 2^31 - 1 pages");
     for (RequestIndex request = 0; request < job.num_requests(); ++request) {
@@ -49,7 +57,7 @@ void check_simulation(const SimulatedJob& job, const PoolOptions& pool) {
         if (length + bound > std::numeric_limits<int32_t>::max()) {
             fail("max_output_tokens" + index + ": prompt and output together exceed 2^31 - 1 tokens");
         }
-        const int64_t needed = (length + bound - 1 + pool.page_size - 1) / pool.page_size;
+        const int64_t needed = window.most_pages(length + bound - 1);
         if (needed <= num_pages) continue;
         fail("request " + std::to_string(request) + " needs " + std::to_string(needed) + " KV pages of " +
              std::to_string(pool.page_size) + " tokens (prompt " + std::to_string(length) + " + max_output_tokens " +

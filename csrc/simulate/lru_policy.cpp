@@ -6,6 +6,7 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "planner/stored_segment.h"
 #include "simulate/block_pool.h"
 #include "simulate/prompt_index.h"
 #include "simulate/recorder.h"
@@ -69,10 +70,11 @@ class LruScheduler {
           page_size_(pool.page_size),
           max_batch_tokens_(pool.max_batch_tokens),
           max_num_seqs_(max_num_seqs),
+          window_(widest_window(pool.windows), pool.page_size, pool.max_batch_tokens),
           index_(job.prompts),
           contents_(job, index_, pool.page_size),
           pool_(num_useful_blocks(job, pool), contents_.num_contents()),
-          recorder_(job, pool.kv_tokens),
+          recorder_(job, pool),
           requests_(job.num_requests()) {
         std::vector<RequestIndex> arrivals(job.num_requests());
         std::iota(arrivals.begin(), arrivals.end(), 0);
@@ -89,6 +91,7 @@ class LruScheduler {
     struct Request {
         int32_t num_stored = 0;     // tokens with K/V, including those of the current step
         int32_t num_published = 0;  // its first full blocks
+        int32_t num_dropped = 0;    // its first blocks that it does not hold, because no later row sees them
         std::vector<BlockId> blocks;
     };
 
@@ -151,16 +154,25 @@ class LruScheduler {
 
     int32_t find_limit(RequestIndex request) const { return (recorder_.num_tokens(request) - 1) / page_size_; }
 
+    // The most of its first blocks of which all that the row behind them sees can be found.
     int32_t find_blocks(RequestIndex request) const {
-        int32_t num_found = 0;
-        while (num_found < find_limit(request) && pool_.find(contents_(request, num_found)) != kNone) ++num_found;
+        int32_t num_found = 0, found_begin = 0;
+        for (int32_t block = 0; block < find_limit(request); ++block) {
+            if (pool_.find(contents_(request, block)) == kNone) {
+                if (!window_.slides()) break;
+                found_begin = block + 1;
+            } else if (found_begin <= window_.num_dropped_pages((block + 1) * page_size_)) {
+                num_found = block + 1;
+            }
+        }
         return num_found;
     }
 
     bool try_start(RequestIndex request, int32_t num_found, int32_t count) {
         Request& state = requests_[request];
+        const int32_t num_dropped = window_.num_dropped_pages(num_found * page_size_);
         int32_t num_taken = num_blocks(num_found * page_size_ + count) - num_found;  // from the free queue
-        for (int32_t i = 0; i < num_found; ++i) num_taken += pool_.is_free(pool_.find(contents_(request, i)));
+        for (int32_t i = num_dropped; i < num_found; ++i) num_taken += pool_.is_free(pool_.find(contents_(request, i)));
         if (num_taken > pool_.num_free()) return false;
 
         int32_t num_findable = num_found;
@@ -168,7 +180,9 @@ class LruScheduler {
             ++num_findable;
         }
         recorder_.admit(request, num_findable * page_size_);
-        for (int32_t i = 0; i < num_found; ++i) {
+        state.num_dropped = num_dropped;
+        state.blocks.assign(num_dropped, kNone);
+        for (int32_t i = num_dropped; i < num_found; ++i) {
             state.blocks.push_back(pool_.find(contents_(request, i)));
             pool_.use(state.blocks.back());
         }
@@ -179,6 +193,7 @@ class LruScheduler {
 
     bool try_compute(RequestIndex request, int32_t count) {
         Request& state = requests_[request];
+        drop_blocks(state);
         const int32_t begin = state.num_stored;
         const int32_t end = begin + count;
         const int32_t num_new = num_blocks(end) - static_cast<int32_t>(state.blocks.size());
@@ -199,10 +214,21 @@ class LruScheduler {
         recorder_.preempt();
     }
 
+    void drop_blocks(Request& state) {
+        const int32_t num_dropped = window_.num_dropped_pages(state.num_stored);
+        release(state, state.num_dropped, num_dropped);
+        state.num_dropped = num_dropped;
+    }
+
     void release_blocks(RequestIndex request) {
         Request& state = requests_[request];
-        for (auto block = state.blocks.rbegin(); block != state.blocks.rend(); ++block) pool_.release(*block);
+        release(state, state.num_dropped, static_cast<int32_t>(state.blocks.size()));
         state = {};
+    }
+
+    // The last first.
+    void release(const Request& state, int32_t begin, int32_t end) {
+        for (int32_t block = end - 1; block >= begin; --block) pool_.release(state.blocks[block]);
     }
 
     int32_t num_blocks(int64_t num_tokens) const {
@@ -213,6 +239,7 @@ class LruScheduler {
     const int32_t page_size_;
     const int32_t max_batch_tokens_;
     const int32_t max_num_seqs_;
+    const KvWindow window_;
     const PromptIndex index_;
     const BlockContents contents_;
     BlockPool pool_;
@@ -225,7 +252,7 @@ class LruScheduler {
 }  // namespace
 
 Simulation simulate_lru(const SimulatedJob& job, const PoolOptions& pool, int32_t max_num_seqs, bool is_sorted) {
-    check_simulation(job, pool);
+    check_simulation(job, pool, KeptKv::kVisible);
     if (max_num_seqs < 1) {
         throw std::invalid_argument("max_num_seqs: expected at least 1, got " + std::to_string(max_num_seqs));
     }

@@ -10,8 +10,11 @@
 //               front; a step that preempts admits no request. On return it may find its own blocks again
 //   eviction    blocks without users wait in a queue, a request's last block first; a request that needs a block takes
 //               the oldest
-// Not modelled: speculative decoding, sliding windows, KV connectors, the block that vLLM keeps for padding, its
-// optional watermark, and the asynchronous scheduler's one step of delay.
+//   windows     where every layer has one, a request gives back the blocks that no later row of it sees before it takes
+//               others; they can still be found. A lookup then needs only the blocks that the next row sees, and takes
+//               the longest prefix for which they are there
+// Not modelled: what vLLM frees if only some layers have a window, speculative decoding, KV connectors, the block that
+// it keeps for padding, its optional watermark, and the asynchronous scheduler's one step of delay.
 #pragma once
 
 #include <cstdint>

@@ -31,7 +31,7 @@ class RadixScheduler {
           index_(job.prompts),
           tree_(job.prompts, index_),
           inserted_(index_),
-          recorder_(job, pool.kv_tokens),
+          recorder_(job, pool),
           queue_(order, index_, recorder_, tree_),
           requests_(job.num_requests()) {
         for (RequestIndex request = 0; request < job.num_requests(); ++request) queue_.append(request);
@@ -267,7 +267,7 @@ class RadixScheduler {
 
 Simulation simulate_radix(const SimulatedJob& job, const PoolOptions& pool, RadixOrder order,
                           int32_t max_running_requests) {
-    check_simulation(job, pool);
+    check_simulation(job, pool, KeptKv::kAll);
     if (max_running_requests < 1) {
         throw std::invalid_argument("max_running_requests: expected at least 1, got " +
                                     std::to_string(max_running_requests));

@@ -15,11 +15,13 @@
 //   retraction  where a decode finds no room, the request with the fewest generated tokens (of these the longest
 //               prompt) goes to the end of the queue; its prompt stays in the tree, unlocked
 //   cap         of running requests: 2,048, the least that SGLang derives where none is given
+//   windows     save attention, not memory: all K/V is kept, as SGLang does for models whose layers all have one
 // Simplified: with order dfs the queue is matched against the tree as the tree changes instead of anew in every step,
 // and requests that end at one node come in order of arrival; what waiting requests match is then evicted after all
 // else. Where nothing runs, the next request is admitted if it fits at all. A chunk that finds no room waits, and if
-// nothing else is left to give way, all others are retracted; SGLang ends with an error there. Not modelled: the
-// overlap scheduler's one step of delay, mixed chunks, priorities, hierarchical caches.
+// nothing else is left to give way, all others are retracted; SGLang ends with an error there. Not modelled: the pool
+// of their own that layers with a window have in some models, the overlap scheduler's one step of delay, mixed chunks,
+// priorities, hierarchical caches.
 #pragma once
 
 #include <cstdint>

@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "simulate/attention_work.h"
+
 namespace batchllm {
 
 namespace {
@@ -14,12 +16,14 @@ void expect(bool holds, const std::string& law) {
 
 }  // namespace
 
-Recorder::Recorder(const SimulatedJob& job, int64_t pool_tokens)
+Recorder::Recorder(const SimulatedJob& job, const PoolOptions& pool)
     : job_(job),
-      pool_tokens_(pool_tokens),
+      pool_tokens_(pool.kv_tokens),
+      windows_(pool.windows),
       num_outputs_(job.num_requests()),
       reached_(job.num_requests()),
-      findable_(job.num_requests()) {}
+      findable_(job.num_requests()),
+      step_(windows_.size()) {}
 
 void Recorder::compute(RequestIndex request, int32_t begin, int32_t end) {
     const int32_t prompt_length = job_.prompts.prompt_length(request);
@@ -27,8 +31,10 @@ void Recorder::compute(RequestIndex request, int32_t begin, int32_t end) {
     expect(begin < end && end <= length, "a request computes tokens that it has");
     const bool is_decode = begin >= prompt_length && begin == length - 1;
     (is_decode ? step_.num_decode_tokens : step_.num_prefill_tokens) += end - begin;
-    step_.attention_pairs += num_attention_pairs(begin, end);
-    step_.kv_tokens_read += end;
+    for (size_t i = 0; i < windows_.size(); ++i) {
+        step_.attention_pairs[i] += num_attention_pairs(begin, end, windows_[i]);
+        step_.kv_tokens_read[i] += end - first_visible(begin, windows_[i]);
+    }
 
     int32_t& reached = reached_[request];
     const int32_t prompt_end = std::min(end, prompt_length);
@@ -51,13 +57,16 @@ void Recorder::end_step(int64_t used_kv_tokens, int64_t num_running) {
     expect(used_kv_tokens <= pool_tokens_, "the pool is never exceeded");
     simulation_.num_decode_tokens.push_back(step_.num_decode_tokens);
     simulation_.num_prefill_tokens.push_back(step_.num_prefill_tokens);
-    simulation_.attention_pairs.push_back(step_.attention_pairs);
-    simulation_.kv_tokens_read.push_back(step_.kv_tokens_read);
+    const auto append = [](std::vector<int64_t>& steps, const std::vector<int64_t>& step) {
+        steps.insert(steps.end(), step.begin(), step.end());
+    };
+    append(simulation_.attention_pairs, step_.attention_pairs);
+    append(simulation_.kv_tokens_read, step_.kv_tokens_read);
     simulation_.used_kv_tokens.push_back(used_kv_tokens);
     simulation_.num_running.push_back(static_cast<int32_t>(num_running));
     simulation_.num_sampled.push_back(0);
     simulation_.peak_kv_tokens = std::max(simulation_.peak_kv_tokens, used_kv_tokens);
-    step_ = {};
+    step_ = Step(windows_.size());
 }
 
 Simulation Recorder::finish(int64_t num_distinct_prefixes) {

@@ -11,7 +11,7 @@ namespace batchllm {
 
 class Recorder {
  public:
-    explicit Recorder(const SimulatedJob& job, int64_t pool_tokens);
+    Recorder(const SimulatedJob& job, const PoolOptions& pool);
 
     // A request starts, or starts again. A cache that never evicts would have given it its first `findable` tokens.
     void admit(RequestIndex request, int32_t findable) { findable_[request] = findable; }
@@ -32,21 +32,19 @@ class Recorder {
  private:
     const SimulatedJob& job_;
     const int64_t pool_tokens_;
+    const std::vector<int32_t>& windows_;
     std::vector<int32_t> num_outputs_;  // [num_requests]
     std::vector<int32_t> reached_;      // [num_requests]: positions it had K/V for at its best
     std::vector<int32_t> findable_;     // [num_requests]
 
     struct Step {
+        std::vector<int64_t> attention_pairs, kv_tokens_read;  // [num_windows]
         int32_t num_decode_tokens = 0, num_prefill_tokens = 0;
-        int64_t attention_pairs = 0, kv_tokens_read = 0;
+
+        explicit Step(size_t num_windows) : attention_pairs(num_windows), kv_tokens_read(num_windows) {}
     };
     Step step_;
     Simulation simulation_;
 };
-
-// Keys that rows at positions [begin, end) see, each all up to itself.
-inline int64_t num_attention_pairs(int64_t begin, int64_t end) {
-    return (end * (end + 1) - begin * (begin + 1)) / 2;
-}
 
 }  // namespace batchllm

@@ -4,6 +4,7 @@
 // tokens a model would generate does not matter, only how many; generated text is taken to differ between requests.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -31,11 +32,20 @@ struct PoolOptions {
     int64_t kv_tokens;  // size of the KV pool
     int32_t page_size = 16;
     int32_t max_batch_tokens = 2048;
+    std::vector<int32_t> windows = {-1};  // of the model's layers: window_left of each kind; -1: a row sees all
 };
 
+// The window_left of the layers that see most: only what these do not see can be dropped.
+inline int32_t widest_window(std::span<const int32_t> windows) {
+    return std::ranges::min(windows) < 0 ? -1 : std::ranges::max(windows);
+}
+
+// What a policy does about K/V that no later row sees.
+enum class KeptKv { kVisible, kAll };
+
 // Throws std::invalid_argument that names the array, or the first request that the pool could never hold at its
-// max_output_tokens; the same for every policy.
-void check_simulation(const SimulatedJob& job, const PoolOptions& pool);
+// max_output_tokens; the same for every policy that keeps the same.
+void check_simulation(const SimulatedJob& job, const PoolOptions& pool, KeptKv kept);
 
 // All prompt tokens are computed at least once by somebody, so for each policy
 //   computed_prompt_tokens = first_tokens + unshared_tokens + evicted_tokens + preempted_tokens
@@ -45,7 +55,9 @@ struct Simulation {
     std::vector<int32_t> num_prefill_tokens;  // recomputation of generated tokens included
     std::vector<int32_t> num_sampled;         // rows whose logits are sampled: output tokens that the step yields
     std::vector<int32_t> num_running;
-    std::vector<int64_t> used_kv_tokens;   // held by running requests and pinned segments, in whole pages
+    std::vector<int64_t> used_kv_tokens;  // held by running requests and pinned segments, in whole pages
+
+    // [num_steps, num_windows] each
     std::vector<int64_t> attention_pairs;  // (query row, visible key)
     std::vector<int64_t> kv_tokens_read;   // by attention, once for every sequence of keys that it walks
 

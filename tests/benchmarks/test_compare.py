@@ -297,7 +297,7 @@ def test_first_tokens_are_those_of_the_first_contestant_in_the_same_precision() 
         return run(contestant, 0, 1.0, precision=precision) | {"first_tokens": [token, 2]}
 
     rows = [row("c", "int8", 5), row("b", "bfloat16", 7), row("a", "bfloat16", 1), row("d", "int8", 5)]
-    work = Work(distinct_prompt_tokens=6, decode_tokens=1, output_tokens=4, attention_pairs=9)
+    work = Work(distinct_prompt_tokens=6, decode_tokens=1, output_tokens=4, attention_pairs={-1: 9})
     finished = compare_report.finished(rows, ["a", "d", "b", "c"], work, TINY, "a machine")
     same = {row["contestant"]: row["same_first_tokens"] for row in finished}
     assert same == {"a": 1, "b": 0.5, "c": 1, "d": 1}

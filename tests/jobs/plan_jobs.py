@@ -30,7 +30,7 @@ SYSTEM, DOCUMENT_A, DOCUMENT_B = [1] * 20, [2] * 100, [3] * 60
 
 
 def write_config(directory: Path, **changes: Any) -> Path:
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     path = directory / "config.json"
     path.write_text(json.dumps(CONFIG | changes))
     return path

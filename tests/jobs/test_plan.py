@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -107,8 +108,58 @@ def test_with_less_memory_a_cache_computes_again_what_we_do_not(tmp_path: Path, 
     assert as_submitted.kv_tokens is not None
     assert as_submitted.kv_tokens > 960
     assert in_order.kv_tokens is not None
-    assert in_order.kv_tokens < as_submitted.kv_tokens <= as_submitted.largest_kv_tokens == 64 * 368
+    assert in_order.kv_tokens < as_submitted.kv_tokens <= as_submitted.largest_kv_tokens == 64 * 352
     assert all(simulation.peak_kv_tokens <= 960 for simulation in simulations.values())
+
+
+MISTRAL = {"architectures": ["MistralForCausalLM"], "sliding_window": 32}
+QWEN = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "sliding_window": 32, "max_window_layers": 2}
+
+
+def with_model(given: Assumptions, directory: Path, changes: dict[str, Any], **others: Any) -> Assumptions:
+    model = ModelConfig.from_directory(write_config(directory / "model", **changes))
+    return dataclasses.replace(given, model=model, **others)
+
+
+def test_a_window_needs_its_tokens_and_a_step_and_radix_is_left_out(tmp_path: Path, given_: Assumptions) -> None:
+    # At most 31 tokens before the step, 15 that share a page with them and 64 of the step: 7 pages, of 200 + 7 tokens.
+    job = tokenized(tmp_path / "in.jsonl", [completion_line("long", list(range(200)), max_tokens=8)])
+    logged: list[str] = []
+    small = with_model(given_, tmp_path, MISTRAL, kv_tokens=112, max_batch_tokens=64)
+    trie = ext.PrefixTrie(job.tokens, job.indptr, drop_last=1)
+    made, _ = plan_job(job, trie, failed_lines=0, given=small, log=logged.append)
+    ours = made.of(Policy.BATCHLLM)
+    assert (ours.steps, ours.peak_kv_tokens, ours.computed_prompt_tokens) == (4 + 7, 112, 200)
+    assert {figures.policy for figures in made.policies} == set(Policy) - {Policy.RADIX_LPM, Policy.RADIX_DFS}
+    assert "radix policies are left out: they keep all K/V, 208 tokens of the longest request" in logged
+    assert [(cache.kv_tokens, cache.largest_kv_tokens) for cache in made.caches] == [(112, 208)] * 2
+    text = printed(made)
+    assert "all layers have a window of 32 tokens: K/V behind it is dropped (not by radix)" in text
+    assert "radix, longest first" not in text
+    with pytest.raises(ValueError, match="needs 7 KV pages"):
+        plan(job, dataclasses.replace(small, kv_tokens=96))
+    whole, _ = plan(job, dataclasses.replace(small, kv_tokens=208))
+    assert {figures.policy for figures in whole.policies} == set(Policy)
+
+
+def test_a_window_of_some_layers_saves_attention_alone(tmp_path: Path, given_: Assumptions) -> None:
+    job = tokenized(tmp_path / "in.jsonl", [completion_line("long", list(range(200)), max_tokens=8)])
+    no_weights = dataclasses.replace(
+        DEVICES["h100"], flops_per_s=1.0, matmul_efficiency=1e30, bytes_per_s=1e30, step_overhead_s=0.0
+    )
+    one, all_ = (
+        plan(job, with_model(given_, tmp_path / name, changes, device=no_weights))[0]
+        for name, changes in (("one", QWEN), ("all", QWEN | {"use_sliding_window": False}))
+    )
+    seen = sum(range(1, 208)), sum(min(count, 32) for count in range(1, 208))  # by all 207 rows of a layer
+    flops = 4 * 8 * 32 / no_weights.attention_efficiency
+    assert one.of(Policy.BATCHLLM).predicted_s == pytest.approx(flops * (2 * seen[0] + seen[1]))
+    assert all_.of(Policy.BATCHLLM).predicted_s == pytest.approx(flops * 3 * seen[0])
+    assert one.of(Policy.BATCHLLM).peak_kv_tokens == all_.of(Policy.BATCHLLM).peak_kv_tokens == 208
+    assert "some layers have a window of 32 tokens: others see all, so K/V is kept" in printed(one)
+    assert "window" not in printed(all_)
+    with pytest.raises(ValueError, match="needs 13 KV pages"):
+        plan(job, with_model(given_, tmp_path, QWEN, kv_tokens=192))
 
 
 def test_a_job_that_shares_nothing_is_said_to_share_nothing(tmp_path: Path, given_: Assumptions) -> None:

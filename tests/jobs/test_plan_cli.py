@@ -127,8 +127,17 @@ def test_text_without_a_tokenizer_is_one_sentence(config: Path, tmp_path: Path) 
     )
 
 
-def test_a_plan_foresees_what_run_does(tmp_path: Path) -> None:
-    model = tiny.save(tiny.FAMILIES["llama"].model(), tmp_path / "tiny-llama")
+@pytest.mark.parametrize(
+    ("family", "kv_cache_tokens"),
+    [
+        ("llama", 400),  # not all fit at once
+        ("mistral-window", 400),
+        ("mistral-window", 128),  # fewer tokens than each request has
+        ("qwen2-window", 400),  # one layer of two has a window
+    ],
+)
+def test_a_plan_foresees_what_run_does(tmp_path: Path, family: str, kv_cache_tokens: int) -> None:
+    model = tiny.save(tiny.FAMILIES[family].model(), tmp_path / "tiny")
     tiny.save_tokenizer(model)
     document = "Once upon a time there was a tiny model. " * 3
     lines = [
@@ -137,13 +146,14 @@ def test_a_plan_foresees_what_run_does(tmp_path: Path) -> None:
         completion_line("default limit", document, ignore_eos=True),
     ]
     in_jsonl = write_lines(tmp_path / "in.jsonl", lines)
-    options = ["--model", model, "--kv-cache-tokens", 400, "--max-batch-tokens", 64]  # not all fit at once
+    options = ["--model", model, "--kv-cache-tokens", kv_cache_tokens, "--max-batch-tokens", 64]
     plan = planned(in_jsonl, *options, folder=tmp_path)
     foreseen = next(figures for figures in plan["policies"] if figures["policy"] == "batchllm")
     run = ["run", in_jsonl, "-o", tmp_path / "out.jsonl", "--json-summary", tmp_path / "summary.json", *options]
     result = CliRunner().invoke(app, [str(arg) for arg in run])
     assert result.exit_code == 0, result.output
     stats = json.loads((tmp_path / "summary.json").read_text())["stats"]
+    assert plan["kv_tokens"] == kv_cache_tokens
     assert plan["prompt_tokens"] == stats["prompt_tokens"]
     assert plan["assumed_output_tokens"] == stats["output_tokens"]
     for name in ("computed_prompt_tokens", "steps", "preemptions", "peak_kv_tokens"):

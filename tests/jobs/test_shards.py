@@ -146,7 +146,26 @@ def test_a_line_of_several_prompts_is_never_cut(tmp_path: Path, model: ModelConf
     assert shareable == sorted(shareable)
 
 
-def test_a_prefix_costs_its_flops_once_and_an_output_token_what_it_reads(tmp_path: Path, model: ModelConfig) -> None:
+@pytest.mark.parametrize(
+    ("changes", "windows"),
+    [
+        ({}, [99] * 3),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": 4}, [4] * 3),
+        (
+            {
+                "architectures": ["Qwen2ForCausalLM"],
+                "use_sliding_window": True,
+                "sliding_window": 5,
+                "max_window_layers": 2,
+            },
+            [99, 99, 5],
+        ),
+    ],
+)
+def test_a_prefix_costs_its_flops_once_and_an_output_token_what_it_reads(
+    tmp_path: Path, changes: dict[str, Any], windows: list[int]
+) -> None:
+    model = ModelConfig.from_directory(write_config(tmp_path / "model", **changes))
     job = tokenized(tmp_path / "in.jsonl", random_lines(np.random.default_rng(2), 20))
     lines = LineSequence.of(job, depth_first(job))
     costs = request_costs(job, lines, job.max_output_tokens, model, DEVICE)
@@ -154,9 +173,11 @@ def test_a_prefix_costs_its_flops_once_and_an_output_token_what_it_reads(tmp_pat
     flops_per_s = DEVICE.flops_per_s * DEVICE.matmul_efficiency
     bytes_per_s = DEVICE.bytes_per_s * DEVICE.bandwidth_efficiency
 
+    def num_seen(position: int) -> int:  # in all layers
+        return sum(min(position + 1, window) for window in windows)
+
     def flops_s(position: int) -> float:
-        pairs = 3 * 4 * 8 * 32 * (position + 1)
-        pairs_s = pairs / (DEVICE.flops_per_s * DEVICE.attention_efficiency)
+        pairs_s = 4 * 8 * 32 * num_seen(position) / (DEVICE.flops_per_s * DEVICE.attention_efficiency)
         return 2 * model.num_linear_parameters / flops_per_s + pairs_s
 
     prompts = [job.prompt(request).tolist() for request in range(job.num_requests)]
@@ -165,7 +186,7 @@ def test_a_prefix_costs_its_flops_once_and_an_output_token_what_it_reads(tmp_pat
     for ids, outputs in zip(prompts, job.max_output_tokens, strict=True):
         expected += flops_s(len(ids) - 1) + outputs * 2 * model.num_logit_parameters / flops_per_s
         for position in range(len(ids), len(ids) + outputs - 1):
-            expected += flops_s(position) + (position + 1) * model.kv_bytes_per_token / bytes_per_s
+            expected += flops_s(position) + num_seen(position) * 2 * 2 * 32 * 2 / bytes_per_s
     assert costs.seconds.sum() == pytest.approx(expected, rel=1e-9)
     paths = [sum(flops_s(position) for position in range(shared)) for shared in lines.shared_tokens]
     assert costs.path_seconds == pytest.approx(paths, rel=1e-9)

@@ -50,8 +50,8 @@ PLANNER_MUTANTS = [
     Mutant(
         "a_window_is_dropped_a_token_early",
         STORED,
-        "const int32_t num_pages = (kv.num_stored - num_kept_) / page_size_;",
-        "const int32_t num_pages = (kv.num_stored - num_kept_ + 1) / page_size_;",
+        "std::max(num_tokens - num_kept_, 0) / page_size_;",
+        "std::max(num_tokens - num_kept_ + 1, 0) / page_size_;",
         EVERY_PROMISE,
         PLANNER,
     ),

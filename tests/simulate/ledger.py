@@ -9,7 +9,6 @@ from batchllm.estimate.simulate import Simulation
 STEP_FIELDS = (
     "num_decode_tokens",
     "num_prefill_tokens",
-    "num_sampled",
     "num_running",
     "used_kv_tokens",
     "attention_pairs",
@@ -27,16 +26,23 @@ TOTALS = (
 )
 
 
+def visible(position: int, window_left: int) -> range:
+    return range(0 if window_left < 0 else max(position - window_left, 0), position + 1)
+
+
 class Ledger:
-    def __init__(self, prompts: Sequence[Sequence[int]], output_tokens: Sequence[int]) -> None:
-        self.prompts, self.output_tokens = prompts, output_tokens
+    def __init__(
+        self, prompts: Sequence[Sequence[int]], output_tokens: Sequence[int], windows: Sequence[int] = (-1,)
+    ) -> None:
+        self.prompts, self.output_tokens, self.windows = prompts, output_tokens, windows
         self.num_outputs = [0] * len(prompts)
         self.had = [0] * len(prompts)  # positions a request had KV for at its best
         self.findable = [0] * len(prompts)
         self.computed: set[tuple[int, ...]] = set()  # prefixes, by anybody
         self.computed_prompt_tokens = self.first_tokens = self.unshared_tokens = self.evicted_tokens = 0
         self.preempted_tokens = self.recomputed_output_tokens = self.preemptions = 0
-        self.steps: list[dict[str, int]] = []
+        self.steps: list[dict[str, int | list[int]]] = []
+        self.num_sampled: list[int] = []
         self.rows: list[tuple[int, int]] = []  # (request, position) of the step under way
 
     @property
@@ -86,23 +92,29 @@ class Ledger:
             {
                 "num_decode_tokens": len(decodes),
                 "num_prefill_tokens": len(self.rows) - len(decodes),
-                "num_sampled": 0,
                 "num_running": num_running,
                 "used_kv_tokens": used_kv_tokens,
-                "attention_pairs": sum(position + 1 for _, position in self.rows),
-                "kv_tokens_read": sum(ends.values()),
+                "attention_pairs": [
+                    sum(len(visible(position, window)) for _, position in self.rows) for window in self.windows
+                ],
+                "kv_tokens_read": [
+                    len({(request, key) for request, position in self.rows for key in visible(position, window)})
+                    for window in self.windows
+                ],
             }
         )
+        self.num_sampled.append(0)
         self.rows = []
 
     def emit(self, request: int) -> bool:
         self.num_outputs[request] += 1
-        self.steps[-1]["num_sampled"] += 1
+        self.num_sampled[-1] += 1
         return self.num_outputs[request] == self.output_tokens[request]
 
     def check(self, simulation: Simulation) -> None:
         for name in STEP_FIELDS:
             assert getattr(simulation, name).tolist() == [step[name] for step in self.steps], name
+        assert simulation.num_sampled.tolist() == self.num_sampled
         totals = {name: getattr(self, name) for name in TOTALS if name != "output_tokens"}
         totals["output_tokens"] = sum(self.num_outputs)
         assert {name: getattr(simulation, name) for name in TOTALS} == totals

@@ -44,10 +44,11 @@ class RadixReference:
         max_batch_tokens: int,
         max_running_requests: int,
         is_dfs: bool,
+        windows: Sequence[int],
     ) -> None:
         self.pool, self.max_batch_tokens = kv_tokens, max_batch_tokens
         self.max_output_tokens, self.cap, self.is_dfs = max_output_tokens, max_running_requests, is_dfs
-        self.ledger = Ledger(prompts, output_tokens)
+        self.ledger = Ledger(prompts, output_tokens, windows)
         self.root = Node((), None, locks=1)
         self.clock = 0
         self.ever: set[Tokens] = set()

@@ -7,12 +7,24 @@ import batchllm_ext as ext
 from batchllm.estimate.simulate import Policy, simulate
 from tests.planner.replay import make_planner, spans_of
 from tests.simulate.jobs import random_job
+from tests.simulate.ledger import visible
+
+
+def keys_read(batch, window_left):
+    """(segment, position): the keys that some row of the batch sees, and those up to the end of the segment."""
+    keys = set()
+    for _, positions, links in spans_of(batch):
+        for link in links:
+            begin = batch.segment_begin[link]
+            stored = range(begin, begin + batch.segment_num_tokens[link])
+            keys.update((link, key) for key in stored if key >= visible(positions[0], window_left)[0])
+    return keys
 
 
 @pytest.mark.parametrize(("policy", "levels"), [(Policy.NONE, 0), (Policy.BATCHLLM_SINGLE, 1), (Policy.BATCHLLM, None)])
 def test_each_step_is_the_planners(policy, levels):
-    for seed in range(60):
-        case = random_job(seed)
+    for seed in range(120):
+        case = random_job(seed, drops=True)
         simulation = simulate(case.job, policy, **case.pool, reader_cost=0.0)
         planner = make_planner(
             case.prompts,
@@ -21,6 +33,7 @@ def test_each_step_is_the_planners(policy, levels):
             levels=levels,
             page_size=case.pool["page_size"],
             max_batch_tokens=case.pool["max_batch_tokens"],
+            window_left=case.window_left,
             expected_output_tokens=np.array(case.output_tokens, np.int32),
         )
         left = list(case.output_tokens)
@@ -29,9 +42,11 @@ def test_each_step_is_the_planners(policy, levels):
             assert simulation.num_decode_tokens[step] == batch.num_decode_tokens
             assert simulation.num_prefill_tokens[step] == batch.num_prefill_tokens
             assert simulation.num_sampled[step] == len(batch.logit_rows)
-            assert simulation.attention_pairs[step] == sum(position + 1 for position in batch.positions)
-            read_by_links = {link for _, _, links in spans_of(batch) for link in links}
-            assert simulation.kv_tokens_read[step] == sum(batch.segment_num_tokens[link] for link in read_by_links)
+            for pairs, read, window in zip(
+                simulation.attention_pairs[step], simulation.kv_tokens_read[step], simulation.windows, strict=True
+            ):
+                assert pairs == sum(len(visible(position, window)) for position in batch.positions)
+                assert read == len(keys_read(batch, window))
             assert simulation.used_kv_tokens[step] == planner.stats["used_pages"] * case.pool["page_size"]
             assert simulation.num_running[step] == planner.stats["running"]
             for request in batch.logit_request_ids:

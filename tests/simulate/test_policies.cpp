@@ -15,6 +15,16 @@ using namespace batchllm;
 using testing::Job;
 using testing::RandomJobs;
 
+namespace {
+
+std::vector<int32_t> random_windows(RandomJobs& random) {
+    std::vector<int32_t> windows(random.between(1, 3));
+    for (int32_t& window_left : windows) window_left = random.between(-1, 15);
+    return windows;
+}
+
+}  // namespace
+
 TEST_CASE("every policy ends, within the pool, with every output") {
     RandomJobs random(3);
     for (int round = 0; round < 400; ++round) {
@@ -29,7 +39,7 @@ TEST_CASE("every policy ends, within the pool, with every output") {
         }
         const int32_t page_size = random.between(1, 4);
         const int64_t num_pages = (largest + page_size - 1) / page_size + random.between(0, 20);
-        const PoolOptions pool{num_pages * page_size, page_size, random.between(1, 30)};
+        const PoolOptions pool{num_pages * page_size, page_size, random.between(1, 30), random_windows(random)};
         const SimulatedJob simulated{job.prompts(), outputs, bounds};
         const int32_t cap = random.between(1, 12);
 
@@ -44,6 +54,7 @@ TEST_CASE("every policy ends, within the pool, with every output") {
             CHECK(result.output_tokens == std::accumulate(outputs.begin(), outputs.end(), int64_t{0}));
             CHECK(result.peak_kv_tokens <= pool.kv_tokens);
             CHECK(result.first_tokens == PrefixTrie(job.prompts()).num_tokens());
+            CHECK(result.attention_pairs.size() == result.num_running.size() * pool.windows.size());
         }
     }
 }

@@ -67,6 +67,39 @@ def test_the_first_request_that_can_never_fit_is_named(policy):
 
 
 @EVERY_POLICY
+def test_a_pool_of_a_window_and_a_step_holds_any_request_of_who_drops(policy):
+    tokens, indptr = ragged([[1] * 100, [2] * 20])
+    outputs = np.full(2, 30, np.int32)
+    job = SimulatedJob(tokens, indptr, outputs, outputs)
+    pool = {"page_size": 4, "max_batch_tokens": 8, "windows": (10, 5)}
+    kv_tokens = 24  # 10 before the row, 3 that share a page with them, 8 of the step
+    if policy.keeps_all:
+        with pytest.raises(ValueError, match="request 0 needs 33 KV pages of 4 tokens"):
+            simulate(job, policy, kv_tokens=128, **pool)
+        return
+    result = simulate(job, policy, kv_tokens=kv_tokens, **pool)
+    assert result.peak_kv_tokens <= kv_tokens
+    assert result.output_tokens == 60
+    with pytest.raises(ValueError, match=r"request 0 needs 6 KV pages of 4 tokens .* 20 tokens has 5"):
+        simulate(job, policy, kv_tokens=20, **pool)
+    with pytest.raises(ValueError, match="request 0 needs 33 KV pages"):  # a layer that sees all keeps all
+        simulate(job, policy, kv_tokens=128, **(pool | {"windows": (10, -1)}))
+
+
+def test_a_cached_prefix_is_found_by_what_a_window_shows():
+    """Six blocks; another prompt comes between two that share four. With a window of one block, it takes the first of
+    these and needs no more; without, it takes the last one."""
+    tokens, indptr = ragged([[1] * 16 + [5], [2] * 12, [1] * 16 + [6]])
+    ones = np.ones(3, np.int32)
+    job = SimulatedJob(tokens, indptr, ones, ones)
+    pool = {"kv_tokens": 24, "page_size": 4, "max_batch_tokens": 8, "max_num_seqs": 1}
+    found = simulate(job, Policy.LRU, windows=(4,), **pool)
+    assert (found.computed_prompt_tokens, found.evicted_tokens) == (17 + 12 + 1, 0)
+    not_found = simulate(job, Policy.LRU, **pool)
+    assert (not_found.computed_prompt_tokens, not_found.evicted_tokens) == (17 + 12 + 5, 4)
+
+
+@EVERY_POLICY
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -78,6 +111,8 @@ def test_the_first_request_that_can_never_fit_is_named(policy):
         ({"page_size": 0}, "page_size: expected at least 1, got 0"),
         ({"max_batch_tokens": 0}, "max_batch_tokens: expected at least 1, got 0"),
         ({"max_num_seqs": 0}, "expected at least 1, got 0"),
+        ({"windows": []}, "windows: expected at least one"),
+        ({"windows": [-1, -2]}, r"windows\[1\]: expected at least -1, got -2"),
         ({"kv_tokens": 2**31, "page_size": 1}, r"kv_tokens: more than 2\^31 - 1 pages"),
         (
             {"output_tokens": [1, 2**24 + 1], "max_output_tokens": [1, 2**30]},

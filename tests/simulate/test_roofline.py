@@ -6,11 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from batchllm.estimate.attention_work import num_attention_pairs
 from batchllm.estimate.roofline import DEVICES, Device, step_seconds, weight_bytes
 from batchllm.estimate.simulate import Policy, SimulatedJob, simulate
 from batchllm.models.backend import describe_model
 from batchllm.models.description import ModelDescription
 from tests.planner.replay import ragged
+from tests.simulate.ledger import visible
 
 LLAMA_3_1_8B = {
     "architectures": ["LlamaForCausalLM"],
@@ -134,11 +136,10 @@ def test_a_config_that_cannot_be_read_is_named_with_its_field(tmp_path, change, 
 def test_both_backends_describe_the_same_sizes(tmp_path, change):
     native, other = config_of(tmp_path, LLAMA_3_1_8B), config_of(tmp_path, LLAMA_3_1_8B | change)
     assert (native.backend, other.backend) == ("native", "transformers")
-    names = (
-        "num_parameters num_linear_parameters num_logit_parameters num_attention_flops kv_bytes_per_token max_model_len"
-    )
+    names = "num_parameters num_linear_parameters num_logit_parameters kv_bytes_per_token max_model_len windows"
     for name in names.split():
         assert getattr(native, name) == getattr(other, name), name
+    assert native.attention_flops({-1: 1}.__getitem__) == other.attention_flops({-1: 1}.__getitem__)
 
 
 def test_seconds_are_the_sum_of_two_rooflines_and_an_overhead(tmp_path):
@@ -162,6 +163,45 @@ def test_seconds_are_the_sum_of_two_rooflines_and_an_overhead(tmp_path):
         2 * 32 * per_layer / 0.5e12
     )  # beside the arithmetic of a prefill; of a decode, the arithmetic beside them
     np.testing.assert_allclose(added[[0, 3]], [weights_s, 2 * (32 * per_layer + head) / 0.5e14], rtol=1e-9)
+
+
+def test_attention_of_a_layer_is_that_of_its_window(tmp_path):
+    """A prompt of 10 tokens in two steps of 5, then two outputs; one layer in four sees 4 positions, the others all."""
+    layer_types = ["sliding_attention", "full_attention", "full_attention", "full_attention"]
+    small = {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    windows = {"use_sliding_window": True, "sliding_window": 4, "layer_types": layer_types}
+    model = config_of(tmp_path, QWEN3_0_6B | small | {"head_dim": 16} | windows)
+    assert model.windows == (3, -1)
+    assert model.most_pages(16, 5) is None  # all K/V stays
+
+    tokens, indptr = ragged([list(range(10))])
+    outputs = np.array([2], np.int32)
+    job = SimulatedJob(tokens, indptr, outputs, outputs)
+    # In the window, rows 0 to 4 see 1, 2, 3, 4 and 4 positions, those from 5 on 4 each.
+    pairs = [[14, 15], [20, 40], [4, 11]]
+    read = [[5, 5], [8, 10], [4, 11]]
+    for policy in Policy:
+        simulation = simulate(job, policy, kv_tokens=64, max_batch_tokens=5, windows=model.windows)
+        assert simulation.attention_pairs.tolist() == pairs
+        assert simulation.kv_tokens_read.tolist() == read
+
+    flops = 4 * 4 * 16 * np.array([14 + 3 * 15, 20 + 3 * 40, 4 + 3 * 11])
+    num_bytes = 2 * 2 * 16 * 2 * np.array([5 + 3 * 5, 8 + 3 * 10, 4 + 3 * 11])
+    no_weights = replace(DEVICE, flops_per_s=1.0, bytes_per_s=1e300, matmul_efficiency=1e300)
+    np.testing.assert_allclose(step_seconds(simulation, model, no_weights), flops / 0.25 + 0.003, rtol=1e-12)
+    no_arithmetic = replace(DEVICE, flops_per_s=1e300, bytes_per_s=1.0)
+    weights = 2 * (model.num_linear_parameters + model.num_logit_parameters * (simulation.num_sampled > 0))
+    np.testing.assert_allclose(
+        step_seconds(simulation, model, no_arithmetic), (weights + num_bytes) / 0.5 + 0.003, rtol=1e-12
+    )
+    with pytest.raises(ValueError, match=r"windows: the model has 3, but the simulation \(-1,\)"):
+        step_seconds(simulate(job, Policy.BATCHLLM, kv_tokens=64), model, DEVICE)
+
+
+@pytest.mark.parametrize("window_left", [-1, 0, 1, 3, 20, 2**31 - 2])
+def test_attention_pairs_are_counted_from_the_window(window_left):
+    counts = [sum(len(visible(position, window_left)) for position in range(n)) for n in range(30)]
+    assert num_attention_pairs(np.arange(30), window_left).tolist() == counts
 
 
 def test_faster_devices_take_less_time(smollm2):

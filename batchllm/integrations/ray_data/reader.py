@@ -27,7 +27,13 @@ class WeightlessReader(WeightlessModel):
         if engine.generation_config == "auto":
             self.sampling_defaults, _ = sampling_defaults(directory)
         kv_cache_tokens = engine.kv_cache_tokens or self.config.max_model_len + engine.page_size
-        limits = RequestLimits(self.config.vocab_size, self.config.max_model_len, engine.page_size, kv_cache_tokens)
+        limits = RequestLimits(
+            self.config.vocab_size,
+            self.config.max_model_len,
+            engine.page_size,
+            kv_cache_tokens,
+            most_pages=self.config.most_pages(engine.page_size, engine.max_batch_tokens),
+        )
         super().__init__(directory, limits, allow_special_tokens=engine.allow_special_tokens)
         self._engine = engine
 
