@@ -22,6 +22,7 @@ class Mutant:
 PLANNER = "csrc/planner/batch_planner.cpp"
 ADDED = "csrc/planner/batch_planner_job.cpp"
 LEFT = "csrc/planner/batch_planner_end.cpp"
+WRITTEN = "csrc/planner/batch_planner_spans.cpp"
 PINNED = "csrc/planner/pinned_segments.cpp"
 STORED = "csrc/planner/stored_segment.h"
 BORROWING = "csrc/planner/borrowing.cpp"
@@ -102,7 +103,7 @@ PLANNER_MUTANTS = [
     ),
     Mutant(
         "a_slot_is_counted_in_int32",
-        PLANNER,
+        WRITTEN,
         "int64_t{kv.pages[offset / page_size_]} * page_size_",
         "static_cast<int32_t>(uint32_t(kv.pages[offset / page_size_]) * uint32_t(page_size_))",
         LARGEST_LIMITS,
@@ -132,7 +133,7 @@ PLANNER_MUTANTS = [
     ),
     Mutant(
         "what_is_borrowed_whole_is_another_segment_of_the_batch",
-        PLANNER,
+        WRITTEN,
         "segment = shared_.stored_as(segment);",
         "",
         "what is borrowed whole is read as its source",
@@ -178,7 +179,7 @@ PLANNER_MUTANTS = [
     # Tokens told late.
     Mutant(
         "a_row_takes_the_token_of_another_request",
-        PLANNER,
+        WRITTEN,
         "batch.untold_logits.push_back(work.untold);",
         "batch.untold_logits.push_back(0);",
         EVERY_PROMISE,
@@ -212,7 +213,7 @@ PLANNER_MUTANTS = [
         "scored_readers_",
         EVERY_PROMISE,
     ),
-    Mutant("a_score_before_the_wanted_ones", PLANNER, "position + 1 < next || ", "", EVERY_PROMISE),
+    Mutant("a_score_before_the_wanted_ones", WRITTEN, "position + 1 < next || ", "", EVERY_PROMISE),
     Mutant(
         "what_can_never_start_is_waited_for",
         ADMISSION,
