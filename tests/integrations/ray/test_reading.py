@@ -18,8 +18,10 @@ from batchllm.jobs.line import LineError
 from batchllm.jobs.run import RunOptions, read_prompts
 from batchllm.jobs.sources import Ask, OpenAIBatch, open_source
 from batchllm.options import EngineOptions
+from batchllm.sampling_params import SamplingParams
 from tests.integrations.ray.here import HereReplicas
 from tests.jobs.batch_lines import chat_line, completion_line, write_lines
+from tests.jobs.plan_jobs import write_config
 
 OPTIONS = RunOptions(model_name="m", chat_max_tokens=9, seed=3)
 LINES: list[dict[str, Any] | bytes] = [
@@ -128,3 +130,13 @@ def test_small_jobs_and_tables_are_read_by_the_driver(batch: OpenAIBatch, monkey
     assert is_large(batch)
     with open_source(batch.path, chat_max_tokens=9, ask=Ask("{{ custom_id }}")) as table:
         assert not is_large(table)
+
+
+def test_a_request_is_held_to_what_windows_leave_of_it(tmp_path: Path) -> None:
+    options, ids, params = EngineOptions(kv_cache_tokens=128, max_batch_tokens=64), [7] * 200, SamplingParams()
+    mistral = {"architectures": ["MistralForCausalLM"]}
+    window = write_config(tmp_path / "window", **mistral, sliding_window=32)
+    WeightlessReader(window.parent, options).check_request(ids, params)
+    whole = write_config(tmp_path / "whole", **mistral, sliding_window=None)
+    with pytest.raises(ValueError, match="needs 14 KV pages"):
+        WeightlessReader(whole.parent, options).check_request(ids, params)
