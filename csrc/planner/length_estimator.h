@@ -49,6 +49,7 @@ class LengthEstimator {
         if (stale_) refresh();
         const int bin = LengthBins::bin(length);
         const double survive = (1.0 - quantile_of(id)) * survival_[bin];
+        if (survival_.back() > survive) return INT32_MAX;
         const auto first = survival_.begin() + bin + 1;
         const auto last = std::partition_point(first, survival_.end(), [&](double s) { return s > survive; });
         return last == survival_.end() ? INT32_MAX : LengthBins::last(static_cast<int>(last - survival_.begin()) - 1);
