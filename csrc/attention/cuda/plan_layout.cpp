@@ -45,18 +45,8 @@ int32_t* write(std::span<const T> values, int32_t size, int32_t* to) {
     return to + size * kInts<T>;
 }
 
-template <typename T>
-const T* take(const int32_t*& from, int32_t size) {
-    const auto* array = reinterpret_cast<const T*>(from);
-    from += size * kInts<T>;
-    return array;
-}
-
-}  // namespace
-
-PlanSizes plan_sizes(const PlanArrays& plan, const AttentionShape& shape) {
+PlanSizes sizes_with(const PlanArrays& plan, NumTiles num_tiles) {
     const auto size = [](const auto& span) { return static_cast<int32_t>(span.size()); };
-    const NumTiles num_tiles = num_attention_tiles(plan.items, shape.group_size(), max_packed_rows(shape.head_dim));
     return {
         .num_rows = plan.num_tokens,
         .num_wide_tiles = num_tiles.wide,
@@ -67,6 +57,19 @@ PlanSizes plan_sizes(const PlanArrays& plan, const AttentionShape& shape) {
         .num_merged_rows = size(plan.merge_rows),
         .num_partial_rows = plan.num_slots,
     };
+}
+
+template <typename T>
+const T* take(const int32_t*& from, int32_t size) {
+    const auto* array = reinterpret_cast<const T*>(from);
+    from += size * kInts<T>;
+    return array;
+}
+
+}  // namespace
+
+PlanSizes plan_sizes(const PlanArrays& plan, const AttentionShape& shape) {
+    return sizes_with(plan, num_attention_tiles(plan.items, shape.group_size(), max_packed_rows(shape.head_dim)));
 }
 
 PlanLayout::PlanLayout(const AttentionShape& shape, const PlanSizes& sizes, int64_t num_pages)
@@ -105,7 +108,9 @@ bool PlanLayout::has_room_for(const PlanSizes& sizes) const {
 }
 
 void PlanLayout::pack(const PlanArrays& plan, std::span<int32_t> buffer) const {
-    const PlanSizes needed = plan_sizes(plan, shape_);
+    const AttentionTiles tiles =
+        attention_tiles(plan.items, plan.rows, shape_.group_size(), max_packed_rows(shape_.head_dim));
+    const PlanSizes needed = sizes_with(plan, tiles.num());
     for (const auto& [name, member] : kNamedSizes) {
         if (needed.*member <= sizes_.*member) continue;
         throw std::invalid_argument("plan: " + std::string(name) + " is " + std::to_string(needed.*member) +
@@ -116,8 +121,6 @@ void PlanLayout::pack(const PlanArrays& plan, std::span<int32_t> buffer) const {
                                     std::to_string(plan.max_page_id));
     }
     assert(std::ssize(buffer) == num_ints());
-    const AttentionTiles tiles =
-        attention_tiles(plan.items, plan.rows, shape_.group_size(), max_packed_rows(shape_.head_dim));
     int32_t* to = buffer.data();
     to = write(std::span<const AttentionTile>(tiles.wide), sizes_.num_wide_tiles, kNoTile, to);
     to = write(std::span<const AttentionTile>(tiles.narrow), sizes_.num_narrow_tiles, kNoTile, to);
