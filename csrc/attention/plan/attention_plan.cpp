@@ -6,6 +6,7 @@
 #include "attention/plan/device_model.h"
 #include "attention/plan/draft_of_rows.h"
 #include "attention/plan/gpu_splits.h"
+#include "attention/plan/longest_first.h"
 
 namespace batchllm {
 namespace {
@@ -86,16 +87,13 @@ class PlanBuilder {
     }
 
     void sort_longest_first() {
-        const auto num_items = static_cast<int32_t>(plan_.items_.size());
-        order_.reserve(num_items);
-        for (int32_t i = 0; i < num_items; ++i) order_.push_back({cost_.task(plan_.items_[i]), i});
-        const auto is_before = [](const Place& a, const Place& b) {
-            return a.cost != b.cost ? a.cost > b.cost : a.index < b.index;
-        };
-        std::ranges::sort(order_, is_before);
+        std::vector<double> costs;
+        costs.reserve(plan_.items_.size());
+        for (const WorkItem& item : plan_.items_) costs.push_back(cost_.task(item));
+        order_ = longest_first(costs);
         std::vector<WorkItem> sorted;
-        sorted.reserve(num_items);
-        for (const Place& place : order_) sorted.push_back(plan_.items_[place.index]);
+        sorted.reserve(order_.size());
+        for (const RankedItem& item : order_) sorted.push_back(plan_.items_[item.index]);
         plan_.items_ = std::move(sorted);
     }
 
@@ -157,18 +155,12 @@ class PlanBuilder {
         }
     }
 
-    // Of an item in the order of the tiles.
-    struct Place {
-        double cost;
-        int32_t index;
-    };
-
     const AttentionBatch& batch_;
     AttentionPlan& plan_;
     const AttentionShape& shape_;
     const CostModel& cost_;
     PlanDraft draft_;
-    std::vector<Place> order_;  // longest first
+    std::vector<RankedItem> order_;  // longest first
 };
 
 AttentionPlan::AttentionPlan(const AttentionBatch& batch, const AttentionShape& shape, int32_t num_threads,
