@@ -123,7 +123,7 @@ py::dict explain(const AttentionPlan& plan, const std::string& kv_dtype) {
         throw py::value_error("kv_dtype: expected \"float32\" or \"bfloat16\", got \"" + kv_dtype + "\"");
     }
     const AttentionShape& shape = plan.shape();
-    const PlanStats& stats = plan.stats();
+    const PlanStats stats = plan.stats();
     const int64_t key_bytes = kv_bytes_per_token(shape, kv_dtype == "float32" ? 4 : 2);
     py::dict result;
     result["num_items"] = plan.items().size();
@@ -185,7 +185,7 @@ std::string prediction_text(const AttentionPlan& plan) {
 
 std::string plan_text(const AttentionPlan& plan) {
     const AttentionShape& shape = plan.shape();
-    const PlanStats& stats = plan.stats();
+    const PlanStats stats = plan.stats();
     std::string text = "AttentionPlan(" + std::to_string(plan.num_tokens()) + " rows, " +
                        std::to_string(shape.num_qo_heads) + "/" + std::to_string(shape.num_kv_heads) + " heads of " +
                        std::to_string(shape.head_dim) + ": " + std::to_string(plan.items().size()) + " items, " +

@@ -83,9 +83,9 @@ struct RowSpans {
             while (batch.span_indptr[span + 1] <= rows[i]) ++span;
             span_begin.push_back(batch.span_begin[span] + rows[i] - batch.span_indptr[span]);
             span_indptr.push_back(static_cast<int32_t>(i) + 1);
-            const auto links = batch.link_segment.begin();
-            link_segment.insert(link_segment.end(), links + batch.link_indptr[span],
-                                links + batch.link_indptr[span + 1]);
+            for (int32_t link = batch.link_indptr[span]; link < batch.link_indptr[span + 1]; ++link) {
+                link_segment.push_back(batch.link_segment[link]);
+            }
             link_indptr.push_back(static_cast<int32_t>(link_segment.size()));
         }
     }
@@ -175,9 +175,19 @@ void AttentionBatch::validate_arrays(int32_t page_size) const {
 }
 
 BatchCopy::BatchCopy(const AttentionBatch& batch) : view_(batch) {
-    Array* const arrays[] = {&view_.span_indptr,   &view_.span_begin,          &view_.link_indptr,
-                             &view_.link_segment,  &view_.segment_page_indptr, &view_.segment_page_ids,
-                             &view_.segment_begin, &view_.segment_num_tokens};
+    copy({&view_.span_indptr, &view_.span_begin, &view_.link_indptr, &view_.link_segment, &view_.segment_page_indptr,
+          &view_.segment_page_ids, &view_.segment_begin, &view_.segment_num_tokens});
+}
+
+BatchCopy::BatchCopy(std::shared_ptr<const BatchCopy> all, std::span<const int32_t> rows) : all_(std::move(all)) {
+    const RowSpans spans(all_->view(), rows);
+    view_ = spans.over_segments_of(all_->view());
+    copy({&view_.span_indptr, &view_.span_begin, &view_.link_indptr, &view_.link_segment});
+    if (all_->all_ != nullptr) all_ = all_->all_;
+}
+
+// Lets these arrays of the view be in ints_.
+void BatchCopy::copy(std::initializer_list<Array*> arrays) {
     size_t num_ints = 0;
     for (const Array* array : arrays) num_ints += array->size();
     ints_.reserve(num_ints);  // so that none of them moves
@@ -187,8 +197,5 @@ BatchCopy::BatchCopy(const AttentionBatch& batch) : view_(batch) {
         *array = std::span(ints_).subspan(begin);
     }
 }
-
-BatchCopy::BatchCopy(const AttentionBatch& batch, std::span<const int32_t> rows)
-    : BatchCopy(RowSpans(batch, rows).over_segments_of(batch)) {}
 
 }  // namespace batchllm

@@ -11,6 +11,8 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -63,16 +65,19 @@ struct AttentionBatch {
 class BatchCopy {
  public:
     explicit BatchCopy(const AttentionBatch& batch);
-    // Of these rows of a batch, ascending: each is a span over the same segments. Throws std::invalid_argument for rows
-    // that are none of the batch or not in order.
-    BatchCopy(const AttentionBatch& batch, std::span<const int32_t> rows);
+    // Of these rows of a batch, ascending: each is a span over the same segments, which are not copied again. Throws
+    // std::invalid_argument for rows that are none of the batch or not in order.
+    BatchCopy(std::shared_ptr<const BatchCopy> all, std::span<const int32_t> rows);
     BatchCopy(const BatchCopy&) = delete;
     BatchCopy& operator=(const BatchCopy&) = delete;
 
     const AttentionBatch& view() const { return view_; }
 
  private:
-    std::vector<int32_t> ints_;  // all arrays, concatenated
+    void copy(std::initializer_list<std::span<const int32_t>*> arrays);
+
+    std::shared_ptr<const BatchCopy> all_;  // has the segments; null: this one
+    std::vector<int32_t> ints_;             // all other arrays, concatenated
     AttentionBatch view_;
 };
 

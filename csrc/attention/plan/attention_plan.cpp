@@ -26,14 +26,13 @@ std::shared_ptr<const BatchCopy> checked(const AttentionBatch& batch, const Atte
 class PlanBuilder {
  public:
     PlanBuilder(PlanDraft draft, const CostModel& cost, AttentionPlan& plan)
-        : batch_(plan.batch_->view()), plan_(plan), shape_(plan.shape_), cost_(cost), draft_(std::move(draft)) {
+        : plan_(plan), shape_(plan.shape_), cost_(cost), draft_(std::move(draft)) {
         plan_.pieces_ = std::move(draft_.pieces);
-        plan_.stats_.num_shared_segments = draft_.num_shared_segments;
+        plan_.num_shared_segments_ = draft_.num_shared_segments;
         split_tiles_into_items();
         sort_longest_first();
         if (!plan_.is_for_gpu_) add_tasks();
         assign_slots();
-        count_reads();
     }
 
  private:
@@ -122,40 +121,21 @@ class PlanBuilder {
 
     // A row with one partial state writes its result; the others get neighbouring slots, in the order of plan.rows.
     void assign_slots() {
-        std::vector<int32_t> num_states(plan_.num_tokens_, 0);
-        for (const WorkRow& row : plan_.rows_) ++num_states[row.token];
-        std::vector<int32_t> next_slot(plan_.num_tokens_);
+        std::vector<int32_t> next_slot(plan_.num_tokens_, 0);  // of each token; first, how many states it has
+        for (const WorkRow& row : plan_.rows_) ++next_slot[row.token];
+        plan_.merge_rows_.reserve(plan_.num_tokens_ - std::ranges::count(next_slot, 1));
         for (int32_t token = 0; token < plan_.num_tokens_; ++token) {
-            if (num_states[token] == 1) continue;
-            next_slot[token] = plan_.num_slots_;
-            plan_.num_slots_ += num_states[token];
-            plan_.merge_rows_.push_back({token, next_slot[token], plan_.num_slots_});
+            const int32_t num_states = next_slot[token];
+            next_slot[token] = num_states == 1 ? kWriteThrough : plan_.num_slots_;
+            if (num_states == 1) continue;
+            plan_.merge_rows_.push_back({token, plan_.num_slots_, plan_.num_slots_ + num_states});
+            plan_.num_slots_ += num_states;
         }
         for (WorkRow& row : plan_.rows_) {
-            if (num_states[row.token] > 1) row.slot = next_slot[row.token]++;
+            if (next_slot[row.token] != kWriteThrough) row.slot = next_slot[row.token]++;
         }
     }
 
-    void count_reads() {
-        PlanStats& stats = plan_.stats_;
-        for (const WorkItem& item : plan_.items_) stats.kv_tokens_read += item.kv_end - item.kv_begin;
-        for (const WorkRow& row : plan_.rows_) stats.num_scores += row.kv_end - row.kv_begin;
-        const int32_t height = cost_.max_tile_rows();
-        for (int32_t span = 0; span < batch_.num_spans(); ++span) {
-            if (batch_.link_indptr[span] == batch_.link_indptr[span + 1]) continue;
-            stats.num_levels = std::max(stats.num_levels, batch_.link_indptr[span + 1] - batch_.link_indptr[span]);
-            const int32_t chain_begin = batch_.link_range(span, batch_.link_indptr[span]).begin;
-            const int32_t chain_end = batch_.link_range(span, batch_.link_indptr[span + 1] - 1).end;
-            for (int32_t row = 0; row < batch_.num_rows(span); row += height) {
-                const int32_t first = batch_.span_begin[span] + row;
-                const int32_t last = batch_.span_begin[span] + std::min(row + height, batch_.num_rows(span)) - 1;
-                const int32_t begin = std::max(chain_begin, shape_.visible_begin(first));
-                stats.per_request_kv_tokens_read += std::max(0, std::min(chain_end, last + 1) - begin);
-            }
-        }
-    }
-
-    const AttentionBatch& batch_;
     AttentionPlan& plan_;
     const AttentionShape& shape_;
     const CostModel& cost_;
@@ -187,7 +167,7 @@ AttentionPlan::AttentionPlan(std::shared_ptr<const BatchCopy> batch, const Atten
 }
 
 AttentionPlan::AttentionPlan(const AttentionPlan& all, std::span<const int32_t> rows)
-    : batch_(std::make_shared<const BatchCopy>(all.batch_->view(), rows)),
+    : batch_(std::make_shared<const BatchCopy>(all.batch_, rows)),
       shape_(all.shape_),
       is_for_gpu_(all.is_for_gpu_),
       gpu_(all.gpu_),
@@ -195,6 +175,28 @@ AttentionPlan::AttentionPlan(const AttentionPlan& all, std::span<const int32_t> 
       num_tokens_(batch_->view().num_tokens()),
       max_page_id_(all.max_page_id_) {
     PlanBuilder(draft_of_rows(all, rows, costs()), costs(), *this);
+}
+
+PlanStats AttentionPlan::stats() const {
+    PlanStats stats{.num_shared_segments = num_shared_segments_};
+    for (const WorkItem& item : items_) stats.kv_tokens_read += item.kv_end - item.kv_begin;
+    for (const WorkRow& row : rows_) stats.num_scores += row.kv_end - row.kv_begin;
+    const AttentionBatch& batch = batch_->view();
+    const int32_t height = costs().max_tile_rows();
+    for (int32_t span = 0; span < batch.num_spans(); ++span) {
+        const int32_t first_link = batch.link_indptr[span], end_link = batch.link_indptr[span + 1];
+        if (first_link == end_link) continue;
+        stats.num_levels = std::max(stats.num_levels, end_link - first_link);
+        const int32_t chain_begin = batch.link_range(span, first_link).begin;
+        const int32_t chain_end = batch.link_range(span, end_link - 1).end;
+        for (int32_t row = 0; row < batch.num_rows(span); row += height) {
+            const int32_t first = batch.span_begin[span] + row;
+            const int32_t last = batch.span_begin[span] + std::min(row + height, batch.num_rows(span)) - 1;
+            const int32_t begin = std::max(chain_begin, shape_.visible_begin(first));
+            stats.per_request_kv_tokens_read += std::max(0, std::min(chain_end, last + 1) - begin);
+        }
+    }
+    return stats;
 }
 
 CostModel AttentionPlan::costs() const {

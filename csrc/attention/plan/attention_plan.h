@@ -64,7 +64,7 @@ class AttentionPlan {
     std::span<const KvPiece> pieces() const { return pieces_; }
     std::span<const int32_t> page_ids() const { return batch_->view().segment_page_ids; }
     std::span<const MergeRow> merge_rows() const { return merge_rows_; }  // rows with 0 or at least 2 partial states
-    const PlanStats& stats() const { return stats_; }
+    PlanStats stats() const;                                              // counted anew
 
  private:
     friend class PlanBuilder;
@@ -86,7 +86,7 @@ class AttentionPlan {
     std::vector<WorkRow> rows_;
     std::vector<KvPiece> pieces_;
     std::vector<MergeRow> merge_rows_;
-    PlanStats stats_;
+    int32_t num_shared_segments_ = 0;
 };
 
 }  // namespace batchllm

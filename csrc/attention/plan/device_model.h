@@ -102,6 +102,7 @@ class CostModel {
     // Any number of query tokens against the same keys.
     double rows(int32_t num_rows, int32_t num_keys) const {
         const int32_t height = max_tile_rows();
+        if (num_rows > 0 && num_rows <= height) return tile(num_rows, num_keys);
         const int32_t num_full = num_rows / height;
         return num_full * tile(height, num_keys) + (num_rows % height ? tile(num_rows % height, num_keys) : 0.0);
     }

@@ -1,6 +1,5 @@
 #include "attention/plan/draft_of_rows.h"
 
-#include <algorithm>
 #include <vector>
 
 namespace batchllm {
@@ -11,11 +10,16 @@ constexpr int32_t kNoRow = -1;
 // Of the tiles' segments those that are read once for several rows.
 int32_t num_shared_segments(const PlanDraft& draft, size_t num_page_ids) {
     std::vector<bool> is_shared(num_page_ids);  // by the segment's first page
+    int32_t num_shared = 0;
     for (const WorkItem& tile : draft.tiles) {
         if (tile.row_end - tile.row_begin < 2) continue;
-        for (int32_t i = tile.piece_begin; i < tile.piece_end; ++i) is_shared[draft.pieces[i].first_page] = true;
+        for (int32_t i = tile.piece_begin; i < tile.piece_end; ++i) {
+            const int32_t segment = draft.pieces[i].first_page;
+            num_shared += !is_shared[segment];
+            is_shared[segment] = true;
+        }
     }
-    return static_cast<int32_t>(std::ranges::count(is_shared, true));
+    return num_shared;
 }
 
 }  // namespace

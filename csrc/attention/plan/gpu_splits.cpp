@@ -24,24 +24,25 @@ class KindOfTiles {
         : kind_(kind), time_(time) {
         std::vector<GpuTile> own;
         own.reserve(tiles.size());
-        const auto keys_s = [&](const GpuTile& tile) { return time.keys_s(kind, tile.num_rows, tile.num_keys()); };
-        for (const GpuTile& tile : tiles) {
+        std::vector<Tile> places;
+        places.reserve(tiles.size());
+        for (int32_t i = 0; i < std::ssize(tiles); ++i) {
+            const GpuTile& tile = tiles[i];
             if (kind_of(tile.num_rows) != kind) continue;
             own.push_back(tile);
-            keys_sum_s_ += keys_s(tile);
+            places.push_back({i, time.keys_s(kind, tile.num_rows, tile.num_keys())});
+            keys_sum_s_ += places.back().keys_s;
             num_partials_ += tile.num_partials;
         }
         memory_s_ = time.memory_s(kind, own, pieces);
         heads_per_block_ = time.heads_per_block(kind, std::ssize(own));
         const double share_s = time.share_s(kind, std::ssize(own), keys_sum_s_, heads_per_block_);
         short_s_.reserve(own.size());
-        for (int32_t i = 0; i < std::ssize(tiles); ++i) {
-            if (kind_of(tiles[i].num_rows) != kind) continue;
-            const double seconds = keys_s(tiles[i]);
-            if (seconds > share_s / kRounds) {
-                longest_.push_back({i, seconds});
+        for (const Tile& tile : places) {
+            if (tile.keys_s > share_s / kRounds) {
+                longest_.push_back(tile);
             } else {
-                short_s_.push_back(seconds);
+                short_s_.push_back(tile.keys_s);
             }
         }
         group_longest(tiles);

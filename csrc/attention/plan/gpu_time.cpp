@@ -18,10 +18,12 @@ struct KeyRun {
     int32_t end;
 };
 
+// Ordered by segment and first key. Tiles of shared keys come first, then those of each span, both in the order of
+// their segments: seldom more than two runs that are sorted.
 std::vector<KeyRun> key_runs(std::span<const GpuTile> tiles, std::span<const KvPiece> pieces) {
     std::vector<KeyRun> runs;
     runs.reserve(tiles.size());
-    bool is_sorted = true;
+    int64_t num_sorted = 1, second = 0;
     int64_t last = 0;
     const auto place = [](const KeyRun& run) { return int64_t{run.first_page} << 32 | run.begin; };
     for (const GpuTile& tile : tiles) {
@@ -30,12 +32,13 @@ std::vector<KeyRun> key_runs(std::span<const GpuTile> tiles, std::span<const KvP
             const KeyRun run{piece.first_page, std::max(tile.kv_begin, piece.position_begin),
                              std::min(tile.kv_end, piece.position_end)};
             if (run.begin >= run.end) continue;
-            runs.push_back(run);
-            is_sorted &= last <= place(run);
+            if (place(run) < last) ++num_sorted, second = std::ssize(runs);
             last = place(run);
+            runs.push_back(run);
         }
     }
-    if (!is_sorted) std::ranges::sort(runs, {}, place);
+    if (num_sorted == 2) std::ranges::inplace_merge(runs, runs.begin() + second, {}, place);
+    if (num_sorted > 2) std::ranges::sort(runs, {}, place);
     return runs;
 }
 

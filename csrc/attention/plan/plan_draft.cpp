@@ -39,8 +39,8 @@ class TileMaker {
     TileMaker(const AttentionBatch& batch, const AttentionShape& shape, int32_t level, const CostModel& cost)
         : batch_(batch), shape_(shape), level_(level), cost_(cost) {
         draft_.pieces.reserve(batch.link_segment.size());
-        draft_.rows.reserve(batch.num_tokens());
-        draft_.tiles.reserve(batch.num_spans());
+        draft_.rows.reserve(2 * batch.num_tokens());  // seldom more: a row reads shared keys and its own
+        draft_.tiles.reserve(2 * batch.num_spans());
     }
 
     PlanDraft make(const Readers& readers, Shared shared) && {
@@ -114,9 +114,14 @@ class TileMaker {
 
     void add_span_group(int32_t span, Range links, Range rows) {
         const Group group = begin_group();
-        for (int32_t link = links.begin; link < links.end; ++link) add_piece(link, batch_.link_range(span, link));
-        add_span_rows(span, {batch_.link_range(span, links.begin).begin, batch_.link_range(span, links.end - 1).end},
-                      rows);
+        Range range = batch_.link_range(span, links.begin);
+        add_piece(links.begin, range);
+        for (int32_t link = links.begin + 1; link < links.end; ++link) {
+            const Range next = batch_.link_range(span, link);
+            add_piece(link, next);
+            range.end = next.end;
+        }
+        add_span_rows(span, range, rows);
         add_tiles(group);
     }
 
@@ -138,11 +143,13 @@ class TileMaker {
 
     // Those of these rows of a span that see some of the range. They are ordered by what they see.
     void add_span_rows(int32_t span, Range range, Range rows) {
-        for (int32_t row = rows.begin; row < rows.end; ++row) {
-            const int32_t position = batch_.span_begin[span] + row;
+        const int32_t first_token = batch_.span_indptr[span], first_position = batch_.span_begin[span];
+        for (int32_t row = std::max(rows.begin, range.begin - first_position); row < rows.end; ++row) {
+            const int32_t position = first_position + row;
             const int32_t begin = std::max(range.begin, shape_.visible_begin(position));
             const int32_t end = std::min(range.end, position + 1);
-            if (begin < end) draft_.rows.push_back({batch_.span_indptr[span] + row, begin, end, kWriteThrough});
+            if (begin >= end) return;  // a window that is past the range
+            draft_.rows.push_back({first_token + row, begin, end, kWriteThrough});
         }
     }
 
@@ -208,9 +215,11 @@ double split_for_gpu(PlanDraft& draft, int32_t num_tokens, int32_t group_size, c
                      .piece_end = item.piece_end,
                      .kv_begin = item.kv_begin,
                      .kv_end = item.kv_end};
+        int32_t num_partials = 0;
         for (int32_t row = item.row_begin; row < item.row_end; ++row) {
-            if (num_tiles[draft.rows[row].token] > 1) tile.num_partials += group_size;
+            num_partials += num_tiles[draft.rows[row].token] > 1;
         }
+        tile.num_partials = num_partials * group_size;
         tiles.push_back(tile);
     }
     const int64_t num_merged = std::ranges::count_if(num_tiles, [](int32_t number) { return number != 1; });
@@ -306,15 +315,15 @@ PlanDraft draft_for_cpu(const AttentionBatch& batch, const AttentionShape& shape
 void add_row_tiles(PlanDraft& draft, int32_t row_begin, AttentionBatch::Range pieces, const CostModel& cost) {
     const auto row_end = static_cast<int32_t>(draft.rows.size());
     const int32_t height = row_end - row_begin <= 1 ? 1 : cost.tile_rows(row_end - row_begin);
-    int32_t end = 0;
-    for (int32_t begin = row_begin; begin < row_end; begin = end) {
-        const int32_t kv_begin = draft.rows[begin].kv_begin;
-        int32_t kv_end = draft.rows[begin].kv_end;
-        for (end = begin + 1; end < row_end && end - begin < height; ++end) {
-            if (draft.rows[end].kv_begin > kv_end) break;
-            kv_end = std::max(kv_end, draft.rows[end].kv_end);
+    const WorkRow* const rows = draft.rows.data();
+    for (int32_t begin = row_begin; begin < row_end;) {
+        WorkItem tile{begin, begin + 1, pieces.begin, pieces.end, rows[begin].kv_begin, rows[begin].kv_end};
+        const int32_t most = std::min(begin + height, row_end);
+        for (; tile.row_end < most && rows[tile.row_end].kv_begin <= tile.kv_end; ++tile.row_end) {
+            tile.kv_end = std::max(tile.kv_end, rows[tile.row_end].kv_end);
         }
-        draft.tiles.push_back({begin, end, pieces.begin, pieces.end, kv_begin, kv_end});
+        draft.tiles.push_back(tile);
+        begin = tile.row_end;
     }
 }
 

@@ -52,8 +52,9 @@ double plan_s(const AttentionPlan& plan, const GpuTime& time) {
 double cascade_s(const AttentionPlan& plan, const GpuModel& gpu, const CallStyle& style) {
     const AttentionShape& shape = plan.shape();
     const GpuTime time(gpu, shape, style);
+    const int32_t num_levels = std::max(plan.stats().num_levels, 1);
     double seconds = 0.0;
-    for (int32_t level = 0; level < std::max(plan.stats().num_levels, 1); ++level) {
+    for (int32_t level = 0; level < num_levels; ++level) {
         const AttentionPlan launch = plan.cascade_level(gpu, style, level);
         const auto is_absent = [](const MergeRow& row) { return row.slot_begin == row.slot_end; };
         const int64_t num_absent = std::ranges::count_if(launch.merge_rows(), is_absent);

@@ -122,13 +122,6 @@ class RunChooser {
 
 }  // namespace
 
-AttentionBatch::Range planned_links(const AttentionBatch& batch, int32_t span, int32_t level) {
-    const AttentionBatch::Range all{batch.link_indptr[span], batch.link_indptr[span + 1]};
-    if (level == kAllLevels) return all;
-    const int32_t link = std::min(all.begin + level, all.end);
-    return {link, std::min(link + 1, all.end)};
-}
-
 Readers::Readers(const AttentionBatch& batch, int32_t level) : indptr_(batch.num_segments() + 1, 0) {
     for_each_link(batch, level, [&](int32_t /*span*/, int32_t link) { ++indptr_[batch.link_segment[link] + 1]; });
     std::partial_sum(indptr_.begin(), indptr_.end(), indptr_.begin());

@@ -1,6 +1,7 @@
 // Which keys of a batch are read once for several spans.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -33,7 +34,12 @@ class Readers {
 constexpr int32_t kAllLevels = -1;
 
 // The links of a span that are planned: all, or the one of that level of its chain, if it has one.
-AttentionBatch::Range planned_links(const AttentionBatch& batch, int32_t span, int32_t level);
+inline AttentionBatch::Range planned_links(const AttentionBatch& batch, int32_t span, int32_t level) {
+    const AttentionBatch::Range all{batch.link_indptr[span], batch.link_indptr[span + 1]};
+    if (level == kAllLevels) return all;
+    const int32_t link = std::min(all.begin + level, all.end);
+    return {link, std::min(link + 1, all.end)};
+}
 
 // For each segment the number of links of its readers' chains, itself the last, that form one run of keys read once for
 // all of them; 0: it ends no run. Links that are in no run are read by each span separately.
