@@ -660,16 +660,16 @@ PYTHON_MUTANTS = [
     Mutant(
         "logprobs_are_those_after_the_ban",
         SAMPLER,
-        "return ops.sample(logits, params, changed, allowed)",
-        "logits = logits.float().index_copy(0, ruled_there.long(), changed[0]) if changed else logits\n"
-        "        return ops.sample(logits, params, None, allowed)",
+        "ops.sample(logits, params, changed, allowed, out=out)",
+        "logits = logits.float().index_copy(0, there, changed[0]) if changed else logits\n"
+        "        ops.sample(logits, params, None, allowed, out=out)",
         IN_SAMPLING + "test_logprobs_are_those_of_the_model_before_rules",
     ),
     Mutant(
         "draws_pass_the_rules_over",
         SAMPLER,
-        "return ops.sample(logits, params, changed, allowed)",
-        "return ops.sample(logits, params, None, allowed)",
+        "ops.sample(logits, params, changed, allowed, out=out)",
+        "ops.sample(logits, params, None, allowed, out=out)",
         IN_SAMPLING + "test_no_token_ends_a_request_before_min_tokens",
     ),
     Mutant(
@@ -710,8 +710,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "stop_tokens_of_one_request_end_all",
         "batchllm/sampling/stop_tokens.py",
-        "(tokens == token) & (sets == number)",
-        "tokens == token",
+        "            if token in self.token_ids(request):\n",
+        "            if True:\n",
         IN_SAMPLING + "test_stop_sets_end_only_their_own_requests",
     ),
     Mutant(
