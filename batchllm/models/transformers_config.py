@@ -237,9 +237,13 @@ def _refusing(raw: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        why = str(error) if isinstance(error, Unsupported) else _one_line(error)
-        why = f"{named(raw)} does not run by the modules of {PACKAGE}: {printable(why)}"
+        why = f"{named(raw)} does not run by the modules of {PACKAGE}: {reason(error)}"
         raise Unsupported(f"{why}; docs/guide/models.md lists what runs") from None
+
+
+def reason(error: Exception) -> str:
+    """Why a model does not run, on one line: what we found, or what the package's code raised."""
+    return printable(str(error) if isinstance(error, Unsupported) else _one_line(error))
 
 
 def _one_line(error: Exception) -> str:

@@ -22,7 +22,7 @@ from batchllm.models.fields import Unsupported
 from batchllm.models.forward_pass import ForwardPass
 from batchllm.models.transformers_attention import AttentionCall, hand_attention_to
 from batchllm.models.transformers_check import PackedCheck
-from batchllm.models.transformers_config import TransformersConfig
+from batchllm.models.transformers_config import TransformersConfig, reason
 from batchllm.models.transformers_modules import Pass, replace_modules
 from batchllm.models.transformers_weights import load_weights
 from batchllm.models.weights import WeightReader
@@ -96,14 +96,14 @@ class TransformersModel(ModulesPass):
         Takes every tensor of `reader`; raises ValueError for a missing, misshapen or unknown one, and if the
         modules give packed sequences other results than each alone."""
         super().__init__(config, load_weights(config, reader), reader.dtype)
-        check = PackedCheck(self._model, config.vocab_size)
         self._in_8_bits = in_8_bits
-        self._linears = replace_modules(self._model, self._pass)
-        hand_attention_to(self._attend, self._model)
         try:
+            check = PackedCheck(self._model, config.vocab_size)
+            self._linears = replace_modules(self._model, self._pass)
+            hand_attention_to(self._attend, self._model)
             check.compare(self)
-        except Unsupported as error:
-            raise Unsupported(f"{reader.path}: architecture {config.architecture}: {error}") from None
+        except Exception as error:
+            raise Unsupported(f"{reader.path}: architecture {config.architecture}: {reason(error)}") from error
 
     def pack_weights(self) -> None:
         """The embedding stays unpacked, even if it is also the output layer."""

@@ -43,6 +43,9 @@ class PackedLinear(nn.Module):
     def __init__(self, product: JoinedProduct, part: slice) -> None:
         super().__init__()
         self.product, self.part = product, part
+        weight = product.linear.weight
+        # For modules that ask for its shape or dtype. It has no elements, so whoever reads those fails.
+        self.weight = weight.new_empty(part.stop - part.start, weight.shape[1], device="meta")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x, self.part)

@@ -69,6 +69,7 @@ TESTED_IN_FULL: dict[str, dict[str, Any]] = {
     "granitemoe": {},
     "helium": {},
     "hunyuan_v1_dense": {},
+    "hunyuan_v1_moe": {},
     "llama": {},
     "mistral": {},
     "olmoe": {},

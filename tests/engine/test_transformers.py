@@ -235,6 +235,15 @@ def test_a_module_that_looks_at_the_row_before_is_refused(tmp_path, monkeypatch)
         LLM(directory, **OPTIONS)
 
 
+def test_a_module_that_reads_the_elements_of_a_weight_is_refused(tmp_path, monkeypatch):
+    """The weights of ours have another layout."""
+    directory = tiny.save(of_architecture("gemma2"), tmp_path / "model")
+    forward = Gemma2MLP.forward
+    monkeypatch.setattr(Gemma2MLP, "forward", lambda mlp, x: forward(mlp, x) * mlp.up_proj.weight[0, 0])
+    with pytest.raises(ValueError, match=f"^{directory}: architecture Gemma2ForCausalLM: .*meta"):
+        LLM(directory, **OPTIONS)
+
+
 @pytest.mark.parametrize("name", ["auto_map", "attn_implementation", "_attn_implementation", "experts_implementation"])
 def test_code_that_a_config_names_is_neither_fetched_nor_run(tmp_path, monkeypatch, name):
     directory = tiny.save(of_architecture("gemma2"), tmp_path / "model")

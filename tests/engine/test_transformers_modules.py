@@ -65,6 +65,18 @@ def test_products_of_one_input_are_one(monkeypatch):
     assert any(linear is one for one in linears)
 
 
+@torch.inference_mode()
+def test_products_say_the_shape_and_type_of_the_weights_whose_place_they_take():
+    """Routers of experts ask for them."""
+    model = of_architecture("olmo2").bfloat16()
+    before = {name: module.weight.shape for name, module in model.named_modules() if type(module) is nn.Linear}
+    replace_modules(model, Pass())
+    ours = {name.removesuffix(".module"): m for name, m in model.named_modules() if isinstance(m, PackedLinear)}
+    assert {name: module.weight.shape for name, module in ours.items()} == {name: before[name] for name in ours}
+    assert {module.weight.dtype for module in ours.values()} == {torch.bfloat16}
+    assert len(ours) > 4 * NUM_LAYERS
+
+
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2"])
 @torch.inference_mode()
 def test_the_last_layer_works_on_the_rows_that_go_on_alone(model_type):
