@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from inspect import unwrap
+from inspect import signature, unwrap
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,7 @@ def _describe(raw: dict[str, Any]) -> TransformersConfig:
         if len(probe.calls) != num_layers:
             raise Unsupported(f"{len(probe.calls)} of its {num_layers} layers call transformers' attention interface")
         max_model_len = _max_model_len(config)
+        _check_windows(config, list(probe.calls.values()), max_model_len)
         return TransformersConfig(
             architecture=type(model).__name__,
             vocab_size=config.vocab_size,
@@ -132,6 +133,18 @@ def _check_layer_types(config: dict[str, Any]) -> None:
     for kind in types if isinstance(types, list) else ():
         if kind not in LAYER_TYPES:
             raise Unsupported(f"it has layers of type {kind}, and only {' and '.join(LAYER_TYPES)} are supported")
+
+
+def _check_windows(config: PretrainedConfig, calls: list[AttentionCall], max_model_len: int) -> None:
+    """Refuses layers whose window is only in a mask, which attention over pages does not see. A prompt would have to be
+    longer than the window to show it."""
+    window, types = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if types is not None:
+        is_told = all(call.window for call, kind in zip(calls, types, strict=True) if kind == "sliding_attention")
+    else:
+        is_told = any(call.window for call in calls) or "sliding_window" not in signature(type(config)).parameters
+    if not is_told and isinstance(window, int) and 0 < window < max_model_len:
+        raise Unsupported(f"its attention is not told its window of {window} positions")
 
 
 def _hugging_face_config(raw: dict[str, Any]) -> PretrainedConfig:

@@ -188,6 +188,11 @@ REFUSED = {
         | {"num_key_value_heads": 4, "head_dim": 4, "n_routed_experts": 4, "n_group": 1, "topk_group": 1},
         "DeepseekV3ForCausalLM.*the heads of its queries, keys and values differ in size",
     ),
+    "phimoe": ({}, "PhimoeForCausalLM.*its attention is not told its window of 8 positions"),
+    "qwen2_moe": (
+        {"use_sliding_window": True, "max_window_layers": 2},
+        "Qwen2MoeForCausalLM.*its attention is not told its window of 8 positions",
+    ),
     "mamba": ({}, "MambaForCausalLM.*does not run by the modules of transformers"),
 }
 
