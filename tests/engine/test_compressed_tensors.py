@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor, NaiveQuantizationCompressor, PackedQuantizationCompressor
+from compressed_tensors.entrypoints.convert.converters import AutoAWQConverter
 from compressed_tensors.quantization import QuantizationScheme
+from safetensors.torch import load_file
 from torch import Tensor
 
 from batchllm.models.quantization import read_quantization
 from batchllm.models.weight_schemes import PackedWeight
+from batchllm.models.weights import WeightReader
 from tests.engine import tiny
-from tests.engine.quantized_models import Quantise, save_quantized
-from tests.engine.test_quantized import assert_answers_agree
+from tests.engine.quantized_models import Quantise, awq, save_quantized
+from tests.engine.test_quantized import AWQ, assert_answers_agree
 
 INT4 = {"num_bits": 4, "type": "int"}
 GROUPS = INT4 | {"strategy": "group", "group_size": 16}
@@ -80,6 +83,21 @@ def test_logits_equal_transformers_on_the_decompressed_weights(tmp_path, monkeyp
     compressor = PackedQuantizationCompressor if stored_as == "pack-quantized" else NaiveQuantizationCompressor
     model, quantise = tiny.FAMILIES["llama"].model(), compress(compressor, weights)
     assert_answers_agree(tmp_path, save_quantized(tmp_path, model, settings_of(stored_as, weights), quantise))
+
+
+def test_awq_weights_are_those_that_the_package_converts(tmp_path):
+    model = tiny.FAMILIES["llama"].model()
+    save_quantized(tmp_path, model, AWQ, awq(16))
+    converted = AutoAWQConverter(group_size=16).process(load_file(tmp_path / "model.safetensors"))
+    scheme = QuantizationScheme(targets=["Linear"], weights=GROUPS | {"symmetric": False})
+    layers = [name.removesuffix(".weight_packed") for name in converted if name.endswith(".weight_packed")]
+    assert len(layers) == 7 * model.config.num_hidden_layers
+    with WeightReader(tmp_path, torch.float32) as reader:
+        for layer in layers:
+            parts = {name.rpartition(".")[2]: part for name, part in converted.items() if name.startswith(f"{layer}.")}
+            parts["weight_scale"] = parts["weight_scale"].float()
+            expected = PackedQuantizationCompressor.decompress(parts, scheme)["weight"]
+            assert torch.equal(reader.take(f"{layer}.weight", *expected.shape), expected)
 
 
 def test_a_layer_has_the_scheme_of_the_target_that_names_it_best():
