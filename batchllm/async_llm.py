@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -115,7 +116,7 @@ class Caller:
     def tell(self, items: list[Any]) -> None:
         """From the engine's thread."""
         self._news.extend(items)
-        if not self.event_loop.is_closed():
+        with suppress(RuntimeError):  # the event loop is closed, and so is its caller
             self.event_loop.call_soon_threadsafe(self._arrived.set)
 
 
@@ -158,14 +159,14 @@ class EngineLoop:
     def turn(self, items: list[Caller | Callable[[EngineLoop], None]]) -> None:
         """Handles the messages, adding all new requests together, and makes a step."""
         new = [item for item in items if isinstance(item, Caller)]
-        for item in items:
-            if not isinstance(item, Caller):
-                item(self)
-        self._add([caller for caller in new if not caller.left])
         try:
+            for item in items:
+                if not isinstance(item, Caller):
+                    item(self)
+            self._add([caller for caller in new if not caller.left])
             step = self.engine.step()
         except BaseException as error:  # the engine is empty now
-            for caller in set(self.callers.values()):
+            for caller in {*self.callers.values(), *new}:
                 caller.tell([error])
             self.callers.clear()
             return

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from contextlib import nullcontext
+from weakref import WeakValueDictionary
 
 from batchllm.engine.engine import Engine
 from batchllm.engine.engine_requests import EngineRequest, Finished
@@ -23,7 +24,8 @@ class JobDriver:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._waiting: dict[range, deque[Finished]] = {}  # by the engine's request ids: where finished ones go
+        # By the engine's request ids: where finished ones go. A job that is gone, however it ended, is not waiting.
+        self._waiting: WeakValueDictionary[range, deque[Finished]] = WeakValueDictionary()
 
     def run(
         self,
@@ -39,6 +41,7 @@ class JobDriver:
         ended: deque[Finished] = deque()
         next_progress_s = 0.0
         freezes = gc.get_freeze_count() == 0  # otherwise a caller's frozen objects would thaw with ours
+        self._abort_what_nobody_waits_for()
         try:
             self._engine.recorder = recorder or self._engine.recorder
             with never_collected() if freezes else nullcontext():
@@ -63,12 +66,16 @@ class JobDriver:
                     yield index, finished.request_id - begins[index], finished
         finally:
             self._waiting.pop(ids, None)
-            if num_left:
-                self._engine.abort(ids)
+            self._abort_what_nobody_waits_for()
             if recorder and self._engine.recorder is recorder:
                 self._engine.recorder = None
             if freezes:
                 gc.unfreeze()
+
+    def _abort_what_nobody_waits_for(self) -> None:
+        """The rest of a job that ended early, be it by Ctrl-C before it knew its ids."""
+        live = self._engine.requests.ids()
+        self._engine.abort([i for i in live if not any(i in ids for ids in self._waiting)])
 
     def _step(self) -> None:
         """One step for all running jobs, each of which is told which of its requests ended."""

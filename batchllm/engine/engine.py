@@ -36,8 +36,8 @@ NO_IDS = np.empty(0, np.int32)
 class Engine:
     """One model, one KV pool, any number of requests.
 
-    An exception from `step` (logits that are not finite, Ctrl-C) ends all requests. The engine is then empty and takes
-    new ones.
+    An exception from `step` or `abort` ends all requests (logits that are not finite, a rule that fails), and so does
+    Ctrl-C anywhere. The engine is then empty and takes new ones.
     """
 
     def __init__(
@@ -89,6 +89,15 @@ class Engine:
         Raises ValueError, naming the index in `requests`, for a request that the pool can never hold or that a rule
         refuses; then none is added.
         """
+        try:
+            return self._add(requests)
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C: planner, table and rules may know different requests
+            self._reset()
+            raise
+
+    def _add(self, requests: Sequence[EngineRequest]) -> list[range]:
         if self.num_live == 0:
             self._reset()
             self._planner = ext.BatchPlanner(
@@ -172,9 +181,13 @@ class Engine:
 
     def _abort(self, request_ids: np.ndarray) -> None:
         assert self._planner is not None
-        self._planner.abort(request_ids)
-        requests = self.requests.live(request_ids)
-        self._forget(request_ids, requests, np.array([request.slot for request in requests], np.int64))
+        try:
+            self._planner.abort(request_ids)
+            requests = self.requests.live(request_ids)
+            self._forget(request_ids, requests, np.array([request.slot for request in requests], np.int64))
+        except BaseException:
+            self._reset()
+            raise
 
     @torch.inference_mode()
     def step(self) -> StepOutput | None:

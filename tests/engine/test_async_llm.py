@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from batchllm import LLM, AsyncLLM, LogitsRule, SamplingParams
-from batchllm.async_llm import Caller
+from batchllm.async_llm import Caller, Mailbox
 from batchllm.engine.engine_requests import EngineRequest
 from tests.engine import tiny
 
@@ -133,18 +133,26 @@ def gated_llm(tiny_dir, gate):
     gate.opened.set()
 
 
-async def asked_while_the_engine_is_busy(llm, gate, prompts):
+async def asked_while_the_engine_is_busy(llm, gate, prompts, monkeypatch):
     """The first of the prompts is in a step; the others have been sent."""
+    sent = []
+
+    def send(mailbox, item, send=Mailbox.send):
+        sent.append(item)
+        send(mailbox, item)
+
+    monkeypatch.setattr(Mailbox, "send", send)
     tasks = [asyncio.create_task(outputs_of(llm, {"prompt_token_ids": prompts[0]}))]
     assert await asyncio.to_thread(gate.reached.wait, 60)
     tasks += [asyncio.create_task(outputs_of(llm, {"prompt_token_ids": prompt})) for prompt in prompts[1:]]
-    await asyncio.sleep(0)  # each runs until it waits for news
+    while len(sent) < len(prompts):
+        await asyncio.sleep(0.001)
     return tasks
 
 
-def test_what_the_engine_refuses_is_that_callers_alone(gated_llm, gate):
+def test_what_the_engine_refuses_is_that_callers_alone(gated_llm, gate, monkeypatch):
     async def run():
-        tasks = await asked_while_the_engine_is_busy(gated_llm, gate, [[5, 6], [5, 7], [9, 6], [5, 8]])
+        tasks = await asked_while_the_engine_is_busy(gated_llm, gate, [[5, 6], [5, 7], [9, 6], [5, 8]], monkeypatch)
         gate.opened.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -153,9 +161,9 @@ def test_what_the_engine_refuses_is_that_callers_alone(gated_llm, gate):
     assert all(outputs[-1].finished for outputs in (first, second, third))
 
 
-def test_whoever_left_before_the_engine_looked_is_never_added(gated_llm, gate):
+def test_whoever_left_before_the_engine_looked_is_never_added(gated_llm, gate, monkeypatch):
     async def run():
-        first, leaves = await asked_while_the_engine_is_busy(gated_llm, gate, [[5, 6], [5, 7]])
+        first, leaves = await asked_while_the_engine_is_busy(gated_llm, gate, [[5, 6], [5, 7]], monkeypatch)
         leaves.cancel()
         with pytest.raises(asyncio.CancelledError):
             await leaves
@@ -166,29 +174,63 @@ def test_whoever_left_before_the_engine_looked_is_never_added(gated_llm, gate):
     assert gate.prompts == [[5, 6]]
 
 
-class FailsOnce(LogitsRule):
+class FailsWithThree(LogitsRule):
     def __init__(self):
-        self.left = 2
+        self.fails = True
 
     def after_draw(self, rows, tokens):
-        self.left -= 1
-        if self.left == 0:
+        if self.fails and len(rows) == 3:
+            self.fails = False
             raise ValueError("a step failed")
         return []
 
 
 def test_a_step_that_fails_is_told_to_all_and_the_engine_goes_on(tiny_dir):
-    llm = AsyncLLM(tiny_dir, dtype="float32", rules=[FailsOnce()])
+    llm = AsyncLLM(tiny_dir, dtype="float32", rules=[FailsWithThree()])
+    params = SamplingParams(max_tokens=400, ignore_eos=True)
 
     async def run():
         first = await asyncio.gather(
-            *(outputs_of(llm, {"prompt_token_ids": [5, i]}) for i in range(3)), return_exceptions=True
+            *(outputs_of(llm, {"prompt_token_ids": [5, i]}, params) for i in range(3)), return_exceptions=True
         )
         return first, await outputs_of(llm, {"prompt_token_ids": [5, 6]})
 
     first, second = asyncio.run(run())
     assert [str(error) for error in first] == ["a step failed"] * 3
     assert second[-1].finished
+
+
+class FailsToForget(LogitsRule):
+    def __init__(self):
+        self.fails = True
+
+    def forget(self, request):
+        if self.fails:
+            self.fails = False
+            raise ValueError("forgets nothing")
+
+
+def test_an_abort_that_fails_is_told_to_all_and_the_engine_goes_on(tiny_dir):
+    llm = AsyncLLM(tiny_dir, dtype="float32", rules=[FailsToForget()])
+    params = SamplingParams(max_tokens=400, ignore_eos=True)
+
+    async def run():
+        leaves = llm.generate({"prompt_token_ids": [5, 7]}, params)
+        await anext(leaves)
+        stays = asyncio.create_task(outputs_of(llm, {"prompt_token_ids": [5, 6]}, params))
+        await leaves.aclose()
+        with pytest.raises(ValueError, match="forgets nothing"):
+            await asyncio.wait_for(stays, 60)
+        return await asyncio.wait_for(outputs_of(llm, {"prompt_token_ids": [5, 6]}), 60)
+
+    assert asyncio.run(run())[-1].finished
+
+
+def test_a_caller_whose_event_loop_is_closed_is_told_nothing():
+    event_loop = asyncio.new_event_loop()
+    caller = Caller(EngineRequest(np.array([5], np.int32), GREEDY, [0], 1), event_loop)
+    event_loop.close()
+    caller.tell([(0, 5)])
 
 
 def test_a_process_ends_without_closing_anything(tiny_dir):

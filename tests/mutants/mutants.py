@@ -410,6 +410,7 @@ TABLE = "batchllm/request_table.py"
 ENGINE = "batchllm/engine/engine.py"
 LLM = "batchllm/llm.py"
 ASYNC = "batchllm/async_llm.py"
+DRIVER = "batchllm/driver.py"
 ANSWERS = "batchllm/answers.py"
 DRAW = "batchllm/sampling/draw.py"
 SAMPLER = "batchllm/sampling/sampler.py"
@@ -439,6 +440,7 @@ IN_SCORING = "tests/engine/test_scoring.py::"
 IN_MEMORY = "tests/integrations/test_transformers.py::"
 IN_REASONING = "tests/engine/test_reasoning.py::"
 IN_OPENAI = "tests/jobs/test_openai_answers.py::"
+IN_INTERRUPTS = "tests/engine/test_interrupts.py::"
 IN_ASYNC = "tests/engine/test_async_llm.py::"
 IN_FILES = "tests/jobs/test_files.py::"
 IN_BATCH = "tests/jobs/test_openai_batch.py::"
@@ -913,9 +915,9 @@ PYTHON_MUTANTS = [
     ),
     Mutant(
         "an_abandoned_job_runs_on",
-        "batchllm/driver.py",
-        "                self._engine.abort(ids)\n",
-        "                pass\n",
+        DRIVER,
+        "        self._engine.abort([i for i in live",
+        "        ([i for i in live",
         IN_ENGINE + "test_an_exception_in_a_callback_leaves_the_next_job_a_clean_engine",
     ),
     # Scoring.
@@ -989,6 +991,30 @@ PYTHON_MUTANTS = [
         "            self._used_ids.discard(name)\n",
         "",
         IN_ASYNC + "test_what_is_refused_is_that_callers_alone",
+    ),
+    Mutant(
+        "an_event_loop_that_is_closed_ends_the_engines_thread",
+        ASYNC,
+        "with suppress(RuntimeError):",
+        "with suppress():",
+        IN_ASYNC + "test_a_caller_whose_event_loop_is_closed_is_told_nothing",
+    ),
+    Mutant(
+        "an_abort_that_fails_is_told_to_nobody",
+        ASYNC,
+        "        try:\n            for item in items:\n                if not isinstance(item, Caller):\n"
+        "                    item(self)\n",
+        "        for item in items:\n            if not isinstance(item, Caller):\n"
+        "                item(self)\n        try:\n",
+        IN_ASYNC + "test_an_abort_that_fails_is_told_to_all_and_the_engine_goes_on",
+    ),
+    # Ctrl-C.
+    Mutant(
+        "an_interrupted_add_leaves_what_the_table_does_not_know",
+        ENGINE,
+        "know different requests\n            self._reset()\n",
+        "know different requests\n",
+        IN_INTERRUPTS + "test_an_interrupted_job_leaves_the_next_one_a_clean_engine",
     ),
     # Jobs.
     Mutant(
