@@ -61,7 +61,7 @@ def choose_dtype(wanted: Any, quantize: str | None, device: torch.device) -> tor
             raise ValueError(f"dtype: expected 'auto' or 'bfloat16' on a GPU, got {wanted!r}")
         return torch.bfloat16
     if wanted == "auto":
-        return torch.bfloat16 if quantize or _cpu_has_bf16_dot() else torch.float32
+        return torch.bfloat16 if quantize or cpu_has_bf16_dot() else torch.float32
     for name in CPU_DTYPES:
         dtype: torch.dtype = getattr(torch, name)
         if wanted in (name, dtype):
@@ -87,6 +87,7 @@ def _lacks() -> str | None:
     return None
 
 
-def _cpu_has_bf16_dot() -> bool:
+def cpu_has_bf16_dot() -> bool:
+    """Whether the CPU has dot products of bfloat16, for which "auto" takes it."""
     flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
     return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -46,9 +46,8 @@ class BadWords(LogitsRule):
     def bind(self, requests: RequestTable) -> None:
         self._has_bad_words = requests.column(bool)
         self._banned = Prepared(lambda request: request.params.bad_words, self._sequences)
-        self._ends_of_output: dict[
-            int, list[int]
-        ] = {}  # the tokens that a sequence may have before its last, by request
+        # By request: the last tokens of its output, as many as a sequence may have before its last.
+        self.ends_of_output: dict[int, list[int]] = {}
 
     def concerns_params(self, params: SamplingParams) -> bool:
         return bool(params.bad_words)
@@ -71,16 +70,16 @@ class BadWords(LogitsRule):
             if token in self._completed(request):
                 ends.append((row, NO_TOKEN_LEFT))
             if num_kept := self._banned(request).num_before_last:
-                output = [*self._ends_of_output.get(request.id, ()), token]
-                self._ends_of_output[request.id] = output[-num_kept:]
+                output = [*self.ends_of_output.get(request.id, ()), token]
+                self.ends_of_output[request.id] = output[-num_kept:]
         return ends
 
     def forget(self, request: LiveRequest) -> None:
-        self._ends_of_output.pop(request.id, None)
+        self.ends_of_output.pop(request.id, None)
         self._banned.forget(request)
 
     def _completed(self, request: LiveRequest) -> np.ndarray:
-        return self._banned(request).completed_after(self._ends_of_output.get(request.id, []))
+        return self._banned(request).completed_after(self.ends_of_output.get(request.id, []))
 
     def _sequences(self, words: list[str]) -> BannedSequences:
         always: list[int] = []

@@ -15,7 +15,9 @@ from batchllm.sampling.allowed_tokens import AllowedTokens
 from batchllm.sampling.bad_words import BadWords
 from batchllm.sampling.logit_bias import LogitBias
 from batchllm.sampling.penalties import Penalties
+from batchllm.sampling.prepared import Prepared
 from batchllm.sampling.rules import LogitsRule
+from batchllm.sampling.token_counts import TokenCounts
 from tests.engine.rows import Requests
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -148,21 +150,29 @@ def test_bad_words_are_looked_for_in_the_output_alone():
     assert follower.logits(logits, [0])[0, 1] == -torch.inf
 
 
-def test_what_rules_prepare_is_shared_by_the_completions_of_a_prompt_and_goes_with_the_last():
+def test_what_rules_prepare_is_shared_by_the_completions_of_a_prompt_and_goes_with_the_last(monkeypatch):
+    made = []
+
+    def keeps(of_class):
+        return lambda *given: made.append(of_class(*given)) or made[-1]
+
+    for module in ("allowed_tokens", "bad_words", "logit_bias", "penalties"):
+        monkeypatch.setattr(f"batchllm.sampling.{module}.Prepared", keeps(Prepared))
+    monkeypatch.setattr("batchllm.sampling.penalties.TokenCounts", keeps(TokenCounts))
     params = SamplingParams(bad_words=["ab"], logit_bias={1: 1}, allowed_token_ids=[0, 1, 2], repetition_penalty=1.5)
     prompt = np.array([1, 2, 3], np.int32)
     rules = [AllowedTokens(), BadWords(Letters, VOCAB_SIZE), LogitBias(), Penalties()]
     requests = Requests([], rules)
     for request_id in range(40):
         requests.add(request_id, prompt, params)
-    allowed, bad_words, bias, penalties = rules
-    held = (allowed._allowed, bad_words._banned, bias._biases, penalties._prompt)
+    held = [one for one in made if isinstance(one, Prepared)]
+    (outputs,) = (one for one in made if isinstance(one, TokenCounts))
     assert [len(part) for part in held] == [0] * 4, "what waits takes nothing"
     logits = torch.zeros(40, VOCAB_SIZE)
     requests.sample(logits, requests.rows(range(40), [0] * 40), CpuOps())
     requests.ends(range(40), [0] * 40, [0] * 40)
     assert [len(part) for part in held] == [1] * 4
-    assert len(penalties._output) == 40
+    assert len(outputs) == 40
     for request_id in range(40):
         requests.forget(request_id)
-    assert [len(part) for part in (*held, penalties._output, bad_words._ends_of_output)] == [0] * 6
+    assert [len(part) for part in (*held, outputs, rules[1].ends_of_output)] == [0] * 6

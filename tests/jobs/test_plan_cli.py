@@ -50,7 +50,7 @@ def this_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         return MeasuredRates(CpuRates(product_flops_per_s, 2e10, 1e11), was_quiet=True)
 
     monkeypatch.setattr("batchllm.device.cpu_rates.cpu_rates", rates)
-    monkeypatch.setattr("batchllm.device.choice._cpu_has_bf16_dot", lambda: True)
+    monkeypatch.setattr("batchllm.device.choice.cpu_has_bf16_dot", lambda: True)
     monkeypatch.setattr("batchllm.device.kv_cache.available_memory_bytes", lambda: 8 << 30)
 
 

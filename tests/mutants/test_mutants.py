@@ -90,7 +90,7 @@ def test_a_bug_in_python_turns_its_test_red(mutant: Mutant, tmp_path: Path) -> N
 
 
 def run_case(case: str, unit: str, mutant: Mutant | None, directory: Path) -> subprocess.CompletedProcess[str]:
-    is_kernel = not unit.startswith("csrc/planner/")
+    is_kernel = unit.startswith(("csrc/rows/", "csrc/attention/"))
     library = BUILD / ("libbatchllm_kernels.a" if is_kernel else "libbatchllm_planner.a")
     program_of_tests = "test_attention" if is_kernel else "test_planner"
     if not library.exists():

@@ -49,7 +49,7 @@ def test_the_cpu_at_hand_is_what_it_was_measured_to_be(this_cpu, dtype, quantize
 
 @pytest.mark.parametrize("has_bf16", [True, False])
 def test_without_a_dtype_it_is_the_one_that_a_model_would_run_in(this_cpu, monkeypatch, has_bf16):
-    monkeypatch.setattr("batchllm.device.choice._cpu_has_bf16_dot", lambda: has_bf16)
+    monkeypatch.setattr("batchllm.device.choice.cpu_has_bf16_dot", lambda: has_bf16)
     assert device_by_name("cpu", "auto", None).dtype == ("bfloat16" if has_bf16 else "float32")
 
 
