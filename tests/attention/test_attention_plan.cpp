@@ -230,6 +230,16 @@ TEST_CASE("a plan for some rows counts what they read alone, and what they share
     CHECK(all.for_rows(Ints{5}).stats().num_shared_segments == 0);
 }
 
+TEST_CASE("what some rows read is divided among all threads of the plan") {
+    OwnedBatch batch;
+    for (int32_t i = 0; i < 64; ++i) batch.add_span({batch.add_segment(0, 100000)}, 99999, 1);
+    const AttentionShape shape{.num_qo_heads = 8, .num_kv_heads = 2, .head_dim = 64, .page_size = batch.page_size};
+    for (int32_t num_threads : {1, 8}) {
+        const AttentionPlan all(batch.view(), shape, num_threads, Sharing::kAlways);
+        CHECK(std::ssize(all.for_rows(Ints{63}).items()) >= num_threads);
+    }
+}
+
 TEST_CASE("a plan for rows that are not the plan's, or not in order, is refused") {
     OwnedBatch batch;
     batch.add_span({batch.add_segment(0, 8)}, 4, 4);

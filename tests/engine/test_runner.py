@@ -15,7 +15,7 @@ from batchllm.device.step import StepLayout
 from batchllm.device.transfer import UploadRing
 from batchllm.engine.engine import Engine
 from batchllm.engine.engine_requests import EngineRequest
-from batchllm.engine.graphs import CAPTURED_AFTER, ROOM, Graph, Graphs, logit_row_bucket, row_bucket
+from batchllm.engine.graphs import CAPTURED_AFTER, ROOM, Graph, Graphs, bucket_of, logit_row_bucket, row_bucket
 from batchllm.engine.runner import GpuRunner
 from benchmarks.host_time import NoKernels, NoModel
 from tests.engine import tiny
@@ -60,6 +60,14 @@ def test_a_gpu_has_a_plan_for_each_kind_of_layer(two_kinds_dir, captures_at_once
     ours = our_logits(llm, prompts, continuations)
     assert_logits_agree(ours, our_logits(LLM(two_kinds_dir, dtype="float32"), prompts, continuations), 1e-4)
     assert gpu.num_captures <= gpu.num_replays
+
+
+def test_a_bucket_has_room_for_its_rows_and_no_more_logit_rows_than_rows():
+    for num_rows in range(1, 400):
+        for num_logit_rows in range(1, num_rows + 1):
+            bucket = bucket_of(num_rows, num_logit_rows)
+            if bucket is not None:
+                assert num_logit_rows <= bucket[1] <= bucket[0] >= num_rows
 
 
 def test_a_graph_has_room_for_every_page_and_is_captured_once_its_bucket_has_come_often(wide_dir):

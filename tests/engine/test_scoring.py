@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from batchllm import LLM, SamplingParams
 from batchllm.continuations import continuation_of
+from batchllm.engine.logits_reader import SCORED_AT_ONCE
 from batchllm.outputs import ContinuationScore
 from tests.engine import tiny
 
@@ -59,6 +60,14 @@ def test_scores_are_transformers(tiny_dir, model, options):
             assert_score(score, model, prompt, continuation)
     assert llm.engine.num_live == 0
     llm.engine.audit()
+
+
+def test_more_rows_are_scored_than_logits_are_made_of_at_once(tiny_llm, model):
+    generator = random.Random(1)
+    ids = [generator.randrange(4, 60) for _ in range(SCORED_AT_ONCE + 40)]
+    [[score]] = tiny_llm.score([ids[:3]], [[ids[3:]]])
+    assert tiny_llm.stats["steps"] == 1
+    assert_score(score, model, ids[:3], ids[3:])
 
 
 def test_choices_of_one_token_are_one_request_without_anything_decoded(tiny_llm):

@@ -6,7 +6,7 @@ import pytest
 import batchllm_ext as ext
 from batchllm.estimate.roofline import DEVICES
 from batchllm.jobs.job_prompts import JobPrompts
-from batchllm.jobs.line import CHAT, COMPLETION, SCORE, BatchRequest
+from batchllm.jobs.line import CHAT, COMPLETION, SCORE, AnswerForm, BatchRequest
 from batchllm.jobs.parcels import pack_lines, parcels_of, tokenized_job, unpack_lines
 from batchllm.jobs.reading import TokenizedLine
 from batchllm.models.config import ModelConfig
@@ -46,10 +46,12 @@ def test_a_replica_reads_what_was_packed() -> None:
         line(3, [[1]], SamplingParams(structured_outputs=grammar, n=2)),
         line(4, [[1]], SamplingParams(temperature=0, max_tokens=3)),
     ]
+    lines[0].params[1] = SamplingParams(temperature=0, max_tokens=3, seed=7)
+    lines[1].request.form = AnswerForm(echo=True)
     read = unpack_lines(pack_lines(prompts_of(lines), [3, 0, 1, 2]))
     assert read == [lines[at] for at in (3, 0, 1, 2)]
     assert all(found.request.kind is lines[at].request.kind for found, at in zip(read, (3, 0, 1, 2), strict=True))
-    assert read[0].params[0] is read[1].params[1] is read[1].request.params  # made once
+    assert read[0].params[0] is read[1].params[0] is read[1].request.params  # made once
 
 
 def test_the_planner_sees_a_request_for_each_completion() -> None:

@@ -191,6 +191,8 @@ def test_what_is_wrong_with_a_row_is_that_rows_error(tmp_path: Path) -> None:
     assert "utf-8" in reasons[3]
     assert reasons[4].startswith("JSON is malformed")
     assert isinstance(lines[4], BatchRequest)
+    for line in requests(write_lines(tmp_path / "empty.jsonl", [b"{}"]), Ask("a{{ text }}b")):
+        assert str(line) == "template: UndefinedError: 'text' is undefined"
     escapes = requests(write_json(tmp_path / "rows.jsonl"), Ask("{{ text.__class__.__mro__ }}"))
     assert all(isinstance(line, LineError) and "unsafe" in str(line) for line in escapes), "the sandbox holds"
 

@@ -423,6 +423,9 @@ BATCH_PARAMS = "batchllm/jobs/openai_params.py"
 BATCH_PROMPTS = "batchllm/jobs/openai_prompts.py"
 BATCH_TOOLS = "batchllm/jobs/openai_tools.py"
 FILES = "batchllm/jobs/files.py"
+ANSWERING = "batchllm/jobs/answering.py"
+TEMPLATE = "batchllm/jobs/row_template.py"
+READER = "batchllm/engine/logits_reader.py"
 INPUTS = "batchllm/jobs/inputs.py"
 LINE = "batchllm/jobs/line.py"
 EARLIER = "batchllm/jobs/earlier.py"
@@ -445,6 +448,8 @@ IN_ASYNC = "tests/engine/test_async_llm.py::"
 IN_FILES = "tests/jobs/test_files.py::"
 IN_BATCH = "tests/jobs/test_openai_batch.py::"
 IN_TOOL_CALLS = "tests/jobs/test_openai_grammars.py::"
+IN_TABLES = "tests/jobs/test_tables.py::"
+IN_PARCELS = "tests/jobs/test_parcels.py::"
 IN_RUNNER = "tests/jobs/test_runner.py::"
 IN_WINDOWS = "tests/engine/test_windows.py::"
 IN_RESUME = "tests/jobs/test_resume.py::"
@@ -456,6 +461,10 @@ IN_AHEAD = "tests/engine/test_running_ahead.py::"
 NARROW = "csrc/attention/cpu/narrow.inc"
 WIDE_FLOAT32 = "csrc/attention/cpu/wide_float32.inc"
 BASE_ATTENTION = "csrc/attention/cpu/kernel_base.cpp"
+PLAN = "csrc/attention/plan/attention_plan.cpp"
+ROWS_DRAFT = "csrc/attention/plan/draft_of_rows.cpp"
+SOME_ROWS = "of some rows a plan does the work that it does of them among all, on the same keys"
+COUNTS_OF_SOME_ROWS = "a plan for some rows counts what they read alone, and what they share"
 ATTENTION = "attention on the CPU is what the reference says"
 
 ATTENTION_MUTANTS = [
@@ -490,6 +499,34 @@ ATTENTION_MUTANTS = [
         "return v[key][i];",
         ATTENTION,
         BASE_ATTENTION,
+    ),
+    Mutant(
+        "a_row_that_is_kept_reads_what_the_next_one_reads",
+        ROWS_DRAFT,
+        "draft.rows.push_back({token, row.kv_begin,",
+        "draft.rows.push_back({token, row.kv_begin + 1,",
+        SOME_ROWS,
+    ),
+    Mutant(
+        "rows_that_are_left_out_are_read_for",
+        ROWS_DRAFT,
+        "if (tile.row_end - tile.row_begin < 2) continue;",
+        "",
+        COUNTS_OF_SOME_ROWS,
+    ),
+    Mutant(
+        "a_plan_for_some_rows_is_for_one_thread",
+        ROWS_DRAFT,
+        "choose_cpu_splits(draft, cost, plan.num_threads());",
+        "choose_cpu_splits(draft, cost, 1);",
+        "what some rows read is divided among all threads of the plan",
+    ),
+    Mutant(
+        "a_plan_for_some_rows_has_the_rows_of_all",
+        PLAN,
+        "batch_(std::make_shared<const BatchCopy>(all.batch_->view(), rows)),",
+        "batch_(all.batch_),",
+        SOME_ROWS,
     ),
 ]
 
@@ -635,7 +672,7 @@ PYTHON_MUTANTS = [
         "batchllm/engine/graphs.py",
         "min(logit_row_bucket(num_logit_rows), rows)",
         "logit_row_bucket(num_logit_rows)",
-        IN_AHEAD + "test_answers_and_why_they_end_are_those_of_the_cpu",
+        "tests/engine/test_runner.py::test_a_bucket_has_room_for_its_rows_and_no_more_logit_rows_than_rows",
     ),
     Mutant(
         "every_bucket_is_captured_at_once",
@@ -806,6 +843,27 @@ PYTHON_MUTANTS = [
         "(there,) = to_device([asking], logits.device)",
         "(there,) = to_device([asking - 1], logits.device)",
         IN_LOGPROBS + "test_logprobs_are_transformers",
+    ),
+    Mutant(
+        "tokens_are_drawn_from_the_rows_that_are_scored",
+        READER,
+        "hidden = hidden[_places(batch.logit_rows, batch, hidden.device)]",
+        "hidden = hidden[: len(rows)]",
+        IN_LOGPROBS + "test_logprobs_are_transformers",
+    ),
+    Mutant(
+        "a_row_scores_its_own_token",
+        READER,
+        "batch.positions[rows] + 1, readers",
+        "batch.positions[rows], readers",
+        IN_SCORING + "test_scores_are_transformers",
+    ),
+    Mutant(
+        "rows_after_the_first_256_have_the_readers_of_the_first",
+        READER,
+        "for i in range(begin, begin + len(rows))]",
+        "for i in range(len(rows))]",
+        IN_SCORING + "test_more_rows_are_scored_than_logits_are_made_of_at_once",
     ),
     Mutant(
         "equal_tokens_are_all_greedy",
@@ -1135,6 +1193,55 @@ PYTHON_MUTANTS = [
         "[outputs[i] for i in range(len(outputs))]",
         "list(outputs.values())",
         IN_RUNNER + "test_every_line_is_answered_or_reported",
+    ),
+    Mutant(
+        "a_line_is_answered_with_its_first_prompt",
+        ANSWERING,
+        "if len(outputs) == prompts.num_prompts(line):",
+        "if outputs:",
+        IN_RUNNER + "test_every_line_is_answered_or_reported",
+    ),
+    Mutant(
+        "only_the_first_completion_of_a_prompt_can_fail",
+        ANSWERING,
+        "        for completion in output.outputs:",
+        "        for completion in output.outputs[:1]:",
+        IN_RUNNER + "test_an_answer_that_cannot_be_decoded_is_its_lines_error",
+    ),
+    Mutant(
+        "a_template_reaches_into_python",
+        TEMPLATE,
+        "jinja2.sandbox.ImmutableSandboxedEnvironment(",
+        "jinja2.Environment(",
+        IN_TABLES + "test_what_is_wrong_with_a_row_is_that_rows_error",
+    ),
+    Mutant(
+        "a_column_that_is_missing_is_empty",
+        TEMPLATE,
+        "jinja2.StrictUndefined",
+        "jinja2.Undefined",
+        IN_TABLES + "test_what_is_wrong_with_a_row_is_that_rows_error",
+    ),
+    Mutant(
+        "a_template_writes_as_much_as_it_likes",
+        TEMPLATE,
+        "if len(text) <= most else",
+        "if len(text) else",
+        IN_TABLES + "test_a_template_has_bounds_of_time_memory_and_length",
+    ),
+    Mutant(
+        "all_prompts_of_a_packed_line_have_the_first_ones_seed",
+        "batchllm/jobs/parcels.py",
+        "[_params_of(params) for _, params in packed.prompts]",
+        "[_params_of(packed.params) for _ in packed.prompts]",
+        IN_PARCELS + "test_a_replica_reads_what_was_packed",
+    ),
+    Mutant(
+        "a_packed_line_forgets_the_form_of_its_answer",
+        "batchllm/jobs/parcels.py",
+        "form=packed.form",
+        "form=AnswerForm()",
+        IN_PARCELS + "test_a_replica_reads_what_was_packed",
     ),
     Mutant(
         "a_custom_id_is_answered_twice",
