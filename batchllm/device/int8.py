@@ -27,6 +27,7 @@ INT8_MAX = 127
 ZERO_POINT = 128  # the byte of 0
 # Larger results would be newly mapped in every call: glibc returns blocks of 32 MiB or more at once.
 MAX_PRODUCT_BYTES = 24 << 20
+FLOATS_AT_ONCE = 1 << 20  # elements of a weight in float32 while it is quantised
 MAX_SEGMENTS = 64  # of a Hadamard transform at run time; more gain nothing
 
 
@@ -60,18 +61,25 @@ class Products:
 class Int8Linear:
     """y = x weight^T + bias, with a weight of 8 bits."""
 
-    def __init__(self, weight: Tensor | Iterable[Tensor], bias: Tensor | None = None, *, num_segments: int = 1) -> None:
-        """weight: [out_features, in_features], whole or as blocks of its rows, generated one after the other.
-        num_segments: it is multiplied with rows after a Hadamard transform over this many segments, and is transformed
-        itself, because a few large elements of a row would cost all others their precision."""
-        blocks = [weight] if isinstance(weight, Tensor) else weight
+    def __init__(
+        self,
+        weight: Tensor | Iterable[Tensor],
+        bias: Tensor | None = None,
+        *,
+        shape: tuple[int, int] | None = None,
+        num_segments: int = 1,
+    ) -> None:
+        """weight: [out_features, in_features], or blocks of rows of a weight of that `shape`, generated one after the
+        other. num_segments: it is multiplied with rows after a Hadamard transform over this many segments, and is
+        transformed itself, because a few large elements of a row would cost all others their precision."""
+        blocks: Iterable[Tensor] = row_blocks(weight) if isinstance(weight, Tensor) else weight
+        shape = (weight.shape[0], weight.shape[1]) if isinstance(weight, Tensor) else shape
+        assert shape is not None
+        self.out_features, self.in_features = shape
         self.num_segments = num_segments
-        quantized = [quantize_weight(mixed(block, num_segments)) for block in blocks]
-        values = torch.cat([values for values, _ in quantized])
-        self.out_features, self.in_features = values.shape
-        self._scales = torch.cat([scales for _, scales in quantized])
+        values, self._scales, sums = quantize_blocks(blocks, shape, num_segments)
         # Passed as the bias: with its own zero point, oneDNN would sum the weight in every call.
-        self._zero = -ZERO_POINT * values.sum(dim=1, dtype=torch.int64) * self._scales
+        self._zero = -ZERO_POINT * sums * self._scales
         self._weight_zero_points = torch.zeros(self.out_features, dtype=torch.int64)
         self._packed = torch.ops.onednn.qlinear_prepack.default(values, None)
         self.bias = None if bias is None else bias.float()
@@ -156,6 +164,28 @@ def mixed(weight: Tensor, num_segments: int) -> Tensor:
         return weight
     segments: Tensor = weight.float().unflatten(1, (num_segments, -1))
     return (hadamard(num_segments) @ segments).flatten(1)
+
+
+def row_blocks(weight: Tensor) -> Iterator[Tensor]:
+    """Views of some rows each."""
+    rows_at_once = max(1, FLOATS_AT_ONCE // weight.shape[1])
+    return (weight[begin : begin + rows_at_once] for begin in range(0, len(weight), rows_at_once))
+
+
+def quantize_blocks(
+    blocks: Iterable[Tensor], shape: tuple[int, int], num_segments: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a weight of that shape, in blocks of its rows: its values by `quantize_weight`, once mixed, scales,
+    and int64 [out_features], the sum of each row's values."""
+    values, scales = torch.empty(shape, dtype=torch.int8), torch.empty(shape[0])
+    sums = torch.empty(shape[0], dtype=torch.int64)
+    begin = 0
+    for block in blocks:
+        rows = slice(begin, begin + len(block))
+        values[rows], scales[rows] = quantize_weight(mixed(block, num_segments))
+        sums[rows] = values[rows].sum(dim=1, dtype=torch.int64)
+        begin = rows.stop
+    return values, scales, sums
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,6 @@ from batchllm.device.packed import can_pack, packed, packed_linear
 from batchllm.device.product_times import gains_of_packing, mean_gain
 
 ANY_NUMBER = 1 << 62  # of rows
-OUTPUTS_AT_ONCE = 8192  # in float32 at a time while a weight is quantised
 
 
 @dataclass
@@ -56,7 +55,7 @@ class Linear:
     def quantize(self) -> None:
         """Replaces a CPU weight by one in 8 bits, to be multiplied with 8-bit rows."""
         size = self.weight.shape[1]
-        self.int8 = Int8Linear(self.weight.split(OUTPUTS_AT_ONCE), self.bias, num_segments=segments_of(size))
+        self.int8 = Int8Linear(self.weight, self.bias, num_segments=segments_of(size))
         self.weight = self.weight.new_empty(0, size)
 
     def __call__(self, x: Tensor) -> Tensor:

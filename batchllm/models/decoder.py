@@ -22,6 +22,7 @@ from batchllm.models.config import ModelConfig
 from batchllm.models.forward_pass import ForwardPass
 from batchllm.models.frequencies import frequencies
 from batchllm.models.layer_spec import LayerSpec
+from batchllm.models.layer_tensors import LayerTensors, Projections
 from batchllm.models.rope import Rotation
 from batchllm.models.weights import WeightReader
 
@@ -50,7 +51,7 @@ class Model(ForwardPass):
         self.layers = [load_layer(reader, spec, hidden, f"model.layers.{i}.") for i, spec in enumerate(config.layers)]
         self.norm = reader.take("model.norm.weight", hidden)
         if config.tie_word_embeddings:
-            reader.drop_copy("lm_head.weight", self.embedding, of="model.embed_tokens.weight")
+            reader.drop_copy("lm_head.weight", config.vocab_size, hidden, of="model.embed_tokens.weight")
             self.lm_head = Linear(self.embedding)
         else:
             self.lm_head = Linear(reader.take("lm_head.weight", config.vocab_size, hidden))
@@ -110,27 +111,21 @@ class Model(ForwardPass):
 
 def load_layer(reader: WeightReader, spec: LayerSpec, hidden: int, prefix: str) -> Layer:
     """The layer whose tensor names begin with `prefix`."""
-    inter, dim = spec.intermediate_size, spec.attention.head_dim
-    q_size, kv_size = spec.attention.q_size, spec.attention.kv_size
+    tensors, dim = LayerTensors.of(spec, hidden, prefix), spec.attention.head_dim
 
-    def linear(names: tuple[str, ...], out_features: tuple[int, ...], in_features: int, bias: bool) -> Linear:
-        """Several projections of the same input as one matrix."""
-        sizes = dict(zip(names, out_features, strict=True))
-        weight = reader.take_stacked({f"{prefix}{name}.weight": size for name, size in sizes.items()}, in_features)
-        if not bias:
-            return Linear(weight)
-        return Linear(weight, reader.take_stacked({f"{prefix}{name}.bias": size for name, size in sizes.items()}))
+    def linear(of: Projections) -> Linear:
+        weight = reader.take_stacked(of.weights, of.in_features)
+        return Linear(weight, reader.take_stacked(of.biases) if of.biases else None)
 
-    qkv_names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     return Layer(
         input_norm=reader.take(f"{prefix}input_layernorm.weight", hidden),
-        qkv=linear(qkv_names, (q_size, kv_size, kv_size), hidden, spec.qkv_bias),
+        qkv=linear(tensors.qkv),
         q_norm=reader.take(f"{prefix}self_attn.q_norm.weight", dim) if spec.qk_norm else None,
         k_norm=reader.take(f"{prefix}self_attn.k_norm.weight", dim) if spec.qk_norm else None,
-        o=linear(("self_attn.o_proj",), (hidden,), q_size, spec.o_bias),
+        o=linear(tensors.o),
         post_norm=reader.take(f"{prefix}post_attention_layernorm.weight", hidden),
-        gate_up=linear(("mlp.gate_proj", "mlp.up_proj"), (inter, inter), hidden, spec.mlp_bias),
-        down=linear(("mlp.down_proj",), (hidden,), inter, spec.mlp_bias),
+        gate_up=linear(tensors.gate_up),
+        down=linear(tensors.down),
     )
 
 

@@ -145,7 +145,7 @@ def _llama3_scaling(gguf: GgufFile, name: str, theta: float, head_dim: int) -> d
     """The settings, recovered from their effect on the frequencies. Raises ValueError if they do not explain it."""
     tensor, default = gguf.tensors[ROPE_FACTORS], LLAMA3["original_max_position_embeddings"]
     with tensor.file.open("rb") as file:
-        factors = tensor.rows(file).ravel()
+        factors = tensor.rows(file, 0, tensor.num_rows).ravel()
     original = positive_int(gguf.metadata, f"{name}.rope.scaling.original_context_length", int(default))
     found = {**LLAMA3, "factor": float(factors.max()), "original_max_position_embeddings": original}
     expected = frequencies(Rotation(theta), head_dim) / frequencies(Rotation(theta, "llama3", found), head_dim)

@@ -55,10 +55,10 @@ class GgufTensor:
     def num_rows(self) -> int:
         return prod(self.shape[:-1])
 
-    def rows(self, file: BinaryIO, begin: int = 0, end: int | None = None) -> NDArray[np.float32]:
+    def rows(self, file: BinaryIO, begin: int, end: int) -> NDArray[np.float32]:
         """Rows [begin, end), read from `file`, which must be this one, dequantised: [end - begin, elements of a
         row]."""
-        num_rows = (self.num_rows if end is None else end) - begin
+        num_rows = end - begin
         file.seek(self.offset + begin * self.row_bytes)
         blocks = np.fromfile(file, np.uint8, num_rows * self.row_bytes).reshape(num_rows, self.row_bytes)
         return dequantize(blocks, self.type).reshape(num_rows, self.shape[-1])

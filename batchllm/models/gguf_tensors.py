@@ -38,7 +38,6 @@ GEMMA_NAMES = NAMES | {
 }
 GEMMA = {"gemma3"}  # architectures with those names; their files have 1 + w for a norm whose weight is w
 PAIRED_ROWS = {"llama", "smollm3"}  # architectures that store the two rows of q and k that rotate together side by side
-DEQUANTISED_AT_ONCE = 1 << 20  # elements, in float32
 
 
 class GgufTensors:
@@ -66,17 +65,17 @@ class GgufTensors:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensors[name].shape
 
-    def read(self, name: str, into: Tensor) -> None:
+    def rows(self, name: str, begin: int, end: int) -> Tensor:
         tensor = self._tensors[name]
-        file, rows = self._handle(tensor), into.view(-1, into.shape[-1])
-        step = max(1, DEQUANTISED_AT_ONCE // into.shape[-1])
-        for begin in range(0, len(rows), step):
-            end = min(begin + step, len(rows))
-            rows[begin:end].copy_(torch.from_numpy(tensor.rows(file, begin, end)))
-        if num_heads := self._num_heads.get(name.split(".")[-2]):
-            into.copy_(halves(into, num_heads))
-        if self._is_gemma and name.endswith("norm.weight"):
-            into.copy_(torch.from_numpy(tensor.rows(file))[0] - 1)  # before it is rounded
+        if (num_heads := self._num_heads.get(name.split(".")[-2])) is None:
+            rows = self._stored_rows(tensor, begin, end)
+            return rows - 1 if self._is_gemma and name.endswith("norm.weight") else rows
+        if len(tensor.shape) == 1:  # a bias
+            return halves(self._stored_rows(tensor, 0, 1)[0], num_heads)[None]
+        of_head = tensor.num_rows // num_heads
+        first, last = begin // of_head, -(-end // of_head)  # whole heads
+        rows = halves(self._stored_rows(tensor, first * of_head, last * of_head), last - first)
+        return rows[begin - first * of_head : end - first * of_head]
 
     def adds_nothing(self, name: str) -> bool:
         return False
@@ -84,6 +83,9 @@ class GgufTensors:
     def close(self) -> None:
         self._handles.clear()
         self._open.close()
+
+    def _stored_rows(self, tensor: GgufTensor, begin: int, end: int) -> Tensor:
+        return torch.from_numpy(tensor.rows(self._handle(tensor), begin, end))
 
     def _handle(self, tensor: GgufTensor) -> BinaryIO:
         if tensor.file not in self._handles:

@@ -11,6 +11,7 @@ dtype. The reader of a product multiplies by each row's scale and then adds the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from batchllm.device.int8 import (
+    FLOATS_AT_ONCE,
     Int8Linear,
     Int8Rows,
     Products,
     dequantize,
     norm_quantize,
     quantize,
+    row_blocks,
     segments_of,
     silu_mul_quantize,
 )
@@ -33,12 +36,11 @@ from batchllm.device.ops import Ops
 from batchllm.device.rotation import rotated, rotated_rows
 from batchllm.device.step import Step
 from batchllm.models.config import ModelConfig
-from batchllm.models.decoder import Layer, load_layer, rotation_angles, rotation_frequencies, rotation_scale
+from batchllm.models.decoder import rotation_angles, rotation_frequencies, rotation_scale
 from batchllm.models.forward_pass import ForwardPass
 from batchllm.models.layer_spec import LayerSpec
+from batchllm.models.layer_tensors import LayerTensors, Projections
 from batchllm.models.weights import WeightReader
-
-VOCAB_AT_ONCE = 8192  # rows of the embedding in float32 at a time
 
 
 @dataclass
@@ -55,27 +57,30 @@ class Int8Model(ForwardPass):
     """Weights and the forward pass over a Step, on a CPU."""
 
     def __init__(self, config: ModelConfig, reader: WeightReader, dtype: torch.dtype) -> None:
-        """Takes every tensor of `reader`, which reads float32, one layer at a time. Raises ValueError like Model."""
+        """Takes every tensor of `reader`, which reads float32. Raises ValueError like Model.
+
+        Weights are converted some rows at a time. What needs more memory than it leaves behind comes first, so that
+        the most that loading takes is about what it leaves: in the end there are rows of the embedding.
+        """
         self.config = config
         self.attention_kinds, self.kind_of_layer = config.attention_kinds, config.kind_of_layer
         self.dtype, self.device = dtype, torch.device("cpu")
-        hidden = config.hidden_size
+        shape = (config.vocab_size, config.hidden_size)
+        norm = reader.take("model.norm.weight", config.hidden_size)
+        embedding = head = "model.embed_tokens.weight"
+        if config.tie_word_embeddings:
+            reader.drop_copy("lm_head.weight", *shape, of=embedding)
+        else:
+            head = "lm_head.weight"
+        self.lm_head = Int8Linear((rotated(rows * norm) for rows in reader.blocks(head, *shape)), shape=shape)
         self.layers = [
-            folded(load_layer(reader, spec, hidden, f"model.layers.{i}."), spec, dtype)
+            load_int8_layer(reader, spec, config.hidden_size, f"model.layers.{i}.", dtype)
             for i, spec in enumerate(config.layers)
         ]
-        embedding = reader.take("model.embed_tokens.weight", config.vocab_size, hidden)
-        norm = reader.take("model.norm.weight", hidden)
-        if config.tie_word_embeddings:
-            reader.drop_copy("lm_head.weight", embedding, of="model.embed_tokens.weight")
-            head = embedding
-        else:
-            head = reader.take("lm_head.weight", config.vocab_size, hidden)
+        self.embedding = filled(torch.empty(shape, dtype=dtype), map(rotated, reader.blocks(embedding, *shape)))
         reader.finish()
-        self.lm_head = Int8Linear(rotated(rows * norm) for rows in head.split(VOCAB_AT_ONCE))
-        self.embedding = torch.cat([rotated(rows).to(dtype) for rows in embedding.split(VOCAB_AT_ONCE)])
         self.inv_freq, self.rotation_scale = rotation_frequencies(config, self.device), rotation_scale(config)
-        self._ones = torch.ones(hidden)
+        self._ones = torch.ones(config.hidden_size)
 
     @property
     def products(self) -> dict[str, str]:
@@ -128,25 +133,70 @@ class Int8Model(ForwardPass):
         return self.lm_head(hidden, self.dtype)
 
 
-def folded(layer: Layer, spec: LayerSpec, dtype: torch.dtype) -> Int8Layer:
-    """Converts a layer from float32. q_norm and k_norm stay in `dtype`."""
-    attention = spec.attention
-    dim, kv_size = attention.head_dim, attention.kv_size
-    qk, v = rotated(layer.qkv.weight * layer.input_norm).tensor_split((-kv_size,))
-    qkv, qkv_bias = torch.cat((qk, rotated_rows(v.unflatten(0, (-1, dim))).flatten(0, 1))), layer.qkv.bias
+def load_int8_layer(reader: WeightReader, spec: LayerSpec, hidden: int, prefix: str, dtype: torch.dtype) -> Int8Layer:
+    """The layer whose tensor names begin with `prefix`. q_norm and k_norm stay in `dtype`."""
+    of, dim = LayerTensors.of(spec, hidden, prefix), spec.attention.head_dim
+    input_norm, post_norm = (
+        reader.take(f"{prefix}{name}.weight", hidden) for name in ("input_layernorm", "post_attention_layernorm")
+    )
+    q_norm, k_norm = (
+        reader.take(f"{prefix}self_attn.{name}.weight", dim).to(dtype) if spec.qk_norm else None
+        for name in ("q_norm", "k_norm")
+    )
+    v = list(of.qkv.weights)[-1]
+
+    def blocks(projections: Projections, whole: int = 1) -> Iterator[tuple[str, Tensor]]:
+        for name, num_rows in projections.weights.items():
+            for rows in reader.blocks(name, num_rows, projections.in_features, whole=whole):
+                yield name, rows
+
+    def qkv() -> Iterator[Tensor]:
+        for name, rows in blocks(of.qkv, whole=dim):
+            turned = rotated(rows * input_norm)
+            yield rotated_rows(turned.unflatten(0, (-1, dim))).flatten(0, 1) if name == v else turned
+
+    def linear(projections: Projections, weight: Iterator[Tensor], bias: Tensor | None, **options: int) -> Int8Linear:
+        return Int8Linear(weight, bias, shape=(projections.out_features, projections.in_features), **options)
+
+    def bias(projections: Projections) -> Tensor | None:
+        return reader.take_stacked(projections.biases) if projections.biases else None
+
+    def rotated_bias(projections: Projections) -> Tensor | None:
+        return None if (plain := bias(projections)) is None else rotated(plain)
+
+    qkv_bias = bias(of.qkv)
     if qkv_bias is not None:
-        qk_bias, v_bias = qkv_bias.tensor_split((-kv_size,))
-        qkv_bias = torch.cat((qk_bias, rotated(v_bias.unflatten(0, (-1, dim))).flatten()))
-    o = rotated(layer.o.weight.unflatten(1, (-1, dim))).flatten(1)
+        of_values = qkv_bias[-spec.attention.kv_size :].view(-1, dim)
+        of_values.copy_(rotated(of_values))
+    of_heads = (rotated(rows.unflatten(1, (-1, dim))).flatten(1) for _, rows in blocks(of.o))
     return Int8Layer(
-        qkv=Int8Linear(qkv, qkv_bias),
-        q_norm=None if layer.q_norm is None else layer.q_norm.to(dtype),
-        k_norm=None if layer.k_norm is None else layer.k_norm.to(dtype),
-        o=Int8Linear(rotated_rows(o), None if layer.o.bias is None else rotated(layer.o.bias)),
-        gate_up=Int8Linear(rotated(layer.gate_up.weight * layer.post_norm), layer.gate_up.bias),
-        down=Int8Linear(
-            rotated_rows(layer.down.weight),
-            None if layer.down.bias is None else rotated(layer.down.bias),
+        down=linear(
+            of.down,
+            with_rotated_outputs((rows for _, rows in blocks(of.down)), of.down),
+            rotated_bias(of.down),
             num_segments=segments_of(spec.intermediate_size),
         ),
+        o=linear(of.o, with_rotated_outputs(of_heads, of.o), rotated_bias(of.o)),
+        qkv=linear(of.qkv, qkv(), qkv_bias),
+        q_norm=q_norm,
+        k_norm=k_norm,
+        gate_up=linear(of.gate_up, (rotated(rows * post_norm) for _, rows in blocks(of.gate_up)), bias(of.gate_up)),
     )
+
+
+def with_rotated_outputs(blocks: Iterator[Tensor], of: Projections) -> Iterator[Tensor]:
+    """R^T weight, again in blocks of rows. Each row has part of all, so the weight is in memory as a whole, in float32,
+    until the last block has been taken."""
+    weight = filled(torch.empty(of.out_features, of.in_features), blocks)
+    for columns in weight.split(max(1, FLOATS_AT_ONCE // of.out_features), dim=1):
+        columns.copy_(rotated_rows(columns))
+    yield from row_blocks(weight)
+
+
+def filled(weight: Tensor, blocks: Iterator[Tensor]) -> Tensor:
+    """`weight`, with these blocks of rows, one below the other."""
+    begin = 0
+    for rows in blocks:
+        weight[begin : begin + len(rows)] = rows
+        begin += len(rows)
+    return weight

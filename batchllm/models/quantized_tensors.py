@@ -10,13 +10,12 @@ from torch import Tensor
 
 from batchllm.models.quantization import Quantization
 from batchllm.models.safetensors_files import SafetensorsFiles
-from batchllm.models.weight_schemes import ROWS, WeightScheme
+from batchllm.models.weight_schemes import WeightScheme
 
 MARKS = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv")
 # Suffixes for activations, keys and values, which are not quantised here.
 IGNORED_PARTS = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
 IGNORED_SUFFIXES = (".k_scale", ".v_scale", ".q_scale", ".k_zero_point", ".v_zero_point", ".activation_scale")
-DEQUANTISED_AT_ONCE = 1 << 20  # elements, in float32
 
 
 class QuantizedWeight(NamedTuple):
@@ -33,6 +32,8 @@ class QuantizedTensors:
     def __init__(self, stored: SafetensorsFiles, quantization: Quantization) -> None:
         self._stored = stored
         self._weights: dict[str, QuantizedWeight] = {}
+        self._name = ""  # of the last weight that was read
+        self._parts: Mapping[str, Tensor] = {}  # its parts
         names = {name for name in stored.files if not name.endswith(IGNORED_SUFFIXES)}
         for name in stored.files:
             layer, _, mark = name.rpartition(".")
@@ -56,18 +57,15 @@ class QuantizedTensors:
             part, got = weight.parts[weight.scheme.mark], list(tensors[weight.scheme.mark].shape)
             raise ValueError(f"{self.files[name]}: tensor {part}: expected two dimensions, got shape {got}") from None
 
-    def read(self, name: str, into: Tensor) -> None:
+    def rows(self, name: str, begin: int, end: int) -> Tensor:
         if (weight := self._weights.get(name)) is None:
-            self._stored.read(name, into)
-            return
-        tensors = self._tensors(weight)
-        out_features, in_features = into.shape
-        self._check(name, weight, tensors, out_features, in_features)
-        step = max(1, DEQUANTISED_AT_ONCE // in_features // ROWS) * ROWS
+            return self._stored.rows(name, begin, end)
+        if name != self._name:
+            parts = self._tensors(weight)
+            self._check(name, weight, parts)
+            self._name, self._parts = name, parts
         try:
-            for begin in range(0, out_features, step):
-                end = min(begin + step, out_features)
-                into[begin:end].copy_(weight.scheme.rows(tensors, in_features, begin, end))
+            return weight.scheme.rows(self._parts, weight.scheme.shape(self._parts)[1], begin, end)
         except ValueError as error:
             raise ValueError(f"{self.files[name]}: tensor {name}: {error}") from None
 
@@ -79,13 +77,15 @@ class QuantizedTensors:
         return self._stored.adds_nothing(name)
 
     def close(self) -> None:
+        self._name, self._parts = "", {}
         self._stored.close()
 
     def _tensors(self, weight: QuantizedWeight) -> dict[str, Tensor]:
         return {suffix: self._stored.tensor(name) for suffix, name in weight.parts.items()}
 
-    def _check(self, name: str, weight: QuantizedWeight, tensors: dict[str, Tensor], *shape: int) -> None:
+    def _check(self, name: str, weight: QuantizedWeight, tensors: dict[str, Tensor]) -> None:
         """Raises ValueError for a part that is missing or does not fit the scheme."""
+        shape = weight.scheme.shape(tensors)
         for suffix, part in weight.scheme.parts(*shape).items():
             if (tensor := tensors.get(suffix)) is None:
                 if part.is_needed:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from batchllm.models.config import CONFIG, check_regular, read_json
+from batchllm.models.tensor_source import as_rows
 from batchllm.text import printable
 
 MAPPED_BYTES = 1 << 27
@@ -28,7 +29,7 @@ class SafetensorsFiles:
         self.files: Mapping[str, Path] = {name: directory / file for name, file in _tensor_files(directory).items()}
         self._open = ExitStack()
         self._handles: dict[Path, safe_open] = {}
-        self._mapped_bytes = 0  # of the tensors that were read since the files were opened
+        self._mapped_bytes = 0  # of what was read since the files were opened
 
     def shape(self, name: str) -> tuple[int, ...]:
         try:
@@ -38,20 +39,17 @@ class SafetensorsFiles:
 
     def tensor(self, name: str) -> Tensor:
         """As it is stored, mapped from the file."""
-        if self._mapped_bytes > MAPPED_BYTES:
-            self.close()  # frees the memory of the pages read so far
-        try:
-            tensor: Tensor = self._handle(name).get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise self._unreadable(name, error) from None
+        tensor = self._map(name)
         self._mapped_bytes += tensor.nbytes
         return tensor
 
-    def read(self, name: str, into: Tensor) -> None:
-        tensor = self.tensor(name)
+    def rows(self, name: str, begin: int, end: int) -> Tensor:
+        tensor = self._map(name)
         if not tensor.is_floating_point() or tensor.element_size() < 2:
             raise ValueError(f"{self.files[name]}: tensor {name}: dtype {tensor.dtype} is not supported")
-        into.copy_(tensor)
+        rows = as_rows(tensor)[begin:end]
+        self._mapped_bytes += rows.nbytes
+        return rows
 
     def adds_nothing(self, name: str) -> bool:
         return name.endswith(IGNORED_SUFFIXES)
@@ -60,6 +58,15 @@ class SafetensorsFiles:
         self._handles.clear()
         self._open.close()
         self._mapped_bytes = 0
+
+    def _map(self, name: str) -> Tensor:
+        if self._mapped_bytes > MAPPED_BYTES:
+            self.close()  # frees the memory of the pages read so far
+        try:
+            tensor: Tensor = self._handle(name).get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise self._unreadable(name, error) from None
+        return tensor
 
     def _handle(self, name: str) -> safe_open:
         file = self.files[name]

@@ -47,7 +47,8 @@ def _take_all(empty: PreTrainedModel, reader: WeightReader) -> dict[str, Tensor]
     for alias, name in tied.items():
         for stored in revert_weight_conversion(empty, {alias: state[alias]}):
             if name in tensors:
-                reader.drop_copy(_stored(stored, prefix, reader), tensors[name], of=name)
+                of = _stored(name, prefix, reader)
+                reader.drop_copy(_stored(stored, prefix, reader), *tensors[name].shape, of=of)
     return tensors
 
 

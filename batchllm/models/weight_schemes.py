@@ -17,7 +17,6 @@ Parts = Mapping[str, Tensor]  # the tensors of a weight, by their suffixes
 Shape = tuple[int, ...]
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 INT32 = (torch.int32,)
-ROWS = 32  # requested rows begin at a multiple of this, so no packed word is cut
 # Column j of eight is in nibble AWQ_ORDER[j] of a word.
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
@@ -43,7 +42,8 @@ class WeightScheme(Protocol):
         """The parts of a weight of that shape, by suffix."""
 
     def rows(self, parts: Parts, in_features: int, begin: int, end: int) -> Tensor:
-        """Rows [begin, end) of the weight, float32. Raises ValueError for impossible values."""
+        """Rows [begin, end) of the weight, float32, `begin` a multiple of tensor_source.ROWS. Raises ValueError for
+        impossible values."""
 
 
 @dataclass(frozen=True)

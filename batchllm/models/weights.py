@@ -1,9 +1,10 @@
-"""Reads the weights of a model, one tensor at a time, checked by name and shape."""
+"""Reads the weights of a model, some rows of a tensor at a time, checked by name and shape."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from math import lcm, prod
 from pathlib import Path
 from types import TracebackType
 
@@ -16,8 +17,10 @@ from batchllm.models.gguf_tensors import GgufTensors
 from batchllm.models.quantization import read_quantization
 from batchllm.models.quantized_tensors import QuantizedTensors
 from batchllm.models.safetensors_files import SafetensorsFiles
-from batchllm.models.tensor_source import TensorSource
+from batchllm.models.tensor_source import ROWS, TensorSource, as_rows
 from batchllm.text import printable
+
+READ_AT_ONCE = 1 << 20  # elements
 
 
 class WeightReader:
@@ -45,6 +48,15 @@ class WeightReader:
         self._read(name, tensor)
         return tensor
 
+    def blocks(self, name: str, *shape: int, whole: int = 1) -> Iterator[torch.Tensor]:
+        """The same tensor, with at least two dimensions, as blocks of its rows (the last dimension is a row), each of
+        about READ_AT_ONCE elements and of a multiple of `whole` rows. They may be mapped from a file: not to be written
+        to, nor kept."""
+        self._check(name, shape)
+        for begin, end in parts(prod(shape[:-1]), shape[-1], whole):
+            yield self._source.rows(name, begin, end).to(self.device, self.dtype)
+        self._left.discard(name)
+
     def take_stacked(self, num_rows: Mapping[str, int], *row: int) -> torch.Tensor:
         """The tensors with these names, [num_rows[name], *row] each, concatenated; none is in memory twice."""
         for name, count in num_rows.items():
@@ -55,13 +67,18 @@ class WeightReader:
         return stacked
 
     def _read(self, name: str, into: torch.Tensor) -> None:
-        self._source.read(name, into)
+        rows = as_rows(into)
+        for begin, end in parts(*rows.shape):
+            rows[begin:end].copy_(self._source.rows(name, begin, end))
         self._left.discard(name)
 
-    def drop_copy(self, name: str, tensor: torch.Tensor, of: str) -> None:
-        """Drops tensor `name`, if it is stored at all, as a copy of `tensor`, named `of`. Raises ValueError if they
-        differ."""
-        if name in self and not torch.equal(self.take(name, *tensor.shape), tensor):
+    def drop_copy(self, name: str, *shape: int, of: str) -> None:
+        """Drops tensor `name`, if it is stored at all, as a copy of tensor `of`, of the same shape. Raises ValueError
+        if they differ."""
+        if name not in self:
+            return
+        pairs = zip(self.blocks(name, *shape), self.blocks(of, *shape), strict=True)
+        if not all(torch.equal(rows, others) for rows, others in pairs):
             raise ValueError(
                 f"{self._source.files[name]}: tensor {name} differs from {of}, which {self._source.config} "
                 "(tie_word_embeddings) says it is"
@@ -98,6 +115,14 @@ class WeightReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._source.close()
+
+
+def parts(num_rows: int, row_elements: int, whole: int = 1) -> Iterator[tuple[int, int]]:
+    """The first row and the end of each block."""
+    unit = lcm(ROWS, whole)
+    step = max(1, READ_AT_ONCE // max(row_elements, 1) // unit) * unit
+    for begin in range(0, num_rows, step):
+        yield begin, min(begin + step, num_rows)
 
 
 def open_tensors(path: Path) -> TensorSource:

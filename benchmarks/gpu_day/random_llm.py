@@ -64,7 +64,7 @@ class RandomWeights:
     def take_stacked(self, num_rows: Mapping[str, int], *row: int) -> torch.Tensor:
         return self.take("", sum(num_rows.values()), *row)
 
-    def drop_copy(self, name: str, tensor: torch.Tensor, of: str) -> None:
+    def drop_copy(self, name: str, *shape: int, of: str) -> None:
         pass
 
     def finish(self) -> None:

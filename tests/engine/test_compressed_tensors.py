@@ -78,7 +78,7 @@ def settings_of(stored_as: str, weights: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_transformers_on_the_decompressed_weights(tmp_path, monkeypatch, case):
-    monkeypatch.setattr("batchllm.models.quantized_tensors.DEQUANTISED_AT_ONCE", 1)  # 32 rows
+    monkeypatch.setattr("batchllm.models.weights.READ_AT_ONCE", 1)  # 32 rows
     stored_as, weights = CASES[case]
     compressor = PackedQuantizationCompressor if stored_as == "pack-quantized" else NaiveQuantizationCompressor
     model, quantise = tiny.FAMILIES["llama"].model(), compress(compressor, weights)

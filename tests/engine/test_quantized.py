@@ -62,7 +62,7 @@ def assert_answers_agree(directory: Path, reference: torch.nn.Module) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_transformers_on_the_dequantised_weights(tmp_path, monkeypatch, case):
-    monkeypatch.setattr("batchllm.models.quantized_tensors.DEQUANTISED_AT_ONCE", 1)  # 32 rows
+    monkeypatch.setattr("batchllm.models.weights.READ_AT_ONCE", 1)  # 32 rows
     settings, quantise = CASES[case]
     family = "qwen2" if "awq" in case else "llama"  # of which one has biases
     assert_answers_agree(tmp_path, save_quantized(tmp_path, tiny.FAMILIES[family].model(), settings, quantise))
