@@ -116,6 +116,7 @@ class Int8Linear:
         y = x.new_empty(len(x), self.out_features, dtype=dtype)
         for part, products in self.products_in_parts(rows):
             dequantize(products, out=y[part])
+            del products  # before there are others
         return y
 
 

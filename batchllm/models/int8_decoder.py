@@ -109,6 +109,7 @@ class Int8Model(ForwardPass):
             norm_quantize(x, eps=eps, out=normed, delta=delta)
             for part, products in layer.qkv.products_in_parts(normed):
                 dequantize(products, out=qkv[part].flatten(1))
+                del products  # before there are others
             norms = None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm)
             turned_by = angles if spec.rotation is not None else None
             ops.norm_rotate_append(qkv, norms, turned_by, step.slots, k_pages, v_pages, eps=eps)
@@ -123,6 +124,7 @@ class Int8Model(ForwardPass):
             norm_quantize(x, eps=eps, out=normed, delta=layer.o.products(mixed))
             for part, products in layer.gate_up.products_in_parts(normed):
                 silu_mul_quantize(products, out=activated[part], num_segments=layer.down.num_segments)
+                del products
             delta = layer.down.products(activated)
         assert delta is not None  # there is a layer
         dequantize(delta, out=delta.values)
