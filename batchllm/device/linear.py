@@ -72,7 +72,7 @@ class Linear:
         """Its shape and its type."""
         if self.int8 is not None:
             return self.int8.name
-        return f"{'x'.join(map(str, self.weight.shape))} {str(self.weight.dtype).removeprefix('torch.')}"
+        return name_of(self.weight)
 
     @property
     def way(self) -> str:
@@ -100,6 +100,11 @@ def runs_below_one(gains: dict[int, float]) -> list[range]:
         else:
             runs.append(range(begin, end))
     return runs
+
+
+def name_of(weight: Tensor) -> str:
+    """Its shape and its type."""
+    return f"{'x'.join(map(str, weight.shape))} {str(weight.dtype).removeprefix('torch.')}"
 
 
 def ways_of(linears: Iterable[Linear | Int8Linear]) -> dict[str, str]:

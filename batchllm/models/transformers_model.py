@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from batchllm.device.kv_cache import PagedKVCache
-from batchllm.device.linear import ways_of
+from batchllm.device.linear import name_of, ways_of
 from batchllm.device.ops import Ops
 from batchllm.device.step import Step
 from batchllm.models.fields import Unsupported
@@ -23,7 +23,8 @@ from batchllm.models.forward_pass import ForwardPass
 from batchllm.models.transformers_attention import AttentionCall, hand_attention_to
 from batchllm.models.transformers_check import PackedCheck
 from batchllm.models.transformers_config import TransformersConfig, reason
-from batchllm.models.transformers_modules import Pass, replace_modules
+from batchllm.models.transformers_modules import Pass
+from batchllm.models.transformers_replacement import replace_modules
 from batchllm.models.transformers_weights import load_weights
 from batchllm.models.weights import WeightReader
 
@@ -91,7 +92,7 @@ class TransformersModel(ModulesPass):
 
     @torch.inference_mode()
     def __init__(self, config: TransformersConfig, reader: WeightReader, *, in_8_bits: bool = False) -> None:
-        """in_8_bits: packs linear layers in 8 bits; experts, which are not linear layers, keep their dtype.
+        """in_8_bits: packs our products in 8 bits; experts that are not ours keep their dtype.
 
         Takes every tensor of `reader`; raises ValueError for a missing, misshapen or unknown one, and if the
         modules give packed sequences other results than each alone."""
@@ -116,7 +117,9 @@ class TransformersModel(ModulesPass):
 
     @property
     def products(self) -> dict[str, str]:
-        return ways_of(self._linears)
+        """Stacked experts that transformers' modules multiply are products, too."""
+        left = [parameter for parameter in self._base.parameters() if parameter.dim() == 3]
+        return ways_of(self._linears) | {name_of(weight): "by transformers" for weight in left}
 
 
 class GivenHidden(nn.Module):

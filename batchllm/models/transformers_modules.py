@@ -1,31 +1,24 @@
-"""Our modules in place of transformers': products by `Linear`, and operations of `Ops`.
-
-No name is trusted: products are found by tracing a pass, and a replacement for a norm or an MLP must give the same
-results.
-"""
+"""Our modules in place of transformers': products by `Linear`, and operations of `Ops`."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from batchllm.device.linear import Linear
 from batchllm.device.ops import CpuOps, Ops
-from batchllm.models.transformers_attention import AttentionCall, hand_attention_to
 
 TRIED_ROWS, SMALL = 4, 1e-3
 EPS_NAMES = ("variance_epsilon", "eps")
 # The projections of a gated MLP, in the order of its product; the last one goes back.
 GATED_MLPS = (("gate_proj", "up_proj", "down_proj"), ("gate_up_proj", "down_proj"))
+Gate = Callable[[Tensor], Tensor]  # [rows, 2 size] -> [rows, size]
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
@@ -78,12 +71,14 @@ class LastRows(nn.Module):
         super().__init__()
         self.module, self.current = module, current
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        """Of each tensor the last dimension but one is the rows'."""
         rows = self.current.rows
-        y: Tensor = self.module(x if rows is None else x[:, rows])
         if rows is None:
+            y: Tensor = self.module(x, *others)
             return y
-        return y.new_zeros(*x.shape[:-1], y.shape[-1]).index_copy_(1, rows.long(), y)
+        y = self.module(*(tensor.index_select(-2, rows) for tensor in (x, *others)))
+        return y.new_zeros(*x.shape[:-1], y.shape[-1]).index_copy_(-2, rows.long(), y)
 
 
 class FusedRmsNorm(nn.Module):
@@ -100,96 +95,21 @@ class FusedRmsNorm(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """down(silu(gate) * up)"""
+    """down(gate(gate_up))"""
 
-    def __init__(self, gate_up: Linear, down: Linear, current: Pass) -> None:
+    def __init__(self, gate_up: Linear, down: Linear, current: Pass, gate: Gate | None = None) -> None:
+        """gate: silu(gate) * up if there is none."""
         super().__init__()
-        self.gate_up, self.down, self.current = gate_up, down, current
+        self.gate_up, self.down, self.current, self.gate = gate_up, down, current, gate
 
     def forward(self, x: Tensor) -> Tensor:
         gate_up = self.gate_up(x.reshape(-1, x.shape[-1]))
-        activated = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
-        self.current.ops.silu_and_mul(gate_up, out=activated)
+        if self.gate is not None:
+            activated = self.gate(gate_up)
+        else:
+            activated = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
+            self.current.ops.silu_and_mul(gate_up, out=activated)
         return self.down(activated).view(x.shape)
-
-
-@dataclass
-class Product:
-    """A module of a base model that multiplies with a matrix."""
-
-    name: str
-    module: nn.Module
-    group: int  # the same for products with one input, which are computed together
-    is_last: bool  # whether it works on single rows after the attention of the last layer
-
-
-def replace_modules(model: PreTrainedModel, current: Pass) -> list[Linear]:
-    """Replaces modules by ours where possible. Returns the products, which are to be packed."""
-    base: Any = model.base_model
-    linears: list[Linear] = []
-
-    def put(name: str, module: nn.Module, is_last: bool = False) -> None:
-        parent, _, own = name.rpartition(".")
-        setattr(base.get_submodule(parent), own, LastRows(module, current) if is_last else module)
-
-    products = traced_products(base)
-    for name, module in list(base.named_modules()):
-        inside = [product for product in products if product.name.startswith(f"{name}.")]
-        if inside and (mlp := gated_mlp(module, current)) is not None:
-            put(name, mlp, inside[0].is_last)
-            products = [product for product in products if product not in inside]
-            linears += [mlp.gate_up, mlp.down]
-        elif (norm := rms_norm(module, current)) is not None:
-            put(name, norm)
-    for _, of_group in groupby(products, key=lambda product: product.group):
-        group = list(of_group)
-        linears.append(joined([product.module for product in group]))
-        shared, begin = JoinedProduct(linears[-1]), 0
-        for product in group:
-            end = begin + matrix(product.module).shape[0]
-            put(product.name, PackedLinear(shared, slice(begin, end)), product.is_last)
-            begin = end
-    head = model.get_output_embeddings()
-    if type(head) is nn.Linear:
-        linears.append(joined([head]))
-        model.set_output_embeddings(PackedLinear(JoinedProduct(linears[-1]), slice(0, head.out_features)))
-    return linears
-
-
-def traced_products(base: PreTrainedModel) -> list[Product]:
-    """Products in the order of a pass; those not computed exactly once come last, each by itself."""
-    modules = {module: name for name, module in base.named_modules() if type(module) in (nn.Linear, Conv1D)}
-    calls: list[tuple[nn.Module, Tensor, int]] = []  # with the number of layers that have attended
-    num_attended = 0
-
-    def attend(call: AttentionCall) -> Tensor:
-        nonlocal num_attended
-        num_attended += 1
-        return call.query.transpose(1, 2)
-
-    def note(module: nn.Module, arguments: tuple[Tensor]) -> None:
-        calls.append((module, arguments[0], num_attended))
-
-    hooks = [module.register_forward_pre_hook(note) for module in modules]
-    hand_attention_to(attend, base)
-    token_ids = torch.arange(TRIED_ROWS)[None]
-    base(input_ids=token_ids, position_ids=token_ids, use_cache=False)
-    for hook in hooks:
-        hook.remove()
-
-    times = Counter(module for module, _, _ in calls)
-    products: list[Product] = []
-    previous: Tensor | None = None
-    for module, x, attended in calls:
-        if times[module] > 1:
-            continue
-        is_last = attended == num_attended and x.shape[:2] == (1, TRIED_ROWS)
-        joins = x is previous and not is_last and (module.bias is None) == (products[-1].module.bias is None)
-        group = len(products) if not joins else products[-1].group
-        products.append(Product(modules[module], module, group, is_last))
-        previous = x
-    alone = [module for module in modules if times[module] != 1]
-    return products + [Product(modules[module], module, -1 - i, False) for i, module in enumerate(alone)]
 
 
 def matrix(module: Any) -> Tensor:
@@ -216,7 +136,7 @@ def gated_mlp(module: nn.Module, current: Pass) -> GatedMlp | None:
         if len(activations) != 1 or not is_silu(activations[0]):
             continue
         mlp = GatedMlp(joined(projections[:-1]), joined(projections[-1:]), current)
-        if gives_the_same(mlp, module, mlp.down.weight.shape[0]):
+        if gives_the_same(mlp, module, tried_rows(module, mlp.down.weight.shape[0])[None]):
             return mlp
     return None
 
@@ -229,7 +149,7 @@ def rms_norm(module: nn.Module, current: Pass) -> FusedRmsNorm | None:
     weight = parameters["weight"].detach()
     for stored, exact in ((weight, weight.float()), ((1 + weight.float()).to(weight.dtype), 1 + weight.float())):
         norm = FusedRmsNorm(stored, eps, current)
-        if torch.equal(stored.float(), exact) and gives_the_same(norm, module, len(weight)):
+        if torch.equal(stored.float(), exact) and gives_the_same(norm, module, tried_rows(module, len(weight))[None]):
             return norm
     return None
 
@@ -242,12 +162,15 @@ def is_silu(activation: nn.Module) -> bool:
         return False
 
 
-def gives_the_same(ours: nn.Module, theirs: nn.Module, size: int) -> bool:
-    """Compares on rows [1, TRIED_ROWS, size] of ordinary and of small numbers, in the model's dtype."""
-    dtype = next(theirs.parameters()).dtype
-    x = torch.randn(1, TRIED_ROWS, size, generator=torch.Generator().manual_seed(0))
-    x[:, TRIED_ROWS // 2 :] *= SMALL
-    x = x.to(dtype)
-    expected = theirs(x.clone())
-    error, scale = (ours(x) - expected).float().abs().amax(-1), expected.float().abs().amax(-1)
-    return bool((error <= TOLERANCES[dtype] * scale).all())
+def tried_rows(module: nn.Module, size: int, num_rows: int = TRIED_ROWS) -> Tensor:
+    """[num_rows, size] of ordinary and of small numbers, in the module's dtype."""
+    x = torch.randn(num_rows, size, generator=torch.Generator().manual_seed(0))
+    x[num_rows // 2 :] *= SMALL
+    return x.to(next(module.parameters()).dtype)
+
+
+def gives_the_same(ours: nn.Module, theirs: nn.Module, x: Tensor, *others: Tensor) -> bool:
+    """Compares what they make of tried_rows."""
+    expected = theirs(x.clone(), *others)
+    error, scale = (ours(x, *others) - expected).float().abs().amax(-1), expected.float().abs().amax(-1)
+    return bool((error <= TOLERANCES[x.dtype] * scale).all())

@@ -92,8 +92,11 @@ def tiny_config(model_type: str, **settings: Any) -> transformers.PretrainedConf
 
 
 def of_architecture(model_type: str, **settings: Any) -> transformers.PreTrainedModel:
-    """In float32, attending as transformers does."""
+    """In float32, with attention and experts as transformers writes them."""
     config = tiny_config(model_type, **(TESTED | TESTED_IN_FULL).get(model_type, {}) | settings)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", experts_implementation="eager"
+    )
+    model = model.float().eval()
     tiny.draw_weights(model, seed=0)
     return model

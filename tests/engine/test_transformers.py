@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.gemma2.modeling_gemma2 import Gemma2MLP
+from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
 from batchllm import LLM, SamplingParams
 from batchllm.device.int8 import segments_of
@@ -372,7 +373,9 @@ def test_weights_that_are_not_finite_end_the_first_job(tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "phi3", "olmo2", "granite", "stablelm"])
+@pytest.mark.parametrize(
+    "model_type", ["llama", "gemma2", "phi3", "olmo2", "granite", "stablelm", "olmoe", "qwen3_moe"]
+)
 def test_8_bits_are_those_put_into_transformers_modules(tmp_path, prompts, continuations, model_type):
     """Float32 and float64 may round a value to neighbours, which all rows see that attend to it: some do not."""
     model = of_architecture(model_type)
@@ -389,7 +392,7 @@ def test_8_bits_are_those_put_into_transformers_modules(tmp_path, prompts, conti
     assert lost.median() > 1e-2  # it is 8 bits that were put in
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "gpt_oss", "gpt2"])
+@pytest.mark.parametrize("model_type", ["gemma2", "gpt_oss", "gpt2", "qwen3_moe"])
 def test_in_8_bits_a_row_does_not_depend_on_what_is_beside_it(tmp_path, prompts, model_type):
     llm = LLM(tiny.save(of_architecture(model_type), tmp_path / "model"), quantize="int8", **OPTIONS)
     params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
@@ -403,3 +406,24 @@ def test_what_multiplies_is_told(tmp_path):
     llm = LLM(tiny.save(of_architecture("gemma2"), tmp_path / "model"), **OPTIONS)
     llm.generate([[5, 6]], SamplingParams(max_tokens=1), use_tqdm=False)
     assert {"64x32 float32", "32x32 float32", "32x48 float32", "260x32 float32"} <= llm.stats["products"].keys()
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_experts_are_told_among_what_multiplies(tmp_path, monkeypatch, quantize):
+    """Also if the function is another one, so that they stay transformers' own."""
+    directory = tiny.save(of_architecture("mixtral"), tmp_path / "model")
+    gate_up, down = ("96x32 int8", "32x48 int8") if quantize else ("96x32 float32", "32x48 float32")
+
+    def products() -> dict[str, str]:
+        llm = LLM(directory, quantize=quantize, **OPTIONS)
+        llm.generate([[5, 6]], SamplingParams(max_tokens=1), use_tqdm=False)
+        return llm.stats["products"]
+
+    assert {gate_up, down} <= products().keys()
+    forward = MixtralExperts.forward
+    monkeypatch.setattr(MixtralExperts, "forward", lambda experts, *routed: 2 * forward(experts, *routed))
+    left = products()
+    assert {name: left[name] for name in ("4x96x32 float32", "4x32x48 float32")} == dict.fromkeys(
+        ("4x96x32 float32", "4x32x48 float32"), "by transformers"
+    )
+    assert not {gate_up, down} & left.keys()

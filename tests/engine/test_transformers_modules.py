@@ -12,9 +12,9 @@ from batchllm.models.transformers_modules import (
     LastRows,
     PackedLinear,
     Pass,
-    replace_modules,
     rms_norm,
 )
+from batchllm.models.transformers_replacement import replace_modules
 from tests.engine.architectures import NUM_LAYERS, of_architecture
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
