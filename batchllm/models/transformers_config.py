@@ -156,7 +156,8 @@ def _hugging_face_config(raw: dict[str, Any]) -> PretrainedConfig:
         raise Unsupported(f"of {model_type} models the package has {known}")
     settings = {name: value for name, value in raw.items() if name.removeprefix("_") not in CODE_FIELDS}
     config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(settings)
-    config.pad_token_id = None  # some models search the tokens of every pass for it
+    # Some models search the tokens of every pass for it; some classes refuse to be without.
+    vars(config)["pad_token_id"] = None
     return config
 
 

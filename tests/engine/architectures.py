@@ -72,6 +72,7 @@ TESTED_IN_FULL: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {},
     "llama": {},
     "mistral": {},
+    "modernbert-decoder": {},
     "olmoe": {},
     "qwen2": SOME_WINDOWS,
     "qwen3": SOME_WINDOWS,
