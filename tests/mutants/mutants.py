@@ -524,7 +524,7 @@ ATTENTION_MUTANTS = [
     Mutant(
         "a_plan_for_some_rows_has_the_rows_of_all",
         PLAN,
-        "batch_(std::make_shared<const BatchCopy>(all.batch_->view(), rows)),",
+        "batch_(std::make_shared<const BatchCopy>(all.batch_, rows)),",
         "batch_(all.batch_),",
         SOME_ROWS,
     ),
