@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,25 +23,36 @@ def load_weights(config: TransformersConfig, reader: WeightReader) -> PreTrained
     tensors = _take_all(empty, reader)
     reader.finish(empty._keys_to_ignore_on_load_unexpected or ())
     with _silent():
-        model: PreTrainedModel = type(empty).from_pretrained(
+        kind: Any = type(empty)
+        model, report = kind.from_pretrained(
             None,
             config=config.hugging_face,
             state_dict=tensors,
             dtype=reader.dtype,
             attn_implementation="eager",
+            output_loading_info=True,
         )
-    model.eval()
-    return model
+    assert not report["missing_keys"], report  # which would be drawn at random
+    loaded: PreTrainedModel = model.eval()
+    return loaded
 
 
 def _take_all(empty: PreTrainedModel, reader: WeightReader) -> dict[str, Tensor]:
-    """The tensors of the checkpoint under the names and in the shapes in which transformers would save the model, such
-    as one tensor per expert."""
+    """The tensors of the checkpoint under the names and in the shapes in which transformers would save the model; those
+    of experts, which it saves one by one, stacked as in the model, so that they are in memory once."""
     tied, prefix = empty.all_tied_weights_keys, f"{empty.base_model_prefix}."
     state = empty.state_dict()
+    untied = {name: tensor for name, tensor in state.items() if name not in tied}
     dtype, kept = reader.dtype, tuple(empty._keep_in_fp32_modules_strict or ())
     tensors = {}
-    for name, tensor in revert_weight_conversion(empty, {n: t for n, t in state.items() if n not in tied}).items():
+    left = revert_weight_conversion(empty, untied)
+    for name, tensor in untied.items():
+        if parts := _parts(name, tensor, empty):
+            num_rows = {_stored(part, prefix, reader): count for part, count in parts.items()}
+            reader.dtype = torch.float32 if any(part in name for part in kept) else dtype
+            tensors[name] = reader.take_stacked(num_rows, tensor.shape[-1]).view(tensor.shape)
+            left = {part: tensor for part, tensor in left.items() if part not in parts}
+    for name, tensor in left.items():
         reader.dtype = torch.float32 if any(part in name for part in kept) else dtype
         tensors[name] = reader.take(_stored(name, prefix, reader), *tensor.shape)
     reader.dtype = dtype
@@ -50,6 +62,21 @@ def _take_all(empty: PreTrainedModel, reader: WeightReader) -> dict[str, Tensor]
                 of = _stored(name, prefix, reader)
                 reader.drop_copy(_stored(stored, prefix, reader), *tensors[name].shape, of=of)
     return tensors
+
+
+def _parts(name: str, tensor: Tensor, empty: PreTrainedModel) -> dict[str, int]:
+    """The tensors that are saved in place of a stacked one, in the order in which their rows lie in it, with the number
+    of these rows. Empty if it is not stacked, or not by whole rows."""
+    if tensor.dim() != 3:
+        return {}
+    numbered = torch.arange(tensor[..., 0].numel()).view(*tensor.shape[:2], 1).expand(-1, -1, 2)  # each row by itself
+    saved = revert_weight_conversion(empty, {name: numbered})
+    if any(rows.shape[1:] != (2,) for rows in saved.values()):
+        return {}
+    saved = dict(sorted(saved.items(), key=lambda part: int(part[1][0, 0])))
+    if not torch.equal(torch.cat(list(saved.values())), numbered.flatten(0, 1)):
+        return {}
+    return {part: len(rows) for part, rows in saved.items()}
 
 
 def _stored(name: str, prefix: str, reader: WeightReader) -> str:

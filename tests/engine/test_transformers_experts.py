@@ -1,5 +1,7 @@
 """Our experts in place of transformers' stacked ones."""
 
+import subprocess
+import sys
 from copy import deepcopy
 
 import pytest
@@ -10,6 +12,7 @@ from batchllm.device.int8 import segments_of
 from batchllm.models.transformers_experts import Experts, has_experts, is_silu_and_mul, stacked_experts
 from batchllm.models.transformers_modules import LastRows, Pass
 from batchllm.models.transformers_replacement import replace_modules
+from tests.engine import tiny
 from tests.engine.architectures import NUM_LAYERS, of_architecture
 from tests.engine.put_in_8_bits import experts_in_8_bits
 
@@ -180,3 +183,30 @@ def test_a_call_of_another_kind_leaves_them_as_they_are(arguments):
 )
 def test_a_gate_is_ours_where_it_is_the_same_for_large_numbers_too(gate, is_silu):
     assert is_silu_and_mul(gate) == is_silu
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+import torch
+from batchllm.models.backend import describe_model, load_model
+
+def peak_bytes():  # since this program began, which getrusage's is not
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+path = Path(sys.argv[1])
+config = describe_model(path)
+before = peak_bytes()
+load_model(config, path, torch.bfloat16, torch.device("cpu"), "int8").pack_weights()
+print((peak_bytes() - before) / (2 * config.num_parameters))
+"""
+
+
+@pytest.mark.full
+def test_weights_are_in_memory_once_while_they_are_read_and_put_in_8_bits(tmp_path):
+    """400 MB, beside which a layer, the mapped file and what a first product takes are small."""
+    sizes = {"hidden_size": 512, "moe_intermediate_size": 512, "num_experts": 64, "num_local_experts": 64}
+    directory = tiny.save(of_architecture("qwen3_moe", **sizes).bfloat16(), tmp_path / "model")
+    command = [sys.executable, "-c", PEAK, str(directory)]
+    share = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert 1 < share < 1.9
