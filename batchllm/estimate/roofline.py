@@ -76,7 +76,7 @@ def weight_bytes(model: ModelDescription, device: Device) -> int:
     tied."""
     if device.linear_element_bytes is None:
         return model.weight_bytes
-    multiplied = model.num_linear_parameters + model.num_logit_parameters
+    multiplied = model.num_stored_linear_parameters + model.num_logit_parameters
     others = model.num_parameters - multiplied + model.num_logit_parameters * model.tie_word_embeddings
     return multiplied * device.linear_element_bytes + others * DTYPE_BYTES[model.dtype]
 
@@ -88,7 +88,7 @@ def step_seconds(simulation: Simulation, model: ModelDescription, device: Device
         raise ValueError(f"windows: the model has {min(unknown)}, but the simulation {simulation.windows}")
     num_tokens = simulation.num_decode_tokens.astype(np.float64) + simulation.num_prefill_tokens
     linear_flops = 2 * (model.num_linear_parameters * num_tokens + model.num_logit_parameters * simulation.num_sampled)
-    linear_weights = model.num_linear_parameters + model.num_logit_parameters * (simulation.num_sampled > 0)
+    linear_weights = model.num_stored_linear_parameters + model.num_logit_parameters * (simulation.num_sampled > 0)
     linear_bytes = linear_weights * (device.linear_element_bytes or DTYPE_BYTES[model.dtype])
     pairs, read = (
         dict(zip(simulation.windows, figures.T.astype(np.float64), strict=True))

@@ -40,6 +40,11 @@ class ModelDescription(ABC):
         """Weights in the layers that every token is multiplied with."""
 
     @property
+    def num_stored_linear_parameters(self) -> int:
+        """Those, and the weights of all experts of which each token is multiplied with some."""
+        return self.num_linear_parameters
+
+    @property
     @abstractmethod
     def num_parameters(self) -> int:
         """All parameters; tied embeddings count once."""

@@ -47,6 +47,7 @@ class TransformersConfig(ModelDescription):
     backend = "transformers"
     layers: tuple[AttentionSpec, ...]
     linear_parameters: int  # counts only the experts that a row goes to
+    stored_linear_parameters: int  # counts all
     parameters: int
     hugging_face: PretrainedConfig = field(compare=False, repr=False)
 
@@ -81,6 +82,10 @@ class TransformersConfig(ModelDescription):
     @property
     def num_linear_parameters(self) -> int:
         return self.linear_parameters
+
+    @property
+    def num_stored_linear_parameters(self) -> int:
+        return self.stored_linear_parameters
 
     @property
     def num_parameters(self) -> int:
@@ -122,6 +127,7 @@ def _describe(raw: dict[str, Any]) -> TransformersConfig:
             tie_word_embeddings=bool(model.all_tied_weights_keys),
             dtype=dtype,
             linear_parameters=probe.num_linear_parameters,
+            stored_linear_parameters=probe.num_stored_linear_parameters,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             hugging_face=config,
         )
@@ -195,7 +201,7 @@ class _Probe:
 
     def __init__(self, config: PretrainedConfig) -> None:
         self.calls: dict[nn.Module, AttentionCall] = {}  # in their order
-        self.num_linear_parameters = 0
+        self.num_linear_parameters = self.num_stored_linear_parameters = 0
         token_ids = torch.zeros(1, PROBED_TOKENS, dtype=torch.int64, device="meta")
         try:
             self.model = on_meta(config, torch.float32)
@@ -238,11 +244,14 @@ class _Probe:
                 chosen = routing[0].shape[-1] if routing else num_experts
                 total = sum(math.prod(size) for size in sizes if len(size) == 3)
                 self.num_linear_parameters += total * chosen // num_experts
+                self.num_stored_linear_parameters += total
                 return hidden
 
             module.forward = experts
         elif not isinstance(module, nn.Embedding):
-            self.num_linear_parameters += sum(math.prod(size) for size in sizes if len(size) == 2)
+            total = sum(math.prod(size) for size in sizes if len(size) == 2)
+            self.num_linear_parameters += total
+            self.num_stored_linear_parameters += total
 
 
 @contextmanager

@@ -310,6 +310,7 @@ def test_weights_of_experts_are_counted_by_how_many_a_row_goes_to(tmp_path):
     hidden, heads = 32, 8 * (4 + 2 + 2 + 4)
     expert = 3 * 16 * hidden
     assert config.num_linear_parameters == NUM_LAYERS * (heads * hidden + 4 * hidden + 2 * expert)
+    assert config.num_stored_linear_parameters == config.num_linear_parameters + NUM_LAYERS * 2 * expert
     assert config.num_parameters == sum(parameter.numel() for parameter in model.parameters())
     assert config.kv_elements_per_token == NUM_LAYERS * 2 * 2 * 8
 

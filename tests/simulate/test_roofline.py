@@ -96,6 +96,38 @@ def test_smollm2_is_read_from_its_directory_or_file(smollm2):
     assert config.kv_bytes_per_token == 2 * 30 * 3 * 64 * 2
 
 
+MIXTURE = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "vocab_size": 1000,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "moe_intermediate_size": 32,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+
+
+def test_all_experts_are_stored_in_8_bits_and_read_in_each_step(tmp_path):
+    model = config_of(tmp_path, MIXTURE)
+    experts = 2 * 8 * 3 * 32 * 64
+    assert model.num_stored_linear_parameters - model.num_linear_parameters == experts * 6 // 8
+    in_8_bits = replace(DEVICE, linear_element_bytes=1)
+    multiplied = model.num_stored_linear_parameters + model.num_logit_parameters
+    assert multiplied > experts
+    assert weight_bytes(model, in_8_bits) == multiplied + 2 * (model.num_parameters - multiplied)
+    only_reads = replace(DEVICE, bytes_per_s=1.0, bandwidth_efficiency=1.0, linear_element_bytes=1)
+    outputs = np.array([2], np.int32)
+    simulation = simulate(SimulatedJob(*ragged([[1, 2, 3]]), outputs, outputs), Policy.BATCHLLM, kv_tokens=8192)
+    assert step_seconds(simulation, model, only_reads)[-1] == pytest.approx(multiplied, rel=1e-2)
+
+
 def test_in_8_bits_the_output_layer_is_not_the_embedding(smollm2, tmp_path):
     tied, apart = describe_model(smollm2), config_of(tmp_path, LLAMA_3_1_8B)
     for config in (tied, apart):
