@@ -1365,6 +1365,13 @@ PYTHON_MUTANTS = [
         IN_TRANSFORMERS + "test_code_that_a_config_names_is_neither_fetched_nor_run",
     ),
     Mutant(
+        "experts_of_another_function_are_replaced",
+        "batchllm/models/transformers_experts.py",
+        "if not gives_the_same(",
+        "if gives_the_same is None and not gives_the_same(",
+        "tests/engine/test_transformers_experts.py::test_what_is_another_function_stays_as_it_is",
+    ),
+    Mutant(
         "all_experts_are_multiplied_with",
         "batchllm/models/transformers_config.py",
         "total * chosen // num_experts",
