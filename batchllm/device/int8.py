@@ -27,7 +27,7 @@ INT8_MAX = 127
 ZERO_POINT = 128  # the byte of 0
 # Larger results would be newly mapped in every call: glibc returns blocks of 32 MiB or more at once.
 MAX_PRODUCT_BYTES = 24 << 20
-FLOATS_AT_ONCE = 1 << 20  # elements of a weight in float32 while it is quantised
+FLOATS_AT_ONCE = 1 << 18  # elements of a weight in float32 while it is quantised
 MAX_SEGMENTS = 64  # of a Hadamard transform at run time; more gain nothing
 
 

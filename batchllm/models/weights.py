@@ -20,7 +20,7 @@ from batchllm.models.safetensors_files import SafetensorsFiles
 from batchllm.models.tensor_source import ROWS, TensorSource, as_rows
 from batchllm.text import printable
 
-READ_AT_ONCE = 1 << 20  # elements
+READ_AT_ONCE = 1 << 18  # elements: few enough for a cache, and for what an allocator keeps of them
 
 
 class WeightReader:
