@@ -215,12 +215,13 @@ def test_an_abort_that_fails_is_told_to_all_and_the_engine_goes_on(tiny_dir):
     params = SamplingParams(max_tokens=400, ignore_eos=True)
 
     async def run():
-        leaves = llm.generate({"prompt_token_ids": [5, 7]}, params)
+        stays, leaves = (llm.generate({"prompt_token_ids": [5, token]}, params) for token in (6, 7))
+        await anext(stays)
         await anext(leaves)
-        stays = asyncio.create_task(outputs_of(llm, {"prompt_token_ids": [5, 6]}, params))
         await leaves.aclose()
         with pytest.raises(ValueError, match="forgets nothing"):
-            await asyncio.wait_for(stays, 60)
+            async for _ in stays:
+                pass
         return await asyncio.wait_for(outputs_of(llm, {"prompt_token_ids": [5, 6]}), 60)
 
     assert asyncio.run(run())[-1].finished
