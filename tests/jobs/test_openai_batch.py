@@ -245,6 +245,7 @@ def test_fields_that_ask_for_nothing_are_accepted(fields: dict[str, Any]) -> Non
     [
         {"functions": [{"name": "f"}]},
         {"stream": True},
+        {"stream": 0},  # no boolean
         {"echo": True},
         {"temprature": 0},  # what is misspelt would change the answer, too
         {"prompt": "of the other endpoint"},
