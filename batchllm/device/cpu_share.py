@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,21 +38,20 @@ def cpu_quota(root: Path = Path("/")) -> float:
 
 @dataclass(frozen=True)
 class CpuTime:
-    """Times of all current threads of this process, in seconds."""
+    """Times of all threads of this process, in seconds."""
 
     ran_s: float
-    waited_s: float  # ready to run while others had the CPUs or a quota was used up
+    waited_s: float  # of its current threads: ready to run while others had the CPUs or a quota was used up
 
     @classmethod
     def now(cls) -> CpuTime:
-        """0 if the kernel does not count it."""
-        ran = waited = 0
+        """Waiting is 0 if the kernel does not count it."""
+        waited = 0
         with suppress(OSError):
             for thread in os.listdir(PROCESS / "task"):
                 with suppress(OSError, ValueError):  # it ended meanwhile
-                    times = (PROCESS / "task" / thread / "schedstat").read_text().split()
-                    ran, waited = ran + int(times[0]), waited + int(times[1])
-        return cls(ran / 1e9, waited / 1e9)
+                    waited += int((PROCESS / "task" / thread / "schedstat").read_text().split()[1])
+        return cls(time.process_time(), waited / 1e9)
 
     def since(self, then: CpuTime) -> CpuTime:
         return CpuTime(self.ran_s - then.ran_s, self.waited_s - then.waited_s)
