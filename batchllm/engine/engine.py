@@ -271,12 +271,14 @@ class Engine:
             )
         for tell in step.told:
             tell()
-        rows, tokens, stopped = step.rows, sampled, np.zeros(len(sampled), bool)
-        kept: slice | np.ndarray = slice(None)
-        if step.is_gone is not None:
+        rows, tokens = step.rows, sampled
+        if step.is_gone is None:
+            stopped = self._end(rows, tokens)
+        else:
             kept = ~step.is_gone
             rows, tokens, logprobs = rows.take(kept), sampled[kept], logprobs[kept]
-        stopped[kept] = self._end(rows, tokens)
+            stopped = np.zeros(len(sampled), bool)
+            stopped[kept] = self._end(rows, tokens)
         self._logprob.values[rows.slots] += logprobs
         with clock("schedule"):
             done = planner.commit(sampled, stopped)

@@ -66,7 +66,9 @@ class Graphs:
         bucket = bucket_of(plans[0].num_rows, logit_plans[0].num_rows if logit_plans else 0)
         if bucket is None:
             return None
-        steps = self._steps.setdefault(bucket, Steps())
+        steps = self._steps.get(bucket)
+        if steps is None:
+            steps = self._steps[bucket] = Steps()
         if steps.graph is not None and steps.graph.layout.has_room_for(plans, logit_plans):
             return steps.graph
         steps.meet((*plans, *logit_plans))
