@@ -35,24 +35,27 @@ class DrawParams:
         return DrawParams(*(column[rows] for column in columns))
 
 
+DRAW_INTS = 3  # per row of a Draw
+
+
 @dataclass(frozen=True)
 class Draw:
     """Where drawn tokens are written, on the device of the logits."""
 
-    buffer: Tensor  # int32 [3 T]: the other three one after another
+    buffer: Tensor  # int32 [DRAW_INTS T]: the other three, one after another
     token_ids: Tensor  # int32 [T]
     logprobs: Tensor  # float32 [T], under the logits before temperature and filters; not finite if one of them is not
     lse: Tensor  # float32 [T], of the logits
 
     @classmethod
     def into(cls, buffer: Tensor) -> Draw:
-        """buffer: int32 [3 T]"""
-        token_ids, logprobs, lse = buffer.split_with_sizes([len(buffer) // 3] * 3)
+        """buffer: int32 [DRAW_INTS T]"""
+        token_ids, logprobs, lse = buffer.split_with_sizes([len(buffer) // DRAW_INTS] * DRAW_INTS)
         return cls(buffer, token_ids, logprobs.view(torch.float32), lse.view(torch.float32))
 
     @classmethod
     def of(cls, num_rows: int, device: torch.device) -> Draw:
-        return cls.into(torch.empty(3 * num_rows, dtype=torch.int32, device=device))
+        return cls.into(torch.empty(DRAW_INTS * num_rows, dtype=torch.int32, device=device))
 
     def __len__(self) -> int:
         return len(self.token_ids)

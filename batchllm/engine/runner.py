@@ -13,14 +13,13 @@ from torch import Tensor
 
 import batchllm_ext as ext
 from batchllm.device.kv_cache import PagedKVCache
-from batchllm.device.ops import CpuOps, Draw, GpuOps, Ops
+from batchllm.device.ops import DRAW_INTS, CpuOps, Draw, GpuOps, Ops
 from batchllm.device.step import Step, StepLayout, cpu_step, with_tokens
 from batchllm.device.transfer import DownloadRing, Event, UploadRing
 from batchllm.engine.graphs import Graph, Graphs
 from batchllm.models.forward_pass import ForwardPass
 
-DRAWN_INTS = 3  # of a Draw, per row
-FIRST_DRAWN = DRAWN_INTS * 4096  # more rows than most pools have running requests
+FIRST_DRAWN = DRAW_INTS * 4096  # more rows than most pools have running requests
 
 # Waits until tokens int32 [R] and log-probabilities float32 [R] are on the host, and gives them.
 Drawn = Callable[[], tuple[np.ndarray, np.ndarray]]
@@ -160,7 +159,7 @@ class GpuRunner(Runner):
 
     def place_of_draw(self, num_rows: int) -> Draw:
         if num_rows != len(self._draw):
-            num_ints = DRAWN_INTS * num_rows
+            num_ints = DRAW_INTS * num_rows
             if num_ints > self._drawn.numel():
                 self._drawn = torch.zeros(2 * num_ints, dtype=torch.int32, device=self.gpu.device)
                 self.graphs.clear()  # they have the address of the old buffer
