@@ -108,11 +108,12 @@ class RequestTable:
         requests = [self._requests[slot] for slot in slots.tolist()]
         return [request for request in requests if request is not None]
 
-    def live(self, request_ids: np.ndarray) -> list[LiveRequest]:
-        """Those of these requests, int32 [R], that are live."""
+    def live_slots(self, request_ids: np.ndarray) -> np.ndarray:
+        """int64, of those of these requests, int32 [R], that are live."""
         places = request_ids - self._base
         slots = self._slot_of.take(places[(places >= 0) & (places < self._end - self._base)])
-        return self.at(slots[slots != NO_SLOT])
+        live: np.ndarray = slots[slots != NO_SLOT]
+        return live
 
     def add(
         self, request_id: int, prompt_token_ids: np.ndarray, params: SamplingParams, seed: int, max_output_tokens: int

@@ -26,7 +26,7 @@ from batchllm.models.forward_pass import ForwardPass
 from batchllm.models.layer_spec import attention_plans, logit_plans, widest_window
 from batchllm.options import READER_COST_TOKENS
 from batchllm.outputs import JobProgress
-from batchllm.request_table import LiveRequest, RequestTable
+from batchllm.request_table import RequestTable
 from batchllm.sampling.rule_book import RuleBook
 from batchllm.sampling.rules import LogitsRule, Rows
 
@@ -91,10 +91,9 @@ class Engine:
         """
         try:
             return self._add(requests)
-        except Exception:
-            raise
-        except BaseException:  # Ctrl-C: planner, table and rules may know different requests
-            self._reset()
+        except BaseException as error:
+            if not isinstance(error, Exception):  # Ctrl-C: planner, table and rules may know different requests
+                self._reset()
             raise
 
     def _add(self, requests: Sequence[EngineRequest]) -> list[range]:
@@ -183,8 +182,7 @@ class Engine:
         assert self._planner is not None
         try:
             self._planner.abort(request_ids)
-            requests = self.requests.live(request_ids)
-            self._forget(request_ids, requests, np.array([request.slot for request in requests], np.int64))
+            self._forget(request_ids, self.requests.live_slots(request_ids))
         except BaseException:
             self._reset()
             raise
@@ -319,18 +317,18 @@ class Engine:
             )
             for request, logprob, (token_ids, num_cached_tokens) in zip(requests, logprobs, outputs, strict=True)
         ]
-        self._forget(request_ids, requests, slots)
+        self._forget(request_ids, slots)
         return finished
 
-    def _forget(self, request_ids: np.ndarray, known: list[LiveRequest], slots: np.ndarray) -> None:
-        """int32 ids of ended requests, those of them that the table knows, and their slots, int64."""
+    def _forget(self, request_ids: np.ndarray, slots: np.ndarray) -> None:
+        """int32 ids of ended requests, and int64 slots of those of them that the table knows."""
         assert self._planner is not None
         if self._in_flight is not None:
             self._in_flight.forget(slots)
         unused = self._max_output_tokens.at(slots) - self._num_output_tokens.at(slots)
         self._remaining_tokens -= int(unused.sum())
         self._num_ended_early += int(np.count_nonzero(unused))
-        self._rules.forget(known)
+        self._rules.forget(self.requests.at(slots))
         self.requests.remove(slots)
         self._planner.forget(request_ids)
 

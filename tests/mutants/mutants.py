@@ -1070,8 +1070,8 @@ PYTHON_MUTANTS = [
     Mutant(
         "an_interrupted_add_leaves_what_the_table_does_not_know",
         ENGINE,
-        "know different requests\n            self._reset()\n",
-        "know different requests\n",
+        "know different requests\n                self._reset()\n",
+        "know different requests\n                pass\n",
         IN_INTERRUPTS + "test_an_interrupted_job_leaves_the_next_one_a_clean_engine",
     ),
     # Jobs.
